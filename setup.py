@@ -1,0 +1,23 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="tinydiff",
+    version="0.1.0",
+    description="Trains and samples small DDPMs without PyTorch: automatic differentiation by hand on NumPy and CuPy",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["tinydiff", "tinydiff.*"]),
+    install_requires=["numpy>=2", "pillow>=10.1", "tqdm", "safetensors", "threadpoolctl"],
+    extras_require={
+        "cuda12": ["cupy-cuda12x>=14"],
+        "cuda13": ["cupy-cuda13x>=14"],
+        "plot": ["matplotlib"],
+        "test": ["pytest", "import-linter"],
+        "parity": ["torch", "diffusers", "onnx"],
+    },
+    entry_points={"console_scripts": ["tinydiff = tinydiff.cli:main"]},
+)

@@ -1,0 +1,170 @@
+"""tinydiff/ops/normalization.py against loops over groups, gradients by gradcheck."""
+
+import numpy as np
+import pytest
+
+from tinydiff import ops
+from tinydiff.tensor import Tensor
+
+
+def leaf(array):
+    return Tensor(np.asarray(array), requires_grad=True)
+
+
+def normalize(values, eps):
+    return (values - values.mean()) / np.sqrt(values.var() + eps)
+
+
+def group_norm_loop(x, groups, weight=None, bias=None, eps=1e-5):
+    y, size = np.empty_like(x), x.shape[-1] // groups
+    for n in range(len(x)):
+        for g in range(groups):
+            channels = slice(g * size, (g + 1) * size)
+            y[n, ..., channels] = normalize(x[n, ..., channels], eps)
+    return y * (1 if weight is None else weight) + (0 if bias is None else bias)
+
+
+def layer_norm_loop(x, weight=None, bias=None, eps=1e-5):
+    y = np.empty_like(x)
+    for i in np.ndindex(*x.shape[:-1]):
+        y[i] = normalize(x[i], eps)
+    return y * (1 if weight is None else weight) + (0 if bias is None else bias)
+
+
+SHAPES = [
+    ((2, 3, 4, 6), 3), ((2, 3, 4, 6), 1), ((2, 3, 4, 6), 6), ((2, 5, 4), 2), ((3, 8), 2), ((1, 1, 1, 4), 2),
+    ((2, 2, 1, 3, 4), 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "groups"), SHAPES, ids=str)
+@pytest.mark.parametrize("affine", ["both", "weight", "bias", "neither"])
+def test_group_norm(shape, groups, affine, rng, verify):
+    C = shape[-1]
+    x, w, b = rng.normal(1, 2, shape), rng.uniform(0.5, 2, C), rng.normal(size=C)
+    if affine == "both":
+        expected = group_norm_loop(x, groups, w, b)
+        verify(lambda a, c, d: ops.group_norm(a, groups, c, d), x, w, b, expected=expected, single=1e-4)
+    elif affine == "weight":
+        verify(lambda a, c: ops.group_norm(a, groups, c), x, w, expected=group_norm_loop(x, groups, w), single=1e-4)
+    elif affine == "bias":
+        expected = group_norm_loop(x, groups, None, b)
+        verify(lambda a, c: ops.group_norm(a, groups, bias=c), x, b, expected=expected, single=1e-4)
+    else:
+        verify(lambda a: ops.group_norm(a, groups), x, expected=group_norm_loop(x, groups), single=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (4, 6), (5,), (2, 1, 1, 3), (3, 2)], ids=str)
+@pytest.mark.parametrize("affine", ["both", "weight", "bias", "neither"])
+def test_layer_norm(shape, affine, rng, verify):
+    C = shape[-1]
+    x, w, b = rng.normal(1, 2, shape), rng.uniform(0.5, 2, C), rng.normal(size=C)
+    if affine == "both":
+        verify(ops.layer_norm, x, w, b, expected=layer_norm_loop(x, w, b), single=1e-4)
+    elif affine == "weight":
+        verify(ops.layer_norm, x, w, expected=layer_norm_loop(x, w), single=1e-4)
+    elif affine == "bias":
+        verify(lambda a, c: ops.layer_norm(a, bias=c), x, b, expected=layer_norm_loop(x, None, b), single=1e-4)
+    else:
+        verify(ops.layer_norm, x, expected=layer_norm_loop(x), single=1e-4)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.1, 3.0])
+def test_eps_is_added_to_the_variance(eps, rng, verify):
+    x = rng.normal(size=(2, 3, 4))
+    verify(lambda a: ops.group_norm(a, 2, eps=eps), x, expected=group_norm_loop(x, 2, eps=eps), single=1e-4)
+    verify(lambda a: ops.layer_norm(a, eps=eps), x, expected=layer_norm_loop(x, eps=eps), single=1e-4)
+
+
+def test_group_norm_over_many_pixels_in_float32(rng):
+    """At a U-Net's size: values and all gradients against the formula in float64."""
+    N, H, C, G = 3, 16, 64, 32
+    x64 = rng.normal(0.5, 1.5, (N, H, H, C)).astype(np.float32).astype(np.float64)
+    w64, b64, L_Y = rng.uniform(0.5, 2, C), rng.normal(size=C), rng.normal(size=(N, H, H, C))
+    w64, b64, L_Y = (a.astype(np.float32).astype(np.float64) for a in (w64, b64, L_Y))
+    x, w, b = (leaf(a.astype(np.float32)) for a in (x64, w64, b64))
+    y = ops.group_norm(x, G, w, b)
+    y.backward(L_Y.astype(np.float32))
+
+    def grouped(a):
+        return a.reshape(N, H * H, G, C // G)
+
+    def mean(a):
+        return a.mean((1, 3), keepdims=True)
+
+    s = np.sqrt(mean((grouped(x64) - mean(grouped(x64))) ** 2) + 1e-5)
+    Z = (grouped(x64) - mean(grouped(x64))) / s
+    L_Z = grouped(L_Y * w64)
+    L_X = (L_Z - mean(L_Z) - Z * mean(L_Z * Z)) / s
+    Z = Z.reshape(x64.shape)
+    np.testing.assert_allclose(y.data, Z * w64 + b64, atol=2e-5)
+    np.testing.assert_allclose(x.grad, L_X.reshape(x64.shape), atol=2e-5)
+    np.testing.assert_allclose(w.grad, (L_Y * Z).sum((0, 1, 2)), atol=2e-4)
+    np.testing.assert_allclose(b.grad, L_Y.sum((0, 1, 2)), atol=2e-4)
+
+
+def test_numbers_far_from_0_keep_their_variance():
+    """E[x^2] - E[x]^2 would give nothing but rounding errors here."""
+    x = (1000 + np.linspace(-1, 1, 64)).reshape(1, 32, 2).astype(np.float32)
+    exact = group_norm_loop(x.astype(np.float64), 1)
+    np.testing.assert_allclose(ops.group_norm(x, 1).data, exact, atol=1e-3)
+    np.testing.assert_allclose(ops.layer_norm(x.reshape(1, 64)).data, exact.reshape(1, 64), atol=1e-3)
+
+
+@pytest.mark.parametrize("function", [lambda x: ops.group_norm(x, 2), ops.layer_norm], ids=["group", "layer"])
+def test_a_constant_group_gives_zeros_and_finite_gradients(function):
+    x = leaf(np.full((2, 3, 4), 5.0))
+    y = function(x)
+    y.backward(np.random.default_rng(0).normal(size=y.shape))
+    assert (y.data == 0).all()
+    assert np.isfinite(x.grad).all()
+
+
+def test_gradient_of_a_sum_is_0_but_that_of_a_projection_is_not(rng):
+    x = leaf(rng.normal(size=(2, 4, 6)))
+    ops.group_norm(x, 3).sum().backward()
+    np.testing.assert_allclose(x.grad, 0, atol=1e-12)
+    x.grad = None
+    (ops.group_norm(x, 3) * rng.normal(size=x.shape)).sum().backward()
+    assert np.abs(x.grad).max() > 0.1
+
+
+def test_images_do_not_mix(rng):
+    a = rng.normal(size=(3, 2, 2, 4))
+    b = a.copy()
+    b[1] += rng.normal(size=(2, 2, 4))
+    np.testing.assert_array_equal(ops.group_norm(a, 2).data[[0, 2]], ops.group_norm(b, 2).data[[0, 2]])
+
+
+def test_an_empty_batch(verify):
+    verify(lambda x: ops.group_norm(x, 2), np.zeros((0, 2, 2, 4)), expected=np.zeros((0, 2, 2, 4)))
+    verify(ops.layer_norm, np.zeros((0, 4)), expected=np.zeros((0, 4)))
+
+
+def test_group_norm_names_what_does_not_fit():
+    x = leaf(np.ones((2, 3, 3, 6)))
+    with pytest.raises(ValueError, match=r"group_norm.*\b6\b.*\b4\b|group_norm.*\b4\b.*\b6\b"):
+        ops.group_norm(x, 4)
+    for groups in (0, -1):
+        with pytest.raises(ValueError, match=f"group_norm.*{groups}"):
+            ops.group_norm(x, groups)
+    for bad in ((3,), (6, 1), (1,), ()):
+        pattern = str(bad).replace("(", r"\(").replace(")", r"\)")
+        with pytest.raises(ValueError, match=rf"group_norm.*{pattern}"):
+            ops.group_norm(x, 3, np.ones(bad), np.ones(6))
+        with pytest.raises(ValueError, match=rf"group_norm.*{pattern}"):
+            ops.group_norm(x, 3, np.ones(6), np.ones(bad))
+    with pytest.raises(ValueError, match=r"group_norm.*\(6,\)"):
+        ops.group_norm(np.ones(6), 3)
+
+
+def test_layer_norm_names_what_does_not_fit():
+    x = leaf(np.ones((2, 6)))
+    for bad in ((2,), (2, 6), (1,)):
+        pattern = str(bad).replace("(", r"\(").replace(")", r"\)")
+        with pytest.raises(ValueError, match=rf"layer_norm.*{pattern}"):
+            ops.layer_norm(x, np.ones(bad))
+        with pytest.raises(ValueError, match=rf"layer_norm.*{pattern}"):
+            ops.layer_norm(x, np.ones(6), np.ones(bad))
+    with pytest.raises(ValueError, match="layer_norm"):
+        ops.layer_norm(leaf(1.0))

@@ -1,0 +1,118 @@
+"""From settings to objects: the data, the network and the diffusion that a RunConfig asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from typing import Any
+
+import numpy as np
+
+from tinydiff import data as datasets
+from tinydiff.config import RunConfig
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Diffusion, Schedule
+from tinydiff.errors import InputError
+from tinydiff.random import INIT, Generator
+from tinydiff.unet import UNet
+
+
+def load_data(config: RunConfig) -> Dataset:
+    """The images; what could not be read is reported on stderr. InputError where nothing can be used."""
+    return datasets.load(
+        config.data,
+        image_size=config.image_size,
+        labels=config.labels,
+        flip=config.flip,
+        holdout=config.holdout,
+        seed=config.seed,
+        report=lambda line: print(line, file=sys.stderr),
+    )
+
+
+def resolve(config: RunConfig, data: Dataset) -> RunConfig:
+    """The settings with everything decided that was left to the data. InputError where the two do not fit."""
+    height, width = data.image_size
+    if height != width:
+        raise InputError(f"the images are {height}x{width}; --image-size N makes them square")
+    labels = data.labels is not None if config.labels is None else config.labels
+    label_dropout = config.label_dropout
+    if not labels:
+        if label_dropout:
+            raise InputError(f"--label-dropout {label_dropout} needs labels, and this run has none")
+        label_dropout = 0.0
+    elif label_dropout is None:
+        label_dropout = 0.1
+    return dataclasses.replace(
+        config,
+        image_size=height,
+        labels=labels,
+        label_dropout=label_dropout,
+        attention=_attention(config, height),
+        groups=_groups(config),
+    )
+
+
+def _attention(config: RunConfig, size: int) -> tuple[int, ...]:
+    """The sizes of feature maps with attention: 16 or else the largest below it. InputError for one the network
+    lacks."""
+    sizes = [size // 2**level for level in range(len(config.mults))]
+    if config.attention is None:
+        return tuple(s for s in sizes if s <= 16)[:1]
+    missing = [s for s in config.attention if s not in sizes]
+    if missing:
+        raise InputError(
+            f"--attention {missing[0]}: a network for {size}x{size} images with {len(sizes)} levels has feature maps "
+            f"of {', '.join(map(str, sizes))}"
+        )
+    return config.attention
+
+
+def _groups(config: RunConfig) -> int:
+    common = math.gcd(*(config.channels * m for m in config.mults))
+    if config.groups is None:
+        fitting = [g for g in (32, 16, 8) if common % g == 0]
+        if not fitting:
+            raise InputError(
+                f"--channels {config.channels} is not divisible by 32, 16 or 8; choose another or give --groups"
+            )
+        return fitting[0]
+    if common % config.groups:
+        raise InputError(
+            f"--channels {config.channels} with --mults {','.join(map(str, config.mults))} does not divide into "
+            f"--groups {config.groups}"
+        )
+    return config.groups
+
+
+def build_network(config: RunConfig, data: Dataset) -> UNet:
+    """The U-Net of resolved settings, freshly initialised from the seed, or that of `config.init` with its weights."""
+    settings: dict[str, Any] = {
+        "image_size": config.image_size,
+        "in_channels": data.channels,
+        "out_channels": data.channels * (2 if config.variance == "learned" else 1),
+        "channels": config.channels,
+        "channel_mults": config.mults,
+        "blocks_per_level": config.blocks,
+        "attention_resolutions": config.attention,
+        "groups": config.groups,
+        "dropout": config.dropout,
+        "num_classes": None,
+        "null_label": None,
+    }
+    if config.labels and data.num_classes is not None:
+        guided = bool(config.label_dropout)
+        settings |= {"num_classes": data.num_classes + guided, "null_label": data.num_classes if guided else None}
+    return UNet(**settings, generator=Generator(config.seed).at(INIT))
+
+
+def build_diffusion(config: RunConfig) -> Diffusion:
+    """The diffusion of the settings. The linear schedule's betas 1e-4..0.02 are scaled by 1000/T, each at most 0.999,
+    so that any T ends in noise."""
+    T = config.timesteps
+    if config.schedule == "cosine":
+        schedule = Schedule.cosine(T)
+    else:
+        schedule = Schedule.from_betas(np.minimum(np.linspace(1e-4, 0.02, T) * (1000 / T), 0.999))
+    return Diffusion(schedule, config.predict, config.variance)

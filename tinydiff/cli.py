@@ -1,0 +1,255 @@
+"""The command line. Every mistake in what it was given ends in one sentence on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tinydiff
+from tinydiff import config as configuration
+from tinydiff.backend import resolve_device
+from tinydiff.config import RunConfig
+from tinydiff.errors import InputError, RunFailed
+
+INTERRUPTED = 128  # plus the signal's number: 130 for SIGINT, 143 for SIGTERM
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status: 0 done, 1 the run failed, 2 wrong input, 130 and 143 interrupted."""
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments)
+    except InputError as error:
+        return _fail(error, 2)
+    except RunFailed as error:
+        return _fail(error, 1)
+    except MemoryError:
+        return _fail("out of memory; a smaller --batch-size with a larger --accumulate needs less", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED + signal.SIGINT)
+    except BrokenPipeError:  # somebody closed our output, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit is quiet
+        return 0
+
+
+def _fail(message: object, status: int) -> int:
+    print(f"tinydiff: {message}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="tinydiff", description="Trains and samples small diffusion models (DDPMs) without PyTorch.")
+    parser.add_argument("--version", action="version", version=f"tinydiff {tinydiff.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_sample(commands)
+    info = commands.add_parser(
+        "info", help="tell what a run or checkpoint is", description="Tells what a run or checkpoint is."
+    )
+    info.add_argument("path", metavar="RUN|CHECKPOINT")
+    info.set_defaults(run=_info)
+    return parser
+
+
+# ------------------------------------------------------------------------------------------------------- tinydiff train
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a model",
+        description="Trains a DDPM and draws samples. Settings: defaults, then --config, then flags.",
+        argument_default=argparse.SUPPRESS,
+    )
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(RunConfig):
+        section = field.metadata["section"]
+        if section not in groups:
+            groups[section] = train.add_argument_group(section)
+        flag = "--" + field.name.replace("_", "-")
+        default = "" if field.default is None else f" [{_shown(field.default)}]"
+        help_text = (field.metadata["help"] + default).replace("%", "%%")
+        if "bool" in str(field.type):
+            action = argparse.BooleanOptionalAction if field.default is None else "store_true"
+            groups[section].add_argument(flag, action=action, help=help_text)
+        else:
+            groups[section].add_argument(flag, help=help_text, metavar=field.metadata["metavar"] or "X")
+    train.add_argument("--config", metavar="FILE.toml", help="settings from a file, such as another run's config.toml")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    train.add_argument("--force", action="store_true", help="overwrite the run in --out")
+    train.set_defaults(run=_train)
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from tinydiff import building
+    from tinydiff.trainer import Trainer
+
+    given = vars(arguments)
+    resume, force = given.get("resume", False), given.get("force", False)
+    if resume and force:
+        raise InputError("--resume goes on with a run and --force overwrites it; give one of them")
+    flags = {
+        f.name: given[f.name] if isinstance(given[f.name], bool) else configuration.parse_value(f.name, given[f.name])
+        for f in dataclasses.fields(RunConfig)
+        if f.name in given
+    }
+    from_file = configuration.load(Path(given["config"])) if "config" in given else {}
+    settings = from_file | flags
+    config = _resumed_config(settings) if resume else RunConfig(**settings)
+    data = building.load_data(config)
+    config = building.resolve(config, data)
+    unet, diffusion = building.build_network(config, data), building.build_diffusion(config)
+    trainer = Trainer(unet, diffusion, data, config)
+    _say_what_will_happen(trainer)
+    step = trainer.run(resume, force)
+    if trainer.stopped_by is not None:
+        print(f"stopped after step {step}; go on with: tinydiff train --resume --out {config.out}", file=sys.stderr)
+        return INTERRUPTED + trainer.stopped_by
+    print(f"done: {config.out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {config.out}")
+    return 0
+
+
+def _resumed_config(changes: dict[str, Any]) -> RunConfig:
+    """The run's own settings; InputError for a change of any that its numbers depend on."""
+    out = Path(changes.get("out", RunConfig.out))
+    if not (out / "config.toml").exists():
+        raise InputError(f"there is no run to resume in {out}")
+    recorded = configuration.load(out / "config.toml")
+    before = RunConfig(**recorded)
+    after = dataclasses.replace(before, **changes)
+    for name in changes:
+        if name not in configuration.FREE_ON_RESUME and getattr(before, name) != getattr(after, name):
+            flag, wanted, had = (
+                "--" + name.replace("_", "-"),
+                _shown(getattr(after, name)),
+                _shown(getattr(before, name)),
+            )
+            raise InputError(
+                f"{flag} {wanted} differs from the {had} of the run in {out}; a resumed run keeps its settings"
+            )
+    return dataclasses.replace(after, out=str(out))
+
+
+def _say_what_will_happen(trainer: Any) -> None:
+    from tinydiff.progress import say
+
+    data, unet, config = trainer.data, trainer.unet, trainer.config
+    height, width = data.image_size
+    classes = f" in {data.num_classes} classes" if unet.num_classes else ""
+    held_out = f", {len(data.held_out)} held out" if data.held_out is not None else ""
+    say(f"data: {len(data)} images {height}x{width}x{data.channels}{classes} from {data.name}{held_out}")
+    say(f"network: {sum(p.size for p in unet.parameters()):,} parameters")
+    say(f"training: {config.steps} steps of {config.batch_size * config.accumulate} images, in {config.out}")
+    final = trainer.diffusion.schedule.alpha_bar[-1]
+    if final > 0.01:
+        say(
+            f"warning: alpha_bar_T is {final:.3g}, so x_T still shows the image and samples will be off; raise --timesteps"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------ tinydiff sample
+
+
+def _add_sample(commands: Any) -> None:
+    sample = commands.add_parser("sample", help="draw pictures", description="Draws pictures from a trained model.")
+    sample.add_argument("path", metavar="RUN|CHECKPOINT")
+    sample.add_argument("--n", type=_whole_number, help="number of pictures [16; with labels 10 for each class]")
+    sample.add_argument("--sampler", default="ddim", help="ddpm, ddim or dpm++ [ddim]")
+    sample.add_argument("--steps", type=_whole_number, help="steps [50; ddpm: all T]")
+    sample.add_argument("--eta", type=float, default=0.0, help="noise of ddim, from 0 to 1 [0]")
+    sample.add_argument("--label", help="class to draw, by name or number [all, one per row]")
+    sample.add_argument("--guidance", type=float, help="strength of classifier-free guidance [1: plain]")
+    sample.add_argument("--seed", type=_whole_number, default=0, help="seed of the noise [0]")
+    sample.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
+    sample.add_argument("--threads", type=_whole_number, help="CPU threads [all]")
+    sample.add_argument("--out", metavar="FILE.png", help="where to [RUN/samples/..., or samples.png for a checkpoint]")
+    sample.add_argument("--gif", metavar="FILE.gif", help="an animation of the denoising as well")
+    sample.add_argument("--raw", action="store_true", help="the raw weights instead of the averaged (EMA) ones")
+    sample.set_defaults(run=_sample)
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from tinydiff import checkpoint, images
+    from tinydiff.random import SAMPLING, Generator
+    from tinydiff.sheets import class_count, draw_sheet
+    from tinydiff.workers import threads
+
+    a = arguments
+    if a.n is not None and a.n < 1:
+        raise InputError(f"--n must be at least 1, not {a.n}")
+    if not 0 <= a.seed < 2**64:
+        raise InputError(f"--seed must be at least 0 and below 2**64, not {a.seed}")
+    if a.threads is not None and a.threads < 1:
+        raise InputError(f"--threads must be at least 1, not {a.threads}")
+    pipeline = checkpoint.load(a.path, raw=a.raw)
+    unet, diffusion = pipeline.unet.to(resolve_device(a.device)), pipeline.diffusion
+    label = None if a.label is None else _label(a.label, class_count(unet), pipeline.class_names)
+    steps = a.steps if a.steps is not None or a.sampler == "ddpm" else min(50, diffusion.schedule.T)
+    out = Path(a.out) if a.out else _default_output(Path(a.path), a)
+    images.check_place(out, ".png")
+    if a.gif:
+        images.check_place(a.gif, ".gif")
+    with threads(a.threads):
+        generator = Generator(a.seed).at(SAMPLING)
+        sheet = draw_sheet(
+            unet, diffusion, generator, a.n, label, a.sampler, steps, a.eta, a.guidance, animate=a.gif is not None
+        )
+    images.save_png(out, sheet.picture())
+    print(out)
+    if a.gif:
+        images.save_gif(a.gif, sheet.animation())
+        print(a.gif)
+    return 0
+
+
+def _label(text: str, classes: int | None, names: Sequence[str] | None) -> int:
+    """A class given by its name or its number. InputError for one that the model does not know."""
+    if classes is None:
+        raise InputError("--label is for models trained with labels; this one was trained without")
+    if names and text in names:
+        return names.index(text)
+    if text.isdecimal() and int(text) < classes:
+        return int(text)
+    known = f"0..{classes - 1}" if not names else ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    raise InputError(f"--label {text}: the model's classes are {known}")
+
+
+def _default_output(path: Path, a: argparse.Namespace) -> Path:
+    if not (path / "config.toml").exists():
+        return Path("samples.png")
+    parts = [a.sampler, None if a.steps is None else f"{a.steps}steps", None if a.label is None else f"label-{a.label}"]
+    return path / "samples" / ("_".join([p for p in parts if p] + [f"seed{a.seed}"]) + ".png")
+
+
+# -------------------------------------------------------------------------------------------------------- tinydiff info
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from tinydiff.info import describe
+
+    print(describe(Path(arguments.path)))
+    return 0

@@ -1,0 +1,211 @@
+"""What a run is made of: every flag of `tinydiff train`, its default, its bounds, and its place in config.toml.
+
+A run's config.toml is the same thing that `--config` reads, so one run's file starts the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinydiff.errors import InputError
+
+
+def _setting(default: Any, section: str, help: str, check: Any = None, metavar: str | None = None) -> Any:
+    return field(default=default, metadata={"section": section, "help": help, "check": check, "metavar": metavar})
+
+
+def _at_least(least: float) -> Any:
+    return lambda value: value >= least, f"at least {least}"
+
+
+def _above(least: float) -> Any:
+    return lambda value: value > least, f"greater than {least}"
+
+
+def _within(low: float, high: float) -> Any:
+    return lambda value: low <= value < high, f"at least {low} and below {high}"
+
+
+def _one_of(*choices: str) -> Any:
+    return lambda value: value in choices, "one of " + ", ".join(choices)
+
+
+_POSITIVE_LIST = (lambda values: len(values) > 0 and min(values) > 0, "whole numbers of at least 1, such as 1,2,2")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train: what `Trainer` needs beside a network, a diffusion and data. Raises InputError for values out of
+    range.
+
+    Steps are optimiser steps; a step sees batch_size * accumulate images. None means: choose by the data or the
+    machine.
+    """
+
+    out: str = _setting("runs/run", "training", "folder of the run", metavar="DIR")
+    steps: int = _setting(2000, "training", "training steps in all", _at_least(1))
+    batch_size: int = _setting(32, "training", "images whose activations are in memory at once", _at_least(1))
+    accumulate: int = _setting(1, "training", "batches whose gradients make one step", _at_least(1))
+    lr: float = _setting(1e-3, "training", "learning rate of Adam", _above(0))
+    warmup: int = _setting(100, "training", "steps over which the learning rate rises to --lr", _at_least(0))
+    clip: float = _setting(
+        1.0, "training", "largest norm of the gradient; larger ones are scaled down; 0: never", _at_least(0)
+    )
+    ema: float = _setting(0.999, "training", "decay of the averaged weights, less in the first steps", _within(0, 1))
+    label_dropout: float | None = _setting(
+        None, "training", "share of labels left out, for guidance (0.1 where there are labels)", _within(0, 1)
+    )
+    seed: int = _setting(0, "training", "seed of all random numbers", _within(0, 2**64))
+    device: str = _setting("auto", "training", "auto, cpu or cuda", _one_of("auto", "cpu", "cuda"))
+    threads: int | None = _setting(None, "training", "CPU threads (all that the process may use)", _at_least(1))
+    precision: str = _setting("float32", "training", "arithmetic: float32", _one_of("float32"))
+    save_every: int = _setting(500, "training", "steps between checkpoints", _at_least(1))
+    preview_every: int = _setting(500, "training", "steps between previews; 0: none", _at_least(0))
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, list):
+                object.__setattr__(self, f.name, tuple(value))
+            check_value(f.name, value, _kinds(type(self))[f.name], f.metadata["check"])
+
+    def save(self, path: Path, extra: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Writes the settings as TOML, in sections; None is left out. `extra`: more sections, to record what they
+        hold."""
+        sections: dict[str, dict[str, Any]] = {}
+        for f in dataclasses.fields(self):
+            sections.setdefault(f.metadata["section"], {})[f.name] = getattr(self, f.name)
+        for name, values in (extra or {}).items():
+            sections.setdefault(name, {}).update(values)
+        lines = []
+        for section, values in sections.items():
+            lines.append(f"[{section}]")
+            lines += [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
+            lines.append("")
+        path.write_text("\n".join(lines), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainConfig):
+    """Everything that `tinydiff train` can be told: the data, the network and the diffusion as well."""
+
+    data: str = _setting(
+        "glyphs", "data", "glyphs (built in), or a folder of pictures, IDX, CIFAR-10 or .npz/.npy file"
+    )
+    image_size: int | None = _setting(
+        None, "data", "height and width to resize and crop to (the data's own)", _at_least(1)
+    )
+    labels: bool | None = _setting(None, "data", "train with class labels (where the data has some)")
+    flip: bool = _setting(False, "data", "mirror images at random")
+    holdout: float = _setting(0.0, "data", "share of the images to keep out of training", _within(0, 1))
+    channels: int = _setting(32, "network", "channels of the first level", _at_least(1))
+    mults: tuple[int, ...] = _setting((1, 2, 2), "network", "channels of each level, as multiples", _POSITIVE_LIST)
+    blocks: int = _setting(1, "network", "residual blocks of each level", _at_least(1))
+    attention: tuple[int, ...] | None = _setting(
+        None,
+        "network",
+        "sizes of feature maps with attention, such as 16,8, or none (16, or the largest level below it)",
+    )
+    groups: int | None = _setting(
+        None,
+        "network",
+        "groups of the normalisations (the largest of 32, 16, 8 that divides the channels)",
+        _at_least(1),
+    )
+    dropout: float = _setting(0.0, "network", "dropout in the residual blocks", _within(0, 1))
+    schedule: str = _setting("linear", "diffusion", "linear or cosine", _one_of("linear", "cosine"))
+    timesteps: int = _setting(1000, "diffusion", "steps T of the diffusion", _at_least(1))
+    predict: str = _setting("eps", "diffusion", "what the network predicts: eps, x0 or v", _one_of("eps", "x0", "v"))
+    variance: str = _setting(
+        "beta", "diffusion", "of the reverse steps: beta, posterior or learned", _one_of("beta", "posterior", "learned")
+    )
+    init: str | None = _setting(
+        None, "network", "checkpoint whose network and weights to start from", metavar="CHECKPOINT"
+    )
+
+
+# With --resume these may differ from what the run was started with; nothing that was computed depends on them.
+FREE_ON_RESUME = ("out", "steps", "save_every", "preview_every", "device", "threads")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file, by name. InputError for a file that is missing or broken, and for unknown
+    settings."""
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no configuration file {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"cannot read the configuration {path}: {error}") from None
+    fields = {f.name: f for f in dataclasses.fields(RunConfig)}
+    settings = {}
+    for section, values in sections.items():
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: {section!r} stands outside of a section; known are {_sections()}")
+        for name, value in values.items():
+            if name not in fields or fields[name].metadata["section"] != section:
+                raise InputError(f"{path}: there is no setting {name!r} in section [{section}]")
+            settings[name] = value
+    return settings
+
+
+def check_value(name: str, value: Any, kind: Any, check: Any) -> None:
+    """InputError, one sentence, unless the value is of its kind and within its bounds. An int passes for a float."""
+    optional = type(None) in typing.get_args(kind)
+    if value is None and optional:
+        return
+    kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind) if optional else kind
+    flag = "--" + name.replace("_", "-")
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, tuple | list) or not all(type(v) is int for v in value):
+            raise InputError(f"{flag} must be whole numbers such as 1,2,2, not {value!r}")
+    elif kind is float:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise InputError(f"{flag} must be a finite number, not {value!r}")
+    elif type(value) is not kind:
+        names = {int: "a whole number", str: "a text", bool: "true or false"}
+        raise InputError(f"{flag} must be {names[kind]}, not {value!r}")
+    if check is not None and not check[0](value):
+        raise InputError(f"{flag} must be {check[1]}, not {value}")
+
+
+def _kinds(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def parse_value(name: str, text: str) -> Any:
+    """A setting as it is typed on the command line; InputError where it cannot be read."""
+    kind = _kinds(RunConfig)[name]
+    if isinstance(kind, types.UnionType):
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    flag = "--" + name.replace("_", "-")
+    try:
+        if typing.get_origin(kind) is tuple:
+            return () if text.strip().lower() in ("none", "") else tuple(int(part) for part in text.split(","))
+        return kind(text)
+    except ValueError:
+        what = {int: "a whole number", float: "a number"}.get(kind, "whole numbers such as 1,2,2")
+        raise InputError(f"{flag} must be {what}, not {text!r}") from None
+
+
+def _sections() -> str:
+    return ", ".join(dict.fromkeys(f"[{f.metadata['section']}]" for f in dataclasses.fields(RunConfig)))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+        return '"' + "".join(escapes.get(c, c if c >= " " else f"\\u{ord(c):04x}") for c in value) + '"'
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value)

@@ -1,0 +1,103 @@
+"""Images to train on: the built-in glyphs, a folder of pictures, IDX files, CIFAR-10, or NumPy arrays."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from tinydiff.data.arrays import read_arrays
+from tinydiff.data.cifar import batches_in, read_cifar
+from tinydiff.data.dataset import Dataset, check_share
+from tinydiff.data.folder import read_folder
+from tinydiff.data.glyphs import SIZE, draw_glyphs
+from tinydiff.data.idx import find_images, looks_like_idx, read_idx
+from tinydiff.errors import InputError
+from tinydiff.images import convert_channels, resize
+from tinydiff.random import Generator
+
+__all__ = ["Dataset", "draw_glyphs", "load", "read_arrays", "read_cifar", "read_folder", "read_idx"]
+
+KINDS = "a folder of pictures, MNIST's IDX files, CIFAR-10's binary version, or .npz or .npy with uint8 images"
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    image_size: int | None = None,
+    channels: int | None = None,
+    labels: bool | None = None,
+    flip: bool = False,
+    holdout: float = 0.0,
+    seed: int = 0,
+    report: Callable[[str], None] | None = None,
+) -> Dataset:
+    """The images at a path, or the built-in `"glyphs"` (a folder of that name is `./glyphs`), in memory.
+
+    A path is a folder of pictures; IDX images, as a file or a folder of them (the training set, if there are two); a
+    folder of CIFAR-10's data_batch_*.bin or a single one; an .npy or .npz file of uint8 images (N, H, W[, C]).
+
+    - `image_size`: scale the middle square of every image to this many pixels a side. Default: as they are.
+    - `channels`: 1 for grey, 3 for colour. Default: as they are.
+    - `labels`: True demands labels, False drops them. Default: what the files give; for a folder of pictures none, and
+      its sub-folders are the classes if True.
+    - `flip`: mirror half the images of a batch. `holdout`: the share of images kept out, in `.held_out`.
+    - `seed`: of the glyphs and of the choice of what is held out.
+    - `report`: called with a line for each picture that is skipped because it cannot be read. Default: a warning.
+
+    Raises InputError, with one sentence that names the file, for anything that cannot be used.
+    """
+    if image_size is not None and image_size < 1:
+        raise InputError(f"the image size must be at least 1 pixel, not {image_size}")
+    if channels is not None and channels not in (1, 2, 3, 4):
+        raise InputError(f"channels must be 1 for grey or 3 for colour, not {channels}")
+    check_share(holdout)
+    if name_or_path == "glyphs":
+        data = draw_glyphs(image_size=SIZE if image_size is None else image_size, seed=seed)
+    else:
+        path = Path(os.path.expanduser(name_or_path))
+        source = os.path.abspath(path)
+        data = _read(path, image_size, channels, labels, report)
+        data = replace(data, name=os.path.basename(source) or source, source=source)
+    images = data.images if image_size is None else resize(data.images, image_size)
+    if channels is not None:
+        try:
+            images = convert_channels(images, channels)
+        except InputError as error:
+            raise InputError(f"{data.source}: {error}") from error
+    data = replace(data, images=images, labels=None if labels is False else data.labels, flip=flip)
+    return data.hold_out(holdout, Generator(seed))
+
+
+def _read(
+    path: Path,
+    image_size: int | None,
+    channels: int | None,
+    labels: bool | None,
+    report: Callable[[str], None] | None,
+) -> Dataset:
+    """The data at a path, by what lies there."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {path}; data is {KINDS}, or the built-in glyphs") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    try:
+        if stat.S_ISDIR(mode):
+            if batches_in(path):
+                return read_cifar(path)
+            if find_images(path):
+                return read_idx(path, labels)
+            return read_folder(path, image_size, channels, labels, report)
+        if stat.S_ISREG(mode):
+            if path.suffix.lower() in (".npy", ".npz"):
+                return read_arrays(path, labels)
+            if path.suffix.lower() == ".bin":
+                return read_cifar(path)
+            if looks_like_idx(path):
+                return read_idx(path, labels)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    raise InputError(f"{path} is not data that can be trained on, which is {KINDS}")

@@ -1,0 +1,192 @@
+"""A folder of pictures, in any format that Pillow reads."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from tinydiff.data.dataset import Dataset
+from tinydiff.errors import InputError
+from tinydiff.images import fit
+
+_THREADS = 8
+_AT_ONCE = 2 * _THREADS  # pictures in memory as they came, before they are stored or refused
+
+
+def read_folder(
+    folder: Path,
+    image_size: int | None = None,
+    channels: int | None = None,
+    labels: bool | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Dataset:
+    """The pictures in a folder and the folders in it, in byte order of their paths; hidden ones are left out.
+
+    With `image_size`, the middle square of each is scaled to it; without, all must be squares of one size. Transparent
+    parts become white, a camera's rotation is undone, of an animation the first frame counts. With `channels` None the
+    pictures come out grey if every one of them is (its colours equal, however it is stored), else in colour.
+
+    With `labels`, the folder in `folder` that a picture lies in is its class. A picture that cannot be read is skipped
+    and noted in `skipped`, and `report` gets a line (a warning, by default).
+    Raises InputError if none is left.
+    """
+    skipped: list[tuple[str, str]] = []
+    report = report or (lambda line: warnings.warn(line, stacklevel=2))
+
+    def skip(path: PurePath, reason: str) -> None:
+        skipped.append((str(path), reason))
+        report(f"skipped {folder / path}: {reason}")
+
+    paths = _find(folder, skip)
+    if not paths:
+        raise InputError(f"{folder} holds no pictures: no file in it or below is named as a format that Pillow reads")
+    class_names = _class_names(folder, paths) if labels else None
+    images: np.ndarray | None = None
+    kept: list[PurePath] = []
+    for path, picture in _decoded(folder, paths, image_size, channels):
+        if isinstance(picture, str):
+            skip(path, picture)
+            continue
+        if images is None:
+            images = np.empty((len(paths), *picture.shape), np.uint8)
+        size, first_size = picture.shape[:2], images.shape[1:3]
+        if size != first_size or size[0] != size[1]:
+            _refuse_sizes(folder, kept[0] if kept else path, first_size, path, size)
+        if picture.shape[2] > images.shape[3]:  # the first one in colour
+            images = np.repeat(images, 3, axis=3)
+        images[len(kept)] = picture
+        kept.append(path)
+    if images is None:
+        count = f"none of its {len(paths)} pictures can" if len(paths) > 1 else "its only picture cannot"
+        raise InputError(f"{folder}: {count} be read; {paths[0]}: {dict(skipped)[str(paths[0])]}")
+    values = None
+    if class_names is not None:
+        values = np.array([class_names.index(path.parts[0]) for path in kept], np.int64)
+    return Dataset(images[: len(kept)], values, class_names, name=folder.name, source=str(folder), skipped=skipped)
+
+
+def _find(folder: Path, skip: Callable[[PurePath, str], None]) -> list[PurePath]:
+    """The files below the folder whose names end as pictures' do, relative to it, links followed, loops not."""
+    from PIL import Image
+
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    found: list[PurePath] = []
+
+    def look(place: PurePath, above: frozenset[tuple[int, int]]) -> None:
+        try:
+            about = os.stat(folder / place)
+            entries = sorted(os.scandir(folder / place), key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            if not above:
+                raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
+            skip(place, error.strerror or str(error))
+            return
+        here = about.st_dev, about.st_ino
+        if here in above:
+            return
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if os.path.isdir(entry.path):
+                look(place / entry.name, above | {here})
+            elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                found.append(place / entry.name)
+
+    look(PurePath(), frozenset())
+    return sorted(found, key=lambda path: os.fsencode(path.as_posix()))
+
+
+def _class_names(folder: Path, paths: list[PurePath]) -> list[str]:
+    loose = [path for path in paths if len(path.parts) == 1]
+    if len(loose) == len(paths):
+        raise InputError(f"{folder} has no sub-folders with pictures, and labels are the names of sub-folders")
+    if loose:
+        raise InputError(f"{folder}: labels are the names of sub-folders, and {loose[0]} does not lie in one")
+    return sorted({path.parts[0] for path in paths}, key=os.fsencode)
+
+
+def _refuse_sizes(folder: Path, path: PurePath, size: Any, other_path: PurePath, other_size: Any) -> None:
+    if size == other_size:
+        raise InputError(f"{folder}: {path} is {_wide(size)}, not square, so give --image-size to crop and scale to")
+    raise InputError(
+        f"{folder} holds pictures of several sizes, {path} is {_wide(size)} and {other_path} is {_wide(other_size)}, "
+        "so give --image-size to crop and scale to"
+    )
+
+
+def _wide(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _decoded(
+    folder: Path, paths: list[PurePath], image_size: int | None, channels: int | None
+) -> Iterator[tuple[PurePath, np.ndarray | str]]:
+    """Each path with its picture, or with the reason why there is none, in order; Pillow decodes without the GIL."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def read(path: PurePath) -> np.ndarray | str:
+        try:
+            return _decode(folder / path, image_size, channels)
+        except Exception as error:  # Pillow's readers fail on damaged files with whatever comes up
+            return _reason(error)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(paths), _AT_ONCE):
+            some = paths[start : start + _AT_ONCE]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+                pictures = list(pool.map(read, some))
+            yield from zip(some, pictures, strict=True)
+
+
+def _reason(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture that Pillow can read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _decode(path: Path, image_size: int | None, channels: int | None) -> np.ndarray:
+    """A picture as uint8 (H, W, 1) or (H, W, 3); grey unless its colours differ, where `channels` does not say."""
+    from PIL import Image, ImageOps
+
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("not a file")  # a pipe would be waited on for ever
+    with Image.open(path) as file:
+        if image_size is not None:
+            file.draft(None, (2 * image_size, 2 * image_size))  # a JPEG far larger is decoded smaller
+        picture = _to_eight_bits(ImageOps.exif_transpose(file))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("L" if channels == 1 or picture.mode in ("1", "L") else "RGB")
+    if image_size is not None:
+        picture = fit(picture, image_size)
+    pixels = np.atleast_3d(np.asarray(picture))
+    if channels == 3:
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    grey = pixels[..., :1]
+    return grey if (pixels == grey).all() else pixels
+
+
+def _to_eight_bits(picture: Any) -> Any:
+    """Grey of 16 bits scaled to 8, where Pillow's own conversion would clip; wider numbers have no fixed white."""
+    from PIL import Image
+
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels, which have no fixed white")
+    if not picture.mode.startswith("I"):
+        return picture
+    values = np.asarray(picture)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError("pixels of 32 bits, which have no fixed white")
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))

@@ -1,0 +1,137 @@
+"""MNIST's IDX files, gzipped or not: a big-endian header, then bytes.
+
+Header (yann.lecun.com/exdb/mnist): two zero bytes, the data type (0x08 for unsigned bytes), the number of dimensions,
+then each dimension as 32 bits. Images have three, labels one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from tinydiff.data.dataset import Dataset
+from tinydiff.errors import InputError
+
+_NAME = re.compile(r"^(?P<stem>.*?)images[-.]idx3-ubyte(\.gz)?$")
+_HOLDS = {1: "labels", 3: "images"}
+
+
+def looks_like_idx(path: Path) -> bool:
+    """Whether a file is to be read as IDX: by its name, by `.gz`, or by its first bytes."""
+    if re.search(r"idx\d-ubyte(\.gz)?$", path.name) or path.suffix.lower() == ".gz":
+        return True
+    with open(path, "rb") as file:
+        start = file.read(4)
+    return start[:2] == b"\x1f\x8b" or (start[:3] == b"\0\0\x08" and start[3:] in (b"\x01", b"\x03"))
+
+
+def find_images(folder: Path) -> Path | None:
+    """The images file of a folder of IDX files: the only one, or the one with "train" in its name; None or None.
+
+    Raises InputError where several are left to choose from.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir(), reverse=True):  # so that a file beats its gzipped copy
+        if _NAME.match(path.name) and not path.name.startswith(".") and path.is_file():
+            found[path.name.removesuffix(".gz").replace(".idx3", "-idx3")] = path
+    choices = sorted(found.values())
+    if len(choices) > 1:
+        choices = [path for path in choices if "train" in path.name.lower()] or choices
+    if len(choices) > 1:
+        names = ", ".join(path.name for path in choices)
+        raise InputError(f"{folder} holds several sets of IDX images, so give the path of one of {names}")
+    return choices[0] if choices else None
+
+
+def read_idx(path: Path, labels: bool | None = None) -> Dataset:
+    """A file of IDX images, or a folder with one; of a folder with MNIST's two sets, the training set.
+
+    Labels are read from the file beside the images whose name has `labels` for `images` and `idx1` for `idx3`, unless
+    `labels` is False. Raises InputError for whatever is missing, cut off, too long, or of another kind.
+    """
+    if path.is_dir():
+        images_path = find_images(path)
+        if images_path is None:
+            raise InputError(f"{path} holds no IDX images, named like train-images-idx3-ubyte or the same with .gz")
+        path = images_path
+    images = _read(path, dimensions=3)
+    if not images.size:
+        raise InputError(f"{path} holds no images: its header gives {_times(images.shape)}")
+    values = None
+    if labels is not False:
+        labels_path = _labels_beside(path)
+        if labels_path is not None:
+            values = _read(labels_path, dimensions=1)
+            if len(values) != len(images):
+                raise InputError(
+                    f"{labels_path} holds {len(values)} labels, but {path.name} beside it holds {len(images)} images"
+                )
+        elif labels:
+            raise InputError(
+                f"{path} has no labels beside it: a file with the same name but labels for images and idx1 for idx3"
+            )
+    return Dataset(images[..., None], values, name=path.name, source=str(path))
+
+
+def _labels_beside(path: Path) -> Path | None:
+    match = _NAME.match(path.name)
+    if match is None:
+        return None
+    for ending in ("-idx1-ubyte", ".idx1-ubyte", "-idx1-ubyte.gz", ".idx1-ubyte.gz"):
+        candidate = path.with_name(match["stem"] + "labels" + ending)
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _read(path: Path, dimensions: int) -> np.ndarray:
+    content = _content(path)
+    wanted = f"{_HOLDS[dimensions]} need 0x{0x0800 + dimensions:08x}"
+    if len(content) < 4:
+        raise InputError(f"{path} is cut off: it has {len(content)} bytes, fewer than the 4 an IDX file begins with")
+    if content[:2] != b"\0\0":
+        raise InputError(f"{path} is not an IDX file: it begins with 0x{content[:4].hex()}, and {wanted}")
+    if content[2] != 0x08:
+        raise InputError(
+            f"{path} holds IDX data of type 0x{content[2]:02x}, and only unsigned bytes, type 0x08, are images"
+        )
+    if content[3] != dimensions:
+        what = f", it holds {_HOLDS[content[3]]}" if content[3] in _HOLDS else ""
+        raise InputError(f"{path} has {content[3]} dimension{'s' * (content[3] != 1)}{what}, and {wanted}")
+    header = 4 + 4 * dimensions
+    if len(content) < header:
+        raise InputError(f"{path} is cut off: it has {len(content)} bytes, less than its header of {header}")
+    shape = tuple(int(d) for d in np.frombuffer(content, ">u4", dimensions, offset=4))
+    expected = header + math.prod(shape)
+    if len(content) != expected:
+        wrong = "is cut off" if len(content) < expected else "has bytes after its end"
+        raise InputError(
+            f"{path} {wrong}: its header gives {_times(shape)}, which makes {expected} bytes in all, "
+            f"but it has {len(content)}"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file, unpacked if they are gzipped, whatever its name says."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if content[:2] != b"\x1f\x8b":
+        if path.suffix.lower() == ".gz" and content[:2] != b"\0\0":
+            raise InputError(f"{path} is named .gz, but it is neither gzipped nor an IDX file ({len(content)} bytes)")
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be unpacked, its gzip data is damaged: {error}") from error
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

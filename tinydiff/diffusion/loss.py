@@ -1,0 +1,106 @@
+"""The training loss: how far the model's prediction is from what it should be, and how well its variance fits."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinydiff import ops
+from tinydiff.backend import array_module, device_of
+from tinydiff.diffusion.arguments import as_images, as_steps, per_image
+from tinydiff.diffusion.decoder import bin_log_prob
+from tinydiff.diffusion.model import call
+from tinydiff.random import NOISE, TIME, Generator
+from tinydiff.tensor import Tensor
+
+if TYPE_CHECKING:
+    from tinydiff.diffusion.process import Diffusion
+
+
+def training_loss(
+    diffusion: Diffusion,
+    model: Any,
+    x0: Any,
+    generator: Generator | None,
+    labels: Any = None,
+    t: Any = None,
+    eps: Any = None,
+) -> Tensor:
+    """L_simple: the mean over all elements of (target - prediction)^2 at random steps (Ho et al., 2020, eq. 14; source
+    B).
+
+    model: model(x, t, labels=None). x0: images (N, H, W, C), floating point in [-1, 1], where the model is.
+    generator: its seed and step choose t and eps, see `draw`; its own state stays as it is. It may be None where t, a
+        number or (N,), and eps, of x0's shape, are given.
+
+    With `min_snr`, each image's error is weighted. With learned variance, `variance_term` is added.
+    Returns a scalar tensor. ValueError or TypeError for images, t or a model's output of the wrong shape or dtype.
+    """
+    (x0,) = as_images(x0=x0)
+    x0 = x0.data if isinstance(x0, Tensor) else x0
+    if t is None or eps is None:
+        if generator is None:
+            raise ValueError("the loss needs a generator, or both t and eps")
+        drawn_t, drawn_eps = draw(diffusion, x0, generator)
+        t, eps = drawn_t if t is None else t, drawn_eps if eps is None else eps
+    xt = diffusion.q_sample(x0, t, eps)
+    t = as_steps(t, len(x0), diffusion.schedule.T)
+    output = call(model, xt, diffusion.schedule.timesteps[t], labels)
+    prediction, v = diffusion.split(output, xt)
+    target = diffusion.target(x0, eps, t)
+    if diffusion.min_snr is None:
+        loss = ops.mse_loss(prediction, target)
+    else:
+        weight = per_image(min_snr_weight(diffusion, diffusion.min_snr, t), xt)
+        loss = ops.mean(ops.mse_loss(prediction, target, reduction="none") * weight)
+    if v is not None:
+        loss = loss + variance_term(diffusion, output, x0, xt, t) * (diffusion.schedule.T / 1000)
+    return loss
+
+
+def draw(diffusion: Diffusion, x0: Any, generator: Generator) -> tuple[np.ndarray, Any]:
+    """t (N,), uniform on 1..T, and eps, like x0, of the training step `generator.step`.
+
+    They come from the streams TIME and NOISE of the generator's seed at that step, so they are the same each time.
+    """
+    t = generator.at(TIME, generator.step).integers(1, diffusion.schedule.T + 1, x0.shape[0])
+    return t, generator.at(NOISE, generator.step).normal(x0.shape, x0.dtype, device_of(x0))
+
+
+def min_snr_weight(diffusion: Diffusion, gamma: float, t: np.ndarray) -> np.ndarray:
+    """The weight of the squared error that makes it min(snr, gamma) times that of x0 (Hang et al., 2023, section 3.4).
+
+    snr is alpha_bar / (1 - alpha_bar), gamma is `diffusion.min_snr`. An error d in x0 is one of sqrt(snr) d in eps and
+    of sqrt(snr + 1) d in v.
+    """
+    snr = diffusion.schedule.alpha_bar[t] / diffusion.schedule.one_minus_alpha_bar[t]
+    return np.minimum(snr, gamma) / {"eps": snr, "x0": 1.0, "v": snr + 1}[diffusion.predict]
+
+
+def variance_term(diffusion: Diffusion, output: Any, x0: Any, xt: Any, t: np.ndarray) -> Tensor:
+    """The mean over all elements of L_t in bits, for learning the variance (Nichol & Dhariwal, 2021, section 3.1).
+
+    The prediction is detached, so that only the variance channels v learn from this, and x0 is not clipped. With the
+    posterior's variance b = exp(low), the model's b exp(-r) where r = (low - log beta) (v + 1) / 2, and the means d
+    apart, the KL is ((1 + d^2 / b) exp(r) - 1 - r) / 2 for t >= 2; for t = 1 the term is the decoder's. t: int64, () or
+    (N,).
+    """
+    t = np.broadcast_to(t, (len(x0),))
+    predicted = diffusion.predict_x0(output.data if isinstance(output, Tensor) else output, xt, t)
+    _, v = diffusion.split(output, xt)
+    xp = array_module(xt)
+    total: Any = 0.0
+    if np.any(t > 1):
+        steps, rows = t[t > 1], xp.asarray(np.flatnonzero(t > 1))
+        low, high = (per_image(table[steps], xt) for table in diffusion.log_variance_range())
+        on_x0 = diffusion.posterior_weights(steps)[0]
+        of_distance = per_image(on_x0**2 / diffusion.schedule.posterior_variance[steps], xt)
+        r = ((low - high) / 2) * (v[rows] + 1)
+        total = ops.sum((1 + of_distance * (x0[rows] - predicted[rows]) ** 2) * ops.exp(r) - 1 - r) / 2
+    if np.any(t == 1):
+        rows = xp.asarray(np.flatnonzero(t == 1))
+        log_variance = diffusion.log_variance(v[rows], xt[rows], t[t == 1])
+        total = total - ops.sum(bin_log_prob(predicted[rows], log_variance, x0[rows]))
+    return total / (x0.size * math.log(2))

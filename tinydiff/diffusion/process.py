@@ -1,0 +1,220 @@
+"""The diffusion process: forward, its posterior, and the reverse step that a model's output stands for.
+
+Everything is affine in images with weights that depend on t alone. The weights are computed in float64 and cast only
+where they meet an image. x_0 is `x0`, x_t is `xt`, noise is `eps`: images (N, H, W, C), or any shape with N first; t is
+a number or (N,). Given arrays the methods return arrays, given tensors they return tensors that the tape follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydiff.backend import is_array
+from tinydiff.diffusion import bound as _bound
+from tinydiff.diffusion import loss as _loss
+from tinydiff.diffusion.arguments import as_images, as_steps, per_image
+from tinydiff.diffusion.schedule import Schedule
+from tinydiff.errors import InputError
+from tinydiff.random import Generator
+from tinydiff.tensor import Tensor
+
+PREDICTIONS = ("eps", "x0", "v")
+VARIANCES = ("beta", "posterior", "learned")
+
+
+class Reverse(NamedTuple):
+    """p_theta(x_{t-1} | x_t) = N(mean, exp(log_variance) I), and the predicted x0, clipped or not, behind the mean."""
+
+    mean: Any
+    log_variance: Any
+    x0: Any
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """What a model predicts and which reverse process p_theta(x_{t-1} | x_t) that makes.
+
+    schedule: the noise schedule.
+    predict: "eps", the noise (Ho et al., 2020); "x0", the image; or "v" = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0
+        (Salimans & Ho, 2022).
+    variance: of the reverse step: "beta", beta_t; "posterior", the variance of q(x_{t-1} | x_t, x_0); "learned",
+        between the two, by a second half of the model's channels (Nichol & Dhariwal, 2021).
+    clip_x0: limit the predicted x0 to [-1, 1] in sampling and in the bound.
+    min_snr: gamma of min-SNR weighting of the training loss (Hang et al., 2023), such as 5; None for no weighting.
+
+    InputError for other values, and for predict="eps" with alpha_bar_T = 0, where x_T says nothing about x0.
+    """
+
+    schedule: Schedule
+    predict: str = "eps"
+    variance: str = "beta"
+    clip_x0: bool = True
+    min_snr: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule, not {type(self.schedule).__name__}")
+        for name, value, known in (("predict", self.predict, PREDICTIONS), ("variance", self.variance, VARIANCES)):
+            if value not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if self.predict == "eps" and self.schedule.alpha_bar[-1] == 0:
+            raise InputError(
+                'a schedule with alpha_bar_T = 0 needs predict="v" or "x0": x_T is all noise, so its noise says nothing'
+            )
+        if self.min_snr is not None and not self.min_snr > 0:
+            raise InputError(f"min_snr must be greater than 0, or None, not {self.min_snr}")
+
+    def q_sample(self, x0: Any, t: Any, eps: Any) -> Any:
+        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps, t in 0..T (source A, 5.2.18; Ho et al., 2020, eq.
+        4)."""
+        x0, eps = as_images(x0=x0, eps=eps)
+        t, s = as_steps(t, len(x0), self.schedule.T, first=0), self.schedule
+        return per_image(np.sqrt(s.alpha_bar[t]), x0) * x0 + per_image(np.sqrt(s.one_minus_alpha_bar[t]), x0) * eps
+
+    def q_step(self, x_before: Any, t: Any, eps: Any) -> Any:
+        """One step of the forward chain: x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) eps (source A, 5.2.3)."""
+        x_before, eps = as_images(x_before=x_before, eps=eps)
+        t, s = as_steps(t, len(x_before), self.schedule.T), self.schedule
+        return per_image(np.sqrt(s.alpha[t]), x_before) * x_before + per_image(np.sqrt(s.beta[t]), x_before) * eps
+
+    def q_posterior(self, x0: Any, xt: Any, t: Any) -> tuple[Any, Any]:
+        """Mean and variance of q(x_{t-1} | x_t, x_0) (Ho et al., 2020, eq. 6-7; source E, 1.1(d)):
+
+            mean     = (sqrt(alpha_bar_{t-1}) beta_t x0 + sqrt(alpha_t) (1 - alpha_bar_{t-1}) xt) / (1 - alpha_bar_t)
+            variance = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t
+
+        The variance is a number, or (N, 1, ...) where t is (N,). At t = 1 the mean is x0 and the variance 0.
+        """
+        x0, xt = as_images(x0=x0, xt=xt)
+        t = as_steps(t, len(xt), self.schedule.T)
+        on_x0, on_xt = self.posterior_weights(t)
+        mean = per_image(on_x0, xt) * x0 + per_image(on_xt, xt) * xt
+        return mean, per_image(self.schedule.posterior_variance[t], xt)
+
+    def q_posterior_from_eps(self, eps: Any, xt: Any, t: Any) -> tuple[Any, Any]:
+        """The same with x0 expressed by the noise: mean = (xt - beta_t / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_t)
+        (Ho et al., 2020, eq. 10-11; source B, 3.1.2)."""
+        eps, xt = as_images(eps=eps, xt=xt)
+        t, s = as_steps(t, len(xt), self.schedule.T), self.schedule
+        on_eps = s.beta[t] / np.sqrt(s.one_minus_alpha_bar[t] * s.alpha[t])
+        mean = per_image(1 / np.sqrt(s.alpha[t]), xt) * xt - per_image(on_eps, xt) * eps
+        return mean, per_image(s.posterior_variance[t], xt)
+
+    def posterior_weights(self, t: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The float64 weights of x0 and of xt in the mean of q(x_{t-1} | x_t, x_0)."""
+        s = self.schedule
+        on_x0 = np.sqrt(s.alpha_bar[t - 1]) * s.beta[t] / s.one_minus_alpha_bar[t]
+        return on_x0, np.sqrt(s.alpha[t]) * s.one_minus_alpha_bar[t - 1] / s.one_minus_alpha_bar[t]
+
+    def target(self, x0: Any, eps: Any, t: Any) -> Any:
+        """What the model is trained to return for x_t = q_sample(x0, t, eps): eps, x0 or v."""
+        x0, eps = as_images(x0=x0, eps=eps)
+        t, s = as_steps(t, len(x0), self.schedule.T), self.schedule
+        if self.predict == "eps":
+            return eps
+        if self.predict == "x0":
+            return x0
+        return per_image(np.sqrt(s.alpha_bar[t]), x0) * eps - per_image(np.sqrt(s.one_minus_alpha_bar[t]), x0) * x0
+
+    def predict_x0(self, output: Any, xt: Any, t: Any) -> Any:
+        """The x0 that a model's output stands for, as it is: nothing is clipped.
+
+        output: (N, H, W, C), or (N, H, W, 2C) with learned variance, of which the first C channels count.
+        From eps: (xt - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar); from v: sqrt(alpha_bar) xt - sqrt(1 - alpha_bar) v.
+        """
+        (xt,) = as_images(xt=xt)
+        t, s = as_steps(t, len(xt), self.schedule.T), self.schedule
+        prediction, _ = self.split(output, xt)
+        if self.predict == "x0":
+            return prediction
+        noise = per_image(np.sqrt(s.one_minus_alpha_bar[t]), xt) * prediction
+        if self.predict == "eps":
+            return (xt - noise) * per_image(1 / np.sqrt(s.alpha_bar[t]), xt)
+        return per_image(np.sqrt(s.alpha_bar[t]), xt) * xt - noise
+
+    def predict_eps(self, output: Any, xt: Any, t: Any) -> Any:
+        """The noise that a model's output stands for, again without clipping.
+
+        From x0: (xt - sqrt(alpha_bar) x0) / sqrt(1 - alpha_bar); from v: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) xt.
+        """
+        (xt,) = as_images(xt=xt)
+        t, s = as_steps(t, len(xt), self.schedule.T), self.schedule
+        prediction, _ = self.split(output, xt)
+        if self.predict == "eps":
+            return prediction
+        image = per_image(np.sqrt(s.alpha_bar[t]), xt) * prediction
+        if self.predict == "x0":
+            return (xt - image) * per_image(1 / np.sqrt(s.one_minus_alpha_bar[t]), xt)
+        return image + per_image(np.sqrt(s.one_minus_alpha_bar[t]), xt) * xt
+
+    def split(self, output: Any, xt: Any) -> tuple[Any, Any]:
+        """A model's output as prediction and variance channels (None unless the variance is learned).
+
+        ValueError unless the output has the shape of xt, with twice the channels where the variance is learned.
+        """
+        output = output if isinstance(output, Tensor) or is_array(output) else np.asarray(output)
+        channels = xt.shape[-1]
+        learned = self.variance == "learned"
+        expected = (*xt.shape[:-1], channels * (2 if learned else 1))
+        if output.shape != expected:
+            raise ValueError(
+                f"for images of shape {xt.shape} and variance={self.variance!r} "
+                f"the model must return {expected}, not {output.shape}"
+            )
+        return (output[..., :channels], output[..., channels:]) if learned else (output, None)
+
+    def reverse(self, output: Any, xt: Any, t: Any, clip: bool | None = None) -> Reverse:
+        """The reverse step p_theta(x_{t-1} | x_t): the posterior's mean at the predicted x0, and the variance.
+
+        clip: whether to limit that x0 to [-1, 1], by default `clip_x0`. Without, the mean is that of Ho et al., eq. 11.
+        """
+        (xt,) = as_images(xt=xt)
+        t = as_steps(t, len(xt), self.schedule.T)
+        x0 = self.predict_x0(output, xt, t)
+        if self.clip_x0 if clip is None else clip:
+            x0 = x0.clip(-1, 1)
+        return Reverse(self.q_posterior(x0, xt, t)[0], self.log_variance(self.split(output, xt)[1], xt, t), x0)
+
+    def log_variance(self, v: Any, xt: Any, t: Any) -> Any:
+        """log sigma_t^2 of the reverse step: a number, or (N, 1, ...) where t is (N,).
+
+        Where it is learned it has xt's shape: f log beta_t + (1 - f) log posterior_variance_t with f = (v + 1) / 2
+        (Nichol & Dhariwal, 2021, eq. 15). Where it is fixed, sigma_1^2, which only the decoder in the bound uses, is
+        the posterior's variance at t = 2, as in the code of Ho et al.
+        """
+        lower, upper = (table[t] for table in self.log_variance_range())
+        if self.variance == "learned":
+            return per_image((upper - lower) / 2, xt) * (v + 1) + per_image(lower, xt)
+        if self.variance == "posterior":
+            return per_image(lower, xt)
+        return per_image(np.where(t == 1, lower, upper), xt)
+
+    def log_variance_range(self) -> tuple[np.ndarray, np.ndarray]:
+        """log of the posterior's variance and log of beta, float64 (T + 1,): the ends of the learned variance's
+        range."""
+        with np.errstate(divide="ignore"):  # index 0 is never used
+            return self.schedule.log_posterior_variance, np.log(self.schedule.beta)
+
+    def loss(
+        self, model: Any, x0: Any, generator: Generator | None, labels: Any = None, t: Any = None, eps: Any = None
+    ) -> Tensor:
+        """The training loss, a scalar: the prediction's mean squared error at random t; see `loss.training_loss`."""
+        return _loss.training_loss(self, model, x0, generator, labels, t, eps)
+
+    def draw(self, x0: Any, generator: Generator) -> tuple[np.ndarray, Any]:
+        """The t (N,) and eps of training step `generator.step` that `loss` would take for x0; see `loss.draw`."""
+        return _loss.draw(self, x0, generator)
+
+    def vlb(
+        self, model: Any, x0: Any, generator: Generator, labels: Any = None, t: Any = None, progress: bool = False
+    ) -> _bound.Bound:
+        """The variational bound in bits per dimension, with all its terms; see `bound.vlb`."""
+        return _bound.vlb(self, model, x0, generator, labels, t, progress)
+
+    def eps_error_weight(self, t: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Weight of the noise's squared error in the bound's term of step t, and constant; see
+        `bound.eps_error_weight`."""
+        return _bound.eps_error_weight(self, t)

@@ -1,0 +1,221 @@
+"""Sampling: from noise x_T back to images x_0, step by step.
+
+Every sampler predicts x0 from x_t, clips it if the diffusion says so, and moves to
+x_{t-1} = a x0 + b x_t + sigma z with fresh noise z; they differ in a, b and sigma alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from tinydiff.backend import array_module, device_of, is_array
+from tinydiff.diffusion.model import Predictor, model_device
+from tinydiff.diffusion.process import Diffusion
+from tinydiff.diffusion.schedule import Schedule
+from tinydiff.errors import InputError
+from tinydiff.random import Generator
+from tinydiff.tensor import Tensor
+
+SAMPLERS = ("ddpm", "ddim", "dpm++")
+
+
+class Step(NamedTuple):
+    """Where sampling stands: the images x = x_t and the x0 predicted on the way there. t is the model's; at 0 it is
+    done."""
+
+    t: int
+    x: Any
+    x0: Any
+
+
+def sample(
+    model: Any,
+    diffusion: Diffusion,
+    shape: Sequence[int],
+    generator: Generator,
+    sampler: str = "ddpm",
+    steps: int | Sequence[int] | None = None,
+    eta: float = 0.0,
+    labels: Any = None,
+    guidance: float | None = None,
+    progress: bool = True,
+    *,
+    x_T: Any = None,
+    device: str | None = None,
+) -> Any:
+    """Images that the model makes from noise: a float32 array of the given shape, on the model's device.
+
+    model: model(x, t, labels=None), a network or any other function; a network is in eval mode meanwhile.
+    shape: (N, H, W, C).
+    generator: its own sequence is used: x_T, then the noise of each step that takes some. The images are a function of
+        its state.
+    sampler: "ddpm", ancestral sampling (Ho et al., 2020, algorithm 2); "ddim" (Song et al., 2021); "dpm++",
+        DPM-Solver++ 2M (Lu et al., 2022).
+    steps: how many steps, evenly spaced from T on, or the steps to visit, as for `Schedule.respaced`; by default all.
+    eta: the share of noise in DDIM, from 0 (none) to 1 (as much as ancestral sampling with the posterior's variance).
+    labels: None, a number or (N,). guidance: classifier-free guidance; None or 1 for none.
+    progress: whether to show a bar on stderr.
+    x_T: start from these images instead of a draw; the result has their dtype.
+    device: where to draw x_T, by default where the model is.
+
+    The images are in [-1, 1] if `diffusion.clip_x0`, otherwise wherever the predictions lead.
+    InputError for a sampler, steps, eta, labels or guidance that make no sense, or not for this model.
+    """
+    chain = sample_steps(
+        model, diffusion, shape, generator, sampler, steps, eta, labels, guidance, x_T=x_T, device=device
+    )
+    if progress:
+        from tqdm import tqdm
+
+        n = diffusion.schedule.T if steps is None else diffusion.schedule.respaced(steps).T
+        chain = tqdm(chain, total=n, desc="sampling", unit="step", leave=False)
+    for step in chain:
+        x = step.x
+    return x
+
+
+def sample_steps(
+    model: Any,
+    diffusion: Diffusion,
+    shape: Sequence[int],
+    generator: Generator,
+    sampler: str = "ddpm",
+    steps: int | Sequence[int] | None = None,
+    eta: float = 0.0,
+    labels: Any = None,
+    guidance: float | None = None,
+    *,
+    x_T: Any = None,
+    device: str | None = None,
+) -> Iterator[Step]:
+    """The same as `sample`, one `Step` at a time, for animations and for whatever else looks in on the way.
+
+        for step in sample_steps(model, diffusion, (16, 32, 32, 3), generator, "ddim", steps=50):
+            frames.append(step.x0)      # the image as far as it can be told at step.t
+
+    Arguments are checked at the call, the work is done as the steps are asked for. Between steps the model is in the
+    mode that it was in.
+    """
+    schedule = diffusion.schedule if steps is None else diffusion.schedule.respaced(steps)
+    diffusion = replace(diffusion, schedule=schedule)
+    solver = make_solver(sampler, diffusion, eta)
+    shape = _check_shape(shape)
+    predict = Predictor(model, shape[0], labels, guidance)
+    if x_T is None:
+        x_T = generator.normal(shape, device=device or model_device(model))
+    else:
+        x_T = x_T.data if isinstance(x_T, Tensor) else x_T if is_array(x_T) else np.asarray(x_T, np.float32)
+        if x_T.shape != shape or x_T.dtype.kind != "f":
+            raise InputError(f"x_T must be floating point of shape {shape}, not {x_T.dtype} of shape {x_T.shape}")
+    return _steps(predict, solver, schedule, x_T, generator)
+
+
+def _steps(predict: Predictor, solver: Solver, schedule: Schedule, x: Any, generator: Generator) -> Iterator[Step]:
+    shape, dtype, device = x.shape, x.dtype, device_of(x)
+    for i in range(schedule.T, 0, -1):
+        output = predict(x, schedule.timesteps[i])
+        x, x0 = solver.step(output, x, i, lambda: generator.normal(shape, dtype, device))
+        yield Step(int(schedule.timesteps[i - 1]), x, x0)
+
+
+class Solver(Protocol):
+    """One way down from x_i to x_{i-1}. Steps are counted in the (respaced) schedule; i falls from T to 1."""
+
+    def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
+        """x_{i-1} and the predicted x0, from the model's output for xt = x_i. `draw` gives noise; none enters x_0."""
+
+
+class DDPM:
+    """Ancestral sampling: a draw from p_theta(x_{t-1} | x_t) (Ho et al., 2020, algorithm 2)."""
+
+    def __init__(self, diffusion: Diffusion) -> None:
+        self.diffusion = diffusion
+
+    def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
+        mean, log_variance, x0 = self.diffusion.reverse(output, xt, i)
+        if i == 1:
+            return mean, x0
+        sigma = array_module(xt).exp(log_variance / 2) if is_array(log_variance) else float(np.exp(log_variance / 2))
+        return mean + sigma * draw(), x0
+
+
+class DDIM:
+    """Denoising diffusion implicit models (Song et al., 2021, eq. 12):
+
+        x_{t-1} = sqrt(alpha_bar_{t-1}) x0 + sqrt(1 - alpha_bar_{t-1} - sigma^2) eps + sigma z
+
+    with sigma = eta times the posterior's standard deviation (eq. 16). eps is what x_t holds beside the x0 in use,
+    (x_t - sqrt(alpha_bar_t) x0) / sqrt(1 - alpha_bar_t), so where x0 was clipped it is not the predicted one.
+    """
+
+    def __init__(self, diffusion: Diffusion, eta: float = 0.0) -> None:
+        self.diffusion, self.eta = diffusion, eta
+
+    def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
+        x0 = clipped_x0(self.diffusion, output, xt, i)
+        on_x0, on_xt, sigma = ddim_weights(self.diffusion.schedule, i, self.eta)
+        x = on_x0 * x0 + on_xt * xt
+        return (x + sigma * draw() if sigma > 0 else x), x0
+
+
+def ddim_weights(schedule: Schedule, i: int, eta: float = 0.0) -> tuple[float, float, float]:
+    """DDIM's x_{i-1} = a x0 + b x_i + sigma z, with eps written out: (a, b, sigma)."""
+    s = schedule
+    sigma = eta * np.sqrt(s.posterior_variance[i])
+    # 1 - alpha_bar_{i-1} - sigma^2 without the subtraction of nearly equal numbers
+    on_eps = np.sqrt(s.one_minus_alpha_bar[i - 1] * max(1 - eta**2 * s.beta[i] / s.one_minus_alpha_bar[i], 0))
+    on_xt = on_eps / np.sqrt(s.one_minus_alpha_bar[i])
+    return float(np.sqrt(s.alpha_bar[i - 1]) - on_xt * np.sqrt(s.alpha_bar[i])), float(on_xt), float(sigma)
+
+
+class DPMSolver:
+    """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2): DDIM's step with an extrapolated x0.
+
+    D = x0 + h / (2 h_before) (x0 - x0_before), where h and h_before are the lengths of this step and of the one before
+    in half the log-SNR. The first and the last step are DDIM's. An object samples once: it remembers x0_before.
+    """
+
+    def __init__(self, diffusion: Diffusion) -> None:
+        self.diffusion = diffusion
+        self.half_log_snr = diffusion.schedule.log_snr / 2
+        self.x0_before: Any = None
+
+    def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
+        x0 = clipped_x0(self.diffusion, output, xt, i)
+        on_x0, on_xt, _ = ddim_weights(self.diffusion.schedule, i)
+        D = x0
+        if self.x0_before is not None and i > 1:
+            level = self.half_log_snr
+            D = x0 + float((level[i - 1] - level[i]) / (2 * (level[i] - level[i + 1]))) * (x0 - self.x0_before)
+        self.x0_before = x0
+        return on_x0 * D + on_xt * xt, x0
+
+
+def clipped_x0(diffusion: Diffusion, output: Any, xt: Any, i: int) -> Any:
+    """The x0 that the output stands for, limited to [-1, 1] if the diffusion says so."""
+    x0 = diffusion.predict_x0(output, xt, i)
+    return x0.clip(-1, 1) if diffusion.clip_x0 else x0
+
+
+def make_solver(sampler: str, diffusion: Diffusion, eta: float = 0.0) -> Solver:
+    """The solver of that name. InputError for an unknown one, an eta outside 0..1, or one that is not for ddim."""
+    if sampler not in SAMPLERS:
+        raise InputError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta must be between 0 and 1, not {eta}")
+    if eta and sampler != "ddim":
+        raise InputError(f"eta belongs to the ddim sampler; {sampler} has none")
+    if sampler == "ddpm":
+        return DDPM(diffusion)
+    return DDIM(diffusion, eta) if sampler == "ddim" else DPMSolver(diffusion)
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    if len(sizes) < 2 or any(isinstance(s, bool) or not isinstance(s, int | np.integer) or s < 1 for s in sizes):
+        raise InputError(f"shape must be that of the images, such as (N, H, W, C), all positive, not {shape!r}")
+    return tuple(int(s) for s in sizes)

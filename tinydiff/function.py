@@ -1,0 +1,131 @@
+"""Function: an operation as a pair of forward and backward on plain arrays.
+
+    class Square(td.Function):
+        def forward(self, X):
+            self.save(X)
+            return X * X
+        def backward(self, L_Y):
+            (X,) = self.saved
+            return 2 * X * L_Y
+
+    y = Square.apply(x)
+
+`forward` and `backward` never see tensors. `backward` gets the gradient of the loss with respect to each output and
+returns one for each input (None where there is none to give), in the input's shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import array_module, device_of, is_array
+from tinydiff.tape import Node, edge_to, is_recording, note_unrecorded, refuse_non_finite
+
+_tensor_type: Any = None
+
+
+def register_tensor_type(cls: Any) -> Any:
+    """Tensor stands above this file and introduces itself here."""
+    global _tensor_type
+    _tensor_type = cls
+    return cls
+
+
+class Version:
+    """Counts in-place changes to one piece of memory; tensors that share the memory share the counter."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Function:
+    """Base class of all operations; see the module's docstring for how to write one.
+
+    Inside, `self.needs[i]` tells whether input i needs a gradient (all False where nothing is recorded) and
+    `self.shapes[i]` its shape. Whatever is put on `self` lives until the backward pass has used it.
+    """
+
+    needs: tuple[bool, ...]
+    shapes: tuple[Any, ...]
+    _saved: tuple[Any, ...] = ()
+    _watched: tuple[tuple[Version, int], ...] = ()
+
+    @classmethod
+    def apply(cls, *inputs: Any, **options: Any) -> Any:
+        """Runs forward on the inputs' arrays and records it. Inputs: tensors, arrays, numbers or None; options go to
+        forward as they are. Returns a tensor, or a tuple of them if forward returns a tuple."""
+        op = cls()
+        tensors = [x if isinstance(x, _tensor_type) else None for x in inputs]
+        arrays = _arrays(inputs, cls.__name__)
+        edges = tuple(edge_to(x) if x is not None else None for x in tensors)
+        recorded = any(edge is not None for edge in edges)
+        if recorded and not is_recording():
+            recorded = False
+            note_unrecorded()
+        op.needs = tuple(edge is not None for edge in edges) if recorded else (False,) * len(inputs)
+        op.shapes = tuple(getattr(a, "shape", None if a is None else ()) for a in arrays)
+
+        results = op.forward(*arrays, **options)
+        several = isinstance(results, tuple)
+        xp = array_module(next((a for a in arrays if is_array(a)), None))
+        results = tuple(xp.asarray(y) for y in (results if several else (results,)))
+        refuse_non_finite(results, cls.__name__)
+
+        versions = {id(_memory(x.data)): x._version for x in tensors if x is not None}
+        outputs = tuple(_tensor_type._wrap(y, versions.get(id(_memory(y)))) for y in results)
+        if recorded:
+            versions.update((id(_memory(y.data)), y._version) for y in outputs)
+            op._watched = tuple(
+                (version, version.count)
+                for a in op._saved
+                if is_array(a) and (version := versions.get(id(_memory(a)))) is not None
+            )
+            node = Node(op, edges, results)
+            for index, y in enumerate(outputs):
+                if y.dtype.kind in "fc":
+                    y._attach(node, index)
+        return outputs if several else outputs[0]
+
+    def forward(self, *arrays: Any, **options: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def backward(self, *L_Ys: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} does not define backward")
+
+    def save(self, *arrays: Any) -> None:
+        """Keeps arrays for backward. Inputs and outputs among them are watched for changes in place."""
+        self._saved = arrays
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        """What was saved. RuntimeError if an array among it was changed in place since forward."""
+        if any(version.count != count for version, count in self._watched):
+            raise RuntimeError(
+                f"an array that {type(self).__name__} saved for its backward pass was changed in place since then"
+            )
+        return self._saved
+
+    def release(self) -> None:
+        self.__dict__.clear()
+
+
+def _arrays(inputs: tuple[Any, ...], name: str) -> list[Any]:
+    """The plain arrays of the inputs. Numbers beside an array stay numbers, so that they take its dtype."""
+    arrays = [x.data if isinstance(x, _tensor_type) else x for x in inputs]
+    devices = {device_of(a) for a in arrays if is_array(a)}
+    if len(devices) > 1:
+        raise ValueError(f"{name}: the inputs are on different devices (cpu and cuda); move them with .to(device)")
+    for i, a in enumerate(arrays):
+        if a is None or is_array(a) or (devices and isinstance(a, int | float)):
+            continue
+        arrays[i] = np.asarray(a) if isinstance(a, np.generic) else np.asarray(a, np.float32)
+    return arrays
+
+
+def _memory(a: Any) -> Any:
+    """The array that owns the memory of a view, or the array itself."""
+    return a if a.base is None else a.base

@@ -1,0 +1,82 @@
+"""The public function: the order in which a gradient is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff.errors import InputError
+from tinydiff.gradcheck.check import Check
+from tinydiff.gradcheck.probes import PROBES
+from tinydiff.gradcheck.report import GradientError, Report
+from tinydiff.gradcheck.subject import make_subject
+
+
+def gradcheck(
+    fn: Any,
+    inputs: Sequence[Any],
+    *,
+    wrt: Sequence[int | str] | None = None,
+    seed: int = 0,
+    rtol: float | None = None,
+    atol: float | None = None,
+    backward: Callable[..., Any] | None = None,
+    cache: bool = False,
+    parameters: Any = None,
+    generator: Any = None,
+    dtype: Any = None,
+    reference: Callable[..., Any] | None = None,
+    skip: Collection[str] = (),
+    png: str | Path | None = None,
+    name: str | None = None,
+) -> Report:
+    """Checks every gradient of fn at `inputs`. Returns a Report; raises GradientError, an AssertionError, if one is wrong.
+
+    fn: a function of tensors (one for each input) that returns a tensor or a tuple of them, a `td.Function` class, or a
+        module, whose parameters are then checked too. With `backward`, a function of plain arrays.
+    inputs: arrays or tensors. Floating point ones are checked, in float64; everything else is passed on as it is.
+    wrt: positions or names of the inputs (and names of the parameters) to check; None: all.
+    seed: of the random directions, which the report states; the same seed repeats the same check.
+    rtol, atol: allowed difference, relative to the size of the sum compared and absolute. None: rtol is sqrt(eps sqrt(n))
+        for n elements and the dtype's eps, that is half of the digits, less what n roundings cost; atol is 0. What the
+        differences themselves are uncertain of is measured and added.
+    backward: a backward pass written by hand, `backward(L_Y, *inputs)` or, with `cache`, `backward(L_Y, cache)` where fn
+        returns (output, cache), or `backward(L_Y)` of an object that remembers; it returns a gradient for each input.
+    parameters: a module, a dict or a sequence of tensors that fn uses beside its inputs and whose gradients count.
+    generator: a NumPy Generator (or several) that fn draws from; like any `td.random.Generator`, which is found without
+        being named, it is put back before every call and left as it was.
+    dtype: np.float32 runs the backward pass in float32, as a kernel does, and compares it with derivatives in float64.
+    reference: the function to differentiate numerically instead of fn, where fn itself cannot run in float64.
+    skip: names of probes to leave out: strides, layouts, needs, dropped, shared, reuse, sizes.
+    png: where to save a picture of the error if there is one.
+    name: of what is checked, for the report.
+
+    InputError for arguments that make no check. What fn itself raises at the inputs comes through unchanged.
+    """
+    generators = () if generator is None else generator if isinstance(generator, tuple | list) else (generator,)
+    subject = make_subject(fn, inputs, wrt, backward, cache, parameters, generators)
+    ground = make_subject(reference, inputs, None, generators=generators) if reference is not None else subject
+    kind = np.dtype(np.float64 if dtype is None else dtype)
+    if kind not in (np.float32, np.float64):
+        raise InputError(f"dtype must be float32 or float64, not {kind}")
+    if unknown := set(skip) - set(PROBES):
+        raise InputError(f"there is no probe {sorted(unknown)[0]!r} to skip; there are {', '.join(PROBES)}")
+    check = Check(subject, ground, Report(name or _name(fn), seed, str(kind)), kind, rtol, atol or 0.0)
+    if check.settle():
+        for probe_name, probe in PROBES.items():
+            if probe_name not in skip and check.report.ok:
+                probe(check)
+                check.report.probes.append(probe_name)
+    if png is not None and not check.report.ok:
+        check.report.save_png(png)
+    if not check.report.ok:
+        raise GradientError(check.report)
+    return check.report
+
+
+def _name(fn: Any) -> str:
+    name = getattr(fn, "__qualname__", None) or type(fn).__name__
+    return name.rpartition("<locals>.")[2]

@@ -1,0 +1,161 @@
+"""What is known about one wrong gradient: backward's and the right one for several cotangents, and the Jacobian."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinydiff.backend import array_module, to_numpy
+from tinydiff.gradcheck import numeric
+
+if TYPE_CHECKING:
+    from tinydiff.gradcheck.check import Check
+
+SECONDS = 2.0  # what the columns of a Jacobian may take before only a sample of them is computed
+CLOSE = 1e-5
+
+
+@dataclass
+class Evidence:
+    """A (M, *shape) are backward's gradients of array k for M cotangents, B the right ones: B = u J.
+
+    J (outputs, elements) is by differences, with the elements of all outputs one after another; `known` says which
+    elements of the array it covers (the others are NaN in B). `rows` (M, outputs) are the cotangents in that order.
+    """
+
+    check: Check
+    k: int
+    J: np.ndarray
+    known: np.ndarray
+    rows: np.ndarray
+    A: np.ndarray
+    B: np.ndarray
+
+    @classmethod
+    def gather(cls, check: Check, k: int) -> Evidence:
+        x = check.point[k]
+        start = time.perf_counter()
+        check.forward(check.point)
+        each = 2 * (time.perf_counter() - start)
+        most = max(16, int(SECONDS / max(each, 1e-6)))
+        elements = np.arange(x.size)
+        if x.size > most:
+            elements = np.sort(check.rng.choice(x.size, most, replace=False))
+        J = numeric.jacobian(check.forward, check.point, k, elements)
+        known = np.zeros(x.shape, bool)
+        known.reshape(-1)[elements] = True
+        draws = [check.U, *(_redrawn(check) for _ in range(2))]
+        rows = np.stack([flat(U) for U in draws])
+        A = np.stack([_gradient(check, U, k) for U in draws])
+        B = np.full((len(draws), x.size), np.nan)
+        B[:, elements] = rows @ J
+        return cls(check, k, J, known, rows, A, B.reshape(A.shape))
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.known.all())
+
+    @property
+    def x(self) -> np.ndarray:
+        return to_numpy(self.check.point[self.k])
+
+    @property
+    def outputs(self) -> list[np.ndarray]:
+        return [y for y in self.check.centre if y is not None]
+
+    @cached_property
+    def scale(self) -> float:
+        return max(largest(self.A[:, self.known]), largest(self.B[:, self.known])) or 1.0
+
+    @cached_property
+    def tolerance(self) -> float:
+        return max(CLOSE, 10 * self.check.rtol)
+
+    @cached_property
+    def E(self) -> np.ndarray:
+        return self.A - self.B
+
+    @cached_property
+    def wrong(self) -> np.ndarray:
+        """Which elements are wrong for any of the cotangents; False where not known."""
+        return self.known & np.any(~(np.abs(self.E) <= self.tolerance * self.scale), axis=0)
+
+    def is_close(self, A: np.ndarray, B: np.ndarray) -> bool:
+        """Whether two stacks of gradients agree wherever the second is known."""
+        gap = np.abs(A - B)[:, self.known] if B.shape == self.B.shape else np.abs(A - B)
+        size = max(largest(A), largest(B[:, self.known] if B.shape == self.B.shape else B))
+        return size > 0 and bool(np.all(gap <= self.tolerance * size))
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """The right gradients for other cotangents (M, outputs), NaN where not known."""
+        B = np.full((len(rows), self.x.size), np.nan)
+        B[:, self.known.reshape(-1)] = rows @ self.J
+        return B.reshape(len(rows), *self.x.shape)
+
+    def at(self, j: int, value: np.ndarray) -> bool:
+        """Whether A is the right gradient at another point, where array j has another value: tested along one direction."""
+        check = self.check
+        xp = array_module(check.point[j])
+        point = [xp.asarray(value) if i == j else x for i, x in enumerate(check.point)]
+        v = check.direction([self.k])
+        try:
+            with np.errstate(all="ignore"):
+                pair = [check.forward(numeric.shifted(point, v, s * numeric.STEP)) for s in (-1, 1)]
+            Jv = (flat(pair[1]) - flat(pair[0])) / (2 * numeric.STEP)
+        except (ValueError, ArithmeticError, IndexError):
+            return False
+        right = self.rows @ Jv
+        claimed = np.array([np.vdot(a, to_numpy(v[self.k])) for a in self.A])
+        size = max(largest(right), largest(claimed))
+        return size > 0 and bool(np.all(np.abs(right - claimed) <= 1e-6 * size))
+
+    @cached_property
+    def claimed(self) -> np.ndarray | None:
+        """The Jacobian as backward has it, by one backward pass per output element; None where that is too many."""
+        count = self.J.shape[0]
+        if count > 300 or not self.complete:
+            return None
+        J = np.empty((count, self.x.size))
+        for i in range(count):
+            row = np.zeros(count)
+            row[i] = 1
+            J[i] = _gradient(self.check, unflat(row, self.check), self.k).reshape(-1)
+        return J
+
+
+def flat(arrays: Sequence[Any]) -> np.ndarray:
+    """All arrays as one vector; None is left out."""
+    return np.concatenate([np.ravel(to_numpy(a)).astype(np.float64) for a in arrays if a is not None])
+
+
+def unflat(row: np.ndarray, check: Check) -> list[Any]:
+    """The vector as arrays in the shapes of the outputs."""
+    parts: list[Any] = []
+    start = 0
+    for y, u in zip(check.centre, check.U, strict=True):
+        if y is None:
+            parts.append(None)
+            continue
+        part = row[start : start + y.size].reshape(y.shape).astype(check.dtype)
+        parts.append(array_module(u).asarray(part))
+        start += y.size
+    return parts
+
+
+def largest(a: np.ndarray) -> float:
+    finite = np.abs(a[np.isfinite(a)])
+    return float(finite.max(initial=0))
+
+
+def _redrawn(check: Check) -> list[Any]:
+    return [None if u is None else array_module(u).asarray((check.random(u.shape) * (to_numpy(u) != 0)).astype(u.dtype)) for u in check.U]
+
+
+def _gradient(check: Check, U: Sequence[Any], k: int) -> np.ndarray:
+    g = check.vjp(U)[k]
+    return np.zeros(check.point[k].shape) if g is None else g

@@ -1,0 +1,165 @@
+"""What a gradient check found, and how it says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff.gradcheck.formula import Formula
+from tinydiff.gradcheck.picture import draw, save_png
+
+
+@dataclass
+class Verdict:
+    """The main test of one array: <L_X, v> as backward has it and as the differences have it, along a random v."""
+
+    name: str
+    shape: tuple[int, ...]
+    ok: bool
+    backward: float
+    differences: float
+    allowed: float
+    method: str
+
+    @property
+    def error(self) -> float:
+        return abs(self.backward - self.differences)
+
+
+@dataclass
+class Diagnosis:
+    """What an error looks like: a short code, stable for programs, and a sentence."""
+
+    code: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass
+class Finding:
+    """One thing that is wrong.
+
+    probe: which probe saw it. input: the name of the array whose gradient is concerned, or None. got, expected: the
+    gradients by backward and as they should be, where both are known (NaN where an element was not computed).
+    """
+
+    probe: str
+    input: str | None
+    message: str
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+    formula: Formula | None = None
+    got: np.ndarray | None = None
+    expected: np.ndarray | None = None
+    array: str | None = None  # what got and expected are gradients of, where that is not the input
+    convergence: tuple[float, float] | None = None
+
+    @property
+    def worst(self) -> tuple[int, ...] | None:
+        """The index of the largest error, where gradients are known."""
+        if self.got is None or self.expected is None or not self.expected.size:
+            return None
+        gap = np.abs(self.got - self.expected)
+        gap = np.where(np.isnan(self.expected), -1, np.where(np.isnan(gap), np.inf, gap))
+        return tuple(int(i) for i in np.unravel_index(int(np.argmax(gap)), gap.shape))
+
+    def lines(self) -> list[str]:
+        where = f"{self.input}: " if self.input else ""
+        lines = [f"{where}{self.message}  [{self.probe}]"]
+        if self.formula is not None:
+            lines.append(f"  {self.formula}")
+        if (at := self.worst) is not None and self.got is not None and self.expected is not None:
+            place = "" if not at else "[" + ", ".join(map(str, at)) + "]"
+            lines.append(
+                f"  worst element: {self.array or self.input}{place}: backward gives {self.got[at]:.8g}, right is {self.expected[at]:.8g}"
+            )
+            lines += ["  " + line for line in draw(self.got, self.expected)]
+        if self.convergence is not None:
+            lines.append(f"  {_slopes(*self.convergence)}")
+        for i, diagnosis in enumerate(self.diagnoses):
+            lines.append(f"  {'it looks like:' if i == 0 else 'or:'} {diagnosis}")
+        return lines
+
+
+@dataclass
+class Report:
+    """The result of a gradient check. True if nothing was found; print it to read it."""
+
+    name: str
+    seed: int
+    dtype: str = "float64"
+    tolerance: str = ""
+    verdicts: list[Verdict] = field(default_factory=list)
+    probes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+    @property
+    def diagnosis(self) -> str | None:
+        """The code of the first diagnosis, for programs; None if nothing was found."""
+        for finding in self.findings:
+            for diagnosis in finding.diagnoses:
+                return diagnosis.code
+        return None if self.ok else "unknown"
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        head = f"gradcheck {self.name}: " + ("no error found" if self.ok else "WRONG") + f"  ({self.dtype}, seed={self.seed})"
+        lines = [head]
+        width = max((len(v.name) for v in self.verdicts), default=0)
+        shapes = [str(v.shape) for v in self.verdicts]
+        wide = max(map(len, shapes), default=0)
+        for v, shape in zip(self.verdicts, shapes, strict=True):
+            word = "ok   " if v.ok else "WRONG"
+            lines.append(
+                f"  {v.name:{width}}  {shape:{wide}}  {word}  backward {v.backward:+.6e}  differences {v.differences:+.6e}"
+                f"  apart {v.error:.1e}, allowed {v.allowed:.1e}  ({v.method})"
+            )
+        for finding in self.findings:
+            lines += ["", *("  " + line for line in finding.lines())]
+        if not self.ok:
+            lines.append("")
+        if self.probes:
+            lines.append(f"  probes: {', '.join(self.probes)}")
+        if self.tolerance:
+            lines.append(f"  tolerance: {self.tolerance}")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def save_png(self, path: str | Path) -> bool:
+        """Draws the first finding that has gradients: backward's, the right one, the error. False if there is none."""
+        for finding in self.findings:
+            if finding.got is not None and finding.expected is not None:
+                save_png(path, finding.got, finding.expected, f"{self.name}: {finding.input}")
+                return True
+        return False
+
+
+class GradientError(AssertionError):
+    """A gradient is wrong. The message is the whole report; `.report` holds it for programs."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"\n{report}")
+        self.report = report
+
+
+def _slopes(true: float, false: float) -> str:
+    to_true = f"like h^{true:.1f}" if np.isfinite(true) else "at once, as fn is linear or quadratic here"
+    to_false = f"like h^{false:.1f}" if np.isfinite(false) else "too"
+    return f"differences with step h approach the right value {to_true}, and backward's value {to_false}"
+
+
+def as_host(a: Any) -> np.ndarray | None:
+    from tinydiff.backend import to_numpy
+
+    return None if a is None else np.asarray(to_numpy(a), np.float64)

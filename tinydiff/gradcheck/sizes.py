@@ -1,0 +1,125 @@
+"""The same check on other shapes: axes of length 0, of length 1, and squares made oblong.
+
+Which axes belong together (the columns of X and the rows of W) is not declared, so it is tried: axes of one length form
+a dimension if fn accepts them shortened together and not one by one. Shapes that fn itself refuses tell nothing; one
+that forward takes and backward does not, or gets wrong, is an error.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinydiff.backend import is_array
+from tinydiff.gradcheck.diagnosis import explain_exception
+from tinydiff.gradcheck.report import Diagnosis
+from tinydiff.tensor import Tensor
+
+if TYPE_CHECKING:
+    from tinydiff.gradcheck.check import Check
+
+Axis = tuple[int, int]  # position among the inputs, axis
+
+MOST_AXES, MOST_VARIANTS = 6, 16
+
+
+def sizes(check: Check) -> None:
+    by_length: dict[int, list[Axis]] = {}
+    for i, a in enumerate(check.subject.args):
+        if is_array(a) or isinstance(a, Tensor):
+            for axis, n in enumerate(a.shape):
+                if n > 1:
+                    by_length.setdefault(n, []).append((i, axis))
+    variants: list[tuple[tuple[Axis, ...], int]] = []
+    coupled: list[tuple[tuple[Axis, ...], int]] = []
+    for n, axes in sorted(by_length.items()):
+        dimensions, rest = _dimensions(check, axes, n)
+        if len(dimensions) > 1 and n > 2:
+            variants = [*((d, n - 1) for d in dimensions), *variants]
+        variants += [(d, length) for d in dimensions for length in (1, 0)]
+        coupled += [((axis,), 1) for d in (*dimensions, rest) if len(d) > 1 or d == rest for axis in d]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        for axes, length in (variants + coupled)[:MOST_VARIANTS]:
+            variant = _variant(check, axes, length)
+            if variant is not None:
+                _check(check, variant, axes, length, (axes, length) in coupled)
+            if check.report.findings:
+                return
+
+
+def _dimensions(check: Check, axes: list[Axis], n: int) -> tuple[list[tuple[Axis, ...]], tuple[Axis, ...]]:
+    """The axes of one length in groups that fn lets be shortened: single ones, pairs, the rest together; and those that
+    it does not let be shortened."""
+    rest, groups = list(axes), []
+    for count in (1, 2) if len(axes) <= MOST_AXES else ():
+        for some in itertools.combinations(axes, count):
+            if all(axis in rest for axis in some) and _accepts(check, some, n):
+                groups.append(some)
+                rest = [axis for axis in rest if axis not in some]
+    if len(rest) > 2 and _accepts(check, tuple(rest), n):
+        return [*groups, tuple(rest)], ()
+    return groups, tuple(rest)
+
+
+def _accepts(check: Check, axes: tuple[Axis, ...], n: int) -> bool:
+    return any(_variant(check, axes, length) is not None for length in ((0, n - 1) if n > 2 else (0,)))
+
+
+def _variant(check: Check, axes: tuple[Axis, ...], length: int) -> Check | None:
+    """The check at inputs cut to a length along some axes; None where fn does not take them or makes no finite values."""
+    args = [_cut(a, [axis for i, axis in axes if i == k], length) for k, a in enumerate(check.subject.args)]
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            variant = check.variant(args)
+        except Exception:
+            return None
+    return variant if length == 0 or all(f is None or f.all() for f in variant.finite) else None
+
+
+def _check(check: Check, variant: Check, axes: tuple[Axis, ...], length: int, coupled: bool) -> None:
+    """coupled: axes that must have the same length as others were cut alone, which forward took as broadcasting."""
+    names = check.subject.input_names
+    when = f"with length {length} along " + ", ".join(f"axis {axis} of {names[i]}" for i, axis in axes)
+    try:
+        if length == 0:
+            _check_empty(check, variant, when)
+            return
+        if variant.holds():
+            return
+        raised = any(g is not None and g.shape != x.shape for g, x in zip(variant.gradients, variant.point, strict=True))
+    except Exception as error:
+        if length == 0:
+            explain_exception(check, f"{when}, backward", error, "size-0", probe="sizes")
+            return
+        raised = True
+    if coupled and raised:
+        check.report.notes.append(f"{when}, forward broadcasts and backward fails: one of them should do as the other does")
+        return
+    variant.settle(moves=0)
+    for finding in variant.report.findings:
+        if finding.probe not in ("slopes", "purity") or any(d.code == "not-differentiable" for d in finding.diagnoses):
+            continue
+        finding.probe, finding.message = "sizes", f"{when}, {finding.message}"
+        if length > 1:
+            text = "the gradient is right only for square shapes, where two lengths that differ here are equal"
+            finding.diagnoses.insert(0, Diagnosis("square-only", text))
+        check.report.findings.append(finding)
+
+
+def _check_empty(check: Check, variant: Check, when: str) -> None:
+    for k, (g, x) in enumerate(zip(variant.vjp(variant.U), variant.point, strict=True)):
+        if g is not None and g.shape != x.shape:
+            message = f"{when}, the gradient has shape {g.shape}, the input {x.shape}"
+            check.found("sizes", k, message, Diagnosis("size-0", "backward gives no empty gradient for an empty input"))
+
+
+def _cut(a: Any, axes: list[int], length: int) -> Any:
+    if not axes:
+        return a
+    cut = tuple(slice(0, length) if axis in axes else slice(None) for axis in range(a.ndim))
+    return Tensor(a.data[cut]) if isinstance(a, Tensor) else a[cut].copy()

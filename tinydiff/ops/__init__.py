@@ -1,0 +1,77 @@
+"""Operations on tensors. Each is a Function, a class with forward and backward, and beside it the function to call.
+
+They take tensors or arrays and return tensors; operators and methods on Tensor are installed at the end of this file.
+"""
+
+from typing import Any
+
+from tinydiff.ops.activation import gelu, relu, sigmoid, silu, softplus, tanh
+from tinydiff.ops.arguments import as_array as _as_array
+from tinydiff.ops.arithmetic import abs_ as abs
+from tinydiff.ops.arithmetic import (
+    add,
+    clip,
+    cos,
+    divide,
+    erf,
+    exp,
+    log,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    sin,
+    sqrt,
+    subtract,
+    where,
+)
+from tinydiff.ops.attention import attention, log_softmax, logsumexp, softmax
+from tinydiff.ops.convolution import conv2d, conv_transpose2d, patches, unpatches
+from tinydiff.ops.embedding import dropout, embedding
+from tinydiff.ops.linear import einsum, linear, matmul
+from tinydiff.ops.loss import cross_entropy, mse_loss
+from tinydiff.ops.normalization import group_norm, layer_norm
+from tinydiff.ops.pooling import avg_pool2d, max_pool2d, upsample_nearest2d
+from tinydiff.ops.reduction import max, mean, min, sum, var
+from tinydiff.ops.shape import (
+    broadcast_to,
+    concatenate,
+    expand_dims,
+    getitem,
+    pad,
+    reshape,
+    split,
+    squeeze,
+    stack,
+    transpose,
+)
+from tinydiff.tensor import Tensor as _Tensor
+
+__all__ = [name for name, value in list(globals().items()) if not name.startswith("_") and hasattr(value, "__code__")]
+
+
+def _install_operators() -> None:
+    """Python's operators and the methods that NumPy's arrays have too; `Tensor` declares them for type checkers."""
+
+    def binary(function: Any) -> tuple[Any, Any]:
+        return (lambda a, b: function(a, b)), (lambda a, b: function(b, a))
+
+    def comparison(method: str) -> Any:
+        return lambda a, b: _Tensor(getattr(a.data, method)(_as_array(b)))
+
+    operators = {"add": add, "sub": subtract, "mul": multiply, "truediv": divide, "pow": power, "matmul": matmul}
+    methods: dict[str, Any] = {}
+    for name, function in operators.items():
+        methods[f"__{name}__"], methods[f"__r{name}__"] = binary(function)
+    for name in ("lt", "le", "gt", "ge", "eq", "ne"):
+        methods[f"__{name}__"] = comparison(f"__{name}__")
+    methods |= {"__neg__": negative, "__abs__": abs, "__getitem__": getitem, "T": property(transpose)}
+    methods |= {
+        f.__name__: f for f in (sum, mean, var, max, min, reshape, transpose, squeeze, split, exp, log, sqrt, clip)
+    }
+    for name, method in methods.items():
+        setattr(_Tensor, name, method)
+
+
+_install_operators()

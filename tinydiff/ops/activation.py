@@ -1,0 +1,156 @@
+"""Activations, element by element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import array_module
+from tinydiff.ops._erf import erfc
+from tinydiff.ops.broadcasting import Elementwise
+from tinydiff.tensor import Tensor
+
+
+def sigmoid_array(A: Any) -> Any:
+    """1 / (1 + exp(-a)), from e = exp(-|a|), which cannot overflow: 1 / (1 + e) or e / (1 + e), by the sign of a."""
+    xp = array_module(A)
+    e = xp.exp(-abs(A))
+    return xp.where(A >= 0, A.dtype.type(1), e) / (1 + e)
+
+
+def sigmoid_by_tanh(A: Any) -> Any:
+    """(1 + tanh(a/2)) / 2, the sigmoid in half the time; exact to rounding of 1, so its left tail ends at 0."""
+    S = array_module(A).tanh(A / 2)
+    S += 1
+    S /= 2
+    return S
+
+
+class Relu(Elementwise):
+    """Slope 0 at 0."""
+
+    def forward(self, A):
+        self.positive = A > 0
+        return A * self.positive
+
+    def L_A(self, L_Y):
+        return L_Y * self.positive
+
+
+class Silu(Elementwise):
+    """y = a s(a) with s the logistic sigmoid; dy/da = s + y (1 - s)."""
+
+    def forward(self, A):
+        S = sigmoid_by_tanh(A)
+        Y = A * S
+        if self.needs[0]:
+            self.save(S, Y)
+        return Y
+
+    def L_A(self, L_Y):
+        S, Y = self.saved
+        slope = 1 - S
+        slope *= Y
+        slope += S
+        slope *= L_Y
+        return slope
+
+
+class Sigmoid(Elementwise):
+    """y = 1 / (1 + exp(-a)); dy/da = y (1 - y)."""
+
+    def forward(self, A):
+        Y = sigmoid_array(A)
+        self.save(Y)
+        return Y
+
+    def L_A(self, L_Y):
+        (Y,) = self.saved
+        return L_Y * Y * (1 - Y)
+
+
+class Tanh(Elementwise):
+    """dy/da = 1 - y^2."""
+
+    def forward(self, A):
+        Y = array_module(A).tanh(A)
+        self.save(Y)
+        return Y
+
+    def L_A(self, L_Y):
+        (Y,) = self.saved
+        return L_Y * (1 - Y * Y)
+
+
+class Gelu(Elementwise):
+    """y = a F(a) with F the normal distribution function; dy/da = F(a) + a f(a) with f the density."""
+
+    def forward(self, A):
+        F = (erfc(A * -(0.5**0.5)) / 2).astype(A.dtype, copy=False)
+        self.save(A, F)
+        return A * F
+
+    def L_A(self, L_Y):
+        A, F = self.saved
+        density = array_module(A).exp(-A * A / 2) / (2 * np.pi) ** 0.5
+        return L_Y * (F + A * density)
+
+
+class GeluTanh(Elementwise):
+    """y = a (1 + u) / 2 with u = tanh(k (a + c a^3)); dy/da = (1 + u)/2 + a (1 - u^2) k (1 + 3 c a^2) / 2."""
+
+    K, C = (2 / np.pi) ** 0.5, 0.044715
+
+    def forward(self, A):
+        U = array_module(A).tanh(self.K * (A + self.C * A * A * A))
+        self.save(A, U)
+        return A * (1 + U) / 2
+
+    def L_A(self, L_Y):
+        A, U = self.saved
+        return L_Y * ((1 + U) + A * (1 - U * U) * self.K * (1 + 3 * self.C * A * A)) / 2
+
+
+class Softplus(Elementwise):
+    """y = log(1 + exp(a)); dy/da = s(a)."""
+
+    def forward(self, A):
+        self.save(A)
+        return array_module(A).logaddexp(A, A.dtype.type(0))
+
+    def L_A(self, L_Y):
+        (A,) = self.saved
+        return L_Y * sigmoid_array(A)
+
+
+def relu(x: Any) -> Tensor:
+    """max(x, 0), with slope 0 at 0."""
+    return Relu.apply(x)
+
+
+def silu(x: Any) -> Tensor:
+    """x * sigmoid(x), also called swish."""
+    return Silu.apply(x)
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    return Sigmoid.apply(x)
+
+
+def tanh(x: Any) -> Tensor:
+    """The hyperbolic tangent."""
+    return Tanh.apply(x)
+
+
+def gelu(x: Any, approximate: str = "none") -> Tensor:
+    """x times the normal distribution function of x (Hendrycks and Gimpel, 2016); "tanh" for their approximation."""
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f'gelu: approximate must be "none" or "tanh", not {approximate!r}')
+    return (Gelu if approximate == "none" else GeluTanh).apply(x)
+
+
+def softplus(x: Any) -> Tensor:
+    """log(1 + exp(x)), without overflow."""
+    return Softplus.apply(x)

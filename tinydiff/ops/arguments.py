@@ -1,0 +1,46 @@
+"""What public operations share in reading their arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydiff.tensor import Tensor
+
+
+def as_tensor(x: Any) -> Tensor:
+    """The tensor itself, or a new one of an array, a number or a list."""
+    return x if isinstance(x, Tensor) else Tensor(x)
+
+
+def as_array(x: Any) -> Any:
+    """The plain array of a tensor; anything else unchanged."""
+    return x.data if isinstance(x, Tensor) else x
+
+
+def normalize_axis(name: str, axis: int, ndim: int) -> int:
+    """The axis counted from 0; ValueError if there is none."""
+    if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
+        raise TypeError(f"{name}: axis must be an int, not {axis!r}")
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{name}: axis {axis} is out of range for {ndim} dimensions")
+    return int(axis) % ndim
+
+
+def normalize_axes(name: str, axis: Any, ndim: int) -> tuple[int, ...]:
+    """The axes counted from 0, of None (all), an int or a tuple; ValueError if one is missing or named twice."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = tuple(normalize_axis(name, a, ndim) for a in (axis if isinstance(axis, tuple | list) else (axis,)))
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"{name}: an axis is named twice in {axis}")
+    return axes
+
+
+def pair(name: str, what: str, value: Any, least: int) -> tuple[int, int]:
+    """(height, width) of an int or a pair of ints, each at least `least`."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(values) != 2 or any(not isinstance(v, int | np.integer) or v < least for v in values):
+        raise ValueError(f"{name}: {what} must be an int or a pair of ints of at least {least}, not {value!r}")
+    return int(values[0]), int(values[1])

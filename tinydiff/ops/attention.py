@@ -1,0 +1,167 @@
+"""Softmax and attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import array_module
+from tinydiff.function import Function
+from tinydiff.ops.arguments import as_array, as_tensor, normalize_axes, normalize_axis
+from tinydiff.ops.broadcasting import unbroadcast
+from tinydiff.tensor import Tensor
+
+
+def shifted(X: Any, axis: Any) -> tuple[Any, Any]:
+    """X less its maximum over an axis (or several), so that exponentials do not overflow, and that maximum; where
+    there is no finite one, 0 is taken off."""
+    xp = array_module(X)
+    top = X.max(axis, keepdims=True, initial=-xp.inf)
+    top = xp.where(xp.isfinite(top), top, 0).astype(X.dtype, copy=False)
+    return X - top, top
+
+
+def softmax_array(X: Any, axis: Any) -> Any:
+    """exp(x) / sum exp(x); a row of -inf alone gives zeros."""
+    xp = array_module(X)
+    P, _ = shifted(X, axis)
+    xp.exp(P, out=P)
+    total = P.sum(axis, keepdims=True)
+    P /= xp.where(total == 0, X.dtype.type(1), total)
+    return P
+
+
+def softmax_backward(P: Any, L_P: Any, axis: int) -> Any:
+    """From dp_i/dx_j = p_i (delta_ij - p_j): L_X = P * (L_P - sum(L_P * P))."""
+    L_X = L_P * P
+    L_X -= P * L_X.sum(axis, keepdims=True)
+    return L_X
+
+
+class Softmax(Function):
+    def forward(self, X, axis):
+        self.axis = axis
+        P = softmax_array(X, axis)
+        self.save(P)
+        return P
+
+    def backward(self, L_P):
+        (P,) = self.saved
+        return softmax_backward(P, L_P, self.axis)
+
+
+def log_softmax_array(X: Any, axis: int) -> Any:
+    """x - log sum exp(x), with the maximum taken off before the logarithm is, so that large logits lose no digits."""
+    xp = array_module(X)
+    Y, _ = shifted(X, axis)
+    with np.errstate(divide="ignore"):
+        Y -= xp.log(xp.exp(Y).sum(axis, keepdims=True))
+    return Y
+
+
+class LogSoftmax(Function):
+    """y = x - log sum exp(x); from dy_i/dx_j = delta_ij - p_j: L_X = L_Y - P sum(L_Y)."""
+
+    def forward(self, X, axis):
+        self.axis = axis
+        Y = log_softmax_array(X, axis)
+        self.save(Y)
+        return Y
+
+    def backward(self, L_Y):
+        (Y,) = self.saved
+        return L_Y - array_module(Y).exp(Y) * L_Y.sum(self.axis, keepdims=True)
+
+
+class LogSumExp(Function):
+    """dy/dx_i = p_i, the softmax."""
+
+    def forward(self, X, axes, keepdims):
+        xp = array_module(X)
+        self.axes, self.kept = axes, tuple(1 if i in axes else n for i, n in enumerate(X.shape))
+        self.save(X)
+        Y, top = shifted(X, axes)
+        with np.errstate(divide="ignore"):  # log 0 = -inf is what an empty sum shall give
+            Y = xp.log(xp.exp(Y).sum(axes, keepdims=True)) + top
+        return Y if keepdims else Y.reshape([n for i, n in enumerate(X.shape) if i not in axes])
+
+    def backward(self, L_Y):
+        (X,) = self.saved
+        return L_Y.reshape(self.kept) * softmax_array(X, self.axes)
+
+
+class Attention(Function):
+    """Y = P V with P = softmax(S), S = scale Q K^T + mask; Q (..., L, D), K (..., M, D), V (..., M, E).
+
+    Backward goes the same way in reverse: L_V = P^T L_Y, L_P = L_Y V^T, L_S by the softmax,
+    L_Q = scale L_S K, L_K = scale L_S^T Q, L_mask = L_S.
+    """
+
+    def forward(self, Q, K, V, mask, scale):
+        self.scale = scale
+        S = (Q * scale) @ K.swapaxes(-1, -2)
+        if mask is not None:
+            xp = array_module(Q)
+            S = xp.where(mask, S, S.dtype.type(-xp.inf)) if mask.dtype == bool else S + mask.astype(S.dtype, copy=False)
+        P = softmax_array(S, -1)
+        self.save(Q, K, V, P)
+        return P @ V
+
+    def backward(self, L_Y):
+        Q, K, V, P = self.saved
+        L_Q = L_K = L_V = L_mask = None
+        if self.needs[2]:
+            L_V = unbroadcast(P.swapaxes(-1, -2) @ L_Y, V.shape)
+        if self.needs[0] or self.needs[1] or self.needs[3]:
+            L_S = softmax_backward(P, L_Y @ V.swapaxes(-1, -2), -1)
+            if self.needs[3]:
+                L_mask = unbroadcast(L_S, self.shapes[3])
+            L_S = L_S * self.scale
+            if self.needs[0]:
+                L_Q = unbroadcast(L_S @ K, Q.shape)
+            if self.needs[1]:
+                L_K = unbroadcast(L_S.swapaxes(-1, -2) @ Q, K.shape)
+        return L_Q, L_K, L_V, L_mask
+
+
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) along an axis. A row of -inf alone, as a fully masked row of attention, gives zeros."""
+    x = as_tensor(x)
+    return Softmax.apply(x, axis=normalize_axis("softmax", axis, x.ndim))
+
+
+def log_softmax(x: Any, axis: int = -1) -> Tensor:
+    """x - log(sum(exp(x))) along an axis."""
+    x = as_tensor(x)
+    return LogSoftmax.apply(x, axis=normalize_axis("log_softmax", axis, x.ndim))
+
+
+def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """log(sum(exp(x))) over axes (None: all), without overflow."""
+    x = as_tensor(x)
+    return LogSumExp.apply(x, axes=normalize_axes("logsumexp", axis, x.ndim), keepdims=keepdims)
+
+
+def attention(q: Any, k: Any, v: Any, mask: Any = None, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T + mask) v (Vaswani et al., 2017, eq. 1).
+
+    q (..., L, D), k (..., M, D), v (..., M, E) -> (..., L, E); leading axes broadcast. scale: 1/sqrt(D) if None. mask,
+    broadcasting to (..., L, M): boolean, True where attended, or floating point, added; a query that may attend to
+    nothing gets zeros. ValueError where the shapes do not fit, TypeError for a mask of another type.
+    """
+    q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
+    shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
+    if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise ValueError(f"attention: {shapes} do not fit; needed are (..., L, D), (..., M, D), (..., M, E)")
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    if mask is not None and as_array(mask).dtype.kind not in "bf":
+        raise TypeError(
+            f"attention: the mask must be boolean (True: attend) or floating point (added), not {mask.dtype}"
+        )
+    try:
+        return Attention.apply(q, k, v, mask, scale=scale)
+    except ValueError:
+        shown = shapes if mask is None else f"{shapes} and mask {mask.shape}"
+        raise ValueError(f"attention: the leading axes of {shown} do not broadcast") from None

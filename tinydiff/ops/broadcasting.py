@@ -1,0 +1,40 @@
+"""Broadcasting undone, in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinydiff.function import Function
+
+
+def unbroadcast(L: Any, shape: tuple[int, ...]) -> Any:
+    """The gradient of an array of the given shape, from the gradient L of what it was broadcast to.
+
+    An element that was repeated gets the sum of the gradients of its copies.
+    """
+    if L.shape == shape:
+        return L
+    extra = L.ndim - len(shape)
+    repeated = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and L.shape[extra + i] != 1)
+    return L.sum(repeated, keepdims=True).reshape(shape)
+
+
+class Elementwise(Function):
+    """An operation that works element by element on arrays that broadcast.
+
+    A subclass has, beside `forward`, a method for each input that gives the gradient in the broadcast shape: `L_A` for
+    the first, `L_B` for the second.
+    """
+
+    def backward(self, L_Y: Any) -> tuple[Any, ...]:
+        methods = (self.L_A, self.L_B)[: len(self.shapes)]
+        return tuple(
+            unbroadcast(L(L_Y), shape) if needed else None
+            for L, shape, needed in zip(methods, self.shapes, self.needs, strict=True)
+        )
+
+    def L_A(self, L_Y: Any) -> Any:
+        raise NotImplementedError
+
+    def L_B(self, L_Y: Any) -> Any:
+        raise NotImplementedError

@@ -1,0 +1,264 @@
+"""Convolution: the fully connected layer on patches.
+
+With P = patches(X), one row for each output pixel and one column for each weight of a filter,
+
+    X (N, H, W, C)    P (N Ho Wo, R S C)    W (R S C, K)    b (K,)    Y (N Ho Wo, K)
+
+a convolution is Y = P W + 1 b, and its backward pass is that of the fully connected layer (source A, 4.1.8-4.1.14)
+followed by the adjoint of `patches`, which adds every entry of a patch back to the pixel that it was read from:
+
+    L_P = L_Y W^T        (N Ho Wo, R S C) = (N Ho Wo, K) (K, R S C)
+    L_W = P^T L_Y        (R S C, K) = (R S C, N Ho Wo) (N Ho Wo, K)
+    L_b = 1^T L_Y        (1, K)
+    L_X = patches^T(L_P)
+
+Stride, padding and dilation only change which pixels a patch reads. With groups, each group of channels is a convolution
+of its own. A transposed convolution is the adjoint in X: its forward pass is the backward pass above, and the reverse.
+
+`Conv2d` below is that definition. It works through a few images at a time, so that the patches stay in cache and in
+memory that is used again. The arithmetic of patches, blocks and memory is in `windows.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinydiff.backend import array_module
+from tinydiff.function import Function
+from tinydiff.ops.arguments import as_tensor, pair
+from tinydiff.ops.windows import Window, fold, image_blocks, unfold
+from tinydiff.tensor import Tensor
+from tinydiff.workers import share
+
+
+class Patches(Function):
+    def forward(self, X, window):
+        self.window = window
+        P = unfold(X, window)
+        self.by_pixel = P.shape
+        return P.reshape(-1, P.shape[3] * P.shape[4] * P.shape[5])
+
+    def backward(self, L_P):
+        return fold(L_P.reshape(self.by_pixel), self.shapes[0], self.window)
+
+
+class Unpatches(Function):
+    def forward(self, P, shape, window):
+        self.window = window
+        return fold(P.reshape(shape[0], *window.output_size(shape), *window.size, shape[3]), shape, window)
+
+    def backward(self, L_X):
+        return unfold(L_X, self.window).reshape(self.shapes[0])
+
+
+class Conv2d(Function):
+    """Y = P W + 1 b, group by group."""
+
+    def forward(self, X, W, b, window, groups):
+        self.window, self.groups = window, groups
+        self.save(X, W)
+        return convolve(X, W, b, window, groups)
+
+    def backward(self, L_Y):
+        X, W = self.saved
+        L_X = L_W = L_b = None
+        if self.needs[0]:
+            L_X = convolve_input_gradient(L_Y, W, X.shape, self.window, self.groups)
+        if self.needs[1]:
+            L_W = convolve_weight_gradient(X, L_Y, W.shape, self.window, self.groups)
+        if self.needs[2]:
+            L_b = L_Y.reshape(-1, L_Y.shape[-1]).sum(0)
+        return L_X, L_W, L_b
+
+
+class ConvTranspose2d(Function):
+    """The adjoint of X -> P W: Y = patches^T(X W^T), hence L_X = patches(L_Y) W and L_W = patches(L_Y)^T X."""
+
+    def forward(self, X, W, b, shape, window, groups):
+        self.window, self.groups = window, groups
+        self.save(X, W)
+        Y = convolve_input_gradient(X, W, shape, window, groups)
+        if b is not None:
+            Y += b
+        return Y
+
+    def backward(self, L_Y):
+        X, W = self.saved
+        L_X = L_W = L_b = None
+        if self.needs[0]:
+            L_X = convolve(L_Y, W, None, self.window, self.groups)
+        if self.needs[1]:
+            L_W = convolve_weight_gradient(L_Y, X, W.shape, self.window, self.groups)
+        if self.needs[2]:
+            L_b = L_Y.reshape(-1, L_Y.shape[-1]).sum(0)
+        return L_X, L_W, L_b
+
+
+def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1) -> Any:
+    """Y = P W + 1 b."""
+    xp, (R, S, C, K) = array_module(X), W.shape
+    Ho, Wo = window.output_size(X.shape)
+    Y = xp.empty((X.shape[0], Ho, Wo, K), xp.result_type(X, W))
+    Wg = W.reshape(R * S * C, groups, K // groups)
+
+    def some(blocks: Sequence[slice]) -> None:
+        for images in blocks:
+            for g in range(groups):
+                P = unfold(X[images, ..., g * C : (g + 1) * C], window, reuse=True).reshape(-1, R * S * C)
+                if groups == 1:
+                    xp.matmul(P, Wg[:, 0], out=Y[images].reshape(-1, K))
+                else:
+                    Y[images].reshape(-1, groups, K // groups)[:, g] = P @ Wg[:, g]
+            if b is not None:
+                Y[images] += b
+
+    share(some, image_blocks(X.shape[0], Ho * Wo * R * S * C))
+    return Y
+
+
+def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
+    """L_X = patches^T(L_Y W^T), for X of the given shape.
+
+    With stride 1 no adding back is needed: pixel (i, j) was read by the outputs around it, each through the opposite
+    entry of the filter, so L_X is the convolution of L_Y with the filter turned by 180 degrees.
+    """
+    xp, (R, S, C, K) = array_module(L_Y), W.shape
+    turned = window.turned(shape, L_Y.shape)
+    if turned is not None:
+        Wt = W[::-1, ::-1].reshape(R, S, C, groups, K // groups).transpose(0, 1, 4, 3, 2)
+        return convolve(L_Y, xp.ascontiguousarray(Wt).reshape(R, S, K // groups, groups * C), None, turned, groups)
+    N, Ho, Wo, _ = L_Y.shape
+    L_X = xp.empty(shape, xp.result_type(L_Y, W))
+    Wg = W.reshape(R * S * C, groups, K // groups)
+
+    def some(blocks: Sequence[slice]) -> None:
+        for images in blocks:
+            for g in range(groups):
+                L_P = L_Y[images].reshape(-1, groups, K // groups)[:, g] @ Wg[:, g].T
+                block = L_X[images, ..., g * C : (g + 1) * C]
+                block[...] = fold(L_P.reshape(-1, Ho, Wo, R, S, C), block.shape, window)
+
+    share(some, image_blocks(N, Ho * Wo * R * S * C))
+    return L_X
+
+
+def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
+    """L_W = P^T L_Y, summed over blocks of images in order."""
+    xp, (R, S, C, K) = array_module(X), shape
+    N, Ho, Wo, _ = L_Y.shape
+
+    def some(blocks: Sequence[slice]) -> Any:
+        L_W = xp.zeros((R * S * C, groups, K // groups), xp.result_type(X, L_Y))
+        for images in blocks:
+            for g in range(groups):
+                P = unfold(X[images, ..., g * C : (g + 1) * C], window, reuse=True).reshape(-1, R * S * C)
+                L_W[:, g] += P.T @ L_Y[images].reshape(-1, groups, K // groups)[:, g]
+        return L_W
+
+    first, *others = share(some, image_blocks(N, Ho * Wo * R * S * C))
+    for L_W in others:
+        first += L_W
+    return first.reshape(shape)
+
+
+def patches(x: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Tensor:
+    """What a convolution sees: x (N, H, W, C) -> (N Ho Wo, R S C), a row for each output pixel (n, i, j).
+
+    Entry (r, s, c) of the row is channel c of pixel (i stride + r dilation - top, j stride + s dilation - left), 0 outside
+    of the image. kernel_size: (R, S) or an int; the other arguments as for conv2d.
+    """
+    x = as_tensor(x)
+    _check_images("patches", x)
+    window = Window.read("patches", kernel_size, stride, padding, dilation)
+    window.check("patches", x.shape)
+    return Patches.apply(x, window=window)
+
+
+def unpatches(
+    p: Any, shape: tuple[int, ...], kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1
+) -> Tensor:
+    """The adjoint of `patches` for images of a shape (N, H, W, C): p (N Ho Wo, R S C) -> (N, H, W, C), every entry added to
+    the pixel that it was read from. ValueError where p does not have the rows and columns of such images."""
+    p, shape = as_tensor(p), tuple(shape)
+    if len(shape) != 4:
+        raise ValueError(f"unpatches: shape must be that of images (N, H, W, C), not {shape}")
+    window = Window.read("unpatches", kernel_size, stride, padding, dilation)
+    window.check("unpatches", shape)
+    (N, _, _, C), (Ho, Wo), (R, S) = shape, window.output_size(shape), window.size
+    if p.shape != (N * Ho * Wo, R * S * C):
+        raise ValueError(f"unpatches: p {p.shape} is not {(N * Ho * Wo, R * S * C)}, the patches of images {shape}")
+    return Unpatches.apply(p, shape=shape, window=window)
+
+
+def conv2d(
+    x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
+    """The two-dimensional convolution (cross-correlation) of images with filters, plus a bias.
+
+    x (N, H, W, C), w (R, S, C / groups, K), b (K,) or None -> (N, Ho, Wo, K) with
+    Ho = floor((H + top + bottom - dilation (R - 1) - 1) / stride) + 1, Wo likewise.
+    stride, dilation: an int or (vertical, horizontal). padding: an int, (vertical, horizontal), or
+    ((top, bottom), (left, right)), filled with zeros. The derivation stands at the head of this file.
+    ValueError where shapes do not fit, channels are not divisible by groups, or the filter is larger than the image.
+    """
+    x, w = as_tensor(x), as_tensor(w)
+    _check_images("conv2d", x)
+    window = _read_weights("conv2d", w, b, groups, stride, padding, dilation, w.shape[3:4])
+    if x.shape[3] != w.shape[2] * groups:
+        raise ValueError(f"conv2d: x {x.shape} has {x.shape[3]} channels, w {w.shape} with groups={groups} takes {w.shape[2] * groups}")
+    window.check("conv2d", x.shape)
+    return Conv2d.apply(x, w, b, window=window, groups=groups)
+
+
+def conv_transpose2d(
+    x: Any,
+    w: Any,
+    b: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The adjoint of conv2d with the same w: x (N, H, W, K), w (R, S, C / groups, K), b (C,) -> (N, Ho, Wo, C) with
+    Ho = (H - 1) stride - top - bottom + dilation (R - 1) + 1 + output_padding, Wo likewise.
+
+    output_padding (an int or a pair, below stride or dilation) chooses among the sizes that conv2d maps to H.
+    ValueError where shapes do not fit.
+    """
+    name = "conv_transpose2d"
+    x, w = as_tensor(x), as_tensor(w)
+    _check_images(name, x)
+    window = _read_weights(name, w, b, groups, stride, padding, dilation, (w.shape[2] * groups,) if w.ndim == 4 else ())
+    if x.shape[3] != w.shape[3]:
+        raise ValueError(f"{name}: x {x.shape} has {x.shape[3]} channels, w {w.shape} takes {w.shape[3]}")
+    extra = pair(name, "output_padding", output_padding, 0)
+    if any(e >= max(s, d) and e > 0 for e, s, d in zip(extra, window.stride, window.dilation, strict=True)):
+        raise ValueError(f"{name}: output_padding {output_padding} must be smaller than the stride or the dilation")
+    size = [
+        (n - 1) * s - sum(p) + d * (r - 1) + 1 + e
+        for n, s, p, d, r, e in zip(
+            x.shape[1:3], window.stride, window.padding, window.dilation, window.size, extra, strict=True
+        )
+    ]
+    if min(size) < 1:
+        raise ValueError(f"{name}: x {x.shape} with filters {window.size} and padding {padding} gives no pixels")
+    return ConvTranspose2d.apply(x, w, b, shape=(x.shape[0], *size, w.shape[2] * groups), window=window, groups=groups)
+
+
+def _check_images(name: str, x: Tensor) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"{name}: x must be images (N, H, W, C), not of shape {x.shape}")
+
+
+def _read_weights(
+    name: str, w: Tensor, b: Any, groups: int, stride: Any, padding: Any, dilation: Any, outputs: tuple[int, ...]
+) -> Window:
+    if w.ndim != 4:
+        raise ValueError(f"{name}: w must be filters (R, S, C / groups, K), not of shape {w.shape}")
+    if not isinstance(groups, int) or groups < 1 or w.shape[3] % groups:
+        raise ValueError(f"{name}: the {w.shape[3]} filters of w {w.shape} do not divide into groups={groups}")
+    if b is not None and as_tensor(b).shape != outputs:
+        raise ValueError(f"{name}: b {as_tensor(b).shape} does not fit w {w.shape}; needed is {outputs}")
+    return Window.read(name, w.shape[:2], stride, padding, dilation)

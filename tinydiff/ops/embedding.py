@@ -1,0 +1,69 @@
+"""Rows of a table by index, and dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinydiff.backend import array_module
+from tinydiff.function import Function
+from tinydiff.ops.arguments import as_array, as_tensor
+from tinydiff.random import Generator
+from tinydiff.tensor import Tensor
+
+
+class Embedding(Function):
+    """Y_n = W_i(n), so row i of L_W is the sum of L_Y_n over the n that picked it."""
+
+    def forward(self, W, indices):
+        self.indices = indices
+        return W[indices]
+
+    def backward(self, L_Y):
+        xp = array_module(L_Y)
+        L_W = xp.zeros(self.shapes[0], L_Y.dtype)
+        xp.add.at(L_W, self.indices, L_Y)
+        return L_W
+
+
+class Dropout(Function):
+    """Y = X M, with M = 0 with probability p, else 1 / (1 - p), so that the expectation stays."""
+
+    def forward(self, X, p, generator):
+        xp = array_module(X)
+        kept = generator.uniform(X.shape, device="cpu" if xp.__name__ == "numpy" else "cuda") >= p
+        self.mask = kept * X.dtype.type(1 / (1 - p))
+        return X * self.mask
+
+    def backward(self, L_Y):
+        return L_Y * self.mask
+
+
+def embedding(indices: Any, w: Any) -> Tensor:
+    """Rows of a table: integer indices (...), w (V, D) -> (..., D). IndexError for an index outside 0..V-1, TypeError
+    for indices that are not integers."""
+    w = as_tensor(w)
+    if w.ndim != 2:
+        raise ValueError(f"embedding: w must be (V, D), not of shape {w.shape}")
+    indices = array_module(w.data).asarray(as_array(indices))
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"embedding: indices must be integers, not {indices.dtype}")
+    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= w.shape[0]):
+        raise IndexError(
+            f"embedding: indices {int(indices.min())}..{int(indices.max())} are not in 0..{w.shape[0] - 1}"
+        )
+    return Embedding.apply(w, indices=indices)
+
+
+def dropout(x: Any, p: float, generator: Generator | None) -> Tensor:
+    """Elements set to 0 with probability p in [0, 1), the others scaled by 1 / (1 - p) (Srivastava et al., 2014).
+
+    One random number for each element comes from the generator, which may be None only where p is 0.
+    """
+    x = as_tensor(x)
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must be in [0, 1), not {p}")
+    if p == 0:
+        return x
+    if generator is None:
+        raise ValueError(f"dropout: p={p} needs a Generator; give one, or call the module's train(generator)")
+    return Dropout.apply(x, p=p, generator=generator)

@@ -1,0 +1,87 @@
+"""Losses. Each is a negative log likelihood up to constants (source A, 3.3 and 3.5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinydiff.backend import array_module
+from tinydiff.function import Function
+from tinydiff.ops.arguments import as_array, as_tensor
+from tinydiff.ops.attention import log_softmax_array
+from tinydiff.tensor import Tensor
+
+
+class MseLoss(Function):
+    """l = (p - y)^2, so L_P = 2 (p - y) L and L_Y = -L_P; L is shared out by the mean."""
+
+    def forward(self, P, Y, reduction):
+        D = P - Y
+        self.save(D)
+        self.factor = 2 / max(D.size, 1) if reduction == "mean" else 2
+        if reduction == "none":
+            return D * D
+        flat = D.reshape(-1)
+        total = flat @ flat
+        return total / D.dtype.type(max(D.size, 1)) if reduction == "mean" else total
+
+    def backward(self, L):
+        (D,) = self.saved
+        L_P = D * (L * self.factor)
+        return L_P if self.needs[0] else None, -L_P if self.needs[1] else None
+
+
+class CrossEntropy(Function):
+    """l_n = -log p_n,y(n) with p the softmax of the logits; its derivative is p - onehot(y) (from A 3.3.7)."""
+
+    def forward(self, X, labels, reduction):
+        xp, rows = array_module(X), array_module(X).arange(X.shape[0])
+        self.labels, self.rows = labels, rows
+        log_p = log_softmax_array(X, 1)
+        self.save(log_p)
+        self.factor = 1 / max(X.shape[0], 1) if reduction == "mean" else 1
+        losses = -log_p[rows, labels]
+        return losses if reduction == "none" else xp.asarray(losses.sum() * X.dtype.type(self.factor), X.dtype)
+
+    def backward(self, L):
+        (log_p,) = self.saved
+        L_X = array_module(log_p).exp(log_p)
+        L_X[self.rows, self.labels] -= 1
+        L_X *= (L * self.factor).reshape(-1, 1)
+        return L_X
+
+
+def _check_reduction(name: str, reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'{name}: reduction must be "mean", "sum" or "none", not {reduction!r}')
+
+
+def mse_loss(prediction: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """The squared error of arrays of one shape: its mean or sum over all elements, or each ("none").
+
+    Minimising it is maximum likelihood under Gaussian noise of fixed variance (source A, 3.5.6).
+    """
+    _check_reduction("mse_loss", reduction)
+    prediction, target = as_tensor(prediction), as_tensor(target)
+    if prediction.shape != target.shape:
+        raise ValueError(f"mse_loss: prediction {prediction.shape} and target {target.shape} differ in shape")
+    return MseLoss.apply(prediction, target, reduction=reduction)
+
+
+def cross_entropy(logits: Any, labels: Any, reduction: str = "mean") -> Tensor:
+    """-log softmax(logits)[label]: logits (N, K), integer labels (N,) in 0..K-1; mean, sum or each (N,).
+
+    Minimising it is maximum likelihood for a categorical distribution (source A, 3.3.7). ValueError for shapes that do
+    not fit and labels out of range, TypeError for labels that are not integers.
+    """
+    _check_reduction("cross_entropy", reduction)
+    logits = as_tensor(logits)
+    labels = array_module(logits.data).asarray(as_array(labels))
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"cross_entropy: logits {logits.shape} and labels {labels.shape} must be (N, K) and (N,)")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"cross_entropy: labels must be integers, not {labels.dtype}")
+    if labels.size and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]):
+        raise ValueError(
+            f"cross_entropy: labels {int(labels.min())}..{int(labels.max())} are not in 0..{logits.shape[1] - 1}"
+        )
+    return CrossEntropy.apply(logits, labels=labels, reduction=reduction)

@@ -1,0 +1,100 @@
+"""Pooling and upsampling of images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinydiff.backend import array_module
+from tinydiff.function import Function
+from tinydiff.ops.arguments import as_tensor, pair
+from tinydiff.ops.windows import Window, fold, pad_images, sliding_view
+from tinydiff.tensor import Tensor
+
+
+class AvgPool2d(Function):
+    """Y is the mean over each window, so every entry of a window gets L_Y / (R S)."""
+
+    def forward(self, X, window):
+        self.window = window
+        view = sliding_view(pad_images(X, window), window, window.output_size(X.shape))
+        return view.mean((3, 4))
+
+    def backward(self, L_Y):
+        (R, S), xp = self.window.size, array_module(L_Y)
+        N, Ho, Wo, C = L_Y.shape
+        L_P = xp.broadcast_to((L_Y / (R * S))[:, :, :, None, None], (N, Ho, Wo, R, S, C))
+        return fold(L_P, self.shapes[0], self.window)
+
+
+class MaxPool2d(Function):
+    """Equal largest entries of a window share its gradient equally."""
+
+    def forward(self, X, window):
+        self.window = window
+        Y = self._view(X).max((3, 4))
+        self.save(X, Y)
+        return Y
+
+    def backward(self, L_Y):
+        X, Y = self.saved
+        hit = (self._view(X) == Y[:, :, :, None, None]).astype(L_Y.dtype)
+        hit *= (L_Y / hit.sum((3, 4)))[:, :, :, None, None]
+        return fold(hit, X.shape, self.window)
+
+    def _view(self, X):
+        return sliding_view(
+            pad_images(X, self.window, fill=-float("inf")), self.window, self.window.output_size(X.shape)
+        )
+
+
+class UpsampleNearest2d(Function):
+    """Each pixel becomes f x g equal ones and so gets the sum of their gradients."""
+
+    def forward(self, X, factor):
+        self.factor = f, g = factor
+        N, H, W, C = X.shape
+        Y = array_module(X).empty((N, H, f, W, g, C), X.dtype)
+        Y[...] = X[:, :, None, :, None]
+        return Y.reshape(N, H * f, W * g, C)
+
+    def backward(self, L_Y):
+        f, g = self.factor
+        parts = [L_Y[:, i::f, j::g] for i in range(f) for j in range(g)]
+        L_X = parts[0].copy()
+        for part in parts[1:]:
+            L_X += part
+        return L_X
+
+
+def avg_pool2d(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Tensor:
+    """The mean over windows of x (N, H, W, C); padded zeros count. stride: the window's size if None."""
+    x, moving = _read("avg_pool2d", x, window, stride, padding)
+    return AvgPool2d.apply(x, window=moving)
+
+
+def max_pool2d(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Tensor:
+    """The maximum over windows of x (N, H, W, C); padding never wins and must be at most half the window. stride: the
+    window's size if None. Equal maxima share the gradient."""
+    x, moving = _read("max_pool2d", x, window, stride, padding)
+    if any(2 * max(p) > r for p, r in zip(moving.padding, moving.size, strict=True)):
+        raise ValueError(f"max_pool2d: padding {padding} must be at most half of the window {window}")
+    if x.dtype.kind != "f":
+        raise TypeError(f"max_pool2d: needs a floating point tensor, not {x.dtype}")
+    return MaxPool2d.apply(x, window=moving)
+
+
+def upsample_nearest2d(x: Any, factor: Any = 2) -> Tensor:
+    """x (N, H, W, C) -> (N, f H, g W, C): every pixel repeated. factor: an int or (f, g)."""
+    x = as_tensor(x)
+    if x.ndim != 4:
+        raise ValueError(f"upsample_nearest2d: x must be images (N, H, W, C), not of shape {x.shape}")
+    return UpsampleNearest2d.apply(x, factor=pair("upsample_nearest2d", "factor", factor, 1))
+
+
+def _read(name: str, x: Any, window: Any, stride: Any, padding: Any) -> tuple[Tensor, Window]:
+    x = as_tensor(x)
+    if x.ndim != 4:
+        raise ValueError(f"{name}: x must be images (N, H, W, C), not of shape {x.shape}")
+    moving = Window.read(name, window, window if stride is None else stride, padding, 1)
+    moving.check(name, x.shape)
+    return x, moving

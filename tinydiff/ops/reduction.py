@@ -1,0 +1,121 @@
+"""Sums, means, variances and extremes over axes.
+
+Backward passes begin by giving the gradient its reduced axes back (length 1), so that it broadcasts against the input.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tinydiff.backend import array_module
+from tinydiff.function import Function
+from tinydiff.ops.arguments import as_tensor, normalize_axes
+from tinydiff.tensor import Tensor
+
+
+class Reduction(Function):
+    """Remembers over which axes; `restored(L_Y)` is the gradient with those axes again, of length 1."""
+
+    def reduce_over(self, X: Any, axis: Any) -> None:
+        self.axes = axis
+        self.kept = tuple(1 if i in axis else n for i, n in enumerate(X.shape))
+        self.count = math.prod(X.shape[i] for i in axis)
+
+    def restored(self, L_Y: Any) -> Any:
+        return L_Y.reshape(self.kept)
+
+
+class Sum(Reduction):
+    def forward(self, X, axis, keepdims):
+        self.reduce_over(X, axis)
+        return X.sum(axis, keepdims=keepdims)
+
+    def backward(self, L_Y):
+        return array_module(L_Y).broadcast_to(self.restored(L_Y), self.shapes[0])
+
+
+class Mean(Reduction):
+    def forward(self, X, axis, keepdims):
+        self.reduce_over(X, axis)
+        return X.mean(axis, keepdims=keepdims)
+
+    def backward(self, L_Y):
+        return array_module(L_Y).broadcast_to(self.restored(L_Y) / self.count, self.shapes[0])
+
+
+class Var(Reduction):
+    """y = sum (x - m)^2 / (n - ddof); dy/dx = 2 (x - m) / (n - ddof), since the sum of x - m is 0."""
+
+    def forward(self, X, axis, keepdims, ddof):
+        self.reduce_over(X, axis)
+        self.scale = 2 / (self.count - ddof)
+        self.save(X)
+        return X.var(axis, keepdims=keepdims, ddof=ddof)
+
+    def backward(self, L_Y):
+        (X,) = self.saved
+        return (X - X.mean(self.axes, keepdims=True)) * (self.restored(L_Y) * self.scale)
+
+
+class Max(Reduction):
+    """Equal extremes share the gradient equally."""
+
+    def forward(self, X, axis, keepdims):
+        self.reduce_over(X, axis)
+        Y = X.max(axis, keepdims=keepdims)
+        self.save(X, Y)
+        return Y
+
+    def backward(self, L_Y):
+        X, Y = self.saved
+        hit = (self.restored(Y) == X).astype(L_Y.dtype)
+        return hit * (self.restored(L_Y) / hit.sum(self.axes, keepdims=True))
+
+
+class Min(Max):
+    def forward(self, X, axis, keepdims):
+        self.reduce_over(X, axis)
+        Y = X.min(axis, keepdims=keepdims)
+        self.save(X, Y)
+        return Y
+
+
+def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """The sum over `axis` (None: all; an int or a tuple)."""
+    x = as_tensor(x)
+    return Sum.apply(x, axis=normalize_axes("sum", axis, x.ndim), keepdims=keepdims)
+
+
+def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """The mean over `axis` (None: all; an int or a tuple)."""
+    x = as_tensor(x)
+    return Mean.apply(x, axis=normalize_axes("mean", axis, x.ndim), keepdims=keepdims)
+
+
+def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+    """The mean squared deviation from the mean over `axis`; divides by n - ddof. ValueError where n <= ddof."""
+    x = as_tensor(x)
+    axes = normalize_axes("var", axis, x.ndim)
+    n = math.prod(x.shape[i] for i in axes)
+    if n <= ddof:
+        raise ValueError(f"var: {n} elements of shape {x.shape} over axes {axes} are too few for ddof={ddof}")
+    return Var.apply(x, axis=axes, keepdims=keepdims, ddof=ddof)
+
+
+def max(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """The largest element over `axis`; equal ones share the gradient equally."""
+    return _extreme(Max, "max", x, axis, keepdims)
+
+
+def min(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """The smallest element over `axis`; equal ones share the gradient equally."""
+    return _extreme(Min, "min", x, axis, keepdims)
+
+
+def _extreme(function: type[Reduction], name: str, x: Any, axis: Any, keepdims: bool) -> Tensor:
+    x = as_tensor(x)
+    axes = normalize_axes(name, axis, x.ndim)
+    if any(x.shape[i] == 0 for i in axes):
+        raise ValueError(f"{name}: there is no extreme over an empty axis of shape {x.shape}")
+    return function.apply(x, axis=axes, keepdims=keepdims)

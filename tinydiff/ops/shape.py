@@ -1,0 +1,227 @@
+"""Operations that move elements and compute nothing: their backward passes move gradients back."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import array_module
+from tinydiff.function import Function
+from tinydiff.ops.arguments import as_array, as_tensor, normalize_axes, normalize_axis
+from tinydiff.ops.broadcasting import unbroadcast
+from tinydiff.tensor import Tensor
+
+
+class Reshape(Function):
+    def forward(self, X, shape):
+        return X.reshape(shape)
+
+    def backward(self, L_Y):
+        return L_Y.reshape(self.shapes[0])
+
+
+class Transpose(Function):
+    def forward(self, X, axes):
+        self.axes = axes
+        return X.transpose(axes)
+
+    def backward(self, L_Y):
+        return L_Y.transpose([self.axes.index(i) for i in range(len(self.axes))])
+
+
+class BroadcastTo(Function):
+    def forward(self, X, shape):
+        return array_module(X).broadcast_to(X, shape)
+
+    def backward(self, L_Y):
+        return unbroadcast(L_Y, self.shapes[0])
+
+
+class Concatenate(Function):
+    def forward(self, *Xs, axis):
+        self.axis = axis
+        return array_module(Xs[0]).concatenate(Xs, axis)
+
+    def backward(self, L_Y):
+        ends = np.cumsum([shape[self.axis] for shape in self.shapes])
+        return tuple(array_module(L_Y).split(L_Y, ends[:-1].tolist(), self.axis))
+
+
+class Split(Function):
+    def forward(self, X, ends, axis):
+        self.axis = axis
+        return tuple(array_module(X).split(X, ends, axis))
+
+    def backward(self, *L_Ys):
+        return array_module(L_Ys[0]).concatenate(L_Ys, self.axis)
+
+
+class GetItem(Function):
+    def forward(self, X, index):
+        self.index = index
+        return X[index]
+
+    def backward(self, L_Y):
+        xp = array_module(L_Y)
+        L_X = xp.zeros(self.shapes[0], L_Y.dtype)
+        parts = self.index if isinstance(self.index, tuple) else (self.index,)
+        if all(isinstance(part, int | np.integer | slice | type(None) | type(Ellipsis)) for part in parts):
+            L_X[self.index] = L_Y
+        else:
+            xp.add.at(L_X, self.index, L_Y)  # an element may have been picked more than once
+        return L_X
+
+
+class Pad(Function):
+    """Constant padding; backward cuts it off."""
+
+    def forward(self, X, widths, value):
+        self.inner = tuple(slice(before, before + n) for (before, _), n in zip(widths, X.shape, strict=True))
+        return array_module(X).pad(X, widths, constant_values=value)
+
+    def backward(self, L_Y):
+        return L_Y[self.inner]
+
+
+class PadByIndex(Function):
+    """Padding that repeats elements along one axis: Y_j = X_{source(j)}, so L_X_i is the sum of L_Y_j over source(j) =
+    i."""
+
+    def forward(self, X, axis, before, source):
+        self.axis, self.before, self.source = axis, before, source
+        return X.take(array_module(X).asarray(source), axis)
+
+    def backward(self, L_Y):
+        n = self.shapes[0][self.axis]
+        at = (slice(None),) * self.axis
+        L_X = L_Y[(*at, slice(self.before, self.before + n))].copy()
+        for j, i in enumerate(self.source):
+            if not self.before <= j < self.before + n:
+                L_X[(*at, i)] += L_Y[(*at, j)]
+        return L_X
+
+
+def reshape(x: Any, *shape: Any) -> Tensor:
+    """The same elements in another shape, given as a tuple or as numbers; one of them may be -1."""
+    x = as_tensor(x)
+    shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+    known = math.prod(n for n in shape if n != -1)
+    fits = x.size == known if -1 not in shape else shape.count(-1) == 1 and known > 0 and x.size % known == 0
+    if not fits or any(n < -1 for n in shape):
+        raise ValueError(f"reshape: shape {x.shape} does not fit into {shape}")
+    return Reshape.apply(x, shape=shape)
+
+
+def transpose(x: Any, axes: Any = None) -> Tensor:
+    """The axes in another order (None: reversed)."""
+    x = as_tensor(x)
+    axes = tuple(range(x.ndim))[::-1] if axes is None else normalize_axes("transpose", tuple(axes), x.ndim)
+    if len(axes) != x.ndim:
+        raise ValueError(f"transpose: {len(axes)} axes for a tensor of shape {x.shape}")
+    return Transpose.apply(x, axes=axes)
+
+
+def expand_dims(x: Any, axis: Any) -> Tensor:
+    """New axes of length 1 at the positions (in the result) given by an int or a tuple."""
+    x = as_tensor(x)
+    count = len(axis) if isinstance(axis, tuple | list) else 1
+    axes = normalize_axes("expand_dims", axis, x.ndim + count)
+    rest = iter(x.shape)
+    return Reshape.apply(x, shape=tuple(1 if i in axes else next(rest) for i in range(x.ndim + count)))
+
+
+def squeeze(x: Any, axis: Any = None) -> Tensor:
+    """Without axes of length 1 (None: all of them); ValueError if a named one is longer."""
+    x = as_tensor(x)
+    axes = [i for i, n in enumerate(x.shape) if n == 1] if axis is None else normalize_axes("squeeze", axis, x.ndim)
+    if any(x.shape[i] != 1 for i in axes):
+        raise ValueError(f"squeeze: axis {axis} of shape {x.shape} is not of length 1")
+    return Reshape.apply(x, shape=tuple(n for i, n in enumerate(x.shape) if i not in axes))
+
+
+def broadcast_to(x: Any, shape: Sequence[int]) -> Tensor:
+    """x repeated to the given shape, without a copy."""
+    x, shape = as_tensor(x), tuple(shape)
+    try:
+        fits = np.broadcast_shapes(x.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"broadcast_to: shape {x.shape} does not broadcast to {shape}")
+    return BroadcastTo.apply(x, shape=shape)
+
+
+def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
+    """The tensors one after another along an axis; their other axes must agree."""
+    xs = [as_tensor(x) for x in xs]
+    if not xs:
+        raise ValueError("concatenate: needs at least one tensor")
+    axis = normalize_axis("concatenate", axis, xs[0].ndim)
+    shapes = [x.shape for x in xs]
+    if len({(len(s), s[:axis], s[axis + 1 :]) for s in shapes}) != 1:
+        raise ValueError(f"concatenate: shapes {', '.join(map(str, shapes))} differ in another axis than {axis}")
+    return Concatenate.apply(*xs, axis=axis)
+
+
+def stack(xs: Sequence[Any], axis: int = 0) -> Tensor:
+    """Tensors of one shape along a new axis."""
+    xs = [as_tensor(x) for x in xs]
+    if len({x.shape for x in xs}) != 1:
+        raise ValueError(f"stack: needs tensors of one shape, not {', '.join(str(x.shape) for x in xs) or 'none'}")
+    axis = normalize_axis("stack", axis, xs[0].ndim + 1)
+    return concatenate([expand_dims(x, axis) for x in xs], axis)
+
+
+def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
+    """The tensor cut along an axis: into a number of equal sections, or at the given increasing indices."""
+    x = as_tensor(x)
+    axis = normalize_axis("split", axis, x.ndim)
+    n = x.shape[axis]
+    if isinstance(sections, int | np.integer):
+        if sections < 1 or n % sections:
+            raise ValueError(f"split: axis {axis} of shape {x.shape} does not divide into {sections} equal sections")
+        ends = [n // sections * i for i in range(1, sections)]
+    else:
+        ends = [int(i) for i in sections]
+        if any(not 0 <= i <= n for i in ends) or ends != sorted(ends):
+            raise ValueError(f"split: indices {ends} must increase within 0..{n}, the length of axis {axis}")
+    return Split.apply(x, ends=ends, axis=axis)
+
+
+def getitem(x: Any, index: Any) -> Tensor:
+    """x[index], with ints, slices, None, Ellipsis, integer or boolean arrays (or tensors), as in NumPy."""
+    index = tuple(map(as_array, index)) if isinstance(index, tuple) else as_array(index)
+    return GetItem.apply(as_tensor(x), index=index)
+
+
+def pad(x: Any, widths: Any, mode: str = "constant", value: float = 0) -> Tensor:
+    """x with a margin. widths: one int, or (before, after) for each axis; mode "constant" fills with `value`, "edge"
+    repeats the last element, "reflect" mirrors at it. ValueError for negative widths and for reflecting an axis that is
+    too short to mirror."""
+    x = as_tensor(x)
+    widths = _pad_widths(x.shape, widths)
+    if mode == "constant":
+        return Pad.apply(x, widths=widths, value=value)
+    if mode not in ("reflect", "edge"):
+        raise ValueError(f'pad: mode must be "constant", "reflect" or "edge", not {mode!r}')
+    for axis, (before, after) in enumerate(widths):
+        n = x.shape[axis]
+        if before or after:
+            if n < (2 if mode == "reflect" else 1):
+                raise ValueError(f"pad: axis {axis} of shape {x.shape} is too short for mode {mode!r}")
+            source = np.pad(np.arange(n), (before, after), mode=mode)  # type: ignore[call-overload]
+            x = PadByIndex.apply(x, axis=axis, before=before, source=source)
+    return x
+
+
+def _pad_widths(shape: tuple[int, ...], widths: Any) -> list[tuple[int, int]]:
+    if isinstance(widths, int | np.integer):
+        widths = [(widths, widths)] * len(shape)
+    pairs = [(w, w) if isinstance(w, int | np.integer) else tuple(w) for w in widths]
+    if len(pairs) != len(shape) or any(len(p) != 2 or builtins.min(p) < 0 for p in pairs):
+        raise ValueError(f"pad: needs (before, after) of at least 0 for each axis of shape {shape}, not {widths}")
+    return [(int(before), int(after)) for before, after in pairs]

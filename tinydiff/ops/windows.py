@@ -1,0 +1,157 @@
+"""Windows over images: which pixels a patch reads, patches as an array, and the adjoint that adds them back.
+
+Convolution and pooling are written on top of this. The patches of large batches would be many times the size of the
+images; `image_blocks` says how many images to take at once, and `unfold(reuse=True)` writes into memory that each
+thread keeps, because touching fresh pages costs more than the arithmetic.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import array_module
+from tinydiff.ops.arguments import pair
+
+_BLOCK = 1 << 19  # entries of patches at once: 2 MiB of float32; measured: smaller blocks starve the matrix product, larger ones the cache
+
+
+@dataclass(frozen=True)
+class Window:
+    """Size (R, S), stride, ((top, bottom), (left, right)) padding and dilation of a window that moves over images."""
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+
+    @classmethod
+    def read(cls, name: str, size: Any, stride: Any, padding: Any, dilation: Any) -> Window:
+        """From what a user gives; ValueError in the name of the operation."""
+        return cls(
+            pair(name, "the window", size, 1),
+            pair(name, "stride", stride, 1),
+            _read_padding(name, padding),
+            pair(name, "dilation", dilation, 1),
+        )
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Pixels from the first to the last that a patch reads, vertically and horizontally."""
+        return tuple(d * (r - 1) + 1 for r, d in zip(self.size, self.dilation, strict=True))  # type: ignore[return-value]
+
+    @property
+    def padded(self) -> bool:
+        return self.padding != ((0, 0), (0, 0))
+
+    def output_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(Ho, Wo) for images of shape (N, H, W, C)."""
+        return tuple(
+            (n + sum(p) - e) // s + 1
+            for n, p, e, s in zip(shape[1:3], self.padding, self.extent, self.stride, strict=True)
+        )  # type: ignore[return-value]
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """ValueError if the window does not fit into the padded images even once."""
+        if any(n + sum(p) < e for n, p, e in zip(shape[1:3], self.padding, self.extent, strict=True)):
+            raise ValueError(
+                f"{name}: a window of {self.extent[0]}x{self.extent[1]} pixels is larger than images {shape} "
+                f"with padding {self.padding}"
+            )
+
+    def turned(self, shape: tuple[int, ...], output: tuple[int, ...]) -> Window | None:
+        """The window by which the input gradient is a convolution of the output gradient (shapes of X and of Y): stride 1
+        and what is missing to a full overlap as padding. None where stride or padding rule that out."""
+        padding = tuple((e - 1 - p[0], e - 1 - p[1]) for e, p in zip(self.extent, self.padding, strict=True))
+        if self.stride != (1, 1) or min(map(min, padding)) < 0:
+            return None
+        return Window(self.size, self.stride, padding, self.dilation)  # type: ignore[arg-type]
+
+
+def _read_padding(name: str, padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    if isinstance(padding, tuple | list) and len(padding) == 2 and all(isinstance(p, tuple | list) for p in padding):
+        vertical, horizontal = (pair(name, "padding", tuple(p), 0) for p in padding)
+        return vertical, horizontal
+    vertical, horizontal = pair(name, "padding", padding, 0)
+    return (vertical, vertical), (horizontal, horizontal)
+
+
+class _Memory(threading.local):
+    """Arrays that are used again, one for each purpose and thread."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[Any, Any] = {}
+
+    def take(self, xp: Any, purpose: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array of the shape with arbitrary content, valid until the purpose's next call."""
+        size, key = int(np.prod(shape)), (xp.__name__, purpose, np.dtype(dtype).str)
+        kept = self.arrays.get(key)
+        if kept is None or kept.size < size:
+            kept = self.arrays[key] = xp.empty(size, dtype)
+        return kept[:size].reshape(shape)
+
+
+_memory = _Memory()
+
+
+def image_blocks(images: int, entries_per_image: int) -> list[slice]:
+    """Slices of the batch whose patches together fit into a core's cache (at least one image)."""
+    step = max(1, _BLOCK // max(1, entries_per_image))
+    return [slice(start, min(start + step, images)) for start in range(0, images, step)]
+
+
+def unfold(X: Any, window: Window, reuse: bool = False, fill: float = 0) -> Any:
+    """X (N, H, W, C) -> patches (N, Ho, Wo, R, S, C), contiguous; `fill` stands outside of the image.
+
+    reuse: the result lies in memory that the thread's next call overwrites.
+    """
+    xp, (N, _, _, C) = array_module(X), X.shape
+    view = sliding_view(pad_images(X, window, fill, reuse), window, window.output_size(X.shape))
+    if window.size == (1, 1) and reuse and view.flags.c_contiguous:
+        return view
+    P = _memory.take(xp, "patches", view.shape, X.dtype) if reuse else xp.empty(view.shape, X.dtype)
+    P[...] = view
+    return P
+
+
+def fold(P: Any, shape: tuple[int, ...], window: Window) -> Any:
+    """The adjoint of unfold: adds every entry of P (N, Ho, Wo, R, S, C) to its pixel; images of the given shape."""
+    xp, (_, Ho, Wo, R, S, _) = array_module(P), P.shape
+    N, H, W, C = shape
+    (top, bottom), (left, right) = window.padding
+    X = xp.zeros((N, H + top + bottom, W + left + right, C), P.dtype)
+    for r in range(R):
+        for s in range(S):
+            i, j = r * window.dilation[0], s * window.dilation[1]
+            rows = slice(i, i + window.stride[0] * (Ho - 1) + 1, window.stride[0])
+            columns = slice(j, j + window.stride[1] * (Wo - 1) + 1, window.stride[1])
+            X[:, rows, columns] += P[:, :, :, r, s]
+    return X[:, top : top + H, left : left + W]
+
+
+def pad_images(X: Any, window: Window, fill: float = 0, reuse: bool = False) -> Any:
+    """X with the window's padding around each image."""
+    if not window.padded:
+        return X
+    xp, (N, H, W, C) = array_module(X), X.shape
+    (top, bottom), (left, right) = window.padding
+    shape = (N, H + top + bottom, W + left + right, C)
+    padded = _memory.take(xp, "padded", shape, X.dtype) if reuse else xp.empty(shape, X.dtype)
+    padded[:, :top] = fill
+    padded[:, top + H :] = fill
+    padded[:, top : top + H, :left] = fill
+    padded[:, top : top + H, left + W :] = fill
+    padded[:, top : top + H, left : left + W] = X
+    return padded
+
+
+def sliding_view(padded: Any, window: Window, output_size: tuple[int, int]) -> Any:
+    """Every patch of padded images as a view (N, Ho, Wo, R, S, C): nothing is copied, pixels appear many times."""
+    xp, (N, _, _, C) = array_module(padded), padded.shape
+    n, h, w, c = padded.strides
+    shape = (N, *output_size, *window.size, C)
+    strides = (n, h * window.stride[0], w * window.stride[1], h * window.dilation[0], w * window.dilation[1], c)
+    return xp.lib.stride_tricks.as_strided(padded, shape, strides)

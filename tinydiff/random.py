@@ -1,0 +1,172 @@
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+A draw is a pure function of where it stands: key = the two halves of the seed, counter = (block low, block high, step,
+stream). Nothing is carried from draw to draw but an offset, so a generator can be saved in four integers, a training
+step can be repeated without the ones before it, and a GPU kernel can make the noise again instead of storing it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import module_for
+
+# What each stream of random numbers is for. Training step k uses step k in every stream.
+INIT, DATA_ORDER, FLIPS, TIME, NOISE, DROPOUT, LABEL_DROPOUT, SAMPLING, PREVIEWS = range(9)
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_WORD = 0xFFFFFFFF
+_BLOCKS_AT_ONCE = 1 << 14  # so that the rounds work in cache
+
+
+def philox4x32(counter: Any, key: tuple[int, int], rounds: int = 10) -> Any:
+    """Philox4x32: counter (4, n) uint32 and two 32-bit key words -> (4, n) uint32, on the counter's device.
+
+    One round multiplies two of the four words to 64 bits, spreads the halves and mixes the key in; the key moves on by
+    Weyl constants. Agrees with Random123's known-answer tests.
+    """
+    c0, c1, c2, c3 = counter.astype("uint64")
+    k0, k1 = key
+    for _ in range(rounds):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & _WORD, (p0 >> 32) ^ c3 ^ k1, p0 & _WORD
+        k0, k1 = (k0 + _KEY_STEPS[0]) & _WORD, (k1 + _KEY_STEPS[1]) & _WORD
+    out = counter.copy()
+    for word, value in zip(out, (c0, c1, c2, c3), strict=True):
+        word[:] = value
+    return out
+
+
+class Generator:
+    """A stream of random numbers with the state (seed, stream, step, offset), all plain integers.
+
+    Element j of a draw is made of word j % 4 of block `offset + j // 4`, whatever its dtype; drawing n elements
+    advances `offset` by ceil(n / 4). The words are the same bits on every device, normals agree to rounding.
+    """
+
+    def __init__(self, seed: int, stream: int = 0, step: int = 0, offset: int = 0) -> None:
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be in 0..2**64-1, not {seed}")
+        for name, value in (("stream", stream), ("step", step)):
+            if not 0 <= value <= _WORD:
+                raise ValueError(f"{name} must be in 0..2**32-1, not {value}")
+        self.seed, self.stream, self.step, self.offset = int(seed), int(stream), int(step), int(offset)
+
+    def __repr__(self) -> str:
+        return f"Generator(seed={self.seed}, stream={self.stream}, step={self.step}, offset={self.offset})"
+
+    def at(self, stream: int, step: int = 0) -> Generator:
+        """The generator of the same seed at the start of another stream and step."""
+        return Generator(self.seed, stream, step)
+
+    @property
+    def state(self) -> tuple[int, int, int, int]:
+        """(seed, stream, step, offset): everything there is to save; `Generator(*state)` goes on from here."""
+        return self.seed, self.stream, self.step, self.offset
+
+    def words(self, n: int, device: str = "cpu") -> Any:
+        """The next n words: uint32 (n,). Advances the offset by ceil(n / 4)."""
+        xp = module_for(device)
+        _note_use(self)
+        first, blocks = self.offset, -(-n // 4)
+        self.offset += blocks
+        out = xp.empty((blocks, 4), "uint32")
+        for start in range(0, blocks, _BLOCKS_AT_ONCE):
+            stop = min(start + _BLOCKS_AT_ONCE, blocks)
+            index = xp.arange(first + start, first + stop, dtype="uint64")
+            counter = xp.empty((4, stop - start), "uint32")
+            counter[0], counter[1] = index & _WORD, index >> 32
+            counter[2], counter[3] = self.step, self.stream
+            out[start:stop] = philox4x32(counter, (self.seed & _WORD, self.seed >> 32)).T
+        return out.reshape(-1)[:n]
+
+    def uniform(self, shape: Any = (), dtype: Any = np.float32, device: str = "cpu") -> Any:
+        """Uniform on [0, 1): the top 24 bits of a word for float32, all 32 for float64."""
+        shape, n = _shape(shape)
+        words = self.words(n, device)
+        if np.dtype(dtype) == np.float64:
+            return (words * 2.0**-32).reshape(shape)
+        return ((words >> 8).astype("float32") * np.float32(2.0**-24)).astype(dtype, copy=False).reshape(shape)
+
+    def normal(self, shape: Any = (), dtype: Any = np.float32, device: str = "cpu") -> Any:
+        """Standard normals by Box-Muller on neighbouring words (w0, w1): r cos a and r sin a with
+        r = sqrt(-2 ln u(w0)), a = 2 pi u(w1), u(w) = (w + 1/2) / 2**32. float32 is computed in float32, as a kernel
+        would.
+        """
+        shape, n = _shape(shape)
+        xp = module_for(device)
+        real = np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+        u = self.words(n + n % 2, device).astype(real)
+        u *= real.type(2.0**-32)
+        u += real.type(2.0**-33)
+        pairs = u.reshape(-1, 2)
+        radius = xp.sqrt(-2 * xp.log(pairs[:, 0]))
+        angle = real.type(2 * np.pi) * pairs[:, 1]
+        pairs[:, 0] = radius * xp.cos(angle)
+        pairs[:, 1] = radius * xp.sin(angle)
+        return u[:n].astype(dtype, copy=False).reshape(shape)
+
+    def integers(self, low: int, high: int, shape: Any = (), device: str = "cpu") -> Any:
+        """int64 uniform on low..high-1, by the high half of word * (high - low); the bias is below (high - low) /
+        2**32."""
+        if not 0 < high - low <= 2**32:
+            raise ValueError(f"integers needs low < high and at most 2**32 values, not low={low}, high={high}")
+        shape, n = _shape(shape)
+        words = self.words(n, device).astype("uint64")
+        return (low + ((words * (high - low)) >> 32).astype("int64")).reshape(shape)
+
+    def permutation(self, n: int) -> np.ndarray:
+        """A random order of 0..n-1, int64 (n,): the indices that sort n random 64-bit keys."""
+        words = self.words(2 * n).astype("uint64")
+        return np.argsort(words[0::2] << np.uint64(32) | words[1::2], kind="stable").astype("int64")
+
+
+def _shape(shape: Any) -> tuple[tuple[int, ...], int]:
+    shape = (int(shape),) if isinstance(shape, int | np.integer) else tuple(int(s) for s in shape)
+    return shape, int(np.prod(shape, dtype=np.int64))
+
+
+class _Recording(threading.local):
+    uses: dict[Generator, int] | None = None
+
+
+_recording = _Recording()
+
+
+def _note_use(generator: Generator) -> None:
+    if _recording.uses is not None:
+        _recording.uses.setdefault(generator, generator.offset)
+
+
+@contextmanager
+def recording() -> Iterator[dict[Generator, int]]:
+    """Collects, for every generator drawn from inside the block, the offset it had before; `tape.recompute` replays by
+    it."""
+    outer, _recording.uses = _recording.uses, {}
+    inner = _recording.uses
+    try:
+        yield inner
+    finally:
+        _recording.uses = outer
+        for generator, offset in inner.items():
+            if outer is not None:
+                outer.setdefault(generator, offset)
+
+
+@contextmanager
+def replaying(uses: dict[Generator, int]) -> Iterator[None]:
+    """Puts generators back to recorded offsets for the block, and to where they stood after it."""
+    now = {generator: generator.offset for generator in uses}
+    for generator, offset in uses.items():
+        generator.offset = offset
+    try:
+        yield
+    finally:
+        for generator, offset in now.items():
+            generator.offset = offset

@@ -1,0 +1,67 @@
+"""Files of named arrays in the safetensors format: 8 bytes with the length of a JSON header, the header, the arrays.
+
+Reading is the `safetensors` library's work. Writing is done here: array by array, so that nothing is held twice and
+arrays on the GPU come over one at a time, with the permissions that any new file gets, and with the operating system's
+own errors, by which the caller can tell a full disk from a forbidden place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import to_numpy
+from tinydiff.errors import InputError
+
+_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8"}
+
+
+def write(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Writes arrays, on any device, and text beside them. OSError where that cannot be done."""
+    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))  # so that every array is aligned
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name in names:
+        array = arrays[name]
+        end = offset + array.nbytes
+        header[name] = {"dtype": _NAMES[str(array.dtype)], "shape": array.shape, "data_offsets": (offset, end)}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            array = to_numpy(arrays[name])
+            file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file. InputError where there is none, or where it is damaged or was cut off."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or was cut off: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except TypeError as error:
+        raise InputError(f"{path} holds numbers of a kind that NumPy lacks, save them as float32: {error}") from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text beside the arrays. InputError as for `read`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or was cut off: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -1,0 +1,411 @@
+"""The U-Net that predicts the noise in an image.
+
+The network of Ho et al. (2020), appendix B: residual blocks of group normalisation, SiLU and 3x3 convolutions, which
+are told the time by a bias for each channel; self-attention at chosen resolutions; a way down that halves the
+resolution after each level but the last, and a way up that takes back everything made on the way down ("skips").
+
+    x (N, H, W, C) -> conv_in -> down_blocks[0] -> ... -> down_blocks[-1] -> mid_block -+
+    y (N, H, W, C) <- conv_out <- up_blocks[-1] <- ... <- up_blocks[0] <----------------+
+
+It is diffusers' UNet2DModel weight for weight, and its attributes are named as there. Settings of that model that
+differ from the paper's network are options here, see `tinydiff.variant`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tinydiff import nn, ops
+from tinydiff.backend import array_module, is_array, to_device
+from tinydiff.errors import InputError
+from tinydiff.random import Generator
+from tinydiff.tensor import Tensor
+from tinydiff.variant import ACTIVATIONS, Variant, check_number, check_whole
+
+
+class UNet(nn.Module):
+    """The U-Net of the DDPM paper; with the default arguments, for images of 32x32x3, its CIFAR-10 network.
+
+    image_size: height and width of the images, divisible by 2^(levels - 1).
+    in_channels, out_channels: of the images and of the output (None: the same; twice as many for a learned variance).
+    channels, channel_mults: level i of len(channel_mults) has channels * channel_mults[i]; the first factor is 1.
+    blocks_per_level: residual blocks of each level on the way down; there is one more on the way up.
+    attention_resolutions: image sizes at which every residual block is followed by self-attention.
+    groups: of group normalisation; divides the channels of every level.
+    dropout: probability of dropping an element in every residual block, in training mode.
+    num_classes: for a labelled model, how many labels it knows, 0..num_classes-1, the null label included.
+    null_label: the label that stands for no label, in a model that was trained to do without; None: there is none.
+    generator: what the initial weights are drawn from (None: the default generator of `tinydiff.nn`).
+    variant: settings in which the network differs from the paper's, by name: see `tinydiff.variant.Variant`.
+
+    unet(x, t, labels=None): x (N, H, W, in_channels); t integers 1..T, a number or (N,); labels None, an int or (N,)
+    -> (N, H, W, out_channels). InputError for arguments of the constructor that do not fit together; ValueError or
+    TypeError for images, times or labels that do not fit the network.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        out_channels: int | None = None,
+        channels: int = 128,
+        channel_mults: Sequence[float] = (1, 2, 2, 2),
+        blocks_per_level: int = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        groups: int = 32,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+        null_label: int | None = None,
+        *,
+        generator: Generator | None = None,
+        **variant: Any,
+    ) -> None:
+        v = self.variant = Variant.read(variant)
+        out_channels = in_channels if out_channels is None else out_channels
+        for name, value in (
+            ("image_size", image_size),
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("channels", channels),
+            ("blocks_per_level", blocks_per_level),
+            ("groups", groups),
+        ):
+            check_whole(name, value)
+        check_number("dropout", dropout)
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout must be at least 0 and below 1, not {dropout}")
+        _check_labels(num_classes, null_label)
+        widths = _widths(channels, channel_mults, groups)
+        attention_up = attention_resolutions if v.up_attention_resolutions is None else v.up_attention_resolutions
+        sizes = _sizes(image_size, len(widths), (*attention_resolutions, *attention_up))
+        if v.time_embedding_type == "positional" and channels // 2 == v.freq_shift:
+            raise InputError(f"channels={channels} with freq_shift={v.freq_shift} leave the time without frequencies")
+        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        self.num_classes, self.null_label = num_classes, null_label
+
+        self.config: dict[str, Any] = {
+            "image_size": image_size,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": channels,
+            "channel_mults": tuple(channel_mults),
+            "blocks_per_level": blocks_per_level,
+            "attention_resolutions": tuple(attention_resolutions),
+            "groups": groups,
+            "dropout": dropout,
+            "num_classes": num_classes,
+            "null_label": null_label,
+            **variant,
+        }  # UNet(**unet.config) makes such a network again
+        features = v.time_embedding_dim or 4 * channels
+        resnet = partial(ResBlock, features=features, groups=groups, dropout=dropout, variant=v, generator=generator)
+        attention = partial(_attention, variant=v, generator=generator)
+        last = len(widths) - 1
+
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, generator=generator)
+        self.time_proj = None
+        if v.time_embedding_type == "learned":
+            self.time_proj = nn.Embedding(v.num_train_timesteps or 0, channels, generator=generator)
+        self.time_embedding = TimestepEmbedding(channels, features, generator)
+        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, features, generator=generator)
+
+        width, skips = channels, [channels]
+        self.down_blocks = []
+        for i, out in enumerate(widths):
+            block = DownBlock([resnet(width if j == 0 else out, out) for j in range(blocks_per_level)])
+            attended = sizes[i] in attention_resolutions
+            block.attentions = [attention(out, groups) for _ in block.resnets] if attended else []
+            if i < last:
+                if attended and v.downsample_type == "resnet":
+                    block.downsamplers = [resnet(out, out, resample="down")]
+                else:
+                    block.downsamplers = [Downsample(out, v.downsample_padding, generator)]
+            skips += [out] * (blocks_per_level + (i < last))
+            self.down_blocks.append(block)
+            width = out
+
+        self.mid_block = None
+        if v.mid_block_type is not None:
+            middle = partial(resnet, width, width, divisor=v.mid_block_scale_factor)
+            self.mid_block = MidBlock([middle(), middle()], v.mid_block_scale_factor)
+            if v.add_attention:
+                norm = v.attn_norm_num_groups or (groups if v.resnet_time_scale_shift == "default" else None)
+                if norm is not None and width % norm:
+                    raise InputError(f"attn_norm_num_groups={norm} must divide the {width} channels of the middle")
+                self.mid_block.attentions = [attention(width, norm)]
+
+        self.up_blocks = []
+        for i, out in reversed(list(enumerate(widths))):
+            inputs = [width if j == 0 else out for j in range(blocks_per_level + 1)]
+            up_block = UpBlock([resnet(n + skips.pop(), out) for n in inputs])
+            attended = sizes[i] in attention_up
+            up_block.attentions = [attention(out, groups) for _ in up_block.resnets] if attended else []
+            if i > 0:
+                if attended and v.upsample_type == "resnet":
+                    up_block.upsamplers = [resnet(out, out, resample="up")]
+                else:
+                    up_block.upsamplers = [Upsample(out, generator)]
+            self.up_blocks.append(up_block)
+            width = out
+
+        self.conv_norm_out = nn.GroupNorm(groups, channels, v.norm_eps)
+        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1, init_scale=0, generator=generator)
+
+    def forward(self, x: Any, t: Any, labels: Any = None) -> Tensor:
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        size, C = self.image_size, self.in_channels
+        if x.ndim != 4 or x.shape[1:] != (size, size, C):
+            raise ValueError(f"x must be images (N, {size}, {size}, {C}), not of shape {x.shape}")
+        if x.dtype.kind != "f":
+            raise TypeError(f"x must be floating point in [-1, 1], not {x.dtype}")
+        time = self._time(t, labels, len(x))
+        if self.variant.center_input_sample:
+            x = x * 2 - 1
+        h = self.conv_in(x)
+        skips = [h]
+        for down_block in self.down_blocks:
+            h = down_block(h, time, skips)
+        if self.mid_block is not None:
+            h = self.mid_block(h, time)
+        for up_block in self.up_blocks:
+            h = up_block(h, time, skips)
+        return self.conv_out(ops.silu(self.conv_norm_out(h)))
+
+    def _time(self, t: Any, labels: Any, n: int) -> Tensor:
+        """What every residual block is told about time and label, (N, features), with the activation applied."""
+        weight = self.conv_in.weight
+        t = _integers("t", t, n, weight.device)
+        if weight.device == "cpu" and n and t.min() < 1:
+            raise ValueError(f"t counts from 1 (the first step) to T, but the smallest is {t.min()}")
+        if self.time_proj is not None:
+            h = self.time_proj(t - 1)
+        else:
+            v = self.variant
+            h = time_embedding(t - 1, weight.shape[-1], v.freq_shift, v.flip_sin_to_cos, weight.dtype)
+        h = self.time_embedding(h)
+        if self.class_embedding is not None:
+            h = h + self.class_embedding(self._known_labels(labels, n))
+        elif labels is not None:
+            raise ValueError("this UNet was made without num_classes, so it takes no labels")
+        return ACTIVATIONS[self.variant.act_fn](h)
+
+    def _known_labels(self, labels: Any, n: int) -> Any:
+        """Labels (n,), the null label for None. ValueError where there is none and for a label that is out of range."""
+        known = f"labels in 0..{(self.num_classes or 0) - 1}"
+        if labels is None and self.null_label is None:
+            raise ValueError(f"this UNet needs {known}: it has no null label that could stand for none")
+        device = self.conv_in.weight.device
+        labels = _integers("labels", self.null_label if labels is None else labels, n, device)
+        if device == "cpu" and n and not (labels.min() >= 0 and labels.max() < self.num_classes):
+            raise ValueError(f"this UNet knows {known}, but was given {labels.min()}..{labels.max()}")
+        return labels
+
+
+class ResBlock(nn.Module):
+    """shortcut(x) + conv2(f(norm2(conv1(f(norm1(x))) + time))): x (N, H, W, in_channels) -> (N, H, W, out_channels).
+
+    time (N, features) comes with the activation f applied. resample: None, "up" or "down", for a block that also
+    doubles or halves the resolution; divisor: what the sum is divided by.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        features: int,
+        groups: int,
+        dropout: float,
+        variant: Variant,
+        generator: Generator | None,
+        resample: str | None = None,
+        divisor: float = 1,
+    ) -> None:
+        self.scale_shift = variant.resnet_time_scale_shift == "scale_shift"
+        self.activation, self.resample, self.divisor = ACTIVATIONS[variant.act_fn], resample, divisor
+        told = out_channels * (2 if self.scale_shift else 1)
+        self.norm1 = nn.GroupNorm(groups, in_channels, variant.norm_eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, generator=generator)
+        self.time_emb_proj = nn.Linear(features, told, generator=generator)
+        self.norm2 = nn.GroupNorm(groups, out_channels, variant.norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, init_scale=0, generator=generator)
+        self.conv_shortcut = None
+        if in_channels != out_channels:
+            self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1, generator=generator)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.activation(self.norm1(x))
+        if self.resample is not None:
+            x, h = _resample(x, self.resample), _resample(h, self.resample)
+        time = ops.expand_dims(self.time_emb_proj(time), (1, 2))
+        h = self.conv1(h)
+        if self.scale_shift:
+            scale, shift = ops.split(time, 2, axis=-1)
+            h = self.norm2(h) * (scale + 1) + shift
+        else:
+            h = self.norm2(h + time)
+        h = self.conv2(self.dropout(self.activation(h)))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return x + h if self.divisor == 1 else (x + h) / self.divisor
+
+
+class DownBlock(nn.Module):
+    """A level of the way down. Every result, that of downsampling included, is kept among the skips."""
+
+    def __init__(self, resnets: list[ResBlock]) -> None:
+        self.resnets = resnets
+        self.attentions: list[nn.Attention] = []
+        self.downsamplers: list[Any] = []
+
+    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            h = resnet(h, time)
+            if self.attentions:
+                h = self.attentions[i](h)
+            skips.append(h)
+        for downsample in self.downsamplers:
+            h = downsample(h, time)
+            skips.append(h)
+        return h
+
+
+class MidBlock(nn.Module):
+    """The middle: a residual block, attention, a residual block."""
+
+    def __init__(self, resnets: list[ResBlock], divisor: float) -> None:
+        self.resnets, self.divisor = resnets, divisor
+        self.attentions: list[nn.Attention] = []
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        h = self.resnets[0](h, time)
+        for attention in self.attentions:
+            h = attention(h) if self.divisor == 1 else attention(h) / self.divisor
+        return self.resnets[1](h, time)
+
+
+class UpBlock(nn.Module):
+    """A level of the way up. Every residual block sees the last skip that is left, beside what comes from below."""
+
+    def __init__(self, resnets: list[ResBlock]) -> None:
+        self.resnets = resnets
+        self.attentions: list[nn.Attention] = []
+        self.upsamplers: list[Any] = []
+
+    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            h = resnet(ops.concatenate([h, skips.pop()], axis=-1), time)
+            if self.attentions:
+                h = self.attentions[i](h)
+        for upsample in self.upsamplers:
+            h = upsample(h, time)
+        return h
+
+
+class Downsample(nn.Module):
+    """Halves the resolution: 3x3 convolution with stride 2. padding: on all sides; 0: right and bottom only."""
+
+    def __init__(self, channels: int, padding: int, generator: Generator | None) -> None:
+        pad = padding or ((0, 1), (0, 1))
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=pad, generator=generator)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        return self.conv(h)
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution: nearest neighbour, then 3x3 convolution."""
+
+    def __init__(self, channels: int, generator: Generator | None) -> None:
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, generator=generator)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        return self.conv(ops.upsample_nearest2d(h))
+
+
+class TimestepEmbedding(nn.Module):
+    """Linear, SiLU, Linear: (N, channels) -> (N, features)."""
+
+    def __init__(self, channels: int, features: int, generator: Generator | None) -> None:
+        self.linear_1 = nn.Linear(channels, features, generator=generator)
+        self.linear_2 = nn.Linear(features, features, generator=generator)
+
+    def forward(self, embedding: Any) -> Tensor:
+        return self.linear_2(ops.silu(self.linear_1(embedding)))
+
+
+def time_embedding(
+    t: Any, channels: int, freq_shift: float = 1, flip_sin_to_cos: bool = False, dtype: Any = np.float32
+) -> Any:
+    """Times as sines and cosines: t (N,), counted from 0 -> (N, channels), on t's device.
+
+    With half = channels // 2 and frequencies f_i = exp(-ln(10000) i / (half - freq_shift)), i = 0..half-1, a row is
+    sin(t f_i), then cos(t f_i) (Vaswani et al., 2017, 3.5, in the order of the DDPM paper's code); the cosines come
+    first if `flip_sin_to_cos`, and a 0 ends the row if channels is odd. Computed in float64, then cast to `dtype`.
+    """
+    xp, half = array_module(t), channels // 2
+    frequencies = xp.exp(xp.arange(half) * (-math.log(10000) / (half - freq_shift)))
+    angles = t.astype("float64")[:, None] * frequencies
+    parts = [xp.cos(angles), xp.sin(angles)] if flip_sin_to_cos else [xp.sin(angles), xp.cos(angles)]
+    return xp.concatenate([*parts, xp.zeros((len(t), channels % 2))], axis=1).astype(dtype)
+
+
+def _attention(channels: int, groups: int | None, variant: Variant, generator: Generator | None) -> nn.Attention:
+    head_dim = variant.attention_head_dim or channels
+    if channels % head_dim:
+        raise InputError(f"attention_head_dim={head_dim} must divide the {channels} channels of a level with attention")
+    return nn.Attention(channels, channels // head_dim, groups, variant.norm_eps, init_scale=0, generator=generator)
+
+
+def _resample(h: Tensor, direction: str) -> Tensor:
+    return ops.upsample_nearest2d(h) if direction == "up" else ops.avg_pool2d(h, 2)
+
+
+def _integers(name: str, values: Any, n: int, device: str) -> Any:
+    """One integer for each of n images, from one or from (n,), as int64 on the device."""
+    values = values.data if isinstance(values, Tensor) else values
+    values = values if is_array(values) else np.asarray(values)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, not {values.dtype}")
+    if values.shape not in ((), (n,)):
+        raise ValueError(f"{name} must be one integer or {n}, one for each image, not of shape {values.shape}")
+    values = to_device(values.astype("int64", copy=False), device)
+    return array_module(values).broadcast_to(values, (n,))
+
+
+def _widths(channels: int, mults: Sequence[float], groups: int) -> list[int]:
+    """The channels of each level."""
+    widths = [channels * m for m in mults]
+    if not widths or widths[0] != channels or not all(w > 0 and abs(w - round(w)) < 1e-6 for w in widths):
+        raise InputError(f"channel_mults must start with 1 and give whole numbers of channels, not {tuple(mults)}")
+    for width in map(round, widths):
+        if width % groups:
+            raise InputError(f"groups={groups} must divide the channels of every level, but one has {width}")
+    return [round(w) for w in widths]
+
+
+def _sizes(image_size: int, levels: int, attention_resolutions: Sequence[int]) -> list[int]:
+    """The size of the images at each level."""
+    if image_size % 2 ** (levels - 1):
+        raise InputError(f"image_size {image_size} must be divisible by {2 ** (levels - 1)} to have {levels} levels")
+    sizes = [image_size >> i for i in range(levels)]
+    if missing := [r for r in attention_resolutions if r not in sizes]:
+        have = ", ".join(map(str, sizes))
+        raise InputError(f"attention at resolution {missing[0]} is not possible: this network's resolutions are {have}")
+    return sizes
+
+
+def _check_labels(num_classes: int | None, null_label: int | None) -> None:
+    if num_classes is not None:
+        check_whole("num_classes", num_classes)
+    if null_label is not None:
+        check_whole("null_label", null_label, least=0)
+        if num_classes is None or null_label >= num_classes:
+            known = "but it has none" if num_classes is None else f"0..{num_classes - 1} (num_classes counts it too)"
+            raise InputError(f"null_label={null_label} must be one of the network's labels, {known}")
