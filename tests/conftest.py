@@ -1,6 +1,7 @@
 """What all tests share: the repository on the import path, seeded random numbers, and one check of an operation's
 values and gradients that every family of operations goes through."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -14,6 +15,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def rng():
     """NumPy's generator with a fixed seed: independent of tinydiff's own random numbers."""
     return np.random.default_rng(20240607)
+
+
+@pytest.fixture
+def no_collector():
+    """Without the cyclic collector: only reference counting frees anything."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def alive(no_collector):
+    """A function that counts the tensors, nodes and functions that there are."""
+    from tinydiff.function import Function
+    from tinydiff.tape import Node
+    from tinydiff.tensor import Tensor
+
+    return lambda: sum(issubclass(type(o), Tensor | Node | Function) for o in gc.get_objects())
 
 
 def arrange(a):

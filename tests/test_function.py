@@ -61,6 +61,51 @@ def test_forward_and_backward_see_plain_arrays_only():
     assert type(seen[4]) is np.ndarray
 
 
+def test_gradients_without_axes_are_arrays_too():
+    """NumPy's sum of two 0-d arrays is a number; backward must not see it, for it cannot be written to."""
+    seen = []
+
+    class Look(Function):
+        def forward(self, X):
+            return X * 1
+
+        def backward(self, L_Y):
+            seen.append(L_Y)
+            return L_Y
+
+    x = leaf(2.0)
+    y = Look.apply(x)
+    y.retain_grad()
+    (y + y * y + y).backward()
+    assert [type(a) for a in (seen[0], x.grad, y.grad)] == [np.ndarray] * 3
+    assert y.grad == x.grad == 6
+
+
+def test_numbers_and_lists_become_arrays_unless_they_stand_beside_an_array():
+    seen = []
+
+    class Look(Function):
+        def forward(self, A, B):
+            seen.append((A, B, self.shapes))
+            return np.multiply(A, B)
+
+        def backward(self, L_Y):
+            return None, None
+
+    Look.apply(2.0, [3.0, 4.0])
+    Look.apply(2.0, 3)
+    Look.apply(np.float64(2), [3.0])
+    assert [(type(a), a.dtype, b.dtype) for a, b, _ in seen] == [
+        (np.ndarray, np.float32, np.float32),
+        (np.ndarray, np.float32, np.float32),
+        (np.ndarray, np.float64, np.float32),
+    ]
+    assert [shapes for _, _, shapes in seen] == [((), (2,)), ((), ()), ((), (1,))]
+    Look.apply(leaf(np.ones((2, 3), np.float32)), 2.0)
+    assert type(seen[-1][1]) is float, "a Python number must not widen the array beside it"
+    assert seen[-1][2] == ((2, 3), ())
+
+
 def test_options_reach_forward_and_several_outputs_come_back_as_a_tuple():
     class Scale(Function):
         def forward(self, X, by=1, twice=False):

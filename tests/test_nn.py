@@ -18,7 +18,7 @@ class Net(nn.Module):
         self.scale = nn.Parameter(np.ones(4, np.float32))
         self.blocks = [nn.Sequential(nn.Linear(4, 4, generator=generator), nn.Dropout(0.5)), nn.LayerNorm(4)]
         self.tables = (nn.Parameter(np.zeros((2, 3), np.float32)), None)
-        self.again = self.first
+        self.again, self.same = self.first, self.scale
         self.size, self.note = 3, "no weight"
 
     def forward(self, x):

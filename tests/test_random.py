@@ -249,6 +249,13 @@ def test_permutation_holds_every_index_once(n):
     np.testing.assert_array_equal(order, Generator(6).permutation(n))
 
 
+def test_permutation_sorts_64_bit_keys():
+    """Which order a seed gives is part of what a run can be repeated from."""
+    words = [int(w) for w in Generator(6, 1, 3).words(2 * 50)]
+    keys = [(words[2 * i] << 32) + words[2 * i + 1] for i in range(50)]
+    assert Generator(6, 1, 3).permutation(50).tolist() == sorted(range(50), key=keys.__getitem__)
+
+
 def test_permutations_of_four_are_equally_likely():
     generator = Generator(8)
     counts = {}

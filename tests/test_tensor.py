@@ -35,6 +35,7 @@ def test_numbers_and_lists_become_float32(value):
 @pytest.mark.parametrize("scalar", [np.float64(2), np.float32(2), np.int64(2)])
 def test_numpy_scalars_keep_their_dtype(scalar):
     x = Tensor(scalar)
+    assert type(x.data) is np.ndarray
     assert x.shape == ()
     assert x.dtype == scalar.dtype
 
@@ -415,14 +416,18 @@ def test_changes_in_place_keep_memory_and_dtype():
     x = Tensor(a)
     before = x
     x += 1
-    x *= Tensor([2.0, 2.0, 2.0])
-    x -= np.float32([1, 1, 1])
+    assert a.tolist() == [2, 3, 4]
+    x *= Tensor([2.0, 3.0, 4.0])
+    assert a.tolist() == [4, 9, 16]
+    x -= np.float32([1, 1, 2])
+    assert a.tolist() == [3, 8, 14]
     x /= 2
+    assert a.tolist() == [1.5, 4, 7]
     x[0] = 10
     x[1:] = Tensor([20.0, 30.0])
+    assert a.tolist() == [10, 20, 30]
     assert x is before
     assert x.data is a
-    assert a.tolist() == [10, 20, 30]
     assert a.dtype == np.float32
     x[Tensor(np.array([True, False, False]))] = 7
     x[Tensor(np.array([2]))] = 8

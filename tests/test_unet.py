@@ -59,14 +59,15 @@ def test_weights_have_diffusers_names():
     state = tiny().state_dict()
     assert list(state) == [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     assert "class_embedding.weight" in tiny(num_classes=3).state_dict()
-    # skips: conv_in, the block and downsampling of level 0, the block of level 1; the last is the first to be taken back
+    # skips: conv_in, block and downsampling of level 0, block of level 1; the last is the first to be taken back
     inputs = [state[f"up_blocks.{i}.resnets.{j}.conv1.weight"].shape[2] for i in (0, 1) for j in (0, 1)]
     assert inputs == [16 + 16, 16 + 8, 16 + 8, 8 + 8]
     assert state["time_embedding.linear_1.weight"].shape == (8, 32)
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "mults", "attention"), [(28, 1, (1, 2, 2), (14, 7)), (16, 4, (1, 1.5), ()), (5, 3, (1,), (5,))]
+    ("size", "channels", "mults", "attention"),
+    [(28, 1, (1, 2, 2), (14, 7)), (16, 4, (1, 1.5), ()), (5, 3, (1,), (5,))],
 )
 def test_any_size_and_number_of_channels(rng, size, channels, mults, attention):
     unet = randomised(td.UNet(size, channels, None, 16, mults, 1, attention, groups=8), rng)
@@ -157,6 +158,8 @@ def test_images_and_times_that_do_not_fit(shape, dtype, t, error, message):
     [
         ({"image_size": 10, "channel_mults": (1, 2, 2)}, "image_size 10 must be divisible by 4 to have 3 levels"),
         ({"attention_resolutions": (16,)}, "attention at resolution 16 is not possible: .* resolutions are 8, 4"),
+        ({"attention_resolutions": 4}, "attention_resolutions must be a tuple of numbers, .*, not 4"),
+        ({"channel_mults": 2}, "channel_mults must be a tuple of numbers, .*, not 2"),
         ({"groups": 3}, "groups=3 must divide the channels of every level, but one has 8"),
         ({"channel_mults": (1, 1.5), "groups": 8}, "groups=8 must divide the channels of every level, but one has 12"),
         ({"channel_mults": (2, 2)}, "channel_mults must start with 1"),

@@ -5,7 +5,7 @@
       scheduler/scheduler_config.json             schedule, prediction, variance
       tinydiff.json                               what diffusers has no place for: null label, class names
       training_state.safetensors                  what training goes on from; absent from a pipeline saved for use
-      model_index.json                            written last: a folder that has it is complete
+      model_index.json                            what the parts are; appears last: a folder that has it is complete
 
 A folder is never changed. A new one is written beside it as `checkpoint.new` and brought to the disk; then the present
 one is renamed to `checkpoint.old`, the new one to `checkpoint`, and the old one is deleted. Whoever reads takes
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import exchange, images, tensorfile
+from tinydiff.backend import to_numpy
 from tinydiff.diffusion import Diffusion, sample
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.random import SAMPLING, Generator
@@ -71,7 +72,7 @@ class Pipeline:
         shape = (n, self.image_size, self.image_size, self.unet.in_channels)
         generator = Generator(seed).at(SAMPLING)
         x = sample(self.unet, self.diffusion, shape, generator, sampler, steps, eta, labels, guidance, progress)
-        return np.asarray(images.to_bytes(x))
+        return to_numpy(images.to_bytes(x))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a folder that `tinydiff.load` and diffusers' DDPMPipeline.from_pretrained open.
@@ -160,7 +161,7 @@ def find(path: str | os.PathLike[str]) -> Path | None:
 def write_atomically(target: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
     """Makes a folder with the given files, or puts one in the place of an earlier one that `find` found complete.
 
-    files: by path in the folder, what is in them or a function that writes them; the last must be `model_index.json`.
+    files: by path in the folder, what is in them or a function that writes them; one must be `model_index.json`.
     Whatever moment the process is killed at, `find` finds the earlier folder or the new one, complete. InputError for a
     place that cannot be written; RunFailed for a full disk, with the earlier folder still there.
     """
@@ -197,19 +198,17 @@ def _settle(target: Path) -> None:
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
-    *others, last = files
-    for name in (*others, last):
-        path = folder / name
+    for name, content in files.items():
+        path = folder / (f"{name}.part" if name == INDEX else name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if name == last:  # says that the folder is complete, so everything else comes to the disk before it
-            for directory in {folder / parent for other in others for parent in Path(other).parents}:
-                _sync(directory)
-        content = files[name]
         if callable(content):
             content(path)
         else:
             path.write_bytes(content)
         _sync(path)
+    for directory in sorted({folder / parent for name in files for parent in Path(name).parents}):
+        _sync(directory)
+    os.rename(folder / f"{INDEX}.part", folder / INDEX)  # now that everything is on the disk, the folder is complete
     _sync(folder)
 
 
@@ -225,6 +224,7 @@ def _sync(path: Path) -> None:
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
+    target = Path(os.path.abspath(target))  # "." has no name
     return target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
 
 
@@ -271,7 +271,7 @@ def _json(value: Any) -> bytes:
 
 
 def _read(path: str | os.PathLike[str], read: Callable[[Path], Any]) -> Any:
-    """read(folder) for the folder that `find` finds; once more if a run in progress has replaced it meanwhile."""
+    """read(folder) for the folder that `find` finds; again if a run in progress has replaced it meanwhile."""
     while True:
         folder = find(path)
         if folder is None:
@@ -279,15 +279,21 @@ def _read(path: str | os.PathLike[str], read: Callable[[Path], Any]) -> Any:
             raise InputError(f"{path} cannot be read: {what}")
         identity = _identity(folder)
         try:
-            return read(folder)
+            result = read(folder)
         except InputError:
-            if (now := find(path)) is None or _identity(now) == identity:
+            if _identity(find(path)) in (identity, None):
                 raise
+        else:
+            if _identity(find(path)) == identity:
+                return result
 
 
-def _identity(folder: Path) -> int | None:
-    """What tells a folder from another of the same name; None where it is gone."""
-    return folder.stat().st_ino if folder.exists() else None
+def _identity(folder: Path | None) -> tuple[int, int] | None:
+    """What tells a folder from a later one of the same name; None where it is gone."""
+    if folder is None or not folder.exists():
+        return None
+    status = folder.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _load(folder: Path, raw: bool) -> Pipeline:

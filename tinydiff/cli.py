@@ -159,9 +159,7 @@ def _say_what_will_happen(trainer: Any) -> None:
     say(f"training: {config.steps} steps of {config.batch_size * config.accumulate} images, in {config.out}")
     final = trainer.diffusion.schedule.alpha_bar[-1]
     if final > 0.01:
-        say(
-            f"warning: alpha_bar_T is {final:.3g}, so x_T still shows the image and samples will be off; raise --timesteps"
-        )
+        say(f"warning: alpha_bar_T is {final:.3g}: x_T still shows the image, samples will be off; raise --timesteps")
 
 
 # ------------------------------------------------------------------------------------------------------ tinydiff sample
@@ -206,7 +204,8 @@ def _sample(arguments: argparse.Namespace) -> int:
     if a.threads is not None and a.threads < 1:
         raise InputError(f"--threads must be at least 1, not {a.threads}")
     pipeline = checkpoint.load(a.path, raw=a.raw)
-    unet, diffusion = pipeline.unet.to(resolve_device(a.device)), pipeline.diffusion
+    unet, diffusion = pipeline.unet, pipeline.diffusion
+    unet.to(resolve_device(a.device))
     label = None if a.label is None else _label(a.label, class_count(unet), pipeline.class_names)
     steps = a.steps if a.steps is not None or a.sampler == "ddpm" else min(50, diffusion.schedule.T)
     out = Path(a.out) if a.out else _default_output(Path(a.path), a)

@@ -132,6 +132,11 @@ def unet_from_config(config: Mapping[str, Any], null_label: int | None, where: s
         if read["class_embed_type"] is not None:
             raise read.refused("class_embed_type", "null, with num_class_embeds for a labelled network")
         widths = read.block_list("block_out_channels", "whole numbers", lambda w: isinstance(w, int) and w > 0)
+        if size % 2 ** (len(widths) - 1):
+            raise read.refused("sample_size", f"multiples of {2 ** (len(widths) - 1)} with {len(widths)} levels")
+        groups = read.whole("norm_num_groups")
+        if any(width % groups for width in widths):
+            raise read.refused("norm_num_groups", f"what divides all of block_out_channels = {widths}")
         down = read.block_list("down_block_types", " and ".join(_DOWN), _DOWN.__contains__, len(widths))
         up = read.block_list("up_block_types", " and ".join(_UP), _UP.__contains__, len(widths))
         sizes = [size >> i for i in range(len(widths))]
@@ -146,7 +151,7 @@ def unet_from_config(config: Mapping[str, Any], null_label: int | None, where: s
             channel_mults=tuple(w // widths[0] if w % widths[0] == 0 else w / widths[0] for w in widths),
             blocks_per_level=read.whole("layers_per_block"),
             attention_resolutions=attended,
-            groups=read.whole("norm_num_groups"),
+            groups=groups,
             dropout=read["dropout"],
             num_classes=None if read["num_class_embeds"] is None else read.whole("num_class_embeds"),
             null_label=null_label,
@@ -254,10 +259,10 @@ def current_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     proj_attn)."""
     renamed = {}
     for name, array in state.items():
-        *path, layer, kind = name.split(".")
-        if len(path) > 1 and path[-2] == "attentions":
-            layer = _OLD_ATTENTION.get(layer, layer)
-        renamed[".".join([*path, layer, kind])] = array
+        path = name.split(".")
+        if len(path) > 3 and path[-4] == "attentions":  # attentions, which one, layer, weight or bias
+            path[-2] = _OLD_ATTENTION.get(path[-2], path[-2])
+        renamed[".".join(path)] = array
     return renamed
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import array_module, device_of, is_array
-from tinydiff.tape import Node, edge_to, is_recording, note_unrecorded, refuse_non_finite
+from tinydiff.tape import Node, edge_to, is_recording, note_inputs, refuse_non_finite
 
 _tensor_type: Any = None
 
@@ -63,27 +63,31 @@ class Function:
         arrays = _arrays(inputs, cls.__name__)
         edges = tuple(edge_to(x) if x is not None else None for x in tensors)
         recorded = any(edge is not None for edge in edges)
-        if recorded and not is_recording():
+        if not is_recording():
             recorded = False
-            note_unrecorded()
+            note_inputs(tensors)
         op.needs = tuple(edge is not None for edge in edges) if recorded else (False,) * len(inputs)
         op.shapes = tuple(getattr(a, "shape", None if a is None else ()) for a in arrays)
 
         results = op.forward(*arrays, **options)
         several = isinstance(results, tuple)
         xp = array_module(next((a for a in arrays if is_array(a)), None))
-        results = tuple(xp.asarray(y) for y in (results if several else (results,)))
+        results = results if several else (results,)
+        if not all(is_array(y) or isinstance(y, int | float | np.generic) for y in results):
+            raise TypeError(f"{cls.__name__}.forward must return an array or a tuple of arrays, not {_types(results)}")
+        results = tuple(xp.asarray(y) for y in results)
         refuse_non_finite(results, cls.__name__)
 
-        versions = {id(_memory(x.data)): x._version for x in tensors if x is not None}
-        outputs = tuple(_tensor_type._wrap(y, versions.get(id(_memory(y)))) for y in results)
+        versions: dict[int, list[Version]] = {}  # of each piece of memory; tensors made apart may share one
+        for x in tensors:
+            if x is not None:
+                versions.setdefault(id(_memory(x.data)), []).append(x._version)
+        outputs = tuple(_tensor_type._wrap(y, *versions.get(id(_memory(y)), ())[:1]) for y in results)
         if recorded:
-            versions.update((id(_memory(y.data)), y._version) for y in outputs)
-            op._watched = tuple(
-                (version, version.count)
-                for a in op._saved
-                if is_array(a) and (version := versions.get(id(_memory(a)))) is not None
-            )
+            for y in outputs:
+                versions.setdefault(id(_memory(y.data)), []).append(y._version)
+            memories = {id(_memory(a)) for a in op._saved if is_array(a)}
+            op._watched = tuple((v, v.count) for memory in memories for v in versions.get(memory, ()))
             node = Node(op, edges, results)
             for index, y in enumerate(outputs):
                 if y.dtype.kind in "fc":
@@ -128,4 +132,8 @@ def _arrays(inputs: tuple[Any, ...], name: str) -> list[Any]:
 
 def _memory(a: Any) -> Any:
     """The array that owns the memory of a view, or the array itself."""
-    return a if a.base is None else a.base
+    return a.base if is_array(a.base) else a
+
+
+def _types(values: tuple[Any, ...]) -> str:
+    return ", ".join(type(value).__name__ for value in values)

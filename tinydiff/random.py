@@ -7,6 +7,7 @@ step can be repeated without the ones before it, and a GPU kernel can make the n
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,12 +52,13 @@ class Generator:
     """
 
     def __init__(self, seed: int, stream: int = 0, step: int = 0, offset: int = 0) -> None:
+        seed, stream, step, offset = map(operator.index, (seed, stream, step, offset))
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be in 0..2**64-1, not {seed}")
         for name, value in (("stream", stream), ("step", step)):
             if not 0 <= value <= _WORD:
                 raise ValueError(f"{name} must be in 0..2**32-1, not {value}")
-        self.seed, self.stream, self.step, self.offset = int(seed), int(stream), int(step), int(offset)
+        self.seed, self.stream, self.step, self.offset = seed, stream, step, offset
 
     def __repr__(self) -> str:
         return f"Generator(seed={self.seed}, stream={self.stream}, step={self.step}, offset={self.offset})"
@@ -115,6 +117,7 @@ class Generator:
     def integers(self, low: int, high: int, shape: Any = (), device: str = "cpu") -> Any:
         """int64 uniform on low..high-1, by the high half of word * (high - low); the bias is below (high - low) /
         2**32."""
+        low, high = operator.index(low), operator.index(high)
         if not 0 < high - low <= 2**32:
             raise ValueError(f"integers needs low < high and at most 2**32 values, not low={low}, high={high}")
         shape, n = _shape(shape)
@@ -128,7 +131,10 @@ class Generator:
 
 
 def _shape(shape: Any) -> tuple[tuple[int, ...], int]:
-    shape = (int(shape),) if isinstance(shape, int | np.integer) else tuple(int(s) for s in shape)
+    shape = (shape,) if isinstance(shape, int | np.integer) else shape
+    shape = tuple(map(operator.index, shape))
+    if any(n < 0 for n in shape):
+        raise ValueError(f"a shape has no negative lengths, as {shape} does")
     return shape, int(np.prod(shape, dtype=np.int64))
 
 
@@ -154,9 +160,6 @@ def recording() -> Iterator[dict[Generator, int]]:
         yield inner
     finally:
         _recording.uses = outer
-        for generator, offset in inner.items():
-            if outer is not None:
-                outer.setdefault(generator, offset)
 
 
 @contextmanager

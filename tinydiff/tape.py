@@ -27,7 +27,8 @@ class _Mode(threading.local):
 
     recording: bool = True
     checking: bool = False
-    unrecorded: bool = False  # inside no_grad, an operation saw a tensor that needs a gradient
+    seen: dict[Any, int] | None = None  # for recompute: versions of the tensors that operations took
+    unrecorded: bool = False  # for recompute: an operation took a tensor that needs a gradient
 
 
 _mode = _Mode()
@@ -38,13 +39,17 @@ def is_recording() -> bool:
     return _mode.recording
 
 
-def note_unrecorded() -> None:
-    """Called by an operation that would have been recorded, but for no_grad; `recompute` wants to know."""
-    _mode.unrecorded = True
+def note_inputs(tensors: Iterable[Any]) -> None:
+    """Called by an operation that is not recorded: `recompute` wants to know what its block uses."""
+    if _mode.seen is not None:
+        for x in tensors:
+            if x is not None:
+                _mode.seen.setdefault(x._version, x._version.count)
+                _mode.unrecorded = _mode.unrecorded or x.requires_grad
 
 
 @contextmanager
-def _set(**modes: bool) -> Iterator[None]:
+def _set(**modes: Any) -> Iterator[None]:
     before = {name: getattr(_mode, name) for name in modes}
     for name, value in modes.items():
         setattr(_mode, name, value)
@@ -120,6 +125,10 @@ class Node:
         for i, (edge, L_X) in enumerate(zip(self.parents, L_Xs, strict=True)):
             if edge is None or L_X is None:
                 continue
+            if not hasattr(L_X, "dtype") or not hasattr(L_X, "astype"):
+                raise TypeError(
+                    f"{name}.backward returned a {type(L_X).__name__} as gradient of input {i}, not an array"
+                )
             if L_X.shape != edge.shape:
                 raise ValueError(
                     f"{name}.backward returned a gradient of shape {L_X.shape} for input {i} of shape {edge.shape}"
@@ -153,16 +162,15 @@ class _Gradients:
         elif key in self._own:
             self._sums[key] += L
         else:
-            self._sums[key] = self._sums[key] + L
+            total = self._sums[key] + L
+            self._sums[key] = array_module(L).asarray(total)  # the sum of two 0-d arrays is a scalar
             self._own.add(key)
 
     def take(self, node: Node) -> list[Any]:
         """One gradient for each output of the node, zeros for outputs that nothing was computed from."""
         L_Ys = []
         for index, (shape, dtype, xp) in enumerate(node.outputs):
-            key = (node, index)
-            self._own.discard(key)
-            L_Y = self._sums.pop(key, None)
+            L_Y = self._sums.pop((node, index), None)
             L_Ys.append(xp.zeros(shape, dtype) if L_Y is None else L_Y)
         return L_Ys
 
@@ -209,7 +217,7 @@ class _Recompute:
 
     def __init__(self, fn: Callable[..., Any], xs: tuple[Any, ...]) -> None:
         self.fn, self.xs = fn, xs
-        self.versions = [(x._version, x._version.count) for x in xs if hasattr(x, "_version")]
+        self.versions: dict[Any, int] = {}
         self.draws: dict[random.Generator, int] = {}
 
     def run(self) -> tuple[Any, bool]:
@@ -233,10 +241,14 @@ class _RecomputeNode(Node):
 
     def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any]]:
         op = self.op
-        if any(version.count != count for version, count in op.versions):
-            raise RuntimeError("an input of a recomputed block was changed in place between forward and backward")
+        if any(version.count != count for version, count in op.versions.items()):
+            raise RuntimeError(
+                "a tensor that a recomputed block uses was changed in place between forward and backward"
+            )
         with _set(recording=True), random.replaying(op.draws):
             outputs, _ = op.run()
+        if [(y.shape, y.dtype) for y in outputs] != [(shape, dtype) for shape, dtype, _ in self.outputs]:
+            raise RuntimeError("a recomputed block must do the same thing again, but it returned other outputs")
         for y, L_Y in zip(outputs, L_Ys, strict=True):
             if (edge := edge_to(y)) is not None:
                 yield edge, L_Y
@@ -251,13 +263,13 @@ def recompute(fn: Callable[..., Any], *xs: Any) -> Any:
     if not is_recording():
         return fn(*xs)
     op = _Recompute(fn, xs)
-    with _set(recording=False, unrecorded=any(getattr(x, "requires_grad", False) for x in xs)):
-        with random.recording() as op.draws:
-            outputs, several = op.run()
-        needed = _mode.unrecorded
+    with _set(recording=False, seen=op.versions, unrecorded=False), random.recording() as op.draws:
+        outputs, several = op.run()
+        needed = _mode.unrecorded or any(y.requires_grad for y in outputs)
     outputs = tuple(y.detach() for y in outputs)
     if needed:
         node = _RecomputeNode(op, (), [y.data for y in outputs])
         for index, y in enumerate(outputs):
-            y._attach(node, index)
+            if y.dtype.kind in "fc":
+                y._attach(node, index)
     return outputs if several else outputs[0]

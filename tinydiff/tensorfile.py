@@ -28,7 +28,7 @@ def write(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]) ->
     for name in names:
         array = arrays[name]
         end = offset + array.nbytes
-        header[name] = {"dtype": _NAMES[str(array.dtype)], "shape": array.shape, "data_offsets": (offset, end)}
+        header[name] = {"dtype": _NAMES[array.dtype.name], "shape": array.shape, "data_offsets": (offset, end)}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

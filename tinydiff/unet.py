@@ -13,6 +13,7 @@ differ from the paper's network are options here, see `tinydiff.variant`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -76,6 +77,9 @@ class UNet(nn.Module):
             ("groups", groups),
         ):
             check_whole(name, value)
+        for name, values in (("channel_mults", channel_mults), ("attention_resolutions", attention_resolutions)):
+            if not isinstance(values, tuple | list):
+                raise InputError(f"{name} must be a tuple of numbers, such as (1, 2), not {values!r}")
         check_number("dropout", dropout)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, not {dropout}")
@@ -100,7 +104,7 @@ class UNet(nn.Module):
             "dropout": dropout,
             "num_classes": num_classes,
             "null_label": null_label,
-            **variant,
+            **dataclasses.asdict(v),
         }  # UNet(**unet.config) makes such a network again
         features = v.time_embedding_dim or 4 * channels
         resnet = partial(ResBlock, features=features, groups=groups, dropout=dropout, variant=v, generator=generator)

@@ -81,8 +81,8 @@ def main() -> None:
     if a.json:
         figures = {
             "machine": platform.platform(), "run": Path(a.run).name, "classifier_accuracy": accuracy,
-            "recognised": share, "standard_error": error, "samples": len(labels), "ddim_steps": a.steps, "guidance": a.guidance,
-            "by_class": by_class.tolist(),
+            "recognised": share, "standard_error": error, "samples": len(labels), "ddim_steps": a.steps,
+            "guidance": a.guidance, "by_class": by_class.tolist(),
         }  # fmt: skip
         Path(a.json).write_text(json.dumps(figures, indent=1) + "\n")
 

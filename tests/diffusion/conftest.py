@@ -42,7 +42,3 @@ class GaussianData:
 @pytest.fixture
 def gaussian_data():
     return GaussianData
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "parity: compares with other libraries")

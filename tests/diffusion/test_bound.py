@@ -172,6 +172,21 @@ def test_a_subset_evaluates_the_same_noise_and_leaves_the_rest_nan():
     assert set(dict(**full)) == {"L_T", "L_t", "L_0", "total", "total_se"}
 
 
+def test_noise_is_the_generators_own_sequence():
+    xs = {}
+
+    def model(x, t):
+        xs[int(t[0])] = x
+        return 0 * x
+
+    x0 = np.full((3, 3, 3, 1), 0.25, np.float32)  # 27 elements: a draw ends inside a block of four
+    d, used, g = Diffusion(S), Generator(5, stream=7), Generator(5, stream=7)
+    d.vlb(model, x0, used)
+    for t in range(1, 61):
+        np.testing.assert_array_equal(xs[t], d.q_sample(x0, t, g.normal(x0.shape)))
+    assert used.state == g.state
+
+
 def test_the_estimate_is_exact_where_it_can_be():
     rng = np.random.default_rng(0)
     terms = rng.uniform(1, 2, (3, 20))

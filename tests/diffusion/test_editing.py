@@ -36,6 +36,20 @@ def test_inversion_and_ddim_return_the_image_with_an_error_of_first_order(gaussi
     assert np.abs(x_T - exact).max() < 0.05
 
 
+def test_inversion_predicts_the_noise_where_the_image_stands():
+    """At x_{i-1} with its own t, but x_0, for which no model was trained, as x_1; a refinement at x_i."""
+    calls = []
+
+    def model(x, t):
+        calls.append(t[0])
+        return 0 * x
+
+    ddim_invert(model, Diffusion(S), images(2), 4)
+    ddim_invert(model, Diffusion(S), images(2), 4, refinements=1)
+    assert calls[:4] == [100, 100, 200, 300]
+    assert calls[4:] == [100, 100, 100, 200, 200, 300, 300, 400]
+
+
 @pytest.mark.parametrize("predict", ["eps", "x0", "v"])
 def test_refinements_make_the_inverse_exact(predict, gaussian_data):
     data, x0 = gaussian_data(S.beta[1:]), images(5)
@@ -115,7 +129,7 @@ def test_inpainting_keeps_what_is_known_and_draws_the_rest(gaussian_data):
     x0 = np.tile(np.where(known, 0.9, 777.0), (4000, 1, 1, 1))
     out = inpaint(data.eps, Diffusion(s, clip_x0=False), x0, known, Generator(0), jump=5, rounds=3, progress=False)
     np.testing.assert_array_equal(out[..., 0], x0[..., 0])
-    # independent pixels: what is known says nothing, so the rest has the data's mean and variance (as the chain has them)
+    # independent pixels: what is known says nothing about the rest, which has the moments of the chain
     free = sample(data.eps, Diffusion(s, clip_x0=False), (4000, 1, 1, 1), Generator(1), progress=False)
     assert abs(out[..., 1].mean() - data.m) < 0.02 + 4.5 * data.s / np.sqrt(4000)
     assert abs(out[..., 1].std() / free.std() - 1) < 0.06

@@ -131,6 +131,15 @@ def test_isotropic_is_the_full_covariance_in_short():
         same(ours, full, rtol=1e-9)
 
 
+def test_singular_covariances_are_refused_also_where_rounding_hides_it():
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        A = rng.standard_normal((4, 3))
+        with pytest.raises(ValueError, match="not positive definite"):
+            gaussian.entropy(A @ A.T)
+    assert gaussian.entropy(np.diag([1.0, 1e-30])) == pytest.approx(1 + math.log(2 * math.pi) + math.log(1e-30) / 2)
+
+
 def test_leading_axes_broadcast():
     x, m, C = RNG.standard_normal((6, 1, 3)), RNG.standard_normal((4, 3)), covariance(3, 4)
     values = gaussian.log_prob(x, m, C)
@@ -150,13 +159,14 @@ def test_leading_axes_broadcast():
     ("call", "sentence"),
     [
         (lambda: gaussian.log_prob(np.zeros(2), np.zeros(2), np.diag([1.0, -1.0])), "not positive definite"),
+        (lambda: gaussian.log_prob(np.zeros(2), np.zeros(2), [[1.0, 2.0], [2.0, 1.0]]), "not positive definite"),
         (lambda: gaussian.log_prob(np.zeros(2), np.zeros(2), np.ones((2, 2))), "not positive definite"),
         (lambda: gaussian.entropy(np.outer([1, 0.1, 0.3], [1, 0.1, 0.3])), "not positive definite"),
-        (lambda: gaussian.entropy(np.full((2, 2), np.nan)), "covariance"),
+        (lambda: gaussian.entropy(np.full((2, 2), np.nan)), "not positive definite"),
         (lambda: gaussian.log_prob(np.zeros(2), np.zeros(2), [[1, 0.5], [0, 1]]), "not symmetric"),
         (lambda: gaussian.log_prob(np.zeros(2), np.zeros(3), np.eye(3)), r"one D, not x \(2,\) and mean \(3,\)"),
         (lambda: gaussian.log_prob(np.zeros(2), np.zeros(2), np.eye(3)), r"\(..., 2, 2\), not \(3, 3\)"),
-        (lambda: gaussian.log_prob(np.zeros(2), np.zeros(2), 1.0), "isotropic: variance="),
+        (lambda: gaussian.log_prob(np.zeros(2), np.zeros(2), 1.0), "give variance=v"),
         (lambda: gaussian.log_prob(np.zeros(2), np.zeros(2)), "neither"),
         (lambda: gaussian.log_prob(np.zeros(2), np.zeros(2), np.eye(2), variance=1.0), "both"),
         (lambda: gaussian.log_prob(np.zeros(2), np.zeros(2), variance=0.0), "must be positive, not 0"),

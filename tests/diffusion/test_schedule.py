@@ -70,7 +70,7 @@ def test_one_minus_alpha_bar_is_exact_where_alpha_bar_is_close_to_one():
     alpha_bar = Fraction(1)
     for t, beta in enumerate(betas, start=1):
         alpha_bar *= 1 - Fraction(beta)
-        assert s.one_minus_alpha_bar[t] == pytest.approx(float(1 - alpha_bar), rel=1e-15)
+        assert s.one_minus_alpha_bar[t] == pytest.approx(float(1 - alpha_bar), rel=1e-15, abs=0)
         assert s.alpha_bar[t] == pytest.approx(float(alpha_bar), rel=1e-14)
 
 

@@ -1,6 +1,7 @@
 """tinydiff/ops/convolution.py against loops over pixels and filter entries, over a wide sample of all options."""
 
 import itertools
+import sys
 import threading
 
 import numpy as np
@@ -289,23 +290,27 @@ def test_results_do_not_lie_in_memory_that_the_next_call_overwrites(rng):
 
 
 def test_convolutions_in_several_threads(rng):
-    x, w = rng.normal(size=(4, 12, 12, 8)), rng.normal(size=(3, 3, 8, 8))
+    x, w = rng.normal(size=(4, 24, 24, 16)), rng.normal(size=(3, 3, 16, 16))
     expected = ops.conv2d(x, w, padding=1).data
     results = {}
 
-    def work(name):
-        for _ in range(20):
-            results.setdefault(name, []).append(ops.conv2d(x * name, w, padding=1).data / name)
+    def work(scale):
+        images = x * scale
+        results[scale] = [ops.conv2d(images, w, padding=1).data / scale for _ in range(10)]
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in (1.0, 2.0, 4.0)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # change threads as often as possible
+    try:
+        threads = [threading.Thread(target=work, args=(scale,)) for scale in (1.0, 2.0, 4.0)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(before)
     assert len(results) == 3
-    for arrays in results.values():
-        for y in arrays:
-            np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+    for y in itertools.chain(*results.values()):
+        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_same_call_gives_the_same_bits(rng):

@@ -117,6 +117,14 @@ def test_float32_sums_are_good_to_float32(rng):
         np.testing.assert_allclose(ops.mean(a, axis).data, a.astype(np.float64).mean(axis), rtol=2e-6)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_lists_and_arrays_are_taken_as_they_are(name):
+    y = getattr(ops, name)([[1.0, 2.0], [3.0, 5.0]], axis=1)
+    assert type(y) is Tensor
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y.data, FUNCTIONS[name]([[1.0, 2.0], [3.0, 5.0]], axis=1))
+
+
 def test_integers():
     a = np.arange(6).reshape(2, 3)
     assert ops.sum(a).data == 15

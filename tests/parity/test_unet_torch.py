@@ -5,10 +5,12 @@ the time embedding in float32 whatever the network's type; where outputs are com
 """
 
 import dataclasses
+import inspect
 import warnings
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import tinydiff as td
 from tinydiff import exchange
@@ -56,7 +58,8 @@ CASES = {
     "labels": PAPER | {"num_class_embeds": 5},
     "labels, diffusers": DIFFUSERS | {"num_class_embeds": 5},
     "scale and shift": PAPER | {"resnet_time_scale_shift": "scale_shift"},
-    "scale and shift, norm in the middle": PAPER | {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 2},
+    "scale and shift, norm in the middle": PAPER | {"resnet_time_scale_shift": "scale_shift",
+                                                    "attn_norm_num_groups": 2},
     "residual resampling": PAPER | {"downsample_type": "resnet", "upsample_type": "resnet"} | levels("a-a")
     | {"block_out_channels": (16, 24, 32)},
     "scaled middle": PAPER | {"mid_block_scale_factor": 1.7},
@@ -86,9 +89,16 @@ def make(**settings):
 
 
 def close(ours, theirs, tolerance, what, floor=0.0):
-    """Within the tolerance relative to the largest value, or to `floor` where that is larger: some gradients are zero."""
+    """Within the tolerance relative to the largest value or to `floor`, as some gradients are zero but for rounding."""
     assert ours.shape == theirs.shape, what
     assert np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), floor), what
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For networks as small as these, threads only get into each other's way."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture
@@ -129,7 +139,7 @@ def test_outputs_and_gradients(rng, request, name, dtype):
     close(y.data, y_t.detach().numpy().transpose(0, 2, 3, 1), tolerance, "output")
     close(x.grad, x_t.grad.numpy().transpose(0, 2, 3, 1), tolerance, "gradient of the image")
     gradients = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    floor = 1e-3 * max(np.abs(g).max() for g in gradients.values())
+    floor = (1e-3 if dtype == np.float64 else 1e-2) * max(np.abs(g).max() for g in gradients.values())
     for p in ours.parameters():  # through the same conversion as the weights
         p.data[...] = p.grad
     for name, gradient in ours.torch_state_dict().items():
@@ -158,11 +168,7 @@ def test_configurations_make_the_round_trip(name):
 
 
 def test_every_setting_of_diffusers_is_known_and_has_its_default():
-    defaults = dict(diffusers.UNet2DModel(sample_size=8, block_out_channels=(32,) * 4).config)
-    known = exchange._UNET_DEFAULTS
-    assert {key for key in defaults if not key.startswith("_")} == set(known)
-    for key, value in known.items():
-        if key not in ("sample_size", "block_out_channels"):
-            assert defaults[key] == value, key
+    parameters = inspect.signature(diffusers.UNet2DModel.__init__).parameters.values()
+    assert {p.name: p.default for p in parameters if p.name != "self"} == exchange._UNET_DEFAULTS
     names = {field.name for field in dataclasses.fields(Variant)} - {"up_attention_resolutions"}
-    assert names <= set(known)
+    assert names <= set(exchange._UNET_DEFAULTS)

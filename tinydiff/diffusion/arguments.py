@@ -25,8 +25,7 @@ def as_images(**images: Any) -> list[Any]:
 
 
 def as_steps(t: Any, n: int, T: int, first: int = 1) -> np.ndarray:
-    """t as int64 on the host, () or (n,). TypeError unless integers, ValueError if out of first..T or not of length
-    n."""
+    """t as int64 on the host, () or (n,). TypeError unless integers, ValueError outside first..T or of other length."""
     t = to_numpy(t.data if isinstance(t, Tensor) else t)
     if t.dtype.kind not in "iu":
         raise TypeError(f"t must be integers, not {t.dtype}")

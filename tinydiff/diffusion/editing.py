@@ -33,8 +33,7 @@ def ddim_invert(
     guidance: float | None = None,
     refinements: int = 0,
 ) -> Any:
-    """The noise x_T from which DDIM with eta = 0 makes the images x0 (N, H, W, C) again (Song et al., 2021, section
-    4.3).
+    """The noise x_T from which DDIM with eta = 0 makes the images x0 (N, H, W, C) again (Song et al., 2021, 4.3).
 
         x_i = sqrt(alpha_i) (x_{i-1} - sqrt(1 - alpha_bar_{i-1}) eps) + sqrt(1 - alpha_bar_i) eps
 
@@ -70,8 +69,7 @@ def interpolate(
     generator: Generator,
     **options: Any,
 ) -> Any:
-    """Images between a and b, both (H, W, C), blended at noise level t and denoised from there: (K, H, W, C) (Ho et
-    al., 2020, figure 8).
+    """Images (K, H, W, C) between a and b, both (H, W, C), blended at noise level t (Ho et al., 2020, figure 8).
 
     t: in 1..T; the larger, the more the model invents.
     shares: of b, one for each of the K images; 0 gives a, 1 gives b.

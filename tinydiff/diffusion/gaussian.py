@@ -63,8 +63,7 @@ def kl(m1: Any, C1: Any, m2: Any, C2: Any, *, variance: Any = None) -> Any:
 
 def product(m1: Any, C1: Any, m2: Any, C2: Any, *, variance: Any = None) -> tuple[Any, Any]:
     """Mean (..., D) and covariance (..., D, D) of the Gaussian that N(x; m1, C1) N(x; m2, C2) is proportional to
-    (source E, 1.1(a)): cov = (C1^-1 + C2^-1)^-1 and mean = cov (C1^-1 m1 + C2^-1 m2), written with S = C1 + C2 = L L^T
-    as
+    (source E, 1.1(a)): cov = (C1^-1 + C2^-1)^-1, mean = cov (C1^-1 m1 + C2^-1 m2). With S = C1 + C2 = L L^T these are
 
         cov = C1 S^-1 C2 = (L^-1 C1)^T (L^-1 C2)        mean = C2 S^-1 m1 + C1 S^-1 m2.
 
@@ -157,27 +156,27 @@ def _variance(name: str, variance: Any, like: Any) -> Any:
 
 
 def _cholesky(name: str, cov: Any, like: Any) -> Any:
-    """The lower factor of a covariance that fits the vectors `like`."""
+    """The lower factor of a covariance, whose size must be that of the vectors `like` (None: any)."""
     xp = array_module(_plain(cov) if like is None else like)
     cov = xp.asarray(_plain(cov), "float64")
-    D = cov.shape[-1] if like is None and cov.ndim else like.shape[-1] if like is not None else 0
+    D = like.shape[-1] if like is not None else cov.shape[-1] if cov.ndim else 0
     if cov.ndim < 2 or cov.shape[-2:] != (D, D):
+        size = D or "D"
         raise ValueError(
-            f"{name}: a covariance must be (..., {D or 'D'}, {D or 'D'}), not {cov.shape}; isotropic: variance="
+            f"{name}: a covariance must be (..., {size}, {size}), not {cov.shape}; for v I give variance=v"
         )
-    scale = xp.abs(cov).max() if cov.size else 0.0
-    if not bool((xp.abs(cov - _transpose(cov)) <= 1e-8 * scale).all()):
-        raise ValueError(f"{name}: the covariance is not symmetric")
-    try:
-        L = xp.linalg.cholesky(cov)
-        # a singular matrix may pass by rounding: then a pivot is no more than the rounding of its diagonal element
-        pivots, diagonal = (xp.diagonal(M, axis1=-2, axis2=-1) for M in (L, cov))
-        definite = bool((pivots**2 > D * np.finfo(float).eps * diagonal).all())
-    except np.linalg.LinAlgError:
-        definite = False
+    diagonal = xp.diagonal(cov, axis1=-2, axis2=-1)
+    definite = bool((diagonal > 0).all())
+    if definite:
+        scale = xp.sqrt(diagonal)
+        correlation = cov / (scale[..., None] * scale[..., None, :])
+        if not bool((xp.abs(correlation - _transpose(correlation)) <= 1e-8).all()):
+            raise ValueError(f"{name}: the covariance is not symmetric")
+        # rounding hides a zero eigenvalue from Cholesky, but moves those of the correlations by a few D eps only
+        definite = bool((xp.linalg.eigvalsh(correlation) > 4 * D * np.finfo(float).eps).all())
     if not definite:
         raise ValueError(f"{name}: the covariance is not positive definite")
-    return L
+    return xp.linalg.cholesky(cov)
 
 
 def _log_det(L: Any) -> Any:

@@ -28,8 +28,7 @@ def training_loss(
     t: Any = None,
     eps: Any = None,
 ) -> Tensor:
-    """L_simple: the mean over all elements of (target - prediction)^2 at random steps (Ho et al., 2020, eq. 14; source
-    B).
+    """L_simple: the mean over all elements of (target - prediction)^2 at random t (Ho et al., 2020, eq. 14; source B).
 
     model: model(x, t, labels=None). x0: images (N, H, W, C), floating point in [-1, 1], where the model is.
     generator: its seed and step choose t and eps, see `draw`; its own state stays as it is. It may be None where t, a
@@ -84,8 +83,8 @@ def variance_term(diffusion: Diffusion, output: Any, x0: Any, xt: Any, t: np.nda
 
     The prediction is detached, so that only the variance channels v learn from this, and x0 is not clipped. With the
     posterior's variance b = exp(low), the model's b exp(-r) where r = (low - log beta) (v + 1) / 2, and the means d
-    apart, the KL is ((1 + d^2 / b) exp(r) - 1 - r) / 2 for t >= 2; for t = 1 the term is the decoder's. t: int64, () or
-    (N,).
+    apart, the KL is ((1 + d^2 / b) exp(r) - 1 - r) / 2 for t >= 2; for t = 1 the term is the decoder's.
+    t: int64, () or (N,).
     """
     t = np.broadcast_to(t, (len(x0),))
     predicted = diffusion.predict_x0(output.data if isinstance(output, Tensor) else output, xt, t)

@@ -93,8 +93,7 @@ def _plain(output: Any, x: Any) -> Any:
 
 
 def check_labels(model: Any, labels: Any, n: int) -> np.ndarray | None:
-    """Labels, a number or (n,), as (n,) int64 on the host; None stays None. InputError if they do not fit model or
-    n."""
+    """Labels, a number or (n,), as (n,) int64 on the host, or None. InputError if they do not fit the model or n."""
     if labels is None:
         return None
     labels = to_numpy(labels.data if isinstance(labels, Tensor) else labels)

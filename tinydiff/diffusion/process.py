@@ -68,8 +68,7 @@ class Diffusion:
             raise InputError(f"min_snr must be greater than 0, or None, not {self.min_snr}")
 
     def q_sample(self, x0: Any, t: Any, eps: Any) -> Any:
-        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps, t in 0..T (source A, 5.2.18; Ho et al., 2020, eq.
-        4)."""
+        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps, t in 0..T (source A, 5.2.18; Ho et al., eq. 4)."""
         x0, eps = as_images(x0=x0, eps=eps)
         t, s = as_steps(t, len(x0), self.schedule.T, first=0), self.schedule
         return per_image(np.sqrt(s.alpha_bar[t]), x0) * x0 + per_image(np.sqrt(s.one_minus_alpha_bar[t]), x0) * eps
@@ -193,8 +192,7 @@ class Diffusion:
         return per_image(np.where(t == 1, lower, upper), xt)
 
     def log_variance_range(self) -> tuple[np.ndarray, np.ndarray]:
-        """log of the posterior's variance and log of beta, float64 (T + 1,): the ends of the learned variance's
-        range."""
+        """log of the posterior's variance and of beta, float64 (T + 1,): the ends of the learned variance's range."""
         with np.errstate(divide="ignore"):  # index 0 is never used
             return self.schedule.log_posterior_variance, np.log(self.schedule.beta)
 

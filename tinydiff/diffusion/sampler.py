@@ -24,8 +24,7 @@ SAMPLERS = ("ddpm", "ddim", "dpm++")
 
 
 class Step(NamedTuple):
-    """Where sampling stands: the images x = x_t and the x0 predicted on the way there. t is the model's; at 0 it is
-    done."""
+    """Where sampling stands: images x = x_t, and the x0 predicted on the way there. t is the model's, 0 at the end."""
 
     t: int
     x: Any

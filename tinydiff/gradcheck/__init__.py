@@ -1,6 +1,20 @@
-"""gradcheck: is a gradient right, and if it is not, what does the error look like?"""
+"""gradcheck: is a gradient right, and if it is not, what does the error look like?
+
+td.gradcheck(fn, inputs)      one assertion: a Report, or GradientError with the whole report as its message
+
+api.py         the public function: the order in which things are checked
+subject.py     what can be checked, brought to one form: values and gradients of arrays
+numeric.py     slopes by evaluating a function only, with a bound on their error
+check.py       one subject at one point: are its gradients those that the differences find?
+kinks.py       what can be asked where there is no derivative
+probes.py      what a right formula can still get wrong: strides, needs, repeated leaves, ...
+sizes.py       the same at lengths 0 and 1, and with squares made oblong
+diagnosis.py   from a wrong gradient to a finding: evidence.py, patterns.py, formula.py
+report.py      what is said, picture.py what is drawn
+target.py      MODULE:FUNCTION on the command line
+"""
 
 from tinydiff.gradcheck.api import gradcheck
-from tinydiff.gradcheck.report import GradientError, Report
+from tinydiff.gradcheck.report import Diagnosis, Finding, GradientError, Report, Verdict
 
-__all__ = ["GradientError", "Report", "gradcheck"]
+__all__ = ["Diagnosis", "Finding", "GradientError", "Report", "Verdict", "gradcheck"]

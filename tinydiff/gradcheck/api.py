@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.errors import InputError
-from tinydiff.gradcheck.check import Check
-from tinydiff.gradcheck.probes import PROBES
 from tinydiff.gradcheck.report import GradientError, Report
-from tinydiff.gradcheck.subject import make_subject
 
 
 def gradcheck(
@@ -33,32 +30,43 @@ def gradcheck(
     png: str | Path | None = None,
     name: str | None = None,
 ) -> Report:
-    """Checks every gradient of fn at `inputs`. Returns a Report; raises GradientError, an AssertionError, if one is wrong.
+    """Checks every gradient of fn at `inputs`. Returns a Report, or raises GradientError, an AssertionError.
 
     fn: a function of tensors (one for each input) that returns a tensor or a tuple of them, a `td.Function` class, or a
         module, whose parameters are then checked too. With `backward`, a function of plain arrays.
     inputs: arrays or tensors. Floating point ones are checked, in float64; everything else is passed on as it is.
-    wrt: positions or names of the inputs (and names of the parameters) to check; None: all.
+    wrt: positions or names of the inputs to check, and names of parameters; None, or none of a kind named: all.
     seed: of the random directions, which the report states; the same seed repeats the same check.
-    rtol, atol: allowed difference, relative to the size of the sum compared and absolute. None: rtol is sqrt(eps sqrt(n))
-        for n elements and the dtype's eps, that is half of the digits, less what n roundings cost; atol is 0. What the
-        differences themselves are uncertain of is measured and added.
-    backward: a backward pass written by hand, `backward(L_Y, *inputs)` or, with `cache`, `backward(L_Y, cache)` where fn
-        returns (output, cache), or `backward(L_Y)` of an object that remembers; it returns a gradient for each input.
+    rtol, atol: the allowed difference, relative to the size of the sum that is compared, and absolute. None: rtol is
+        sqrt(eps sqrt(n)) for n elements and the dtype's eps, that is half of the digits, less what n roundings cost
+        (a hundredth of it where the derivative is known exactly); atol is 0. The error of the differences, which is
+        measured, is added.
+    backward: a backward pass written by hand: `backward(L_Y, *inputs)`, or with `cache` `backward(L_Y, cache)` where
+        fn returns (output, cache), or `backward(L_Y)` of an object that remembers; returns a gradient for each input.
     parameters: a module, a dict or a sequence of tensors that fn uses beside its inputs and whose gradients count.
     generator: a NumPy Generator (or several) that fn draws from; like any `td.random.Generator`, which is found without
         being named, it is put back before every call and left as it was.
     dtype: np.float32 runs the backward pass in float32, as a kernel does, and compares it with derivatives in float64.
-    reference: the function to differentiate numerically instead of fn, where fn itself cannot run in float64.
+    reference: a function that does the same in float64 and is differentiated numerically instead of fn; its values are
+        compared with fn's too.
     skip: names of probes to leave out: strides, layouts, needs, dropped, shared, reuse, sizes.
     png: where to save a picture of the error if there is one.
     name: of what is checked, for the report.
 
     InputError for arguments that make no check. What fn itself raises at the inputs comes through unchanged.
     """
+    __tracebackhide__ = True  # pytest shows the report, not this function
+    from tinydiff.gradcheck.check import Check  # loaded when first used: `import tinydiff` stays quick
+    from tinydiff.gradcheck.probes import PROBES
+    from tinydiff.gradcheck.subject import make_subject
+
     generators = () if generator is None else generator if isinstance(generator, tuple | list) else (generator,)
     subject = make_subject(fn, inputs, wrt, backward, cache, parameters, generators)
-    ground = make_subject(reference, inputs, None, generators=generators) if reference is not None else subject
+    ground = subject
+    if reference is not None:
+        if parameters is not None:
+            raise InputError("reference and parameters do not go together: make the parameters inputs")
+        ground = make_subject(reference, inputs, wrt, backward, False, None, generators)
     kind = np.dtype(np.float64 if dtype is None else dtype)
     if kind not in (np.float32, np.float64):
         raise InputError(f"dtype must be float32 or float64, not {kind}")

@@ -10,9 +10,9 @@ import numpy as np
 from tinydiff.backend import array_module, is_array, to_numpy
 from tinydiff.gradcheck import numeric
 from tinydiff.gradcheck.evidence import Evidence
-from tinydiff.gradcheck.formula import Call, Formula, formula_in, formula_of, recorded
+from tinydiff.gradcheck.formula import Call, formula_in, formula_of, recorded
 from tinydiff.gradcheck.patterns import PATTERNS
-from tinydiff.gradcheck.report import Diagnosis, Finding, Report, Verdict
+from tinydiff.gradcheck.report import Diagnosis, Finding, Formula, Report, Verdict
 from tinydiff.gradcheck.subject import PairSubject, make_subject
 from tinydiff.tensor import Tensor
 
@@ -26,18 +26,27 @@ def explain(check: Check, k: int, verdict: Verdict) -> None:
     """Adds a finding about array k, whose slope is wrong."""
     if len(check.report.findings) >= MOST_EXPLAINED:
         return
-    message = f"the gradient is wrong: along a random direction {verdict.backward:.6g} instead of {verdict.differences:.6g}"
+    message = (
+        f"the gradient is wrong: along a random direction {verdict.backward:.6g} instead of {verdict.differences:.6g}"
+    )
     culprit, formula = _origin(check, k)
+    same = [f for f in check.report.findings if culprit is not None and f.culprit == (culprit.op, culprit.input)]
+    if same:
+        same[0].input = f"{same[0].input}, {check.names[k]}"
+        return
     finding = check.found("slopes", k, message, formula=formula)
     if culprit is not None:
         finding.message += f"; in it, the gradient of {culprit.input} of {culprit.op} is wrong by itself"
+        finding.culprit = culprit.op, culprit.input
         finding.diagnoses, finding.formula = culprit.finding.diagnoses, culprit.finding.formula
         finding.got, finding.expected = culprit.finding.got, culprit.finding.expected
-        finding.array = f"{culprit.op}'s {culprit.input}"
+        finding.array = culprit.input
         return
     evidence = Evidence.gather(check, k)
     finding.got, finding.expected = evidence.A[0], evidence.B[0]
     finding.diagnoses = diagnose(evidence)
+    if check.ground_dtype != np.float64:
+        return
     v = check.direction([k])
     slope = numeric.along(check.forward, check.point, v, check.centre, check.U)
     claimed = float(np.vdot(evidence.A[0], to_numpy(v[k])))
@@ -82,7 +91,7 @@ def _origin(check: Check, k: int) -> tuple[_Culprit | None, Formula | None]:
     if len(calls) == 1:
         places = [p for p, a in enumerate(calls[0].inputs) if a is arrays[k]]
         return None, formula_of(calls[0].function, places[0]) if places else None
-    seen = set()
+    seen: set[Any] = set()
     for call in calls:
         key = (call.function, tuple(getattr(a, "shape", None) for a in call.inputs), repr(call.options))
         if key in seen or len(seen) >= MOST_OPS:
@@ -93,13 +102,22 @@ def _origin(check: Check, k: int) -> tuple[_Culprit | None, Formula | None]:
     return None, None
 
 
+def is_single(check: Check) -> bool:
+    """Whether fn is one operation: one Function, or a pair written by hand."""
+    if isinstance(check.subject, PairSubject):
+        return True
+    calls: list[Call] = []
+    with recorded(calls):
+        check.subject.forward(check.arrays())
+    return len(calls) == 1
+
+
 def _alone(check: Check, call: Call) -> Finding | None:
     """What a check of one operation at the inputs that it had finds, or None."""
     inputs = [np.asarray(a, np.float64) if isinstance(a, float) else a for a in call.inputs]
     try:
         subject = make_subject(call.function, inputs)
-        apply = subject.fn
-        subject.fn = lambda *xs: apply(*xs, **call.options)
+        subject.fn = lambda *xs: call.function.apply(*xs, **call.options)
         own = type(check)(subject, subject, Report(call.function.__name__, check.report.seed), check.dtype, None, 0.0)
         own.settle()
     except Exception:
@@ -115,7 +133,7 @@ def explain_shape(check: Check, k: int, got: tuple[int, ...], probe: str = "puri
 
 
 def _shape_diagnosis(got: tuple[int, ...], shape: tuple[int, ...]) -> Diagnosis:
-    if got == shape[::-1] and len(shape) > 1:
+    if got != shape and sorted(got) == sorted(shape):
         return Diagnosis("transposed", "the gradient is transposed: a .T is missing or too many")
     try:
         whole = np.broadcast_shapes(got, shape)
@@ -142,6 +160,8 @@ def explain_exception(check: Check, what: str, error: Exception, code: str = "ra
     elif "read-only" in str(error) or "in place" in str(error):
         text = "backward writes into an array that is not its own: make a copy first"
         check.found(probe, None, message, Diagnosis("in-place", text))
+    elif code == "size-0":
+        check.found(probe, None, message, Diagnosis(code, "backward fails on an empty array that forward takes"))
     elif isinstance(error, ValueError | IndexError) and (verdict := _with_square_shapes(check)) is not None:
         if verdict:
             text = "backward works only for square shapes, where two lengths that differ here are equal"
@@ -150,8 +170,7 @@ def explain_exception(check: Check, what: str, error: Exception, code: str = "ra
             text = "backward runs only for square shapes, and is wrong there: an operand is transposed"
             check.found(probe, None, message, Diagnosis("transposed", text))
     else:
-        text = "backward fails on an empty array" if code == "size-0" else "backward fails where forward works"
-        check.found(probe, None, message, Diagnosis(code, text))
+        check.found(probe, None, message, Diagnosis(code, "backward fails where forward works"))
 
 
 def _formula_in_tape(check: Check, name: str, i: int) -> Formula | None:

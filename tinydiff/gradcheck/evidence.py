@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Evidence:
         elements = np.arange(x.size)
         if x.size > most:
             elements = np.sort(check.rng.choice(x.size, most, replace=False))
-        J = numeric.jacobian(check.forward, check.point, k, elements)
+        J = numeric.jacobian(check.forward, check.point, k, elements, check.step)
         known = np.zeros(x.shape, bool)
         known.reshape(-1)[elements] = True
         draws = [check.U, *(_redrawn(check) for _ in range(2))]
@@ -98,33 +99,39 @@ class Evidence:
         return B.reshape(len(rows), *self.x.shape)
 
     def at(self, j: int, value: np.ndarray) -> bool:
-        """Whether A is the right gradient at another point, where array j has another value: tested along one direction."""
+        """Whether A is the right gradient where array j has another value, tested along one direction."""
         check = self.check
         xp = array_module(check.point[j])
         point = [xp.asarray(value) if i == j else x for i, x in enumerate(check.point)]
         v = check.direction([self.k])
         try:
             with np.errstate(all="ignore"):
-                pair = [check.forward(numeric.shifted(point, v, s * numeric.STEP)) for s in (-1, 1)]
-            Jv = (flat(pair[1]) - flat(pair[0])) / (2 * numeric.STEP)
+                pair = [check.forward(numeric.shifted(point, v, s * check.step)) for s in (-1, 1)]
+            Jv = (flat(pair[1]) - flat(pair[0])) / (2 * check.step)
         except (ValueError, ArithmeticError, IndexError):
             return False
         right = self.rows @ Jv
         claimed = np.array([np.vdot(a, to_numpy(v[self.k])) for a in self.A])
         size = max(largest(right), largest(claimed))
-        return size > 0 and bool(np.all(np.abs(right - claimed) <= 1e-6 * size))
+        return size > 0 and bool(np.all(np.abs(right - claimed) <= 0.1 * self.tolerance * size))
+
+    def gradient(self, row: np.ndarray) -> np.ndarray:
+        """Backward's gradient for a cotangent."""
+        return _gradient(self.check, unflat(row, self.check), self.k)
 
     @cached_property
     def claimed(self) -> np.ndarray | None:
         """The Jacobian as backward has it, by one backward pass per output element; None where that is too many."""
         count = self.J.shape[0]
-        if count > 300 or not self.complete:
+        start = time.perf_counter()
+        _gradient(self.check, self.check.U, self.k)
+        if count * (time.perf_counter() - start) > SECONDS or not self.complete:
             return None
         J = np.empty((count, self.x.size))
         for i in range(count):
             row = np.zeros(count)
             row[i] = 1
-            J[i] = _gradient(self.check, unflat(row, self.check), self.k).reshape(-1)
+            J[i] = self.gradient(row).reshape(-1)
         return J
 
 
@@ -153,9 +160,22 @@ def largest(a: np.ndarray) -> float:
 
 
 def _redrawn(check: Check) -> list[Any]:
-    return [None if u is None else array_module(u).asarray((check.random(u.shape) * (to_numpy(u) != 0)).astype(u.dtype)) for u in check.U]
+    return [
+        None if u is None else array_module(u).asarray((check.random(u.shape) * (to_numpy(u) != 0)).astype(u.dtype))
+        for u in check.U
+    ]
 
 
 def _gradient(check: Check, U: Sequence[Any], k: int) -> np.ndarray:
     g = check.vjp(U)[k]
     return np.zeros(check.point[k].shape) if g is None else g
+
+
+def subsets(shape: tuple[int, ...], most: int = 2) -> list[tuple[int, ...]]:
+    """Sets of one to `most` axes that are longer than 1."""
+    long = [a for a, n in enumerate(shape) if n > 1]
+    return [s for count in range(1, most + 1) for s in itertools.combinations(long, count)]
+
+
+def axes_text(axes: tuple[int, ...]) -> str:
+    return f"axis {axes[0]}" if len(axes) == 1 else "axes " + " and ".join(map(str, axes))

@@ -12,20 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinydiff.function import Function
+from tinydiff.gradcheck.report import Formula
+from tinydiff.ops.broadcasting import Elementwise
 from tinydiff.tensor import Tensor
-
-
-@dataclass
-class Formula:
-    """A line of source that computes a gradient."""
-
-    op: str
-    text: str
-    file: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.op}: {self.text}    ({self.file}:{self.line})"
 
 
 @dataclass
@@ -57,47 +46,64 @@ def recorded(calls: list[Call]) -> Iterator[None]:
 
 def formula_of(function: type[Function], i: int) -> Formula | None:
     """The line by which a Function computes the gradient of its input i; None where the source cannot be read."""
-    method = getattr(function, ("L_A", "L_B")[i], None) if i < 2 else None
+    method = getattr(function, ("L_A", "L_B")[i], None) if i < 2 and issubclass(function, Elementwise) else None
     if method is not None:
-        return formula_in(method, 0, function.__name__)
-    return formula_in(function.backward, i, function.__name__)
+        return formula_in(method, 0, function)
+    return formula_in(function.backward, i, function)
 
 
-def formula_in(backward: Callable[..., Any], i: int, op: str | None = None) -> Formula | None:
+def formula_in(backward: Callable[..., Any], i: int, function: type[Function] | None = None) -> Formula | None:
     """The line of a backward function that computes its i-th gradient."""
     try:
         lines, first = inspect.getsourcelines(backward)
         tree = ast.parse(textwrap.dedent("".join(lines)))
-        file = os.path.relpath(inspect.getsourcefile(backward) or "?")
-    except (OSError, TypeError, SyntaxError, ValueError):
+        file = inspect.getsourcefile(backward) or "?"
+    except (OSError, TypeError, SyntaxError):
         return None
-    body = next((n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)), None)
+    body = next((n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda)), None)
     if body is None:
         return None
     node = _origin(body, i)
-    text = " ".join(lines[node.lineno - 1].split())
-    return Formula(op or body.name, text, file, first + node.lineno - 1)
+    if function is not None and (method := _own_method(node, function)) is not None:
+        return formula_in(method, 0, function)
+    inside = os.path.relpath(file)
+    text = ast.unparse(node) if isinstance(node, ast.expr) else " ".join(lines[node.lineno - 1].split())
+    op = function.__name__ if function is not None else getattr(backward, "__name__", "backward")
+    return Formula(op, text, file if inside.startswith("..") else inside, first + node.lineno - 1)
 
 
-def _origin(body: ast.FunctionDef, i: int) -> ast.stmt | ast.expr:
-    """The last assignment to the name that is returned in place i, or the return statement itself."""
-    returns = [n for n in ast.walk(body) if isinstance(n, ast.Return) and n.value is not None]
-    if not returns:
-        return body
-    last = max(returns, key=lambda n: n.lineno)
-    value: Any = last.value
-    if isinstance(value, ast.Tuple):
-        value = value.elts[i] if i < len(value.elts) else value
+def _origin(body: ast.FunctionDef | ast.Lambda, i: int) -> ast.stmt | ast.expr:
+    """The last assignment to the name that is returned in place i, or the expression that is returned there."""
+    if isinstance(body, ast.Lambda):
+        value: Any = body.body
+    else:
+        returns = [n for n in ast.walk(body) if isinstance(n, ast.Return) and n.value is not None]
+        if not returns:
+            return body
+        value = max(returns, key=lambda n: n.lineno).value
+    if isinstance(value, ast.Tuple) and i < len(value.elts):
+        value = value.elts[i]
     if isinstance(value, ast.IfExp):
         value = value.body
     if isinstance(value, ast.Name):
         assignments = [
             n for n in ast.walk(body) if isinstance(n, ast.Assign | ast.AugAssign) and value.id in _targets(n)
-            and not (isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant))
         ]
-        if assignments:
-            return max(assignments, key=lambda n: n.lineno)
-    return value if isinstance(value, ast.expr) else last
+        return max((n for n in assignments if not _is_none(n.value)), key=lambda n: n.lineno, default=value)
+    return value
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _own_method(node: ast.stmt | ast.expr, function: type[Function]) -> Callable[..., Any] | None:
+    """The method that a call self.method(...) means."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        owner = node.func.value
+        if isinstance(owner, ast.Name) and owner.id == "self":
+            return getattr(function, node.func.attr, None)
+    return None
 
 
 def _targets(node: ast.Assign | ast.AugAssign) -> set[str]:

@@ -24,14 +24,14 @@ from tinydiff.backend import array_module, to_numpy
 EPS = float(np.finfo(np.float64).eps)
 STEP = 1e-5
 # Smaller steps pass between kinks, larger ones rise above the noise of a function that computes in float32.
-OTHER_STEPS = (3e-7, 1e-3, 3e-2)
+OTHER_STEPS = (3e-7, 1e-3, 1e-2, 1e-9)
 
 Forward = Callable[[list[Any]], list[Any]]
 
 
 @dataclass
 class Slope:
-    """<u, J v>: its value, a bound on its error, its natural size and how it was found. `Jv` has one array per output."""
+    """<u, J v>: its value, a bound on its error, its natural size, how it was found; `Jv` has one array per output."""
 
     value: float
     error: float
@@ -58,17 +58,15 @@ def norm_of_products(U: Sequence[Any], V: Sequence[Any]) -> float:
 
 def along(forward: Forward, point: list[Any], direction: list[Any], centre: list[Any], U: list[Any]) -> Slope:
     """The best slope of <u, fn> along a direction by differences; exact ones are tried by `sharpen`."""
-    best = None
+    slopes = []
     for step in (STEP, *OTHER_STEPS):
         slope = differences(forward, point, direction, centre, U, step)
         if slope.trusted:
             return slope
-        if best is None or not np.isfinite(best.error) or slope.error < best.error:
-            best = slope
-        if slope.size == 0 and slope.value == 0 and slope.error == 0:
-            return slope
-    assert best is not None
-    return best
+        slopes.append(slope)
+    # a step in which a coarse function does not change at all says nothing if it does change in another
+    moving = [s for s in slopes if s.size > 0]
+    return min(moving or slopes, key=lambda s: s.error)
 
 
 def differences(
@@ -78,7 +76,9 @@ def differences(
     with np.errstate(all="ignore"):
         near = [forward(shifted(point, direction, k * step)) for k in (-1, 1)]
         far = [forward(shifted(point, direction, k * step)) for k in (-2, 2)]
-        Jv, gaps, noise = [], [], 0.0
+        Jv: list[Any] = []
+        gaps: list[Any] = []
+        noise = 0.0
         for c, b, d, a, e, u in zip(centre, *near, *far, U, strict=True):
             if c is None:
                 Jv.append(None)
@@ -89,22 +89,31 @@ def differences(
             gaps.append(D1 - D2)
             fourth = (a + e) - 4 * (b + d) + 6 * c
             spread = float(np.mean(fourth**2) / 70) ** 0.5 if c.size else 0.0
-            sigma = max(spread, EPS * float(np.max(np.abs(c), initial=0)))
+            sigma = max(spread, resolution(d) * float(np.max(np.abs(c), initial=0)))
             noise += (sigma * float(np.linalg.norm(to_numpy(u)))) ** 2 if u is not None else 0.0
         error = 10 * noise**0.5 / step + 0.02 * norm_of_products(U, gaps)
-        slope = Slope(dot(U, Jv), error, norm_of_products(U, Jv), Jv, f"central differences, steps {step:g} and {2 * step:g}")
-    if not np.isfinite(slope.value) or not np.isfinite(slope.error):
+        slope = Slope(
+            dot(U, Jv), error, norm_of_products(U, Jv), Jv, f"central differences, steps {step:g} and {2 * step:g}"
+        )
+    if not np.isfinite(slope.value + slope.error + slope.size):
         slope.error = np.inf
     return slope
 
 
+def resolution(y: np.ndarray) -> float:
+    """The relative rounding error of results: float32's where all numbers are float32's, whatever their dtype."""
+    return float(np.finfo(np.float32).eps) if np.array_equal(y, y.astype(np.float32)) else EPS
+
+
 def sharpen(
-    forward: Forward, point: list[Any], direction: list[Any], centre: list[Any], U: list[Any], slope: Slope
+    forward: Forward, point: list[Any], direction: list[Any], centre: list[Any], U: list[Any], slope: Slope, dtype: Any
 ) -> Slope:
-    """The slope by a method that is exact to rounding, where fn allows one and it agrees with the differences."""
-    for method in (complex_step, affine):
+    """The slope by a method that is exact to rounding (of the dtype that fn computes in), where fn allows one and it
+    agrees with the differences."""
+    eps = float(np.finfo(dtype).eps)
+    for method in (complex_step, affine) if eps == EPS else (affine,):
         try:
-            sharp = method(forward, point, direction, centre, U)
+            sharp = method(forward, point, direction, centre, U, eps)
         except Exception:
             continue  # fn does not take complex numbers, or not so large a step
         if sharp is not None and abs(sharp.value - slope.value) <= slope.error + 1e-6 * slope.size:
@@ -113,7 +122,7 @@ def sharpen(
 
 
 def complex_step(
-    forward: Forward, point: list[Any], direction: list[Any], centre: list[Any], U: list[Any]
+    forward: Forward, point: list[Any], direction: list[Any], centre: list[Any], U: list[Any], eps: float = EPS
 ) -> Slope | None:
     """Im fn(x + ih v) / h, or None where fn dropped the imaginary part on its way."""
     h = 1e-20
@@ -129,10 +138,12 @@ def complex_step(
             return None
         Jv.append(y.imag / h)
     size = norm_of_products(U, Jv)
-    return Slope(dot(U, Jv), 1e3 * EPS * size, size, Jv, "complex step", exact=True)
+    return Slope(dot(U, Jv), 1e3 * eps * size, size, Jv, "complex step", exact=True)
 
 
-def affine(forward: Forward, point: list[Any], direction: list[Any], centre: list[Any], U: list[Any]) -> Slope | None:
+def affine(
+    forward: Forward, point: list[Any], direction: list[Any], centre: list[Any], U: list[Any], eps: float = EPS
+) -> Slope | None:
     """fn(x + v) - fn(x), or None where fn(x + 2v) shows that fn is not affine along v."""
     with np.errstate(all="ignore"):
         one, two = (forward(shifted(point, direction, k)) for k in (1, 2))
@@ -145,10 +156,10 @@ def affine(forward: Forward, point: list[Any], direction: list[Any], centre: lis
             J, bend = a - c, b - 2 * a + c
             largest = max(float(np.max(np.abs(x), initial=0)) for x in (a, b, c))
             spread = float(np.mean(bend**2) / 6) ** 0.5 if c.size else 0.0
-            if not np.max(np.abs(bend), initial=0) <= 1e3 * EPS * largest:
+            if not np.max(np.abs(bend), initial=0) <= 1e3 * eps * largest:
                 return None
             Jv.append(J)
-            noise += (max(spread, EPS * largest) * float(np.linalg.norm(to_numpy(u)))) ** 2 if u is not None else 0.0
+            noise += (max(spread, eps * largest) * float(np.linalg.norm(to_numpy(u)))) ** 2 if u is not None else 0.0
     return Slope(dot(U, Jv), 10 * noise**0.5, norm_of_products(U, Jv), Jv, "adjoint test", exact=True)
 
 
@@ -166,7 +177,9 @@ def jacobian(forward: Forward, point: list[Any], k: int, elements: np.ndarray, s
                 moved.reshape(-1)[int(j)] += sign * step * scale
                 values.append(forward([moved if i == k else y for i, y in enumerate(point)]))
             columns.append(
-                np.concatenate([np.ravel(b - a) / (2 * step * scale) for a, b in zip(*values, strict=True) if a is not None])
+                np.concatenate(
+                    [np.ravel(b - a) / (2 * step * scale) for a, b in zip(*values, strict=True) if a is not None]
+                )
             )
     return np.stack(columns, 1)
 

@@ -82,8 +82,8 @@ def _largest(a: np.ndarray) -> float:
 
 
 def save_png(path: str | Path, got: np.ndarray, expected: np.ndarray, title: str) -> None:
-    """Three panels side by side: backward's gradient, the right one (blue negative, red positive), and the error (black is
-    none, white the largest), each the two most telling axes at the worst index of the others."""
+    """Three panels side by side: backward's gradient and the right one (blue negative, red positive), and the error
+    (black is none, white the largest); each shows the two most telling axes, at the worst index of the others."""
     from PIL import Image, ImageDraw
 
     error = relative_error(got, expected)

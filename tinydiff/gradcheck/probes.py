@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from tinydiff.backend import array_module
-from tinydiff.gradcheck.report import Diagnosis
+from tinydiff.gradcheck.check import Check, same_values
+from tinydiff.gradcheck.report import Diagnosis, as_host
 from tinydiff.gradcheck.sizes import sizes
-
-if TYPE_CHECKING:
-    from tinydiff.gradcheck.check import Check
 
 
 def agree(check: Check, probe: str, when: str, got: list[Any], expected: list[Any], diagnosis: Diagnosis) -> bool:
@@ -27,7 +26,9 @@ def agree(check: Check, probe: str, when: str, got: list[Any], expected: list[An
             return False
         scale = float(np.max(np.abs(b), initial=0)) + float(np.max(np.abs(a), initial=0))
         # a sum of terms that cancel is as uncertain as the terms are large
-        floor = 1e3 * check.eps * max((float(np.max(np.abs(u), initial=0)) for u in check.U if u is not None), default=0)
+        floor = (
+            1e3 * check.eps * max((float(np.max(np.abs(u), initial=0)) for u in check.U if u is not None), default=0)
+        )
         if not np.max(np.abs(a - b), initial=0) <= 0.1 * check.rtol * scale + floor + check.atol:
             check.found(probe, k, f"{when}, the gradient is another one", diagnosis, got=a, expected=b)
             return False
@@ -55,7 +56,7 @@ def strides(check: Check) -> None:
         U = [v if u is None else u for u, v in zip(U, check.U, strict=True)]
         plain = [None if u is None else array_module(u).array(u, order="C") for u in U]
         when = f"with {name} L_Y"
-        got = attempt(check, "strides", when, "strides", lambda U=U: check.vjp(U))
+        got = attempt(check, "strides", when, "strides", partial(check.vjp, U))
         if got is None:
             return
         expected = check.vjp(plain) if name.startswith("broadcast") else check.gradients
@@ -71,9 +72,12 @@ def layouts(check: Check) -> None:
             continue
         X = [lay(x) if x.ndim else x for x in check.arrays()]
         when = f"with {name} inputs"
-        got = attempt(check, "layouts", when, "strides", lambda X=X: check.subject.vjp(X, check.U))
         text = f"a pass takes {name} inputs for contiguous arrays: it ignores strides"
-        got = got and [None if g is None else np.asarray(_host(g), np.float64) for g in got]
+        if not same_values(check, check.subject.forward(X), check.rtol):
+            check.found("layouts", None, f"{when}, forward gives other values", Diagnosis("strides", text))
+            return
+        got = attempt(check, "layouts", when, "strides", partial(check.subject.vjp, X, check.U))
+        got = got and [as_host(g) for g in got]
         if got is None or not agree(check, "layouts", when, got, check.gradients, Diagnosis("strides", text)):
             return
 
@@ -92,8 +96,12 @@ def needs(check: Check) -> None:
         subsets = [s for s in (*singles, *others, *drawn) if s]
     for s in subsets:
         wanted = [k in s for k in range(n)]
-        when = "when a gradient is wanted for " + ", ".join(check.names[k] for k in s[:4]) + (" ..." if len(s) > 4 else " only")
-        got = attempt(check, "needs", when, "needs", lambda wanted=wanted: check.vjp(check.U, needs=wanted))
+        when = (
+            "when a gradient is wanted for "
+            + ", ".join(check.names[k] for k in s[:4])
+            + (" ..." if len(s) > 4 else " only")
+        )
+        got = attempt(check, "needs", when, "needs", partial(check.vjp, check.U, needs=wanted))
         text = "backward computes one gradient on the way to another, and skips it when only the other is wanted"
         expected = [g if w else None for g, w in zip(check.gradients, wanted, strict=True)]
         if got is None or not agree(check, "needs", when, got, expected, Diagnosis("needs", text)):
@@ -108,12 +116,19 @@ def dropped(check: Check) -> None:
     total = [np.zeros(x.shape) for x in check.point]
     for i in used:
         U = [u if j == i else None for j, u in enumerate(check.U)]
-        got = attempt(check, "dropped", f"when only output {i} is used", "dropped-output", lambda U=U: check.vjp(U))
+        got = attempt(check, "dropped", f"when only output {i} is used", "dropped-output", partial(check.vjp, U))
         if got is None:
             return
         total = [t if g is None else t + g for t, g in zip(total, got, strict=True)]
     text = "the gradient of an output that nothing was computed from is not taken as zero"
-    agree(check, "dropped", "summed over outputs used one at a time", total, check.gradients, Diagnosis("dropped-output", text))
+    agree(
+        check,
+        "dropped",
+        "summed over outputs used one at a time",
+        total,
+        check.gradients,
+        Diagnosis("dropped-output", text),
+    )
 
 
 def shared(check: Check) -> None:
@@ -127,7 +142,7 @@ def shared(check: Check) -> None:
         except Exception:
             continue  # fn may refuse equal inputs
         when = f"when one array is given for both {check.names[i]} and {check.names[j]}"
-        got = attempt(check, "shared", when, "repeated-leaf", lambda i=i, j=j, p=point: check.vjp(check.U, p, same=(i, j)))
+        got = attempt(check, "shared", when, "repeated-leaf", partial(check.vjp, check.U, point, same=(i, j)))
         if got is None:
             return
         expected: list[Any] = [None] * len(point)
@@ -150,25 +165,11 @@ def reuse(check: Check) -> None:
     if not all(g is None or np.isfinite(g).all() for g in expected):
         return
     when = "when fn is called twice before its backward pass"
-    got = attempt(
-        check,
-        "reuse",
-        when,
-        "reused",
-        lambda: [
-            None if g is None else np.asarray(_host(g), np.float64)
-            for g in check.subject.vjp_of_two(check.arrays(), check.arrays(other), check.U)
-        ],
-    )
+    run = partial(check.subject.vjp_of_two, check.arrays(), check.arrays(other), check.U)
+    got = attempt(check, "reuse", when, "reused", run)
     if got:
         text = "what forward keeps for backward is shared between calls, and the second call overwrote it"
-        agree(check, "reuse", when, got, expected, Diagnosis("reused", text))
-
-
-def _host(g: Any) -> Any:
-    from tinydiff.backend import to_numpy
-
-    return to_numpy(g)
+        agree(check, "reuse", when, [as_host(g) for g in got], expected, Diagnosis("reused", text))
 
 
 def _fortran(u: Any) -> Any:

@@ -8,8 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.gradcheck.formula import Formula
-from tinydiff.gradcheck.picture import draw, save_png
+from tinydiff.backend import to_numpy
+
+
+@dataclass
+class Formula:
+    """A line of source that computes a gradient."""
+
+    op: str
+    text: str
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.text}    ({self.file}:{self.line})"
 
 
 @dataclass
@@ -31,7 +43,16 @@ class Verdict:
 
 @dataclass
 class Diagnosis:
-    """What an error looks like: a short code, stable for programs, and a sentence."""
+    """What an error looks like: a sentence, and for programs a code.
+
+    How much: sign ratio factor operand small local-derivative direct-term mean-term variance-term nonlinear zero
+        ignores-upstream not-finite
+    Where: transposed flipped shifted misplaced border branch mask partial exchanged shape
+    Of several contributions: overwritten missing twice broadcast
+    Memory and use: in-place strides not-repeatable reused needs dropped-output repeated-leaf raises
+    At which inputs: square-only size-0 kink not-differentiable
+    Otherwise: forward unknown
+    """
 
     code: str
     text: str
@@ -56,6 +77,7 @@ class Finding:
     got: np.ndarray | None = None
     expected: np.ndarray | None = None
     array: str | None = None  # what got and expected are gradients of, where that is not the input
+    culprit: tuple[str, str | None] | None = None  # the operation inside of fn that is wrong by itself, and its input
     convergence: tuple[float, float] | None = None
 
     @property
@@ -68,15 +90,17 @@ class Finding:
         return tuple(int(i) for i in np.unravel_index(int(np.argmax(gap)), gap.shape))
 
     def lines(self) -> list[str]:
+        from tinydiff.gradcheck.picture import draw
+
         where = f"{self.input}: " if self.input else ""
         lines = [f"{where}{self.message}  [{self.probe}]"]
         if self.formula is not None:
             lines.append(f"  {self.formula}")
         if (at := self.worst) is not None and self.got is not None and self.expected is not None:
+            of = f" of {self.culprit[0]}" if self.culprit else ""
             place = "" if not at else "[" + ", ".join(map(str, at)) + "]"
-            lines.append(
-                f"  worst element: {self.array or self.input}{place}: backward gives {self.got[at]:.8g}, right is {self.expected[at]:.8g}"
-            )
+            values = f"backward gives {self.got[at]:.8g}, right is {self.expected[at]:.8g}"
+            lines.append(f"  worst element: {self.array or self.input}{place}{of}: {values}")
             lines += ["  " + line for line in draw(self.got, self.expected)]
         if self.convergence is not None:
             lines.append(f"  {_slopes(*self.convergence)}")
@@ -114,17 +138,15 @@ class Report:
         return self.ok
 
     def __str__(self) -> str:
-        head = f"gradcheck {self.name}: " + ("no error found" if self.ok else "WRONG") + f"  ({self.dtype}, seed={self.seed})"
-        lines = [head]
+        result = "no error found" if self.ok else "WRONG"
+        lines = [f"gradcheck {self.name}: {result}  ({self.dtype}, seed={self.seed})"]
         width = max((len(v.name) for v in self.verdicts), default=0)
         shapes = [str(v.shape) for v in self.verdicts]
         wide = max(map(len, shapes), default=0)
         for v, shape in zip(self.verdicts, shapes, strict=True):
             word = "ok   " if v.ok else "WRONG"
-            lines.append(
-                f"  {v.name:{width}}  {shape:{wide}}  {word}  backward {v.backward:+.6e}  differences {v.differences:+.6e}"
-                f"  apart {v.error:.1e}, allowed {v.allowed:.1e}  ({v.method})"
-            )
+            sums = f"backward {v.backward:+.6e}  differences {v.differences:+.6e}  apart {v.error:.1e}"
+            lines.append(f"  {v.name:{width}}  {shape:{wide}}  {word}  {sums}, allowed {v.allowed:.1e}  ({v.method})")
         for finding in self.findings:
             lines += ["", *("  " + line for line in finding.lines())]
         if not self.ok:
@@ -138,6 +160,8 @@ class Report:
 
     def save_png(self, path: str | Path) -> bool:
         """Draws the first finding that has gradients: backward's, the right one, the error. False if there is none."""
+        from tinydiff.gradcheck.picture import save_png
+
         for finding in self.findings:
             if finding.got is not None and finding.expected is not None:
                 save_png(path, finding.got, finding.expected, f"{self.name}: {finding.input}")
@@ -154,12 +178,12 @@ class GradientError(AssertionError):
 
 
 def _slopes(true: float, false: float) -> str:
-    to_true = f"like h^{true:.1f}" if np.isfinite(true) else "at once, as fn is linear or quadratic here"
-    to_false = f"like h^{false:.1f}" if np.isfinite(false) else "too"
-    return f"differences with step h approach the right value {to_true}, and backward's value {to_false}"
+    """Of the powers of h with which differences approach two values; nan where they are there already."""
+    right = f"as h^{true:.1f}" if np.isfinite(true) else "exactly"
+    wrong = f"as h^{false:.1f}" if false >= 0.5 else "not at all"
+    return f"differences with step h approach the right value {right}, backward's value {wrong}"
 
 
 def as_host(a: Any) -> np.ndarray | None:
-    from tinydiff.backend import to_numpy
-
+    """In host memory and float64."""
     return None if a is None else np.asarray(to_numpy(a), np.float64)

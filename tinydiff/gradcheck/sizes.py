@@ -35,8 +35,8 @@ def sizes(check: Check) -> None:
                     by_length.setdefault(n, []).append((i, axis))
     variants: list[tuple[tuple[Axis, ...], int]] = []
     coupled: list[tuple[tuple[Axis, ...], int]] = []
-    for n, axes in sorted(by_length.items()):
-        dimensions, rest = _dimensions(check, axes, n)
+    for n, members in sorted(by_length.items()):
+        dimensions, rest = _dimensions(check, members, n)
         if len(dimensions) > 1 and n > 2:
             variants = [*((d, n - 1) for d in dimensions), *variants]
         variants += [(d, length) for d in dimensions for length in (1, 0)]
@@ -70,7 +70,7 @@ def _accepts(check: Check, axes: tuple[Axis, ...], n: int) -> bool:
 
 
 def _variant(check: Check, axes: tuple[Axis, ...], length: int) -> Check | None:
-    """The check at inputs cut to a length along some axes; None where fn does not take them or makes no finite values."""
+    """The check at inputs cut to a length along some axes; None where fn refuses them or makes no finite values."""
     args = [_cut(a, [axis for i, axis in axes if i == k], length) for k, a in enumerate(check.subject.args)]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -91,14 +91,18 @@ def _check(check: Check, variant: Check, axes: tuple[Axis, ...], length: int, co
             return
         if variant.holds():
             return
-        raised = any(g is not None and g.shape != x.shape for g, x in zip(variant.gradients, variant.point, strict=True))
+        raised = any(
+            g is not None and g.shape != x.shape for g, x in zip(variant.gradients, variant.point, strict=True)
+        )
     except Exception as error:
         if length == 0:
             explain_exception(check, f"{when}, backward", error, "size-0", probe="sizes")
             return
         raised = True
     if coupled and raised:
-        check.report.notes.append(f"{when}, forward broadcasts and backward fails: one of them should do as the other does")
+        check.report.notes.append(
+            f"{when}, forward broadcasts and backward fails: one of them should do as the other does"
+        )
         return
     variant.settle(moves=0)
     for finding in variant.report.findings:

@@ -57,7 +57,7 @@ class Subject:
 
     @contextmanager
     def same_noise(self) -> Iterator[None]:
-        """Generators that are drawn from inside the block are put back to where they were: every call draws the same."""
+        """Generators drawn from inside the block are put back to where they were: every call draws the same."""
         states = [g.bit_generator.state for g in self.generators]
         with random.recording() as uses:
             try:
@@ -72,7 +72,9 @@ class Subject:
         """The outputs as arrays in host memory."""
         raise NotImplementedError
 
-    def vjp(self, arrays: Arrays, cotangents: Arrays, needs: Sequence[bool] | None = None, same: Any = None) -> list[Any]:
+    def vjp(
+        self, arrays: Arrays, cotangents: Arrays, needs: Sequence[bool] | None = None, same: Any = None
+    ) -> list[Any]:
         """The gradients for one cotangent per output (None: output not used); None where there is none.
 
         needs: which gradients are wanted. same: positions (i, j) of two arrays to be given as one object.
@@ -90,7 +92,12 @@ class TapeSubject(Subject):
     chooses_gradients = True
 
     def __init__(
-        self, fn: Any, args: Sequence[Any], checked: Sequence[int], generators: Sequence[Any], parameters: Mapping[str, Tensor]
+        self,
+        fn: Any,
+        args: Sequence[Any],
+        checked: Sequence[int],
+        generators: Sequence[Any],
+        parameters: Mapping[str, Tensor],
     ) -> None:
         super().__init__(fn, args, checked, generators)
         self.parameters = list(parameters.values())
@@ -102,7 +109,8 @@ class TapeSubject(Subject):
         return [*super().point, *self.values]
 
     def call(self, arrays: Arrays, needs: Sequence[bool], same: Any = None) -> tuple[list[Any], list[Tensor]]:
-        args, leaves = list(self.args), []
+        args = list(self.args)
+        leaves: list[Tensor] = []
         for k, i in enumerate(self.checked):
             twin = same is not None and k == same[1]
             leaf = leaves[same[0]] if twin else Tensor(arrays[k], requires_grad=bool(needs[k]))
@@ -111,26 +119,28 @@ class TapeSubject(Subject):
         for p, a, need in zip(self.parameters, arrays[len(leaves) :], needs[len(leaves) :], strict=True):
             p.data, p.requires_grad, p.grad = a, bool(need), None
             leaves.append(p)
-        with self.same_noise():
-            ys = self.fn(*args)
+        ys = self.fn(*args)
         ys = list(ys) if isinstance(ys, tuple | list) else [ys]
         return [y if isinstance(y, Tensor) else Tensor(np.asarray(y)) for y in ys], leaves
 
     def forward(self, arrays: Arrays) -> list[Any]:
-        with self.borrowed(), no_grad():
+        with self.same_noise(), self.borrowed(), no_grad():
             ys, _ = self.call(arrays, [False] * len(arrays))
         return [to_numpy(y.data) if y.dtype.kind in "fc" else None for y in ys]
 
-    def vjp(self, arrays: Arrays, cotangents: Arrays, needs: Sequence[bool] | None = None, same: Any = None) -> list[Any]:
-        with self.borrowed():
+    def vjp(
+        self, arrays: Arrays, cotangents: Arrays, needs: Sequence[bool] | None = None, same: Any = None
+    ) -> list[Any]:
+        with self.same_noise(), self.borrowed():
             ys, leaves = self.call(arrays, needs or [True] * len(arrays), same)
             _backward(ys, cotangents)
             return [leaf.grad for leaf in leaves]
 
     def vjp_of_two(self, first: Arrays, second: Arrays, cotangents: Arrays) -> list[Any]:
         inputs = len(self.checked)
-        with self.borrowed():
-            ys, leaves = self.call(first, [True] * len(first))
+        with self.same_noise(), self.borrowed():
+            with self.same_noise():
+                ys, leaves = self.call(first, [True] * len(first))
             zs, others = self.call([*second[:inputs], *first[inputs:]], [True] * len(first))
             _backward(ys + zs, [*cotangents, *cotangents])
             grads = [leaf.grad for leaf in leaves]
@@ -150,8 +160,8 @@ class TapeSubject(Subject):
 class PairSubject(Subject):
     """A function of plain arrays and a backward function written by hand.
 
-    backward(L_Y, *inputs), or with `cache` backward(L_Y, cache) where fn returns (output, cache), or backward(L_Y) of an
-    object that keeps what it needs. It returns one gradient per floating point input (a tuple, or a dict by name).
+    backward(L_Y, *inputs), or with `cache` backward(L_Y, cache) where fn returns (output, cache), or backward(L_Y) of
+    an object that keeps what it needs. It returns one gradient per floating point input (a tuple, or a dict by name).
     """
 
     def __init__(
@@ -167,9 +177,7 @@ class PairSubject(Subject):
         self.backward, self.cache = backward, cache
 
     def run(self, args: Sequence[Any]) -> tuple[list[Any], Any]:
-        with self.same_noise():
-            result = self.fn(*args)
-        cache = None
+        result, cache = self.fn(*args), None
         if self.cache:
             if not isinstance(result, tuple) or len(result) != 2:
                 raise InputError("with cache=True, the forward function must return (output, cache)")
@@ -184,7 +192,8 @@ class PairSubject(Subject):
         return [y if is_array(y) else np.asarray(y) for y in ys], cache
 
     def forward(self, arrays: Arrays) -> list[Any]:
-        ys, _ = self.run(self.filled(arrays))
+        with self.same_noise():
+            ys, _ = self.run(self.filled(arrays))
         return [to_numpy(y) if y.dtype.kind in "fc" else None for y in ys]
 
     def pull(self, ys: list[Any], cache: Any, args: Sequence[Any], cotangents: Arrays) -> list[Any]:
@@ -205,20 +214,25 @@ class PairSubject(Subject):
         by_position = dict(zip(where, grads, strict=True))
         return [None if by_position.get(i) is None else np.asarray(by_position[i]) for i in self.checked]
 
-    def vjp(self, arrays: Arrays, cotangents: Arrays, needs: Sequence[bool] | None = None, same: Any = None) -> list[Any]:
+    def vjp(
+        self, arrays: Arrays, cotangents: Arrays, needs: Sequence[bool] | None = None, same: Any = None
+    ) -> list[Any]:
         if same is not None:
             arrays = [arrays[same[0]] if k == same[1] else a for k, a in enumerate(arrays)]
         args = self.filled(arrays)
-        ys, cache = self.run(args)
-        grads = self.pull(ys, cache, args, cotangents)
+        with self.same_noise():
+            ys, cache = self.run(args)
+            grads = self.pull(ys, cache, args, cotangents)
         if same is not None:
             grads[same[0]] = _add(grads[same[0]], grads[same[1]])
         return grads
 
     def vjp_of_two(self, first: Arrays, second: Arrays, cotangents: Arrays) -> list[Any]:
         one, two = self.filled(first), self.filled(second)
-        ys, cache = self.run(one)
-        zs, other = self.run(two)
+        with self.same_noise():
+            ys, cache = self.run(one)
+        with self.same_noise():
+            zs, other = self.run(two)
         if not self.cache and _required_parameters(self.backward) == len(ys):
             return []  # an object that keeps one forward pass cannot be asked for two
         grads = self.pull(zs, other, two, cotangents)
@@ -253,7 +267,7 @@ def make_subject(
     parameters: Any = None,
     generators: Sequence[Any] = (),
 ) -> Subject:
-    """The subject for what a user gives; floating point inputs become float64 copies. InputError where it cannot be one."""
+    """The subject for what a user gives; floating point inputs become float64 copies. InputError if there is none."""
     if isinstance(inputs, Tensor) or is_array(inputs):
         raise InputError("inputs must be a sequence with one entry for each argument of fn: write [x], not x")
     args = [x.data if isinstance(x, Tensor) and x.dtype.kind == "f" else x for x in inputs]
@@ -268,21 +282,21 @@ def make_subject(
     else:
         known: dict[Any, int] = {**{n: i for i, n in enumerate(names)}, **{i: i for i in range(len(args))}}
         if missing := [w for w in wrt if w not in known and w not in named]:
-            raise InputError(f"wrt names {missing[0]!r}; there are inputs {', '.join(names)} and parameters {list(named)}")
+            raise InputError(
+                f"wrt names {missing[0]!r}; there are inputs {', '.join(names)} and parameters {list(named)}"
+            )
         checked = [known[w] for w in wrt if w in known]
-        named = {n: p for n, p in named.items() if n in wrt}
+        named = {n: p for n, p in named.items() if n in wrt or not any(w in named for w in wrt)}
         if wrong := [i for i in checked if i not in floating]:
             raise InputError(f"input {names[wrong[0]]} has no gradient: it is not a floating point array")
     if not checked and not named:
         raise InputError("there is nothing to check: no input is a floating point array and there are no parameters")
     if backward is not None:
         return PairSubject(fn, args, checked, generators, backward, cache)
+    subject = TapeSubject(fn, args, checked, generators, named)
     if isinstance(fn, type) and issubclass(fn, Function):
-        subject: Subject = TapeSubject(fn.apply, args, checked, generators, named)
-        subject.input_names = names
-        subject.names = [names[i] for i in checked]
-        return subject
-    return TapeSubject(fn, args, checked, generators, named)
+        subject.fn = lambda *xs: fn.apply(*xs)
+    return subject
 
 
 def _named(parameters: Any) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.ops._erf import erfc
+from tinydiff.ops.arguments import as_real
 from tinydiff.ops.broadcasting import Elementwise
 from tinydiff.tensor import Tensor
 
@@ -131,12 +132,12 @@ def relu(x: Any) -> Tensor:
 
 def silu(x: Any) -> Tensor:
     """x * sigmoid(x), also called swish."""
-    return Silu.apply(x)
+    return Silu.apply(as_real(x))
 
 
 def sigmoid(x: Any) -> Tensor:
     """1 / (1 + exp(-x))."""
-    return Sigmoid.apply(x)
+    return Sigmoid.apply(as_real(x))
 
 
 def tanh(x: Any) -> Tensor:
@@ -148,9 +149,9 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
     """x times the normal distribution function of x (Hendrycks and Gimpel, 2016); "tanh" for their approximation."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f'gelu: approximate must be "none" or "tanh", not {approximate!r}')
-    return (Gelu if approximate == "none" else GeluTanh).apply(x)
+    return (Gelu if approximate == "none" else GeluTanh).apply(as_real(x))
 
 
 def softplus(x: Any) -> Tensor:
     """log(1 + exp(x)), without overflow."""
-    return Softplus.apply(x)
+    return Softplus.apply(as_real(x))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.backend import array_module
 from tinydiff.tensor import Tensor
 
 
@@ -17,6 +18,20 @@ def as_tensor(x: Any) -> Tensor:
 def as_array(x: Any) -> Any:
     """The plain array of a tensor; anything else unchanged."""
     return x.data if isinstance(x, Tensor) else x
+
+
+def as_real(x: Any) -> Tensor:
+    """A tensor of floating point numbers; integers become float64, as in NumPy's functions."""
+    x = as_tensor(x)
+    return x if x.dtype.kind in "fc" else Tensor(x.data.astype("float64"))
+
+
+def add_bias(Y: Any, b: Any) -> Any:
+    """The array Y, which is the caller's own, plus b; in place unless b has the wider dtype."""
+    if array_module(Y).result_type(Y, b) != Y.dtype:
+        return Y + b
+    Y += b
+    return Y
 
 
 def normalize_axis(name: str, axis: int, ndim: int) -> int:

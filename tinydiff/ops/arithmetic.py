@@ -11,6 +11,7 @@ import numpy as np
 
 from tinydiff.backend import array_module, is_array
 from tinydiff.ops._erf import erf as _erf
+from tinydiff.ops.arguments import as_real
 from tinydiff.ops.broadcasting import Elementwise
 from tinydiff.tensor import Tensor
 
@@ -329,4 +330,4 @@ def cos(x: Any) -> Tensor:
 
 def erf(x: Any) -> Tensor:
     """The error function 2/sqrt(pi) * integral of exp(-s**2) from 0 to x."""
-    return Erf.apply(x)
+    return Erf.apply(as_real(x))

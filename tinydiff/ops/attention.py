@@ -8,7 +8,7 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.function import Function
-from tinydiff.ops.arguments import as_array, as_tensor, normalize_axes, normalize_axis
+from tinydiff.ops.arguments import as_array, as_real, as_tensor, normalize_axes, normalize_axis
 from tinydiff.ops.broadcasting import unbroadcast
 from tinydiff.tensor import Tensor
 
@@ -127,19 +127,19 @@ class Attention(Function):
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along an axis. A row of -inf alone, as a fully masked row of attention, gives zeros."""
-    x = as_tensor(x)
+    x = as_real(x)
     return Softmax.apply(x, axis=normalize_axis("softmax", axis, x.ndim))
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """x - log(sum(exp(x))) along an axis."""
-    x = as_tensor(x)
+    x = as_real(x)
     return LogSoftmax.apply(x, axis=normalize_axis("log_softmax", axis, x.ndim))
 
 
 def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over axes (None: all), without overflow."""
-    x = as_tensor(x)
+    x = as_real(x)
     return LogSumExp.apply(x, axes=normalize_axes("logsumexp", axis, x.ndim), keepdims=keepdims)
 
 

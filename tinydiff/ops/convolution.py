@@ -12,8 +12,9 @@ followed by the adjoint of `patches`, which adds every entry of a patch back to 
     L_b = 1^T L_Y        (1, K)
     L_X = patches^T(L_P)
 
-Stride, padding and dilation only change which pixels a patch reads. With groups, each group of channels is a convolution
-of its own. A transposed convolution is the adjoint in X: its forward pass is the backward pass above, and the reverse.
+Stride, padding and dilation only change which pixels a patch reads. With groups, each group of channels is a
+convolution of its own. A transposed convolution is the adjoint in X: its forward pass is the backward pass above, and
+the reverse.
 
 `Conv2d` below is that definition. It works through a few images at a time, so that the patches stay in cache and in
 memory that is used again. The arithmetic of patches, blocks and memory is in `windows.py`.
@@ -26,7 +27,8 @@ from typing import Any
 
 from tinydiff.backend import array_module
 from tinydiff.function import Function
-from tinydiff.ops.arguments import as_tensor, pair
+from tinydiff.ops import winograd
+from tinydiff.ops.arguments import add_bias, as_tensor, pair
 from tinydiff.ops.windows import Window, fold, image_blocks, unfold
 from tinydiff.tensor import Tensor
 from tinydiff.workers import share
@@ -79,9 +81,7 @@ class ConvTranspose2d(Function):
         self.window, self.groups = window, groups
         self.save(X, W)
         Y = convolve_input_gradient(X, W, shape, window, groups)
-        if b is not None:
-            Y += b
-        return Y
+        return Y if b is None else add_bias(Y, b)
 
     def backward(self, L_Y):
         X, W = self.saved
@@ -99,7 +99,9 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1) -> Any:
     """Y = P W + 1 b."""
     xp, (R, S, C, K) = array_module(X), W.shape
     Ho, Wo = window.output_size(X.shape)
-    Y = xp.empty((X.shape[0], Ho, Wo, K), xp.result_type(X, W))
+    if winograd.is_faster(X, W, (Ho, Wo), window, groups):
+        return winograd.convolve(X, W, b, winograd.Tiles(Ho, Wo, window.padding[0][0], window.padding[1][0]))
+    Y = xp.empty((X.shape[0], Ho, Wo, K), xp.result_type(X, W, W if b is None else b))
     Wg = W.reshape(R * S * C, groups, K // groups)
 
     def some(blocks: Sequence[slice]) -> None:
@@ -147,6 +149,8 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: W
     """L_W = P^T L_Y, summed over blocks of images in order."""
     xp, (R, S, C, K) = array_module(X), shape
     N, Ho, Wo, _ = L_Y.shape
+    if winograd.is_faster(X, L_Y, (Ho, Wo), window, groups):
+        return winograd.weight_gradient(X, L_Y, winograd.Tiles(Ho, Wo, window.padding[0][0], window.padding[1][0]))
 
     def some(blocks: Sequence[slice]) -> Any:
         L_W = xp.zeros((R * S * C, groups, K // groups), xp.result_type(X, L_Y))
@@ -165,8 +169,8 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: W
 def patches(x: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Tensor:
     """What a convolution sees: x (N, H, W, C) -> (N Ho Wo, R S C), a row for each output pixel (n, i, j).
 
-    Entry (r, s, c) of the row is channel c of pixel (i stride + r dilation - top, j stride + s dilation - left), 0 outside
-    of the image. kernel_size: (R, S) or an int; the other arguments as for conv2d.
+    Entry (r, s, c) of the row is channel c of pixel (i stride + r dilation - top, j stride + s dilation - left), 0
+    outside of the image. kernel_size: (R, S) or an int; the other arguments as for conv2d.
     """
     x = as_tensor(x)
     _check_images("patches", x)
@@ -178,8 +182,8 @@ def patches(x: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilatio
 def unpatches(
     p: Any, shape: tuple[int, ...], kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1
 ) -> Tensor:
-    """The adjoint of `patches` for images of a shape (N, H, W, C): p (N Ho Wo, R S C) -> (N, H, W, C), every entry added to
-    the pixel that it was read from. ValueError where p does not have the rows and columns of such images."""
+    """The adjoint of `patches` for images of a shape (N, H, W, C): p (N Ho Wo, R S C) -> (N, H, W, C), every entry
+    added to the pixel that it was read from. ValueError where p does not have the rows and columns of such images."""
     p, shape = as_tensor(p), tuple(shape)
     if len(shape) != 4:
         raise ValueError(f"unpatches: shape must be that of images (N, H, W, C), not {shape}")
@@ -206,7 +210,9 @@ def conv2d(
     _check_images("conv2d", x)
     window = _read_weights("conv2d", w, b, groups, stride, padding, dilation, w.shape[3:4])
     if x.shape[3] != w.shape[2] * groups:
-        raise ValueError(f"conv2d: x {x.shape} has {x.shape[3]} channels, w {w.shape} with groups={groups} takes {w.shape[2] * groups}")
+        raise ValueError(
+            f"conv2d: x {x.shape} has {x.shape[3]} channels, w {w.shape} with groups={groups} takes {w.shape[2] * groups}"
+        )
     window.check("conv2d", x.shape)
     return Conv2d.apply(x, w, b, window=window, groups=groups)
 

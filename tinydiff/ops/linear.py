@@ -21,7 +21,7 @@ from typing import Any
 
 from tinydiff.backend import array_module
 from tinydiff.function import Function
-from tinydiff.ops.arguments import as_tensor
+from tinydiff.ops.arguments import add_bias, as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
 from tinydiff.tensor import Tensor
 
@@ -32,9 +32,7 @@ class Linear(Function):
     def forward(self, X, W, b):
         self.save(X, W)
         Y = X @ W
-        if b is not None:
-            Y += b
-        return Y
+        return Y if b is None else add_bias(Y, b)
 
     def backward(self, L_Y):
         X, W = self.saved
@@ -131,6 +129,8 @@ def matmul(a: Any, b: Any) -> Tensor:
 def einsum(subscripts: str, *xs: Any) -> Tensor:
     """Einstein summation, as numpy.einsum: "ij,jk->ik". Ellipses and repeated letters work. ValueError where the
     subscripts do not fit the shapes."""
+    if not isinstance(subscripts, str):
+        raise TypeError(f"einsum: the first argument must be the subscripts, such as 'ij,jk->ik', not {subscripts!r}")
     xs = tuple(as_tensor(x) for x in xs)
     operands, output = _subscripts(subscripts, [x.shape for x in xs])
     try:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tinydiff.backend import array_module
 from tinydiff.function import Function
-from tinydiff.ops.arguments import as_tensor
+from tinydiff.ops.arguments import add_bias, as_real, as_tensor
 from tinydiff.tensor import Tensor
 
 
@@ -37,9 +37,9 @@ class GroupNorm(Function):
         Z *= self.scale
         if any(self.needs):
             self.save(Z, w)
-        Y = Z if w is None else Z * w
+        Y = Z.copy() if w is None and b is not None else Z if w is None else Z * w
         if b is not None:
-            Y = Y + b if w is None else _add_to(Y, b)
+            Y = add_bias(Y, b)
         return Y.reshape(X.shape)
 
     def backward(self, L_Y):
@@ -99,11 +99,6 @@ def _pixel_sum(X: Any) -> Any:
     return array_module(X).ones((1, X.shape[1]), X.dtype) @ X
 
 
-def _add_to(Y: Any, b: Any) -> Any:
-    Y += b
-    return Y
-
-
 def _multiply(a: Any, b: Any, out: Any) -> Any:
     return array_module(a).multiply(a, b, out=out)
 
@@ -114,7 +109,7 @@ def group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: f
 
     ValueError where channels are not divisible by groups or weight and bias do not fit.
     """
-    x = as_tensor(x)
+    x = as_real(x)
     if x.ndim < 2:
         raise ValueError(f"group_norm: x must be (N, ..., C), not of shape {x.shape}")
     if groups < 1 or x.shape[-1] % groups:
@@ -125,7 +120,7 @@ def group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: f
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
     """Layer normalisation (Ba et al., 2016) over the last axis: x (..., C), weight and bias (C,) or None."""
-    x = as_tensor(x)
+    x = as_real(x)
     if x.ndim < 1:
         raise ValueError("layer_norm: x must have at least one axis")
     _check_affine("layer_norm", x, weight, bias)

@@ -116,9 +116,11 @@ def reshape(x: Any, *shape: Any) -> Tensor:
     return Reshape.apply(x, shape=shape)
 
 
-def transpose(x: Any, axes: Any = None) -> Tensor:
-    """The axes in another order (None: reversed)."""
+def transpose(x: Any, axes: Any = None, *more: int) -> Tensor:
+    """The axes in another order, given as a tuple or as numbers (None: reversed)."""
     x = as_tensor(x)
+    if isinstance(axes, int | np.integer):
+        axes = (axes, *more)
     axes = tuple(range(x.ndim))[::-1] if axes is None else normalize_axes("transpose", tuple(axes), x.ndim)
     if len(axes) != x.ndim:
         raise ValueError(f"transpose: {len(axes)} axes for a tensor of shape {x.shape}")

@@ -16,7 +16,9 @@ import numpy as np
 from tinydiff.backend import array_module
 from tinydiff.ops.arguments import pair
 
-_BLOCK = 1 << 19  # entries of patches at once: 2 MiB of float32; measured: smaller blocks starve the matrix product, larger ones the cache
+_BLOCK = (
+    1 << 19
+)  # entries of patches at once: 2 MiB of float32; measured: smaller blocks starve the matrix product, larger ones the cache
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Window:
             )
 
     def turned(self, shape: tuple[int, ...], output: tuple[int, ...]) -> Window | None:
-        """The window by which the input gradient is a convolution of the output gradient (shapes of X and of Y): stride 1
-        and what is missing to a full overlap as padding. None where stride or padding rule that out."""
+        """The window by which the input gradient is a convolution of the output gradient (shapes of X and of Y):
+        stride 1 and what is missing to a full overlap as padding. None where stride or padding rule that out."""
         padding = tuple((e - 1 - p[0], e - 1 - p[1]) for e, p in zip(self.extent, self.padding, strict=True))
         if self.stride != (1, 1) or min(map(min, padding)) < 0:
             return None

@@ -1,0 +1,141 @@
+"""tinydiff/gradcheck/report.py and diagnosis.py: what is said."""
+
+import numpy as np
+import pytest
+
+import tinydiff as td
+from tinydiff import ops
+from tinydiff.gradcheck import Diagnosis, Finding, GradientError, Report, evidence, gradcheck
+
+RNG = np.random.default_rng(6)
+
+
+def failure(fn, inputs, **options):
+    with pytest.raises(GradientError) as caught:
+        gradcheck(fn, inputs, **options)
+    return caught.value.report
+
+
+def test_the_worst_element():
+    got, expected = np.zeros((2, 3)), np.zeros((2, 3))
+    got[1, 2], expected[0, 1] = 5.0, np.nan
+    finding = Finding("slopes", "x", "wrong", got=got, expected=expected)
+    assert finding.worst == (1, 2)
+    assert "worst element: x[1, 2]: backward gives 5, right is 0" in "\n".join(finding.lines())
+    assert Finding("slopes", "x", "wrong").worst is None
+
+
+def test_the_first_diagnosis_counts():
+    report = Report("f", 0)
+    assert report.diagnosis is None and report.ok
+    report.findings.append(Finding("slopes", "x", "wrong", [Diagnosis("sign", "a"), Diagnosis("ratio", "b")]))
+    assert report.diagnosis == "sign" and not report.ok
+    assert Report("f", 0, findings=[Finding("slopes", "x", "wrong")]).diagnosis == "unknown"
+
+
+class Scaled(td.Function):
+    factor = 1.0
+
+    def forward(self, X):
+        self.save(X)
+        return X * X
+
+    def backward(self, L):
+        return 2 * self.saved[0] * L * self.factor
+
+
+@pytest.mark.parametrize(
+    "factor, words",
+    [
+        (5.0, "= 5, the length of X along axis 1: a division is missing"),
+        (1 / 20, "1/20, the size of X: a factor is missing"),
+        (0.5, "1/2: a factor is missing"),
+        (-1.0, "the sign is wrong"),
+        (-2.0, "its sign is wrong"),
+        (1 + 1e-7, "a constant or an intermediate result in float32"),
+        (0.0, "no gradient comes back"),
+        (np.inf, "infinities or NaN"),
+    ],
+)
+def test_numbers_are_named(factor, words):
+    wrong = type("Wrong", (Scaled,), {"factor": factor})
+    with np.errstate(invalid="ignore"):
+        assert words in str(failure(wrong, [RNG.normal(size=(4, 5))]))
+
+
+def test_one_infinite_element():
+    wrong = type("Wrong", (Scaled,), {"factor": np.inf})
+    assert failure(wrong, [np.array([2.0])]).diagnosis == "not-finite"
+
+
+def test_convergence_is_told():
+    wrong = type("Wrong", (td.Function,), {"forward": lambda self, X: np.sin(X), "backward": lambda self, L: L * 0.5})
+    report = failure(wrong, [RNG.normal(size=(4, 5))])
+    true, false = report.findings[0].convergence
+    assert true == pytest.approx(2, abs=0.1) and abs(false) < 0.3
+    assert "approach the right value as h^2.0, backward's value not at all" in str(report)
+
+
+class Wrong(td.Function):
+    def forward(self, X):
+        return np.tanh(X)
+
+    def backward(self, L):
+        return L
+
+
+def test_of_several_operations_the_wrong_one_is_named_once():
+    def network(x, w):
+        return ops.mean(Wrong.apply(ops.linear(x, w)) * 3.0, 1)
+
+    report = failure(network, [RNG.normal(size=(5, 4)), RNG.normal(size=(4, 3))])
+    (finding,) = report.findings
+    assert finding.input == "x, w"
+    assert finding.culprit == ("Wrong", "X")
+    assert finding.formula.op == "Wrong"
+    assert "worst element: X[" in str(report) and "] of Wrong: backward gives" in str(report)
+
+
+def test_right_operations_wrongly_joined_are_not_blamed():
+    report = failure(lambda x: x * td.Tensor(x.data), [RNG.normal(size=(4, 5))])
+    assert report.findings[0].culprit is None
+    assert report.diagnosis == "ratio"
+
+
+def test_large_arrays_are_sampled(monkeypatch):
+    """As many elements as the time allows: the rest is not known, and the report says how many were looked at."""
+    monkeypatch.setattr(evidence, "SECONDS", 0.1)
+
+    class Slow(Wrong):
+        def forward(self, X):
+            for _ in range(20):
+                np.sort(X, axis=None)
+            return np.tanh(X)
+
+    report = failure(Slow, [RNG.normal(size=(200, 300))], skip=["sizes"])
+    unknown = np.isnan(report.findings[0].expected)
+    assert unknown.any() and not unknown.all()
+    assert "of 60000 elements" not in str(report)
+
+
+def test_a_backward_pass_that_raises():
+    class Raises(Wrong):
+        def backward(self, L):
+            raise KeyError("cache")
+
+    report = failure(Raises, [RNG.normal(size=(4, 5))])
+    assert report.diagnosis == "raises" and "KeyError" in str(report)
+
+
+@pytest.mark.parametrize(
+    "backward, code",
+    [
+        (lambda L, x, b: (L, L), "broadcast"),
+        (lambda L, x, b: (L.T, L.sum(0)), "transposed"),
+        (lambda L, x, b: (L[:2], L.sum(0)), "shape"),
+        (lambda L, x, b: (L, L.sum()), "broadcast"),
+    ],
+)
+def test_wrong_shapes(backward, code):
+    report = failure(lambda x, b: x + b, [RNG.normal(size=(4, 5)), RNG.normal(size=5)], backward=backward)
+    assert report.diagnosis == code

@@ -1,0 +1,42 @@
+"""The house: imports point only downwards, rooms stay small, nothing strays into the top level."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_imports_point_only_downwards():
+    pytest.importorskip("importlinter", reason="needs import-linter, part of the extra `test`")
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kept, 0 broken" in done.stdout
+
+
+def test_files_hold_one_thing():
+    long = {}
+    for folder in ("tinydiff", "examples"):
+        for file in (ROOT / folder).rglob("*.py"):
+            lines = file.read_text(encoding="utf-8").count("\n")
+            if lines > 420:
+                long[str(file.relative_to(ROOT))] = lines
+    assert not long, f"files that may hold two things: {long}"
+
+
+def test_arrays_are_not_forced_to_numpy_in_operations():
+    """Operations take arrays of either module: NumPy's name may stand for dtypes, constants and shapes, not for arithmetic
+    on arrays. The Winograd convolution is chosen for NumPy's arrays only."""
+    allowed = {
+        "integer", "generic", "float32", "float64", "pi", "ndarray", "errstate", "broadcast_shapes", "shape", "cumsum",
+        "arange", "pad", "prod", "dtype", "result_type",
+    }  # fmt: skip
+    for file in [*(ROOT / "tinydiff/ops").glob("*.py"), ROOT / "tinydiff/unet.py"]:
+        if file.name == "winograd.py":
+            continue
+        used = set(re.findall(r"\bnp\.(\w+)", file.read_text(encoding="utf-8")))
+        assert used <= allowed, f"{file.name} uses NumPy directly for {sorted(used - allowed)}"

@@ -1,0 +1,164 @@
+"""What `tinydiff gradcheck MODULE:FUNCTION` checks: a name on the command line becomes a function and inputs for it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import itertools
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff.errors import InputError
+from tinydiff.function import Function
+from tinydiff.gradcheck.report import GradientError, Report
+
+# Tried in this order where no shapes are given, by the number of arguments.
+GUESSES: dict[int, list[list[tuple[int, ...]]]] = {
+    1: [[(4, 5)], [(2, 6, 5, 3)], [(2, 5, 4)], [(7,)], [()]],
+    2: [[(4, 5), (4, 5)], [(5, 4), (4, 3)], [(2, 6, 5, 3), (3, 3, 3, 4)], [(4, 5), (5,)]],
+    3: [[(5, 4), (4, 3), (3,)], [(4, 5), (5,), (5,)], [(2, 6, 5, 3), (3, 3, 3, 4), (4,)], [(4, 5), (4, 5), (4, 5)],
+        [(2, 3, 4), (2, 5, 4), (2, 5, 3)]],
+}  # fmt: skip
+
+
+def check_target(
+    target: str, *, shapes: Sequence[str] = (), seed: int = 0, png: str | Path | None = None, cache: bool = False
+) -> Report:
+    """The report on "MODULE:FUNCTION" or, for a backward pass written by hand, on "MODULE:FORWARD,BACKWARD".
+
+    MODULE is a module's name or the path of a .py file. FUNCTION is a function of tensors or a `td.Function`; one that
+    takes no arguments is called and returns (fn, inputs) or (fn, inputs, options for gradcheck). shapes: one for each
+    argument, like "4,3" or "4x3" or "scalar", with "int" behind it for integers 0, 1 and 2: "4 int". Without shapes,
+    common ones are tried. cache: as for gradcheck. InputError where all this makes nothing to check.
+    """
+    from tinydiff.gradcheck.api import gradcheck
+
+    module_name, colon, names = target.partition(":")
+    if not colon or not names or not module_name:
+        raise InputError(f"the target must be MODULE:FUNCTION or MODULE:FORWARD,BACKWARD, not {target!r}")
+    module = _load(module_name)
+    found = [_member(module, name.strip(), module_name) for name in names.split(",")]
+    if len(found) > 2:
+        raise InputError(
+            f"{target!r} names {len(found)} functions; it can be one, or a forward and a backward function"
+        )
+    options: dict[str, Any] = {"backward": found[1], "cache": cache} if len(found) == 2 else {}
+    fn, inputs = found[0], None
+    if len(found) == 1 and not shapes and _count(fn) == 0:
+        fn, inputs, options = _case(fn, target)
+    if inputs is None:
+        inputs = (
+            [_array(text, i, seed) for i, text in enumerate(shapes)] if shapes else _guess(fn, seed, target, options)
+        )
+    try:
+        return gradcheck(fn, inputs, seed=seed, png=png, **{"name": names, **options})
+    except GradientError as error:
+        return error.report
+    except (TypeError, ValueError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        given = ", ".join(str(getattr(a, "shape", a)) for a in inputs)
+        raise InputError(f"{names} does not take inputs of shapes {given}: {error}") from error
+
+
+def _load(name: str) -> Any:
+    path = Path(name)
+    try:
+        if path.suffix == ".py":
+            if not path.is_file():
+                raise InputError(f"there is no file {name}")
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(path.stem, module)
+            sys.path.insert(0, str(path.resolve().parent))
+            spec.loader.exec_module(module)
+            return module
+        sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(name)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot import {name}: {type(error).__name__}: {error}") from error
+
+
+def _member(module: Any, name: str, where: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    if not callable(value):
+        here = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
+        raise InputError(f"{where} has no function {name!r}; it has {', '.join(sorted(here)) or 'none'}")
+    return value
+
+
+def _count(fn: Any) -> int:
+    """How many arguments must be given; at least one for what takes any number."""
+    if isinstance(fn, type) and issubclass(fn, Function):
+        fn = fn.forward.__get__(fn())
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(needed) or int(any(p.kind is p.VAR_POSITIONAL for p in parameters))
+
+
+def _case(fn: Any, target: str) -> tuple[Any, Any, dict[str, Any]]:
+    case = fn()
+    if isinstance(case, tuple) and len(case) == 2:
+        case = (*case, {})
+    if not isinstance(case, tuple) or len(case) != 3 or not callable(case[0]) or not isinstance(case[2], dict):
+        raise InputError(f"{target} takes no arguments, so it must return (fn, inputs) or (fn, inputs, options)")
+    return case
+
+
+def _array(text: str, i: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng([seed, i])
+    sizes, _, kind = text.strip().partition(" ")
+    integer = kind.strip() == "int" or sizes == "int"
+    sizes = "" if sizes in ("scalar", "int") else sizes
+    try:
+        shape = tuple(int(n) for n in sizes.replace("x", ",").strip("()").split(",") if n.strip())
+        if kind.strip() not in ("", "int") or any(n < 0 for n in shape):
+            raise ValueError
+    except ValueError:
+        raise InputError(
+            f"a shape must be like 4,3 or 4x3 or scalar, with int behind it for integers, not {text!r}"
+        ) from None
+    return rng.integers(0, 3, shape) if integer else np.asarray(rng.normal(size=shape))
+
+
+def _guess(fn: Any, seed: int, target: str, options: dict[str, Any]) -> list[np.ndarray]:
+    """Inputs of the first common shapes that fn takes."""
+    count = _count(fn)
+    for shapes in _shapes_to_try(count):
+        inputs = [_array(",".join(map(str, shape)) or "scalar", i, seed) for i, shape in enumerate(shapes)]
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            try:
+                _run(fn, inputs, options)
+            except Exception:
+                continue
+        return inputs
+    raise InputError(f"no inputs for {target} were found by trying: give a shape for each of its {count} arguments")
+
+
+def _run(fn: Any, inputs: list[np.ndarray], options: dict[str, Any]) -> None:
+    from tinydiff.gradcheck.subject import make_subject
+
+    subject = make_subject(fn, inputs, backward=options.get("backward"), cache=options.get("cache", False))
+    if not all(np.isfinite(y).all() for y in subject.forward(subject.point) if y is not None):
+        raise ValueError
+
+
+def _shapes_to_try(count: int) -> Iterator[list[tuple[int, ...]]]:
+    yield from GUESSES.get(count, [[(4, 5)] * count])
+    if count == 2:
+        yield from ([a, b] for a, b in itertools.product([(5, 4), (2, 5, 4), (4,)], [(4, 3), (4,), (5,), (1, 4)]))
