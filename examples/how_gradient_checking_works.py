@@ -34,9 +34,9 @@ the slope of the loss by each element of y, and must return L_X = J^T L_Y. Nobod
 
     <L_Y, J v> = <J^T L_Y, v> = <L_X, v>
 
-and J v is a slope along one direction, (f(x + h v) - f(x - h v)) / 2h, by evaluating f only. So two numbers are compared,
-for a random L_Y and a random v. If L_X is wrong in any element, they differ, except for a v that happens to be at a right
-angle to the error, which has probability zero.""")
+and J v is a slope along one direction, (f(x + h v) - f(x - h v)) / 2h, by evaluating f only. So two numbers are
+compared, for a random L_Y and a random v. If L_X is wrong in any element they differ, except for a v that happens to be
+at a right angle to the error, which has probability zero.""")
 
 X, W = rng.normal(size=(5, 4)), rng.normal(size=(4, 3))
 L_Y, v, h = rng.normal(size=(5, 3)), rng.normal(size=(5, 4)), 1e-5
@@ -50,9 +50,9 @@ assert abs(by_differences - by_backward) < 1e-8
 title("2. Which step")
 print("""
 A large step is wrong because f bends, a small one because f is rounded: the difference of two nearly equal numbers is
-divided by h. Between the two lies a best step. Two steps h and 2h are better than one: (4 D(h) - D(2h)) / 3 takes the h^2
-part of the error away, and what the two disagree about tells how large it was. Where code also takes complex numbers,
-Im f(x + ih) / h subtracts nothing and is exact. Errors of the slope of exp(x) sin(3x) at x = 1:
+divided by h. Between the two lies a best step. Two steps h and 2h are better than one: (4 D(h) - D(2h)) / 3 takes the
+h^2 part of the error away, and what the two disagree about tells how large it was. Where code also takes complex
+numbers, Im f(x + ih) / h subtracts nothing and is exact. Errors of the slope of exp(x) sin(3x) at x = 1:
 """)
 
 
@@ -73,16 +73,16 @@ for exponent in range(1, 15, 2):
     print(f"    1e-{exponent:02d}     {'    '.join(f'{e:.1e}' for e in errors)}")
 assert best[0] > 10 * best[1] > 10 * best[3]
 print("""
-td.gradcheck begins at h = 1e-5 with two steps, measures the rounding of f in the fourth difference of the five values (a
-smooth f leaves nothing there), and allows for it: a tolerance that is too tight accuses what is right, one that is too
-wide lets small errors through. Then it tries the exact ways.""")
+td.gradcheck begins at h = 1e-5 with two steps, measures the rounding of f in the fourth difference of the five values
+(a smooth f leaves nothing there), and allows for it: a tolerance that is too tight accuses what is right, one that is
+too wide lets small errors through. Then it tries the exact ways.""")
 
 
 # 3 -------------------------------------------------------------------------------------------------------------------
 title("3. Why not y.sum()")
 print("""
-The quick check calls y.sum().backward(), which makes L_Y all ones. But softmax adds up to 1 whatever x is: the gradient of
-its sum is zero, and a backward pass that returns zeros, or anything that multiplies L_Y - mean(L_Y), passes.""")
+The quick check calls y.sum().backward(), which makes L_Y all ones. But softmax adds up to 1 whatever x is: the gradient
+of its sum is zero, and a backward pass that returns zeros, or anything that multiplies L_Y - mean(L_Y), passes.""")
 
 
 class SoftmaxOfZeros(td.Function):
@@ -97,7 +97,9 @@ class SoftmaxOfZeros(td.Function):
 x = td.Tensor(rng.normal(size=(4, 5)), requires_grad=True)
 SoftmaxOfZeros.apply(x).sum().backward()
 total = SoftmaxOfZeros.apply(x.data + 1e-4).sum().item() - SoftmaxOfZeros.apply(x.data - 1e-4).sum().item()
-print(f"\n    gradient of the sum: {np.abs(x.grad).max():.1f} by backward, {abs(total) / 2e-4:.1e} by differences: passed")
+print(
+    f"\n    gradient of the sum: {np.abs(x.grad).max():.1f} by backward, {abs(total) / 2e-4:.1e} by differences: passed"
+)
 assert abs(total) / 2e-4 < 1e-9
 report = finds(SoftmaxOfZeros, [x.data])
 print(f"    td.gradcheck: {report.findings[0].diagnoses[0]}")
@@ -123,8 +125,9 @@ x = td.Tensor(data, requires_grad=True)
 OneTapMissing.apply(x).backward(L)
 exact = L + np.roll(L, 1) + np.roll(L, -1)
 seen = np.mean(np.abs(x.grad - exact) > 1e-6)
-print(f"\nOf a mistake at some places, single elements see little: here {100 * seen:.0f}% of them are wrong. One random direction")
-print("sees all of them at once. When it fails, the whole Jacobian is computed, to say what the error looks like:")
+print(f"""
+Of a mistake at some places, single elements see little: here {100 * seen:.0f}% of them are wrong. One random direction sees
+all of them at once. When it fails, the whole Jacobian is computed, to say what the error looks like:""")
 report = finds(OneTapMissing, [data])
 print(f"\n    {report.findings[0].diagnoses[0]}")
 assert report.diagnosis in ("missing", "overwritten") and seen < 0.2
@@ -148,8 +151,8 @@ class Tanh(td.Function):
 report = finds(Tanh, [rng.normal(size=(4, 5))])
 true, false = report.findings[0].convergence
 print(f"""
-As h shrinks, differences must approach the true value like h^2; towards a false one they stay where they are. For a tanh
-with 1 - y instead of 1 - y^2: the power is {true:.2f} towards the value of the differences, {abs(false):.2f} towards backward's.""")
+As h shrinks, differences must approach the true value like h^2; from a false one they stay where they are. For a tanh
+with 1 - y instead of 1 - y^2 the power is {true:.2f} towards their own limit, {abs(false):.2f} towards backward's value.""")
 assert abs(true - 2) < 0.1 and abs(false) < 0.3
 print("\nThe whole report of this failure:\n")
 print("\n".join("    " + line for line in str(report).splitlines()))
@@ -170,7 +173,8 @@ gradient fail that:""")
 
 class MaxToBoth(td.Function):
     def forward(self, X):
-        self.hit = X == X.max(1, keepdims=True)
+        top = X.max(1, keepdims=True)
+        self.hit = top == X
         return X.max(1)
 
     def backward(self, L_Y):
@@ -186,17 +190,19 @@ assert report.diagnosis == "kink"
 # 7 -------------------------------------------------------------------------------------------------------------------
 title("7. Right formulas that are wrong all the same")
 print("""
-All of the above looks at one contiguous L_Y, all gradients wanted, each input used once. Real backward passes meet other
-circumstances. Each probe below has a bug that only it finds: without the probe the check passes.
+All of the above looks at one contiguous L_Y, all gradients wanted, each input used once. Real backward passes meet
+other circumstances. Each probe below has a bug that only it finds: without the probe the check passes.
 """)
 
 
-def only(probe, fn, inputs, story):
+def only(probe, fn, inputs, *story):
     """Shows that the check finds the bug, and that it does not when this one probe is left out."""
     report = finds(fn, inputs)
     assert report is not None and report.findings[0].probe == probe
     assert finds(fn, inputs, skip=[probe]) is None
-    print(f"{probe:>8}  {story}\n          -> {report.findings[0].diagnoses[0]}\n")
+    for label, line in zip([probe, *[""] * len(story)], [*story, f"-> {report.findings[0].diagnoses[0]}"], strict=True):
+        print(f"{label:8}  {line}")
+    print()
 
 
 class ReadsMemory(td.Function):
@@ -207,8 +213,13 @@ class ReadsMemory(td.Function):
         return L_Y.ravel(order="K").reshape(L_Y.shape) * 2.0
 
 
-only("strides", ReadsMemory, [rng.normal(size=(4, 5))], "A kernel reads L_Y as it lies in memory. A transpose, a slice or\n"
-     "          the gradient of a sum (stride 0) hands it something else.")  # fmt: skip
+only(
+    "strides",
+    ReadsMemory,
+    [rng.normal(size=(4, 5))],
+    "A kernel reads L_Y as it lies in memory. A transpose, a slice or the gradient of a sum (stride 0)",
+    "hands it something else.",
+)
 
 
 class ReadsItsInput(td.Function):
@@ -235,9 +246,13 @@ class SkipsWork(td.Function):
         return L_A, L_A * A / B if self.needs[0] else np.zeros_like(B)
 
 
-only("needs", SkipsWork, [rng.normal(size=(3, 4)), rng.normal(size=(3, 4))],
-     "L_B is computed from L_A, and L_A is skipped where only L_B is wanted: the first layer of a network\n"
-     "          whose data need no gradient.")  # fmt: skip
+only(
+    "needs",
+    SkipsWork,
+    [rng.normal(size=(3, 4)), rng.normal(size=(3, 4))],
+    "L_B is computed from L_A, and L_A is skipped where only L_B is wanted: the first layer of a network,",
+    "whose data need no gradient.",
+)
 
 
 class MeanAndSquare(td.Function):
@@ -255,7 +270,7 @@ class MeanAndSquare(td.Function):
 only("dropped", MeanAndSquare, [rng.normal(size=(3, 4))], "Two outputs, and a shortcut for when the first is not used.")
 
 
-class Square(td.Function):
+class Plus(td.Function):
     def forward(self, A, B):
         self.same = A is B
         return A * 1.0 + B
@@ -264,8 +279,12 @@ class Square(td.Function):
         return (2 * L_Y, 2 * L_Y) if self.same else (L_Y, L_Y)
 
 
-only("shared", Square, [rng.normal(size=(3, 4)), rng.normal(size=(3, 4))],
-     "x + x: a special case for equal inputs returns the sum of both gradients, twice.")  # fmt: skip
+only(
+    "shared",
+    Plus,
+    [rng.normal(size=(3, 4)), rng.normal(size=(3, 4))],
+    "x + x: a special case for equal inputs returns the sum of both gradients, twice.",
+)
 
 
 class KeptOnTheClass(td.Function):
@@ -277,8 +296,13 @@ class KeptOnTheClass(td.Function):
         return 3 * KeptOnTheClass.X**2 * L_Y
 
 
-only("reuse", KeptOnTheClass, [rng.normal(size=(3, 4))], "What backward needs is kept where the next call overwrites it: a\n"
-     "          layer that is used twice gets the gradient of its second use, twice.")  # fmt: skip
+only(
+    "reuse",
+    KeptOnTheClass,
+    [rng.normal(size=(3, 4))],
+    "What backward needs is kept where the next call overwrites it: a layer that is used twice gets the",
+    "gradient of its second use, twice.",
+)
 
 
 class OfSquares(td.Function):
@@ -289,9 +313,13 @@ class OfSquares(td.Function):
         return np.broadcast_to(L_Y / self.shapes[0][1], self.shapes[0])
 
 
-only("sizes", OfSquares, [rng.normal(size=(4, 4))],
-     "A mean over 4 rows is divided by the number of columns, 4. So squares are made oblong, and every\n"
-     "          axis is tried with lengths 1 and 0.")  # fmt: skip
+only(
+    "sizes",
+    OfSquares,
+    [rng.normal(size=(4, 4))],
+    "A mean over 4 rows is divided by the number of columns, 4. So squares are made oblong, and every axis",
+    "is tried with lengths 1 and 0.",
+)
 
 
 # 8 -------------------------------------------------------------------------------------------------------------------
@@ -371,7 +399,7 @@ class CumulativeKernel(td.Function):
 
 report = td.gradcheck(CumulativeKernel, [rng.normal(size=(6, 7)).astype(np.float32)], dtype=np.float32)
 print(f"""
-In float32 differences are good for three digits. A linear map needs none: f(x + v) - f(x) is J v exactly, for a step of 1.
+In float32 differences are good for three digits. A linear map needs none: f(x + v) - f(x) is J v, for a step of 1.
 That is the test of an adjoint, <L_Y, A v> = <A^T L_Y, v>, and it holds a kernel to float32's own rounding:
 
 {report}""")

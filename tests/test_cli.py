@@ -262,3 +262,25 @@ def test_importing_is_quick():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent
     )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+HOMEWORK = """
+def forward(X, W):
+    return X @ W
+
+def backward(L_Y, X, W):
+    return L_Y @ W.T, X.T @ L_Y{mistake}
+"""
+
+
+def test_gradcheck_of_homework(tmp_path, capsys):
+    for name, mistake, status in (("right", "", 0), ("wrong", " / len(X)", 1)):
+        (tmp_path / f"{name}.py").write_text(HOMEWORK.format(mistake=mistake))
+        target = f"{tmp_path / name}.py:forward,backward"
+        assert main(["gradcheck", target, "--shape", "5,4", "--shape", "4,3"]) == status
+        assert ("WRONG" in capsys.readouterr().out) == bool(status)
+
+
+def test_gradcheck_of_nothing(capsys):
+    assert "MODULE:FUNCTION" in fails(capsys, ["gradcheck", "nothing"])
+    assert "no_such_module" in fails(capsys, ["gradcheck", "no_such_module:f"])

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("path", metavar="RUN|CHECKPOINT")
     info.set_defaults(run=_info)
+    _add_gradcheck(commands)
     return parser
 
 
@@ -252,3 +253,28 @@ def _info(arguments: argparse.Namespace) -> int:
 
     print(describe(Path(arguments.path)))
     return 0
+
+
+# --------------------------------------------------------------------------------------------------- tinydiff gradcheck
+
+
+def _add_gradcheck(commands: Any) -> None:
+    check = commands.add_parser(
+        "gradcheck",
+        help="check a gradient",
+        description="Checks the gradient of a function of tensors, of a td.Function, or of a backward pass in plain NumPy. "
+        "Exit status 0 if no error was found, 1 if one was.",
+    )
+    check.add_argument("target", metavar="MODULE:FUNCTION", help="or MODULE:FORWARD,BACKWARD; MODULE may be a .py file")
+    check.add_argument("--shape", action="append", default=[], metavar="4,3", help="of each argument in turn [guessed]")
+    check.add_argument("--seed", type=_whole_number, default=0, help="of the random numbers [0]")
+    check.add_argument("--png", metavar="FILE.png", help="a picture of where the error is")
+    check.set_defaults(run=_gradcheck)
+
+
+def _gradcheck(arguments: argparse.Namespace) -> int:
+    from tinydiff.gradcheck.target import check_target
+
+    report = check_target(arguments.target, shapes=arguments.shape, seed=arguments.seed, png=arguments.png)
+    print(report)
+    return 0 if report.ok else 1

@@ -138,14 +138,16 @@ def report(args, planted_runs, accused, others, seconds):
         "# The gradient checker against planted bugs",
         "",
         f"`python tests/benchmarks/gradcheck_catalogue.py --seeds {seeds} --other-seeds {args.other_seeds}`, "
-        f"Python {platform.python_version()}, NumPy {np.__version__}, {seconds / 60:.0f} minutes of {platform.machine()}.",
+        f"Python {platform.python_version()}, NumPy {np.__version__}, {seconds / 60:.0f} minutes, {args.workers} workers.",
         "",
         f"- {bugs} planted bugs x {seeds} seeds: {bugs * seeds - missed} of {bugs * seeds} found, "
         f"{named} ({percent(named, bugs * seeds)}) with the right diagnosis first.",
         f"- {count} right operations x {seeds} seeds: {sum(accused.values())} of {count * seeds} accused"
         + (f" ({', '.join(f'{n}: {c}' for n, c in accused.items())})." if accused else "."),
         "",
-        f"Other checkers at the same inputs, {args.other_seeds} seeds; a bug counts by the share of seeds that find it:",
+        f"Other checkers at the same inputs, {args.other_seeds} seeds; a bug counts by the share of seeds that find it.",
+        "PyTorch's engine itself sums a gradient that was not summed over a broadcast axis, so most slips of the kind",
+        "`broadcast` do no harm there.",
         "",
         "| bugs found | " + " | ".join([*others, "td.gradcheck"]) + " |",
         "|---|" + "---|" * (len(others) + 1),

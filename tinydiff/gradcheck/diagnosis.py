@@ -42,7 +42,11 @@ def explain(check: Check, k: int, verdict: Verdict) -> None:
         finding.got, finding.expected = culprit.finding.got, culprit.finding.expected
         finding.array = culprit.input
         return
-    evidence = Evidence.gather(check, k)
+    try:
+        evidence = Evidence.gather(check, k)
+    except (ValueError, ArithmeticError) as error:  # fn has no values a little beside the point
+        finding.diagnoses = [Diagnosis("unknown", f"the Jacobian could not be computed ({error})")]
+        return
     finding.got, finding.expected = evidence.A[0], evidence.B[0]
     finding.diagnoses = diagnose(evidence)
     if check.ground_dtype != np.float64:

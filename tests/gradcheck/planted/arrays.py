@@ -1,8 +1,8 @@
 """Operations that move elements: indexing, joining, shapes; and masks."""
 
 import numpy as np
-from planted.base import Planted, normal
 
+from planted.base import Planted, normal
 from tinydiff.function import Function
 
 

@@ -1,8 +1,8 @@
 """Images: convolution, pooling, padding, upsampling. Images are (N, H, W, C)."""
 
 import numpy as np
-from planted.base import Planted, normal
 
+from planted.base import Planted, normal
 from tinydiff.function import Function
 
 
@@ -16,7 +16,7 @@ def pad(X, by):
 class Conv(Function):
     """X (N, H, W, C), w (3, 3, C, K), b (K,), padding 1, stride 1: right, to be spoilt below."""
 
-    TAPS = [(r, s) for r in range(3) for s in range(3)]
+    TAPS = tuple((r, s) for r in range(3) for s in range(3))
 
     def forward(self, X, w, b):
         _, H, W, _ = X.shape

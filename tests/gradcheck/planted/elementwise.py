@@ -1,8 +1,8 @@
 """Operations element by element."""
 
 import numpy as np
-from planted.base import Planted, normal, positive, unbroadcast
 
+from planted.base import Planted, normal, positive, unbroadcast
 from tinydiff.function import Function
 
 

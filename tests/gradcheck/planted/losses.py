@@ -1,8 +1,8 @@
 """Losses."""
 
 import numpy as np
-from planted.base import Planted, normal
 
+from planted.base import Planted, normal
 from tinydiff.function import Function
 
 

@@ -1,8 +1,8 @@
 """Right formulas with wrong memory: written in place, read without strides, kept between calls."""
 
 import numpy as np
-from planted.base import Planted, normal
 
+from planted.base import Planted, normal
 from tinydiff.function import Function
 
 

@@ -1,8 +1,8 @@
 """Sums, means, norms and normalisation."""
 
 import numpy as np
-from planted.base import Planted, normal
 
+from planted.base import Planted, normal
 from tinydiff.function import Function
 
 
@@ -66,7 +66,8 @@ class MaximumTied(Function):
     """Every one of several equal maxima gets the whole gradient."""
 
     def forward(self, X):
-        self.hit = X == X.max(1, keepdims=True)
+        top = X.max(1, keepdims=True)
+        self.hit = top == X
         return X.max(1)
 
     def backward(self, L_Y):
@@ -189,7 +190,7 @@ class GroupNormWithoutVariance(GroupNorm):
 
 class GroupNormWithoutWeight(GroupNorm):
     def backward(self, L_Y):
-        Z, w = self.saved
+        Z, _ = self.saved
         shape = (*Z.shape[:2], self.GROUPS, -1)
         return self.L_X(L_Y.reshape(shape), Z.reshape(shape), self.s).reshape(Z.shape), (L_Y * Z).sum((0, 1))
 
