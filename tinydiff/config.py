@@ -51,7 +51,7 @@ class TrainConfig:
     """
 
     out: str = _setting("runs/run", "training", "folder of the run", metavar="DIR")
-    steps: int = _setting(2000, "training", "training steps in all", _at_least(1))
+    steps: int = _setting(1000, "training", "training steps in all", _at_least(1))
     batch_size: int = _setting(32, "training", "images whose activations are in memory at once", _at_least(1))
     accumulate: int = _setting(1, "training", "batches whose gradients make one step", _at_least(1))
     lr: float = _setting(1e-3, "training", "learning rate of Adam", _above(0))
@@ -123,7 +123,12 @@ class RunConfig(TrainConfig):
     dropout: float = _setting(0.0, "network", "dropout in the residual blocks", _within(0, 1))
     schedule: str = _setting("linear", "diffusion", "linear or cosine", _one_of("linear", "cosine"))
     timesteps: int = _setting(1000, "diffusion", "steps T of the diffusion", _at_least(1))
-    predict: str = _setting("eps", "diffusion", "what the network predicts: eps, x0 or v", _one_of("eps", "x0", "v"))
+    predict: str = _setting(
+        "v",
+        "diffusion",
+        "what the network predicts: eps, x0 or v (short runs learn v soonest)",
+        _one_of("eps", "x0", "v"),
+    )
     variance: str = _setting(
         "beta", "diffusion", "of the reverse steps: beta, posterior or learned", _one_of("beta", "posterior", "learned")
     )
