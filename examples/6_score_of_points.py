@@ -14,19 +14,20 @@ import tinydiff as td
 from tinydiff import nn, ops
 
 args = arguments(__doc__, steps=8000)
-turn = 2 * np.pi * np.arange(8) / 8
-centres, blob = np.stack([np.cos(turn), np.sin(turn)], 1) * 0.75, 0.06  # of a blob, its standard deviation
+figure, axes = panels(1, 5, 3.6)
+turn, blob = 2 * np.pi * np.arange(8) / 8, 0.06  # blob: its standard deviation
+centres = np.stack([np.cos(turn), np.sin(turn)], 1) * 0.75
 schedule = td.diffusion.Schedule.linear(100, 2e-3, 0.2)
-diffusion = td.diffusion.Diffusion(schedule, variance="posterior")
+diffusion = td.diffusion.Diffusion(schedule)
 
 
 def exact_eps(x, t):
     """E[eps | x_t] for x (N, 2) and t (N,), by weighing the blobs."""
-    ab = schedule.alpha_bar[np.asarray(t)][:, None]
+    ab = schedule.alpha_bar[t][:, None]
     away = x[:, None] - np.sqrt(ab)[..., None] * centres  # (N, 8, 2)
     variance = ab * blob**2 + 1 - ab  # of a blob at t
-    weights = ops.softmax(-(away**2).sum(-1) / (2 * variance), axis=1).data
-    return (weights[..., None] * away).sum(1) * np.sqrt(1 - ab) / variance
+    weights = ops.softmax(-(away**2).sum(-1) / (2 * variance), axis=1)
+    return (weights[..., None] * away).sum(axis=1) * np.sqrt(1 - ab) / variance
 
 
 def draw(n):
@@ -37,19 +38,16 @@ class Network(nn.Module):
     """Sines and cosines of the place and of t, so that fine detail is easy to learn -> the noise (N, 2)."""
 
     def __init__(self, width=96):
-        self.first = nn.Linear(26, width)
-        self.second = nn.Linear(width, width)
-        self.third = nn.Linear(width, width)
-        self.last = nn.Linear(width, 2)
+        self.first, self.last = nn.Linear(26, width), nn.Linear(width, 2)
+        self.second, self.third = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x, t, labels=None):
-        time = np.asarray(t)[:, None] / schedule.T * np.pi * 2.0 ** np.arange(-1, 5)
+        time = t[:, None] / schedule.T * np.pi * 2.0 ** np.arange(-1, 5)
         place = np.concatenate([np.pi * k * x for k in (0.5, 1, 2)], 1)
         features = [x, *(f(angle) for f in (np.sin, np.cos) for angle in (time, place))]
         h = ops.silu(self.first(np.concatenate(features, 1).astype(np.float32)))
         h = h + ops.silu(self.second(h))
-        h = h + ops.silu(self.third(h))
-        return self.last(h)
+        return self.last(h + ops.silu(self.third(h)))
 
 
 network = Network()
@@ -58,55 +56,46 @@ ema = td.optim.EMA(network.parameters(), decay=0.995)
 rng, losses = np.random.default_rng(0), []
 for step in range(args.steps):
     optimiser.lr = 3e-3 * (1 - step / args.steps)
-    x0 = draw(256)
-    loss = diffusion.loss(network, x0, td.random.Generator(0, step=step))
+    loss = diffusion.loss(network, draw(256), td.random.Generator(0, step=step))
     network.zero_grad()
     loss.backward()
     optimiser.step()
     ema.update()
     losses.append(loss.item())
 
-# How far from the exact model? The loss of the exact model is what no network can go below.
+
+def score(model, x, t):  # grad log q(x_t), (N, 2), which the predicted noise stands for
+    return -model(x, np.full(len(x), t)).data / np.sqrt(schedule.one_minus_alpha_bar[t])
+
+
+# How far from the exact model, whose loss is the least that there is?
 x0 = draw(4000)
-shown = [5, 20, 50]
+grid = np.stack(np.meshgrid(*[np.linspace(-1.2, 1.2, 13)] * 2), -1).reshape(-1, 2).astype(np.float32)
 with ema.applied():
     best, ours = (diffusion.loss(m, x0, td.random.Generator(1)).item() for m in (exact_eps, network))
     print(f"L_simple after {args.steps} steps: {ours:.4f}; of the exact model: {best:.4f}")
-    for t in shown:
+    for axis, t in zip(axes[0], (5, 20, 50), strict=False):
         xt = diffusion.q_sample(x0, t, td.random.Generator(2).normal(x0.shape))
-        t_each = np.full(len(x0), t)
-        exact, learned = exact_eps(xt, t_each), network(xt, t_each).data
-        error = np.mean((exact - learned) ** 2) / np.mean(exact**2)
-        print(f"t = {t:2}: the learned score misses {100 * error:.2f}% of the exact one's mean square")
+        exact = score(exact_eps, xt, t)
+        error = np.mean((exact - score(network, xt, t)) ** 2) / np.mean(exact**2)
+        print(f"t = {t:2}: mean squared error of the learned score, {100 * error:.2f}% of the score's own mean square")
+        scale = 12 * np.sqrt(np.linalg.norm(score(exact_eps, grid, t), axis=1).max())
+        for model, color, width in ((exact_eps, "black", 0.012), (network, "red", 0.004)):
+            field = score(model, grid, t)
+            field /= np.sqrt(np.linalg.norm(field, axis=1, keepdims=True) + 1e-9)
+            axis.quiver(*grid.T, *field.T, color=color, width=width, scale=scale, headwidth=3.5)
+        axis.plot(*(np.sqrt(schedule.alpha_bar[t]) * centres).T, "o", color="tab:blue", markersize=4)
+        axis.set(title=f"score at t = {t} (root of its length)\nblack: exact; red: learned", aspect="equal")
     sampled = td.diffusion.sample(network, diffusion, (1000, 2), td.random.Generator(3), progress=False)
-    grid = np.stack(np.meshgrid(*[np.linspace(-1.2, 1.2, 13)] * 2), -1).reshape(-1, 2).astype(np.float32)
-    fields = {}
-    for t in shown:
-        t_each, scale = np.full(len(grid), t), -1 / np.sqrt(schedule.one_minus_alpha_bar[t])
-        fields[t] = scale * exact_eps(grid, t_each), scale * network(grid, t_each).data
 for name, z in (("samples", sampled), ("data", draw(1000))):
-    nearest = np.linalg.norm(z[:, None] - centres, axis=2).min(1)
+    distance = np.linalg.norm(z[:, None] - centres, axis=2).min(1)
     print(
-        f"{name}: {np.median(nearest):.3f} from the nearest centre in the median, {np.mean(nearest < 0.18):.0%} below 0.18"
+        f"{name}: {np.median(distance):.3f} from the nearest centre in the median, {np.mean(distance < 0.18):.0%} < 0.18"
     )
-
-figure, axes = panels(1, 5, 3.6)
-for axis, t in zip(axes[0], shown, strict=False):
-    for field, color, width, name in zip(
-        fields[t], ("black", "red"), (0.012, 0.004), ("exact", "learned"), strict=True
-    ):
-        root = field / np.sqrt(
-            np.linalg.norm(field, axis=1, keepdims=True) * np.linalg.norm(fields[t][0], axis=1).max()
-        )
-        axis.quiver(*grid.T, *root.T, color=color, width=width, scale=11, headwidth=3.5, label=name)
-    axis.plot(*(np.sqrt(schedule.alpha_bar[t]) * centres).T, "o", color="tab:blue", markersize=4)
-    axis.set(title=f"score at t = {t} (root of its length)", aspect="equal")
-    axis.legend(loc="upper right", fontsize=7)
 axes[0, 3].scatter(*sampled.T, s=3)
 axes[0, 3].plot(*centres.T, "r+", markersize=10)
 axes[0, 3].set(title="1000 samples, and the centres", aspect="equal", xlim=(-1.2, 1.2), ylim=(-1.2, 1.2))
 axes[0, 4].plot(np.convolve(losses, np.ones(25) / 25, "valid"))
-axes[0, 4].axhline(best, color="black", linestyle=":", label="exact model")
-axes[0, 4].set(title="L_simple, mean of 25 steps", xlabel="step", yscale="log")
-axes[0, 4].legend()
+axes[0, 4].axhline(best, color="black", linestyle=":")
+axes[0, 4].set(title="L_simple; dotted: exact model", xlabel="step", yscale="log")
 save(figure, args.out)

@@ -16,6 +16,7 @@ from tinydiff import config as configuration
 from tinydiff.backend import resolve_device
 from tinydiff.config import RunConfig
 from tinydiff.errors import InputError, RunFailed
+from tinydiff.evaluation import command as evaluation
 
 INTERRUPTED = 128  # plus the signal's number: 130 for SIGINT, 143 for SIGTERM
 
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("path", metavar="RUN|CHECKPOINT")
     info.set_defaults(run=_info)
     _add_gradcheck(commands)
+    evaluation.add_command(commands)
     return parser
 
 

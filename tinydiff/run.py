@@ -48,7 +48,7 @@ class RunFolder:
 
     def _remove_run(self) -> None:
         with _writing(self.path):
-            for name in ("checkpoint", "checkpoint.new", "checkpoint.old", "samples"):
+            for name in ("checkpoint", "checkpoint.new", "checkpoint.old", "samples", "evaluation"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             for file in (self.log_file, self.path / "loss.png", self.config_file):  # config.toml last: it marks a run
                 file.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -66,7 +67,7 @@ def threads(n: int | None = None) -> Iterator[int]:
         _count, _pool = before
 
 
-def share(work: Callable[[Sequence[Any]], T], items: Sequence[Any]) -> list[T]:
+def share(work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
     """work(part) for consecutive parts of the items, one part for each thread; the results in the order of the parts.
 
     The parts depend on the number of threads alone, so that sums over them have the same bits each time.
@@ -75,7 +76,7 @@ def share(work: Callable[[Sequence[Any]], T], items: Sequence[Any]) -> list[T]:
     if n <= 1 or _pool is None:
         return [work(items)]
     ends = [len(items) * i // n for i in range(n + 1)]
-    parts = [items[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [items[a:b] for a, b in pairwise(ends)]
     others = [_pool.submit(work, part) for part in parts[1:]]
     return [work(parts[0]), *(other.result() for other in others)]
 

@@ -94,6 +94,14 @@ def test_a_2_9_1_a_semi_definite_quadratic_has_critical_points_iff_b_is_in_the_r
     assert np.all(np.abs(gradient_of(q([0.0, 1.0]), grid)[:, 1]) == 1)  # b outside: none
 
 
+def test_a_2_9_1_normal_of_the_inclined_plane(rng):
+    """y = x^T b + c has the normal (b, -1); printed: 1 along the axis of y."""
+    b, x = rng.standard_normal(3), rng.standard_normal((2, 3))
+    y = ops.linear(x, b[:, None], np.array([0.7])).data
+    along = np.append(x[0] - x[1], y[0] - y[1])
+    assert same(along @ np.append(b, -1), 0) and not same(along @ np.append(b, 1), 0)
+
+
 def test_a_2_9_2_level_sets_of_a_gaussian_are_ellipsoids_but_gradient_norm_contours_are_not():
     """Around the narrow axis of C = diag(4, 1) a contour of |grad g| cannot be an ellipse: |grad g| has a maximum on
     each ray from the centre, so a contour crosses the ray twice."""
@@ -409,6 +417,9 @@ def test_e_1_2_a_intermediate_lines(rng, covariance, agrees):
     assert not same(np.outer(m1, m1) + np.trace(C1), np.outer(m1, m1) + C1)
     kl, gap = gaussian.kl(m1, C1, m2, C2), m2 - m1
     assert same(kl, (log_det - 2 + np.trace(P2 @ C1) + gap @ P2 @ gap) / 2)
+    moments = np.trace((P2 - P1) @ (np.outer(m1, m1) + C1)) + 2 * m1 @ (P1 @ m1 - P2 @ m2)
+    assert same(2 * kl, log_det + moments - m1 @ P1 @ m1 + m2 @ P2 @ m2)
+    assert not same(2 * kl, log_det + moments - (m1 @ P1 @ m1 + m2 @ P2 @ m2))  # printed: a bracket too many
     assert not same(kl, (log_det - 2 + np.trace(P2 @ C1) + gap @ C2 @ gap) / 2)  # printed before the final formula
 
 

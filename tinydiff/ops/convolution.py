@@ -99,7 +99,7 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1) -> Any:
     """Y = P W + 1 b."""
     xp, (R, S, C, K) = array_module(X), W.shape
     Ho, Wo = window.output_size(X.shape)
-    if winograd.is_faster(X, W, (Ho, Wo), window, groups):
+    if winograd.is_faster(X, W, (Ho, Wo), window, groups) and (b is None or b.dtype == X.dtype):
         return winograd.convolve(X, W, b, winograd.Tiles(Ho, Wo, window.padding[0][0], window.padding[1][0]))
     Y = xp.empty((X.shape[0], Ho, Wo, K), xp.result_type(X, W, W if b is None else b))
     Wg = W.reshape(R * S * C, groups, K // groups)
@@ -126,7 +126,7 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Wi
     entry of the filter, so L_X is the convolution of L_Y with the filter turned by 180 degrees.
     """
     xp, (R, S, C, K) = array_module(L_Y), W.shape
-    turned = window.turned(shape, L_Y.shape)
+    turned = window.turned()
     if turned is not None:
         Wt = W[::-1, ::-1].reshape(R, S, C, groups, K // groups).transpose(0, 1, 4, 3, 2)
         return convolve(L_Y, xp.ascontiguousarray(Wt).reshape(R, S, K // groups, groups * C), None, turned, groups)

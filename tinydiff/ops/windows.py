@@ -64,9 +64,9 @@ class Window:
                 f"with padding {self.padding}"
             )
 
-    def turned(self, shape: tuple[int, ...], output: tuple[int, ...]) -> Window | None:
-        """The window by which the input gradient is a convolution of the output gradient (shapes of X and of Y):
-        stride 1 and what is missing to a full overlap as padding. None where stride or padding rule that out."""
+    def turned(self) -> Window | None:
+        """The window by which the input gradient is a convolution of the output gradient: stride 1, and as padding what
+        is missing to a full overlap. None where stride or padding rule that out."""
         padding = tuple((e - 1 - p[0], e - 1 - p[1]) for e, p in zip(self.extent, self.padding, strict=True))
         if self.stride != (1, 1) or min(map(min, padding)) < 0:
             return None
@@ -75,8 +75,7 @@ class Window:
 
 def _read_padding(name: str, padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     if isinstance(padding, tuple | list) and len(padding) == 2 and all(isinstance(p, tuple | list) for p in padding):
-        vertical, horizontal = (pair(name, "padding", tuple(p), 0) for p in padding)
-        return vertical, horizontal
+        return pair(name, "padding", tuple(padding[0]), 0), pair(name, "padding", tuple(padding[1]), 0)
     vertical, horizontal = pair(name, "padding", padding, 0)
     return (vertical, vertical), (horizontal, horizontal)
 
@@ -110,7 +109,7 @@ def unfold(X: Any, window: Window, reuse: bool = False, fill: float = 0) -> Any:
 
     reuse: the result lies in memory that the thread's next call overwrites.
     """
-    xp, (N, _, _, C) = array_module(X), X.shape
+    xp = array_module(X)
     view = sliding_view(pad_images(X, window, fill, reuse), window, window.output_size(X.shape))
     if window.size == (1, 1) and reuse and view.flags.c_contiguous:
         return view

@@ -69,7 +69,7 @@ def _toom_cook(points: Sequence[float]) -> tuple[Array, Array, Array]:
         B_T[i, :5] = np.poly(others)[::-1]
     A_T[3, 5] = G[5, 2] = 1
     B_T[5] = np.poly(p)[::-1]
-    return tuple(np.ascontiguousarray(m, np.float32) for m in (A_T, G, B_T))
+    return A_T.astype(np.float32), G.astype(np.float32), B_T.astype(np.float32)
 
 
 A_T, G, B_T = _toom_cook([0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)])
@@ -93,7 +93,7 @@ class Tiles(NamedTuple):
         return -(-self.Wo // TILE)
 
     @property
-    def count(self) -> int:
+    def per_image(self) -> int:
         """Tiles of one image."""
         return self.rows * self.columns
 
@@ -112,8 +112,8 @@ def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, 
     if (window.size, window.stride, window.dilation) != ((3, 3), (1, 1), (1, 1)):
         return False
     (Ho, Wo), tiles = output_size, Tiles(*output_size, 0, 0)
-    few = min(X.shape[-1], other.shape[-1]) < 16 or len(X) * tiles.count < 32
-    return not few and 9 * Ho * Wo >= 2 * 36 * tiles.count
+    few = min(X.shape[-1], other.shape[-1]) < 16 or len(X) * tiles.per_image < 32
+    return not few and 9 * Ho * Wo >= 2 * 36 * tiles.per_image
 
 
 def enabled() -> bool:
@@ -130,7 +130,7 @@ def convolve(X: Array, W: Array, b: Array | None, tiles: Tiles) -> Array:
     U = [transform_filters(W[..., k]) for k in panels]
 
     def some(images: range) -> None:
-        for block in _blocks(images, tiles.count * max(C, K)):
+        for block in _blocks(images, tiles.per_image * max(C, K)):
             V = transform_tiles(B_T, X[block], tiles, "V")
             M = workspace("M", (36, V.shape[1], K))
             for k, U_k in zip(panels, U, strict=True):
@@ -148,7 +148,7 @@ def weight_gradient(X: Array, L_Y: Array, tiles: Tiles) -> Array:
 
     def some(images: range) -> Array:
         L_U = np.zeros((36, C, K), np.float32)
-        for block in _blocks(images, tiles.count * max(C, K)):
+        for block in _blocks(images, tiles.per_image * max(C, K)):
             V = transform_tiles(B_T, X[block], tiles, "V")
             L_M = transform_tiles(A, L_Y[block], outputs, "M")
             L_U += np.matmul(V.transpose(0, 2, 1), L_M, out=workspace("L_U", L_U.shape))
@@ -171,7 +171,7 @@ def transform_filters(W: Array) -> Array:
 def transform_tiles(matrix: Array, X: Array, tiles: Tiles, name: str) -> Array:
     """B^T d B for the tiles of inputs X (n, H, W, C) with matrix B^T; A d A^T for those of outputs with A.
 
-    -> (36, T, C), T = n * tiles.count, in the workspace of the given name.
+    -> (36, T, C), T = n * tiles.per_image, in the workspace of the given name.
     """
     n, H, W, C = X.shape
     taps, rows, columns = matrix.shape[1], tiles.rows, tiles.columns
@@ -195,14 +195,14 @@ def transform_tiles(matrix: Array, X: Array, tiles: Tiles, name: str) -> Array:
     windows = np.lib.stride_tricks.as_strided(
         half, (6, n, rows, taps, columns * C), (f, image, TILE * row, row, item), writeable=False
     )
-    V = workspace(name, (36, n * tiles.count, C))
+    V = workspace(name, (36, n * tiles.per_image, C))
     np.matmul(matrix, windows, out=V.reshape(6, 6, n, rows, columns * C).transpose(1, 2, 3, 0, 4))
     return V
 
 
 def transform_outputs(M: Array, Y: Array, b: Array | None, tiles: Tiles) -> None:
     """Y (n, Ho, Wo, K) = A^T M A + b."""
-    n, Ho, Wo, K = Y.shape
+    n, _, _, K = Y.shape
     half = _transform(A_T, M.reshape(6, -1), workspace("half", (4, M.size // 6)))
     pixels = _transform(A_T, half.reshape(4, 6, -1), workspace("pixels", (4, 4, M.size // 36)))
     pixels = pixels.reshape(4, 4, n, tiles.rows, tiles.columns, K)

@@ -1,0 +1,126 @@
+"""Winograd's convolution against the definition: the same sums, with rounding that stays within bounds."""
+
+import numpy as np
+import pytest
+
+from tinydiff import ops, workers
+from tinydiff.ops import convolution, winograd
+from tinydiff.ops.windows import Window
+from tinydiff.tensor import Tensor
+
+SHAPES = [  # N, H, W, C, K, padding
+    (4, 16, 16, 32, 32, ((1, 1), (1, 1))),
+    (8, 28, 28, 32, 64, ((1, 1), (1, 1))),
+    (32, 7, 7, 64, 48, ((1, 1), (1, 1))),
+    (6, 14, 13, 17, 21, ((1, 1), (1, 1))),
+    (5, 18, 11, 16, 40, ((0, 2), (2, 0))),
+    (3, 15, 15, 24, 16, ((0, 0), (0, 0))),
+]
+
+
+def problem(N, H, W, C, K, padding, seed=0):
+    rng = np.random.default_rng(seed)
+    X, F = rng.normal(size=(N, H, W, C)), rng.normal(size=(3, 3, C, K)) / (3 * C**0.5)
+    window = Window((3, 3), (1, 1), padding, (1, 1))
+    L_Y = rng.normal(size=(N, *window.output_size(X.shape), K))
+    return X, F, rng.normal(size=K), L_Y, window
+
+
+def three(X, F, b, L_Y, window):
+    """Output, input gradient and weight gradient."""
+    return (
+        convolution.convolve(X, F, b, window),
+        convolution.convolve_input_gradient(L_Y, F, X.shape, window),
+        convolution.convolve_weight_gradient(X, L_Y, F.shape, window),
+    )
+
+
+def single(*arrays):
+    return tuple(a.astype(np.float32) for a in arrays)
+
+
+@pytest.fixture
+def definition(monkeypatch):
+    """Switches Winograd off for a call."""
+
+    def run(*arguments):
+        with monkeypatch.context() as m:
+            m.setenv("TINYDIFF_WINOGRAD", "0")
+            return three(*arguments)
+
+    return run
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_errors_are_within_bounds_of_the_definitions(shape, threads, definition):
+    """At most 12 times the definition's root mean square error and 32 times its largest, both measured in float32 against
+    float64."""
+    *arrays, window = problem(*shape)
+    assert winograd.is_faster(*single(arrays[0], arrays[1]), window.output_size(arrays[0].shape), window, 1)
+    exact = three(*arrays, window)
+    with workers.threads(threads):
+        fast, again, plain = (
+            three(*single(*arrays), window),
+            three(*single(*arrays), window),
+            definition(*single(*arrays), window),
+        )
+    for what, e, f, a, p in zip(("Y", "L_X", "L_W"), exact, fast, again, plain, strict=True):
+        assert f.dtype == np.float32 and f.shape == e.shape
+        np.testing.assert_array_equal(f, a, err_msg=f"{what} differs from one time to the next")
+        assert np.any(f != p), f"{what} was not computed by Winograd"
+        ours, theirs = f - e, p - e
+        assert np.sqrt((ours**2).mean()) < 12 * np.sqrt((theirs**2).mean()), what
+        assert np.abs(ours).max() < 32 * np.abs(theirs).max(), what
+
+
+def test_gradients_of_any_memory_layout(definition):
+    X, F, b, L_Y, window = problem(4, 16, 12, 16, 24, ((1, 1), (1, 1)))
+    X, F, b, L_Y = single(X, F, b, L_Y)
+    x, w = Tensor(X, True), Tensor(F, True)
+    results = []
+    wide = np.repeat(L_Y, 2, axis=3)[..., ::2]
+    backwards = np.ascontiguousarray(L_Y[:, ::-1])[:, ::-1]
+    for cotangent in (L_Y, wide, backwards, np.asfortranarray(L_Y)):
+        cotangent.flags.writeable = False
+        x.grad = w.grad = None
+        ops.conv2d(x, w, b, padding=1).backward(cotangent)
+        results.append((x.grad, w.grad))
+    for L_X, L_W in results[1:]:
+        np.testing.assert_array_equal(L_X, results[0][0])
+        np.testing.assert_array_equal(L_W, results[0][1])
+    same = np.broadcast_to(L_Y[:1, :1, :1], L_Y.shape)  # strides of 0
+    x.grad = w.grad = None
+    ops.conv2d(x, w, b, padding=1).backward(same)
+    _, L_X, L_W = definition(X, F, b, same.copy(), window)
+    np.testing.assert_allclose(x.grad, L_X, atol=2e-5)
+    np.testing.assert_allclose(w.grad, L_W, atol=2e-3)
+
+
+def test_the_definition_keeps_what_winograd_does_not_do():
+    X, F, _, _, window = problem(*SHAPES[0])
+    size = window.output_size(X.shape)
+    x, w = single(X, F)
+    assert winograd.is_faster(x, w, size, window, 1)
+    assert not winograd.is_faster(X, F, size, window, 1)  # float64: gradient checks see the definition
+    assert not winograd.is_faster(x, w, size, window, 2)
+    assert not winograd.is_faster(x, w[:, :, :, :8], size, window, 1)
+    for other in (
+        Window((3, 3), (2, 2), window.padding, (1, 1)),
+        Window((3, 3), (1, 1), window.padding, (2, 2)),
+        Window((1, 1), (1, 1), window.padding, (1, 1)),
+    ):
+        assert not winograd.is_faster(x, w, size, other, 1)
+
+
+def test_the_switch(monkeypatch):
+    monkeypatch.setenv("TINYDIFF_WINOGRAD", "0")
+    assert not winograd.enabled()
+    monkeypatch.delenv("TINYDIFF_WINOGRAD")
+    assert winograd.enabled()
+
+
+def test_a_wider_bias_widens_the_result():
+    X, F, b, _, _ = problem(*SHAPES[0])
+    x, w = single(X, F)
+    assert ops.conv2d(x, w, b, padding=1).dtype == np.float64

@@ -1,0 +1,174 @@
+"""What is evaluated: a trained model, the images that it is judged by, and those that it was trained on."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff import checkpoint, config, data, nn
+from tinydiff.backend import to_numpy
+from tinydiff.building import load_data
+from tinydiff.config import RunConfig
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Diffusion, sample
+from tinydiff.errors import InputError
+from tinydiff.evaluation.bits import EVALUATION, images_at_once
+from tinydiff.images import to_bytes
+from tinydiff.random import SAMPLING, Generator
+from tinydiff.run import RunFolder
+from tinydiff.sheets import class_count
+from tinydiff.unet import UNet
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its images.
+
+    weights, test_name: what they are, for people. test: the images to judge by; held_out: whether the model has not
+    seen them in training, as far as is known. training: what it was trained on; None where that was not asked for.
+    """
+
+    unet: UNet
+    diffusion: Diffusion
+    weights: str
+    test: Dataset
+    test_name: str
+    held_out: bool
+    training: Dataset | None
+
+    def draw(self, n: int, sampler: str, steps: int, seed: int, diffusion: Diffusion | None = None) -> np.ndarray:
+        """n samples, uint8 (n, H, W, C). Their labels, for a labelled model, are as frequent as in the training data.
+
+        diffusion: instead of the model's own. A network with learned variance is sampled with a fixed one as well: its
+        variance channels are left out then.
+        """
+        diffusion = diffusion or self.diffusion
+        fixed = self.diffusion.variance == "learned" and diffusion.variance != "learned"
+        model = _WithoutVariance(self.unet) if fixed else self.unet
+        labels, batch = self._labels(n, seed), images_at_once(self.unet.image_size)
+        parts = []
+        for k, start in enumerate(range(0, n, batch)):
+            chosen = slice(start, min(start + batch, n))
+            x = sample(
+                model,
+                diffusion,
+                (chosen.stop - start, self.unet.image_size, self.unet.image_size, self.unet.in_channels),
+                Generator(seed).at(SAMPLING, k),
+                sampler,
+                steps,
+                labels=None if labels is None else labels[chosen],
+                progress=sys.stderr.isatty(),
+            )
+            parts.append(to_numpy(to_bytes(x)))
+        return np.concatenate(parts)
+
+    def _labels(self, n: int, seed: int) -> np.ndarray | None:
+        classes = class_count(self.unet)
+        if classes is None:
+            return None
+        if self.training is None or self.training.labels is None:
+            return np.arange(n) % classes
+        return self.training.labels[Generator(seed).at(EVALUATION).integers(0, len(self.training), n)]
+
+
+class _WithoutVariance(nn.Module):
+    """A network with learned variance as one that only predicts."""
+
+    def __init__(self, unet: UNet) -> None:
+        self.unet, self.num_classes, self.null_label = unet, unet.num_classes, unet.null_label
+
+    def forward(self, x: Any, t: Any, labels: Any = None) -> Any:
+        return self.unet(x, t, labels)[..., : self.unet.in_channels]
+
+
+def load_subject(
+    path: Path,
+    data_path: str | None = None,
+    training_images: bool = False,
+    raw: bool = False,
+    clip: bool | None = None,
+    with_training: bool = True,
+) -> Subject:
+    """The model of a run with its held-out images or, if asked for, those at `data_path` or its training images.
+
+    clip: whether to limit the predicted x0 to [-1, 1]; None: as the checkpoint says. with_training: whether the training
+    images are needed. InputError where there are no such images or they do not fit the network.
+    """
+    if data_path is not None and training_images:
+        raise InputError("--data names the images to evaluate and --training-images takes the run's own; give one")
+    pipeline = checkpoint.load(path, raw)
+    unet, diffusion = pipeline.unet, pipeline.diffusion
+    if clip is not None:
+        diffusion = replace(diffusion, clip_x0=clip)
+    step = checkpoint.read_step(path)
+    weights = f"{'raw' if raw else 'averaged (EMA)'} weights" + ("" if step is None else f" of step {step}")
+    training = _training_data(path) if with_training or data_path is None else None
+    if training is not None:
+        _check_fit(training, unet)
+    test, name, held_out = _test_images(path, unet, training, data_path, training_images)
+    _check_fit(test, unet)
+    test = _with_fitting_labels(test, unet, pipeline.class_names)
+    return Subject(unet, diffusion, weights, test, name, held_out, training)
+
+
+def _training_data(path: Path) -> Dataset:
+    file = RunFolder(path).config_file
+    if not file.exists():
+        raise InputError(
+            f"{path} has no config.toml, which tells what a run was trained on; to evaluate a checkpoint alone, give "
+            "--data PATH --only bits"
+        )
+    return load_data(RunConfig(**config.load(file)))
+
+
+def _test_images(
+    path: Path, unet: UNet, training: Dataset | None, data_path: str | None, training_images: bool
+) -> tuple[Dataset, str, bool]:
+    if data_path is not None:
+        test = data.load(data_path, image_size=unet.image_size, channels=unet.in_channels)
+        return test, f"images of {test.name} (from {data_path})", True
+    assert training is not None
+    if training_images:
+        return training, f"TRAINING images of {training.name}", False
+    if training.held_out is None:
+        raise InputError(
+            f"the run in {path} holds no images out (--holdout 0), so there are none that it has not seen: give --data "
+            "PATH for others, or --training-images for its own, by which any model looks better than it is"
+        )
+    return training.held_out, f"held-out images of {training.name}", True
+
+
+def _check_fit(images: Dataset, unet: UNet) -> None:
+    shape, wanted = (*images.image_size, images.channels), (unet.image_size, unet.image_size, unet.in_channels)
+    if shape != wanted:
+        raise InputError(
+            f"the images of {images.name} are {shape} (height, width, channels), the network takes {wanted}"
+        )
+
+
+def _with_fitting_labels(test: Dataset, unet: UNet, class_names: list[str] | None) -> Dataset:
+    """The images with labels that the network knows, or without any where it can do without."""
+    known = class_count(unet)
+    other = known is not None and test.labels is not None and (test.num_classes or 0) > known
+    if class_names is not None and test.class_names is not None and test.class_names != class_names:
+        other = True
+    if known is None or other:
+        test = replace(test, labels=None)
+    if known is not None and test.labels is None and unet.null_label is None:
+        raise InputError(
+            f"the network needs labels of its {known} classes, and the images of {test.name} have no such labels"
+        )
+    return test
+
+
+def choose(images: Dataset, n: int | None, seed: int) -> Dataset:
+    """n random ones of the images, in their order; all of them where there are no more or n is None."""
+    if n is None or n >= len(images):
+        return images
+    indices = np.sort(Generator(seed).at(EVALUATION).permutation(len(images))[:n])
+    labels = None if images.labels is None else images.labels[indices]
+    return replace(images, images=images.images[indices], labels=labels, skipped=[], held_out=None)
