@@ -284,3 +284,30 @@ def test_gradcheck_of_homework(tmp_path, capsys):
 def test_gradcheck_of_nothing(capsys):
     assert "MODULE:FUNCTION" in fails(capsys, ["gradcheck", "nothing"])
     assert "no_such_module" in fails(capsys, ["gradcheck", "no_such_module:f"])
+
+
+def test_training_starts_from_a_checkpoint(run, pictures, tmp_path, capsys):
+    out = tmp_path / "tuned"
+    flags = [
+        "--data",
+        str(pictures),
+        "--labels",
+        "--out",
+        str(out),
+        "--init",
+        str(run / "checkpoint"),
+        "--threads",
+        "1",
+    ]
+    assert main(["train", *flags, "--steps", "2", "--lr", "1e-9"]) == 0
+    before, after = td.load(run).unet.state_dict(), td.load(out).unet.state_dict()
+    assert all(np.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert td.load(out).diffusion.schedule.T == 20
+    assert main(["train", "--resume", "--out", str(out), "--steps", "3"]) == 0
+    capsys.readouterr()
+    sentence = fails(capsys, ["train", *flags, "--force", "--channels", "16"])
+    assert "--channels and --init do not go together" in sentence
+    assert "nothing/here" in fails(capsys, ["train", "--out", str(tmp_path / "r"), "--init", "nothing/here"])
+    assert "needs labels" in fails(
+        capsys, ["train", "--data", str(pictures), "--out", str(tmp_path / "r"), "--init", str(run)]
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
 
+from tinydiff import checkpoint
 from tinydiff import data as datasets
+from tinydiff.checkpoint import Pipeline
 from tinydiff.config import RunConfig
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion, Schedule
@@ -18,11 +21,21 @@ from tinydiff.random import INIT, Generator
 from tinydiff.unet import UNet
 
 
-def load_data(config: RunConfig) -> Dataset:
-    """The images; what could not be read is reported on stderr. InputError where nothing can be used."""
+def starting_point(config: RunConfig, resume: bool) -> Pipeline | None:
+    """The pipeline that `config.init` names, if it names one; for a run that is resumed, its own checkpoint is as good."""
+    if config.init is None:
+        return None
+    own = checkpoint.find(config.out) if resume else None
+    return checkpoint.load(own or config.init)
+
+
+def load_data(config: RunConfig, start: Pipeline | None = None) -> Dataset:
+    """The images, in the size and channels of the network to start from; what could not be read is reported on stderr.
+    InputError where nothing can be used."""
     return datasets.load(
         config.data,
-        image_size=config.image_size,
+        image_size=config.image_size if start is None or config.image_size else start.image_size,
+        channels=None if start is None else start.unet.in_channels,
         labels=config.labels,
         flip=config.flip,
         holdout=config.holdout,
@@ -31,11 +44,14 @@ def load_data(config: RunConfig) -> Dataset:
     )
 
 
-def resolve(config: RunConfig, data: Dataset) -> RunConfig:
-    """The settings with everything decided that was left to the data. InputError where the two do not fit."""
+def resolve(config: RunConfig, data: Dataset, start: Pipeline | None = None) -> RunConfig:
+    """The settings with everything decided that was left to the data or to the network to start from. InputError where
+    they do not fit."""
     height, width = data.image_size
     if height != width:
         raise InputError(f"the images are {height}x{width}; --image-size N makes them square")
+    if start is not None:
+        return _resolve_start(config, data, start)
     labels = data.labels is not None if config.labels is None else config.labels
     label_dropout = config.label_dropout
     if not labels:
@@ -51,6 +67,33 @@ def resolve(config: RunConfig, data: Dataset) -> RunConfig:
         label_dropout=label_dropout,
         attention=_attention(config, height),
         groups=_groups(config),
+    )
+
+
+def _resolve_start(config: RunConfig, data: Dataset, start: Pipeline) -> RunConfig:
+    unet, diffusion = start.unet, start.diffusion
+    labels = unet.num_classes is not None
+    if config.labels and not labels:
+        raise InputError(f"--labels: the network of {config.init} was trained without labels")
+    if labels and (data.labels is None or config.labels is False):
+        raise InputError(f"the network of {config.init} needs labels, and this run has none")
+    guided = unet.null_label is not None
+    if config.label_dropout and not guided:
+        raise InputError(f"--label-dropout {config.label_dropout}: the network of {config.init} has no null label")
+    return dataclasses.replace(
+        config,
+        image_size=start.image_size,
+        labels=labels,
+        label_dropout=(0.1 if config.label_dropout is None else config.label_dropout) if guided else 0.0,
+        channels=unet.config["channels"],
+        mults=tuple(int(m) for m in unet.config["channel_mults"]),
+        blocks=unet.config["blocks_per_level"],
+        attention=tuple(unet.config["attention_resolutions"]),
+        groups=unet.config["groups"],
+        dropout=float(unet.config["dropout"]),
+        timesteps=diffusion.schedule.T,
+        predict=diffusion.predict,
+        variance=diffusion.variance,
     )
 
 
@@ -87,7 +130,7 @@ def _groups(config: RunConfig) -> int:
 
 
 def build_network(config: RunConfig, data: Dataset) -> UNet:
-    """The U-Net of resolved settings, freshly initialised from the seed, or that of `config.init` with its weights."""
+    """The U-Net of resolved settings, freshly initialised from the seed."""
     settings: dict[str, Any] = {
         "image_size": config.image_size,
         "in_channels": data.channels,
@@ -111,8 +154,10 @@ def build_diffusion(config: RunConfig) -> Diffusion:
     """The diffusion of the settings. The linear schedule's betas 1e-4..0.02 are scaled by 1000/T, each at most 0.999,
     so that any T ends in noise."""
     T = config.timesteps
-    if config.schedule == "cosine":
-        schedule = Schedule.cosine(T)
-    else:
-        schedule = Schedule.from_betas(np.minimum(np.linspace(1e-4, 0.02, T) * (1000 / T), 0.999))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of too few steps; the command line says it in its own words
+        if config.schedule == "cosine":
+            schedule = Schedule.cosine(T)
+        else:
+            schedule = Schedule.from_betas(np.minimum(np.linspace(1e-4, 0.02, T) * (1000 / T), 0.999))
     return Diffusion(schedule, config.predict, config.variance)

@@ -116,9 +116,12 @@ def _train(arguments: argparse.Namespace) -> int:
     from_file = configuration.load(Path(given["config"])) if "config" in given else {}
     settings = from_file | flags
     config = _resumed_config(settings) if resume else RunConfig(**settings)
-    data = building.load_data(config)
-    config = building.resolve(config, data)
-    unet, diffusion = building.build_network(config, data), building.build_diffusion(config)
+    _check_init(config, flags)
+    start = building.starting_point(config, resume)
+    data = building.load_data(config, start)
+    config = building.resolve(config, data, start)
+    unet = building.build_network(config, data) if start is None else start.unet
+    diffusion = building.build_diffusion(config) if start is None else start.diffusion
     trainer = Trainer(unet, diffusion, data, config)
     _say_what_will_happen(trainer)
     step = trainer.run(resume, force)
@@ -127,6 +130,15 @@ def _train(arguments: argparse.Namespace) -> int:
         return INTERRUPTED + trainer.stopped_by
     print(f"done: {config.out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {config.out}")
     return 0
+
+
+def _check_init(config: RunConfig, flags: dict[str, Any]) -> None:
+    """InputError for a flag that contradicts --init: network and diffusion come from the checkpoint."""
+    sections = {f.name: f.metadata["section"] for f in dataclasses.fields(RunConfig)}
+    for name in flags if config.init is not None and "init" in flags else ():
+        if name != "init" and sections[name] in ("network", "diffusion"):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} and --init do not go together: network and diffusion are those of {config.init}")
 
 
 def _resumed_config(changes: dict[str, Any]) -> RunConfig:

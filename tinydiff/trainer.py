@@ -156,8 +156,7 @@ class Trainer:
         x0, labels = self.data.batch(step, n, self.generator)
         labels = None if labels is None or self.unet.num_classes is None else self._drop_labels(labels, step)
         x0 = xp.asarray(x0)
-        t = self.generator.at(random.TIME, step).integers(1, self.diffusion.schedule.T + 1, n)
-        eps = self.generator.at(random.NOISE, step).normal(x0.shape, device=self.device)
+        t, eps = self.diffusion.draw(x0, self.generator.at(random.TIME, step))
         self.unet.train(self.generator.at(random.DROPOUT, step))
         self.optimizer.zero_grad()
         total = 0.0
