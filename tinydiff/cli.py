@@ -188,7 +188,7 @@ def _add_sample(commands: Any) -> None:
     sample.add_argument("--steps", type=_whole_number, help="steps [50; ddpm: all T]")
     sample.add_argument("--eta", type=float, default=0.0, help="noise of ddim, from 0 to 1 [0]")
     sample.add_argument("--label", help="class to draw, by name or number [all, one per row]")
-    sample.add_argument("--guidance", type=float, help="strength of classifier-free guidance [1: plain]")
+    sample.add_argument("--guidance", type=float, help="of classifier-free guidance; 1: none [2 where possible]")
     sample.add_argument("--seed", type=_whole_number, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
     sample.add_argument("--threads", type=_whole_number, help="CPU threads [all]")

@@ -17,6 +17,7 @@ from tinydiff.unet import UNet
 
 _PIXELS_AT_ONCE = 1 << 17  # a hundred pictures of 36x36: more at once take memory and no less time
 _FRAMES = 30
+GUIDANCE = 2.0  # where a model can be guided: after a short training plain samples are often of no class
 _PICTURE_SIDE, _ANIMATION_SIDE = 560, 280  # pictures are enlarged by a whole number to about here
 
 
@@ -57,8 +58,8 @@ def draw_sheet(
     """Draws n pictures on a sheet; with `animate` it keeps the way there as well.
 
     With labels and none given, each class has a row, n (by default 10 for each class) shared out evenly; otherwise n
-    is 16 by default. Picture batch k comes from step k of the generator's stream. Other arguments as for
-    `diffusion.sample`.
+    is 16 by default. Samples of a class are guided by `GUIDANCE` if the model can be and nothing else is said (1:
+    plain). Picture batch k comes from step k of the generator's stream. Other arguments as for `diffusion.sample`.
     """
     classes = class_count(unet) if label is None else None
     if n is None:
@@ -68,6 +69,8 @@ def draw_sheet(
         columns = -(-n // classes)
         labels = np.repeat(np.arange(classes), columns)[:n]
 
+    if guidance is None and labels is not None and unet.null_label is not None:
+        guidance = GUIDANCE
     size, channels = unet.image_size, unet.in_channels
     batch = max(1, _PIXELS_AT_ONCE // size**2)
     batches = []

@@ -1,6 +1,6 @@
 """Are the digits that a model draws recognisable? An independent classifier, trained on real glyphs, is asked.
 
-    python tests/benchmarks/glyph_quality.py RUN [--per-class 50] [--steps 50] [--guidance G]
+    python tests/benchmarks/glyph_quality.py RUN [--per-class 50] [--steps 50] [--guidance 2]
 
 The classifier is a small convolutional network trained here on glyphs of another seed than any run uses by default;
 its own accuracy on glyphs that it has not seen is printed first. Then each class is drawn `per-class` times, and the
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("--per-class", type=int, default=50)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--guidance", type=float, default=2.0, help="as `tinydiff sample` does by default; 1: none")
     parser.add_argument("--json", metavar="FILE", help="write the figures here as well")
     a = parser.parse_args()
     with workers.threads():
@@ -68,7 +68,7 @@ def main() -> None:
         print(f"classifier: {accuracy:.2%} of held-out glyphs recognised")
         pipeline = td.load(a.run)
         labels = np.repeat(np.arange(10), a.per_class)
-        pictures = pipeline.sample(len(labels), labels, "ddim", a.steps, guidance=a.guidance, seed=99)
+        pictures = pipeline.sample(len(labels), labels, "ddim", a.steps, guidance=a.guidance, seed=99, progress=False)
         seen = classifier.recognise(pictures)
     hit = seen == labels
     share, error = hit.mean(), hit.std() / len(hit) ** 0.5
