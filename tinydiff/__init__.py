@@ -17,7 +17,7 @@ from tinydiff import backend, errors, nn, ops, optim, random
 from tinydiff.function import Function
 from tinydiff.gradcheck import GradientError, gradcheck
 from tinydiff.tape import no_grad, recompute
-from tinydiff.tensor import Tensor
+from tinydiff.tensor import Tensor, from_dlpack
 
 if TYPE_CHECKING:
     from tinydiff import checkpoint, data, diffusion, images
@@ -40,6 +40,7 @@ __all__ = [
     "data",
     "diffusion",
     "errors",
+    "from_dlpack",
     "gradcheck",
     "images",
     "load",

@@ -235,7 +235,7 @@ def _schedule(read: _Reader) -> Schedule:
         if betas is not None:
             if not isinstance(betas, list) or len(betas) != T:
                 raise read.refused("trained_betas", f"a list of num_train_timesteps = {T} numbers")
-            return _from_betas(np.array(betas, np.float64))
+            return Schedule.from_betas(betas)
         if kind == "linear":
             return Schedule.linear(T, start, end)
         if kind == "scaled_linear":
@@ -243,15 +243,6 @@ def _schedule(read: _Reader) -> Schedule:
         if kind == "sigmoid":
             return Schedule.from_betas(start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, T))))
         return Schedule.cosine(T)
-
-
-def _from_betas(betas: np.ndarray) -> Schedule:
-    """`Schedule.from_betas`, and also for betas that end in 1, as those of `Schedule.zero_terminal_snr` do."""
-    if betas.size < 2 or betas[-1] != 1:
-        return Schedule.from_betas(betas)
-    Schedule.from_betas(betas[:-1])  # for its checks
-    with np.errstate(divide="ignore"):
-        return Schedule._make(betas, np.cumsum(np.log1p(-betas)), np.arange(betas.size + 1))
 
 
 def current_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

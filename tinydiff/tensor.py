@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinydiff import tape
-from tinydiff.backend import array_module, device_of, is_array, to_device, to_numpy
+from tinydiff.backend import array_module, device_of, is_array, module_for, to_device, to_numpy
 from tinydiff.function import Function, Version, register_tensor_type
 
 
@@ -107,6 +107,20 @@ class Tensor:
         if self.device != "cpu":
             raise TypeError("this tensor is on the GPU; .numpy() copies it to the host")
         return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The tensor's memory for another library: `numpy.from_dlpack(x)`, `torch.from_dlpack(x)`. No copy; gradients do not
+        follow, and the tape does not notice changes made there, as with `.numpy()`. options: as the protocol has them.
+
+        BufferError for a view that runs backwards, such as x[::-1]: PyTorch ends the process on meeting one (seen with 2.13)."""
+        if any(stride < 0 for stride in self.data.strides):
+            raise BufferError(
+                "a view that runs backwards cannot be shared by DLPack; share a copy: td.Tensor(x.data.copy())"
+            )
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.data.__dlpack_device__()
 
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array: without a copy on the CPU, copied from the GPU."""
@@ -233,6 +247,28 @@ class Tensor:
                 "a change in place is not recorded: write x = x + y instead of x += y, or make it inside td.no_grad()"
             )
         self._version.count += 1
+
+
+def from_dlpack(x: Any) -> Tensor:
+    """A tensor on the memory of an array of another library (PyTorch, NumPy, CuPy, JAX), without a copy: a change on either
+    side is seen on the other. https://dmlc.github.io/dlpack
+
+    TypeError for what does not offer its memory by DLPack; ValueError where it cannot be shared: a device other than the CPU or
+    a CUDA GPU, a dtype that NumPy does not have (bfloat16), a tensor of PyTorch that requires a gradient.
+    """
+    if not (hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__")):
+        raise TypeError(f"from_dlpack takes an array that offers its memory by DLPack, not a {type(x).__name__}")
+    source = f"{type(x).__module__}.{type(x).__name__}"
+    try:
+        kind, number = x.__dlpack_device__()
+        if kind not in _DLPACK_DEVICES:
+            raise ValueError(f"it is on device {int(kind)}:{number} in DLPack's numbering, neither the CPU nor CUDA")
+        return Tensor(module_for(_DLPACK_DEVICES[kind]).from_dlpack(x))
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"from_dlpack cannot share the memory of this {source}: {error}") from error
+
+
+_DLPACK_DEVICES = {1: "cpu", 2: "cuda", 3: "cpu"}  # kDLCPU, kDLCUDA, kDLCUDAHost
 
 
 def _plain(x: Any) -> Any:

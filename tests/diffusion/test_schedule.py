@@ -153,6 +153,14 @@ def test_noise_weights_of_the_chain_written_out():
         assert np.sum(s.noise_weights(t) ** 2) == pytest.approx(s.one_minus_alpha_bar[t], rel=1e-13)
 
 
+def test_betas_that_end_in_1_make_a_zero_terminal_snr_schedule_again():
+    made = Schedule.linear(50, 1e-3, 0.3).zero_terminal_snr()
+    again = Schedule.from_betas(made.beta[1:])
+    assert again.alpha_bar[-1] == 0 and again.log_snr[-1] == -np.inf
+    for name in ("beta", "alpha_bar", "one_minus_alpha_bar", "posterior_variance"):
+        np.testing.assert_allclose(getattr(again, name), getattr(made, name), rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -168,7 +176,9 @@ def test_noise_weights_of_the_chain_written_out():
         (lambda: Schedule.sigmoid(10, tau=0), "tau > 0"),
         (lambda: Schedule.from_betas([]), "at least one number"),
         (lambda: Schedule.from_betas([[0.1]]), r"shape \(1, 1\)"),
-        (lambda: Schedule.from_betas([0.1, 1.0]), "beta_2 of 2 is 1.0"),
+        (lambda: Schedule.from_betas([1.0]), "beta_1 of 1 is 1.0"),
+        (lambda: Schedule.from_betas([1.0, 1.0]), "beta_1 of 2 is 1.0"),
+        (lambda: Schedule.from_betas([0.1, 1.5]), "beta_2 of 2 is 1.5"),
         (lambda: Schedule.from_betas([0.1, float("nan")]), "beta_2 of 2 is nan"),
         (lambda: Schedule.from_betas([-0.1]), "beta_1 of 1 is -0.1"),
         (lambda: Schedule.from_betas(["a"]), "sequence of numbers"),

@@ -84,20 +84,23 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | np.ndarray) -> Schedule:
-        """beta_1..beta_T as given. InputError unless they are a non-empty sequence of numbers in (0, 1)."""
+        """beta_1..beta_T as given. InputError unless they are a non-empty sequence of numbers in (0, 1); after others, the last
+        may be 1, as in `zero_terminal_snr`."""
         try:
             betas = np.array(betas, np.float64)
         except (TypeError, ValueError):
             raise InputError(f"betas must be a sequence of numbers, not {betas!r}") from None
         if betas.ndim != 1 or not betas.size:
             raise InputError(f"betas must be a sequence of at least one number, not an array of shape {betas.shape}")
-        wrong = np.flatnonzero(~((betas > 0) & (betas < 1)))
+        last_is_one = betas.size > 1 and betas[-1] == 1
+        wrong = np.flatnonzero(~((betas > 0) & (betas < 1))[: betas.size - last_is_one])
         if wrong.size:
             t = int(wrong[0]) + 1
             raise InputError(
                 f"every beta must be between 0 and 1, both excluded, but beta_{t} of {betas.size} is {betas[t - 1]}"
             )
-        schedule = cls._make(betas, np.cumsum(np.log1p(-betas)), np.arange(betas.size + 1))
+        with np.errstate(divide="ignore"):  # log 0 where beta_T is 1
+            schedule = cls._make(betas, np.cumsum(np.log1p(-betas)), np.arange(betas.size + 1))
         if schedule.alpha_bar[-1] > NOISY_ENOUGH:
             warnings.warn(
                 f"alpha_bar_T is {schedule.alpha_bar[-1]:.3g}: x_T still holds that share of the image's variance, "
