@@ -17,7 +17,7 @@ def shifted(X: Any, axis: Any) -> tuple[Any, Any]:
     """X less its maximum over an axis (or several), so that exponentials do not overflow, and that maximum; where
     there is no finite one, 0 is taken off."""
     xp = array_module(X)
-    top = X.max(axis, keepdims=True, initial=-xp.inf)
+    top = (X.max if X.size else X.sum)(axis, keepdims=True)  # an empty array has no maximum, but a sum of that shape
     top = xp.where(xp.isfinite(top), top, 0).astype(X.dtype, copy=False)
     return X - top, top
 

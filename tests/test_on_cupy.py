@@ -1,0 +1,189 @@
+"""Everything that runs on NumPy runs on CuPy: on a stand-in that refuses what CuPy refuses (see cupy_stand_in.py)."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import tinydiff as td
+from tests import cupy_stand_in
+from tinydiff import backend, checkpoint, cli, ops, optim
+from tinydiff.diffusion import Diffusion, Schedule, sample
+from tinydiff.diffusion.editing import ddim_invert, inpaint, interpolate
+from tinydiff.random import Generator
+
+
+@pytest.fixture(autouse=True)
+def cupy(monkeypatch):
+    module = cupy_stand_in.make()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    backend.cupy.cache_clear()
+    yield module
+    backend.cupy.cache_clear()
+
+
+def make_unet(**options):
+    unet = td.UNet(8, 2, channels=8, channel_mults=(1, 2), blocks_per_level=1, attention_resolutions=(4,), groups=4,
+                   generator=Generator(1), **options)  # fmt: skip
+    for p in unet.parameters():
+        p.data += Generator(2, 1).normal(p.shape) * np.float32(0.1)
+    return unet
+
+
+def train(device, steps=3, **options):
+    """Losses, norms and weights of a few steps of training."""
+    unet = make_unet(num_classes=4, null_label=3, dropout=0.1, out_channels=options.pop("out_channels", None)).to(
+        device
+    )
+    diffusion = Diffusion(Schedule.cosine(50), **options)
+    parameters = list(unet.parameters())
+    optimizer, ema = optim.Adam(parameters, 1e-3), optim.EMA(parameters, 0.9)
+    x0 = backend.to_device(Generator(3, 0).uniform((6, 8, 8, 2)) * 2 - 1, device)
+    figures = []
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        unet.train(Generator(0, 5, step))
+        loss = diffusion.loss(unet, x0, Generator(0, 3, step), labels=np.arange(6) % 4)
+        loss.backward()
+        figures.append((loss.item(), optim.clip_grad_norm(parameters, 1.0)))
+        optimizer.step()
+        ema.update()
+    with ema.applied():
+        return np.array(figures), [p.numpy() for p in parameters]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"predict": "v"}, {"predict": "x0", "variance": "posterior"}, {"variance": "learned", "out_channels": 4},
+        {"min_snr": 5.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_training_gives_the_numbers_of_the_cpu(options):
+    ours, weights = train("cuda", **options)
+    expected, expected_weights = train("cpu", **options)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4)
+    for a, b in zip(weights, expected_weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_sampling_gives_the_images_of_the_cpu(sampler, guidance):
+    def draw(device):
+        unet = make_unet(num_classes=4, null_label=3).to(device)
+        return sample(unet, Diffusion(Schedule.cosine(50)), (3, 8, 8, 2), Generator(5), sampler=sampler, steps=4,
+                      labels=[0, 1, 2], guidance=guidance, progress=False)  # fmt: skip
+
+    ours = draw("cuda")
+    assert backend.device_of(ours) == "cuda"
+    np.testing.assert_allclose(ours.get(), draw("cpu"), atol=1e-3)
+
+
+def test_the_bound_is_that_of_the_cpu():
+    def bound(device):
+        x0 = backend.to_device(np.rint(Generator(3).uniform((3, 8, 8, 2), np.float64) * 255) / 127.5 - 1, device)
+        unet = make_unet().to(device)
+        return Diffusion(Schedule.cosine(12)).vlb(unet, x0, Generator(0))
+
+    ours, expected = bound("cuda"), bound("cpu")
+    for name in ("L_T", "L_t", "L_0", "total"):
+        np.testing.assert_allclose(backend.to_numpy(getattr(ours, name)), getattr(expected, name), rtol=1e-4, atol=1e-6)
+
+
+def test_noise_has_the_same_bits():
+    for shape in ((), (5,), (3, 4, 2)):
+        ours, theirs = Generator(7, 4, 2), Generator(7, 4, 2)
+        np.testing.assert_array_equal(ours.words(11, "cuda").get(), theirs.words(11))
+        np.testing.assert_array_equal(ours.uniform(shape, device="cuda").get(), theirs.uniform(shape))
+        np.testing.assert_allclose(ours.normal(shape, device="cuda").get(), theirs.normal(shape), rtol=1e-6)
+
+
+def test_a_checkpoint_moves_between_devices(tmp_path):
+    unet, diffusion = make_unet().to("cuda"), Diffusion(Schedule.cosine(50))
+    checkpoint.save(tmp_path, unet, diffusion)
+    loaded = checkpoint.load(checkpoint.find(tmp_path)).unet
+    for a, b in zip(loaded.parameters(), unet.parameters(), strict=True):
+        np.testing.assert_array_equal(a.data, b.data.get())
+
+
+def test_the_commands_train_resume_and_sample(tmp_path, capfd):
+    run = tmp_path / "run"
+    words = ["train", "--channels", "8", "--groups", "4", "--mults", "1,2", "--blocks", "1", "--timesteps", "4"]
+    words += ["--image-size", "8", "--batch-size", "4", "--preview-every", "2", "--device", "cuda", "--out", str(run)]
+    assert cli.main([*words, "--steps", "2"]) == 0, capfd.readouterr().err
+    assert cli.main(["train", "--out", str(run), "--resume", "--steps", "4", "--device", "cpu"]) == 0
+    assert cli.main(["sample", str(run), "--n", "2", "--steps", "3", "--device", "cuda"]) == 0, capfd.readouterr().err
+    assert cli.main(["info", str(run)]) == 0
+    words = ["--images", "2", "--terms", "3", "--samples", "4", "--steps", "2", "--each", "2", "--step-counts", "2"]
+    assert cli.main(["evaluate", str(run), *words, "--device", "cuda", "--training-images"]) == 0, (
+        capfd.readouterr().err
+    )
+
+
+def test_editing_gives_the_images_of_the_cpu():
+    def edit(device):
+        unet, x0 = make_unet().to(device), backend.to_device(Generator(3).uniform((2, 8, 8, 2)) * 2 - 1, device)
+        diffusion, mask = Diffusion(Schedule.cosine(50)), backend.to_device(np.eye(8)[:, :, None] > 0, device)
+        options = {"steps": 4, "progress": False}
+        yield ddim_invert(unet, diffusion, x0, steps=4)
+        yield interpolate(unet, diffusion, x0[0], x0[1], 30, [0, 0.3, 1], Generator(4), **options)
+        yield inpaint(unet, diffusion, x0, mask, Generator(4), **options)
+
+    for ours, expected in zip(edit("cuda"), edit("cpu"), strict=True):
+        np.testing.assert_allclose(backend.to_numpy(ours), expected, atol=1e-3)
+
+
+OPERATIONS = {
+    "conv2d": lambda x: ops.conv2d(x, w(3, 3, 2, 4), stride=2, padding=1),
+    "grouped": lambda x: ops.conv2d(x, w(3, 3, 1, 4), padding=1, groups=2),
+    "transposed": lambda x: ops.conv_transpose2d(x, w(3, 3, 4, 2), stride=2, padding=1, output_padding=1),
+    "layer_norm": lambda x: ops.layer_norm(x, w(2), w(2)),
+    "softmax": lambda x: ops.softmax(x, 1) + ops.log_softmax(x, 2) * ops.logsumexp(x, (1, 2), keepdims=True),
+    "activations": lambda x: ops.relu(x) + ops.gelu(x) + ops.gelu(x, "tanh") + ops.softplus(x) + ops.erf(x) + ops.tanh(x),
+    "arithmetic": lambda x: ops.maximum(x, 0.1) + ops.minimum(x, x * x) + ops.clip(x, -1, 1) + abs(x) + (x * x + 1) ** 0.5,
+    "where": lambda x: ops.where(x.data > 0, x, 2 * x) + ops.sin(x) - ops.cos(x) / 3,
+    "reductions": lambda x: x.max((1, 2)) + x.min((1, 2)) + x.var((1, 2)) + x.mean((1, 2)) + x.sum((1, 2)),
+    "shapes": lambda x: ops.stack([x.transpose(0, 2, 1, 3).reshape(*x.shape), x]).reshape(-1)[4:].split(5)[0],
+    "gather": lambda x: x[:, [0, 2, 2]] + x[:, :3],
+    "pad": lambda x: ops.pad(x, ((0, 0), (1, 2), (2, 1), (0, 0)), mode="reflect") + 0 * ops.pad(
+        x, ((0, 0), (1, 2), (2, 1), (0, 0)), mode="edge"),
+    "pools": lambda x: ops.avg_pool2d(x, 2) + ops.max_pool2d(x, 2) + ops.avg_pool2d(ops.upsample_nearest2d(x), 4),
+    "matmul": lambda x: ops.matmul(x, w(2, 3)) + ops.einsum("nhwc,ck->nhwk", x, w(2, 3)),
+    "losses": lambda x: ops.mse_loss(x, 0 * x.data) + ops.cross_entropy(x.reshape(-1, 2), np.zeros(96, int)),
+    "dropout": lambda x: ops.dropout(x, 0.3, Generator(1)),
+    "attention": lambda x: ops.attention(x.reshape(2, 24, 4), x.reshape(2, 24, 4), x.reshape(2, 24, 4)),
+}  # fmt: skip
+
+
+def w(*shape):
+    return td.Tensor(backend.to_device(Generator(9).normal(shape), w.device), requires_grad=True)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_and_its_gradient_are_those_of_the_cpu(name):
+    def run(device):
+        w.device = device
+        x = td.Tensor(backend.to_device(Generator(4).normal((2, 6, 8, 2)), device), requires_grad=True)
+        y = OPERATIONS[name](x)
+        y.backward(backend.to_device(Generator(6).normal(y.shape), device))
+        return y.data, x.grad
+
+    for ours, expected in zip(run("cuda"), run("cpu"), strict=True):
+        assert backend.device_of(ours) == "cuda"
+        np.testing.assert_allclose(ours.get(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_stand_in_refuses_what_cupy_refuses(cupy):
+    x = cupy.asarray([1.0, 2.0])
+    for wrong in (
+        lambda: x + np.ones(2), lambda: np.ones(2) * x, lambda: cupy.exp(np.ones(2)), lambda: np.asarray(x),
+        lambda: x.max(initial=0), lambda: cupy.clip(x, 0), lambda: x.__setitem__(0, np.ones(1)),
+        lambda: x[np.array([0])], lambda: cupy.concatenate([x, np.ones(2)]), lambda: cupy.add(x, 1, where=x > 0),
+    ):  # fmt: skip
+        with pytest.raises(TypeError):
+            wrong()
+    with pytest.raises(AttributeError):
+        cupy.memmap  # noqa: B018
+    assert type(x.sum()) is cupy.ndarray and x.sum().shape == () and float(x.sum()) == 3
