@@ -12,6 +12,7 @@ operation or an index, nothing turns into a NumPy array but by `get`, reductions
 Kernels run on the project's stand-in for CUDA, through `RawModule`, so that what launches them is tested too.
 """
 
+import contextlib
 import inspect
 import json
 import operator
@@ -118,6 +119,14 @@ class ndarray:
         return method
 
     @property
+    def data(self):
+        return types.SimpleNamespace(ptr=self._array.ctypes.data)
+
+    @property
+    def device(self):
+        return DEVICE
+
+    @property
     def T(self):
         return wrap(self._array.T, self)
 
@@ -175,6 +184,25 @@ class ndarray:
 
 
 ndarray.__module__ = "cupy"
+
+
+class Device(contextlib.nullcontext):
+    """cupy.cuda.Device, of a GPU like an H100."""
+
+    def __init__(self, device=0):
+        super().__init__()
+        self.id = device
+
+    def __eq__(self, other):
+        return self.id == other.id
+
+    def __hash__(self):
+        return self.id
+
+    attributes = {"MaxSharedMemoryPerBlockOptin": 232448, "MultiProcessorCount": 132}  # noqa: RUF012
+
+
+DEVICE = Device()
 
 
 def install_operators():
@@ -298,10 +326,65 @@ class Namespace(types.ModuleType):
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
+class RawModule:
+    """Kernels from the text that the GPU would get, run by the project's stand-in for CUDA."""
+
+    def __init__(self, *, code, backend, options=()):
+        from tinydiff.kernels import source
+
+        assert backend == "nvrtc" and isinstance(options, tuple)
+        files = [p.name for p in source.folder().glob("*.cu")]
+        (self.name,) = [name for name in files if source.load(name) == code]
+        defines = [option.removeprefix("-D").partition("=") for option in options if option.startswith("-D")]
+        self.defines = {name: value for name, _, value in defines}
+        self.text = source.load(self.name, host=True)
+        self.kernels = source.kernels(self.text)
+
+    def get_function(self, name):
+        from tinydiff.kernels import host
+
+        def function(grid, block, args, *, shared_mem=0):
+            assert shared_mem <= function.max_dynamic_shared_size_bytes
+            parameters = self.kernels[name]
+            values = []
+            for parameter, value in zip(parameters, args, strict=True):
+                if isinstance(value, ndarray):
+                    values.append(value._array)
+                else:
+                    assert isinstance(value, np.generic), f"{name}: {type(value).__name__} gets to the GPU as 64 bits"
+                    assert not parameter.is_array or (value.dtype.itemsize == 8 and value == 0)
+                    values.append(None if parameter.is_array else value)
+            host.run(self.name, self.text, name, parameters, grid, block, values, shared_mem, self.defines)
+
+        function.max_dynamic_shared_size_bytes = 48 << 10
+        return function
+
+
+def make_cuda():
+    """cupy.cuda, as far as launching needs it."""
+
+    failure = {
+        name: type(name, (RuntimeError,), {}) for name in ("CompileException", "CUDADriverError", "CUDARuntimeError")
+    }
+    return types.SimpleNamespace(
+        Device=Device,
+        get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),
+        compiler=types.SimpleNamespace(CompileException=failure["CompileException"]),
+        driver=types.SimpleNamespace(CUDADriverError=failure["CUDADriverError"]),
+        runtime=types.SimpleNamespace(
+            CUDARuntimeError=failure["CUDARuntimeError"], memGetInfo=lambda: (8 << 30, 16 << 30)
+        ),
+    )
+
+
 def make():
     """The module, to be put into sys.modules as "cupy"."""
     cupy = Namespace("cupy", np)
     cupy.ndarray, cupy.is_available, cupy.__version__ = ndarray, lambda: True, api()["version"]
+    cupy.RawModule, cupy.cuda = RawModule, make_cuda()
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(
+        free_all_blocks=lambda: None, total_bytes=lambda: 0, free_bytes=lambda: 0
+    )
     cupy.linalg = Namespace("cupy.linalg", np.linalg)
     cupy.lib = types.SimpleNamespace(stride_tricks=Namespace("cupy.lib.stride_tricks", np.lib.stride_tricks))
     return cupy

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import cupy_stand_in
 from tinydiff import backend, ops
 from tinydiff.errors import InputError
 from tinydiff.tensor import Tensor
@@ -20,9 +21,11 @@ PACKAGE = Path(backend.__file__).parent
 def fake_cupy(monkeypatch):
     """A function that installs a module named cupy, with or without a GPU, and arrays that claim to be its own."""
 
-    def install(available):
+    def install(available, built=12):
         module = types.ModuleType("cupy")
         module.is_available = lambda: available
+        runtime = types.SimpleNamespace(runtimeGetVersion=lambda: 1000 * built)
+        module.cuda = types.SimpleNamespace(runtime=runtime)
         module.ndarray = type("ndarray", (np.ndarray,), {"__module__": "cupy", "get": lambda a: np.array(a)})
         module.asarray = lambda a: np.asarray(a).view(module.ndarray)
         module.ones = lambda *a, **k: np.ones(*a, **k).view(module.ndarray)
@@ -31,6 +34,15 @@ def fake_cupy(monkeypatch):
         return module
 
     yield install
+    backend.cupy.cache_clear()
+
+
+@pytest.fixture
+def no_cupy(monkeypatch):
+    """CuPy is not installed."""
+    monkeypatch.setitem(sys.modules, "cupy", None)  # makes `import cupy` fail
+    backend.cupy.cache_clear()
+    yield
     backend.cupy.cache_clear()
 
 
@@ -55,14 +67,9 @@ def test_auto_means_cuda_only_where_a_gpu_is_available(fake_cupy):
     assert backend.resolve_device("cuda") == "cuda"
 
 
-def test_auto_without_cupy_is_the_cpu(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)  # makes `import cupy` fail
-    backend.cupy.cache_clear()
+def test_auto_without_cupy_is_the_cpu(no_cupy):
     assert backend.resolve_device("auto") == "cpu"
     assert backend.module_for("cpu") is np
-    with pytest.raises(InputError, match=r"cuda.*tinydiff\[cuda12\]"):
-        backend.resolve_device("cuda")
-    backend.cupy.cache_clear()
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:0", "", "CPU"])
@@ -71,12 +78,80 @@ def test_unknown_devices_are_refused_by_name(device):
         backend.resolve_device(device)
 
 
-def test_cuda_without_a_gpu_says_what_is_missing(fake_cupy):
-    fake_cupy(False)
-    with pytest.raises(InputError, match="GPU"):
+REASONS = {
+    # driver's CUDA, CuPy (None: not installed; else the CUDA it is built for), what the sentence must say
+    "no driver": (None, 12, "no driver is installed"),
+    "no driver, no CuPy": (None, None, "no driver is installed"),
+    "old driver": ((11, 8), 12, r"CUDA 11\.8: update the driver"),
+    "no CuPy, driver 12": ((12, 4), None, r"not installed: install tinydiff\[cuda12\] .*CUDA 12\.4"),
+    "no CuPy, driver 13": ((13, 0), None, r"not installed: install tinydiff\[cuda13\]"),
+    "no CuPy, driver to come": ((14, 1), None, r"not installed: install tinydiff\[cuda13\]"),
+    "CuPy too new": (
+        (12, 4),
+        13,
+        r"built for CUDA 13.*CUDA 12\.4: uninstall cupy-cuda13x and install tinydiff\[cuda12\]",
+    ),
+    "no GPU": ((12, 4), 12, "see no NVIDIA GPU;"),
+    "no GPU, newer driver": ((13, 0), 12, "see no NVIDIA GPU;"),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_cuda_that_is_not_there_says_what_is_missing(fake_cupy, monkeypatch, case):
+    driver, built, sentence = REASONS[case]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(backend, "driver_version", lambda: driver)
+    if built is None:
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        backend.cupy.cache_clear()
+    else:
+        fake_cupy(False, built)
+    with pytest.raises(InputError, match=sentence):
         backend.resolve_device("cuda")
-    with pytest.raises(InputError, match="GPU"):
+    with pytest.raises(InputError, match=r"use --device cpu$"):
         Tensor([1.0]).to("cuda")
+    assert backend.resolve_device("auto") == "cpu"
+
+
+def test_hidden_gpus_are_named(fake_cupy, monkeypatch):
+    monkeypatch.setattr(backend, "driver_version", lambda: (12, 4))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    fake_cupy(False)
+    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES is '-1'"):
+        backend.resolve_device("cuda")
+
+
+def test_a_cupy_that_cannot_be_imported_is_told_apart(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ImportError('libnvrtc.so.12 is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(backend, "driver_version", lambda: (13, 0))
+    backend.cupy.cache_clear()
+    with pytest.raises(
+        InputError, match=r"cannot be imported \(libnvrtc.so.12 is missing\): install tinydiff\[cuda13\]"
+    ):
+        backend.resolve_device("cuda")
+    backend.cupy.cache_clear()
+
+
+def test_the_drivers_version(monkeypatch):
+    class Driver:
+        status = 0
+
+        def cuDriverGetVersion(self, version):
+            version._obj.value = 12040
+            return self.status
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
+    assert backend.driver_version() == (12, 4)
+    Driver.status = 3
+    assert backend.driver_version() is None
+
+    def absent(name):
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", absent)
+    assert backend.driver_version() is None
 
 
 def test_no_copy_to_the_device_where_the_array_is():
@@ -94,8 +169,9 @@ def test_moves_between_devices(fake_cupy):
     np.testing.assert_array_equal(backend.to_numpy(on_gpu), a)
 
 
-def test_mixing_devices_raises_instead_of_copying(fake_cupy):
-    cupy = fake_cupy(True)
+def test_mixing_devices_raises_instead_of_copying(monkeypatch):
+    cupy = cupy_stand_in.make()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
     on_cpu, on_gpu = Tensor(np.ones(3), requires_grad=True), Tensor(cupy.asarray(np.ones(3)))
     assert (on_cpu.device, on_gpu.device) == ("cpu", "cuda")
     for mix in (lambda: on_cpu + on_gpu, lambda: on_gpu * on_cpu, lambda: ops.concatenate([on_cpu, on_gpu])):

@@ -31,7 +31,7 @@ def make_unet(**options):
 
 
 def train(device, steps=3, **options):
-    """Losses, norms and weights of a few steps of training."""
+    """Losses and norms of a few steps of training, the gradients of the first, the averaged weights after the last."""
     unet = make_unet(num_classes=4, null_label=3, dropout=0.1, out_channels=options.pop("out_channels", None)).to(
         device
     )
@@ -39,17 +39,17 @@ def train(device, steps=3, **options):
     parameters = list(unet.parameters())
     optimizer, ema = optim.Adam(parameters, 1e-3), optim.EMA(parameters, 0.9)
     x0 = backend.to_device(Generator(3, 0).uniform((6, 8, 8, 2)) * 2 - 1, device)
-    figures = []
+    figures, gradients = [], []
     for step in range(1, steps + 1):
         optimizer.zero_grad()
         unet.train(Generator(0, 5, step))
         loss = diffusion.loss(unet, x0, Generator(0, 3, step), labels=np.arange(6) % 4)
         loss.backward()
+        gradients = gradients or [backend.to_numpy(p.grad).copy() for p in parameters]
         figures.append((loss.item(), optim.clip_grad_norm(parameters, 1.0)))
-        optimizer.step()
-        ema.update()
+        optimizer.step(ema)
     with ema.applied():
-        return np.array(figures), [p.numpy() for p in parameters]
+        return np.array(figures), gradients, [p.numpy() for p in parameters]
 
 
 @pytest.mark.parametrize(
@@ -61,24 +61,40 @@ def train(device, steps=3, **options):
     ids=str,
 )  # fmt: skip
 def test_training_gives_the_numbers_of_the_cpu(options):
-    ours, weights = train("cuda", **options)
-    expected, expected_weights = train("cpu", **options)
-    np.testing.assert_allclose(ours, expected, rtol=1e-4)
-    for a, b in zip(weights, expected_weights, strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4)
+    ours, expected = train("cuda", **options), train("cpu", **options)
+    np.testing.assert_allclose(ours[0], expected[0], rtol=1e-4)
+    scale = max(np.abs(g).max() for g in expected[1])
+    for a, b in zip(ours[1], expected[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
+    for a, b in zip(ours[2], expected[2], strict=True):
+        # where a gradient is nothing but rounding, Adam still takes a step of the size of the learning rate
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-3)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
-@pytest.mark.parametrize("guidance", [None, 2.0])
-def test_sampling_gives_the_images_of_the_cpu(sampler, guidance):
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "ddim with noise"])
+@pytest.mark.parametrize(
+    "options, guidance",
+    [
+        ({}, None),
+        ({"predict": "v", "variance": "posterior"}, None),
+        ({"predict": "x0", "clip_x0": False}, None),
+        ({"variance": "learned"}, 2.0),
+    ],
+    ids=str,
+)
+def test_sampling_gives_the_images_of_the_cpu(sampler, options, guidance):
     def draw(device):
-        unet = make_unet(num_classes=4, null_label=3).to(device)
-        return sample(unet, Diffusion(Schedule.cosine(50)), (3, 8, 8, 2), Generator(5), sampler=sampler, steps=4,
-                      labels=[0, 1, 2], guidance=guidance, progress=False)  # fmt: skip
+        channels = 4 if options.get("variance") == "learned" else None
+        unet = make_unet(num_classes=4, null_label=3, out_channels=channels).to(device)
+        diffusion, generator = Diffusion(Schedule.linear(50, 1e-3, 0.2), **options), Generator(5)
+        name, eta = ("ddim", 0.5) if sampler == "ddim with noise" else (sampler, 0.0)
+        x = sample(unet, diffusion, (2, 8, 8, 2), generator, sampler=name, steps=3, eta=eta, labels=[0, 1],
+                   guidance=guidance, progress=False)  # fmt: skip
+        return x, generator.state
 
-    ours = draw("cuda")
-    assert backend.device_of(ours) == "cuda"
-    np.testing.assert_allclose(ours.get(), draw("cpu"), atol=1e-3)
+    (ours, state), (expected, expected_state) = draw("cuda"), draw("cpu")
+    assert backend.device_of(ours) == "cuda" and state == expected_state
+    np.testing.assert_allclose(ours.get(), expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_the_bound_is_that_of_the_cpu():
@@ -108,7 +124,8 @@ def test_a_checkpoint_moves_between_devices(tmp_path):
         np.testing.assert_array_equal(a.data, b.data.get())
 
 
-def test_the_commands_train_resume_and_sample(tmp_path, capfd):
+def test_the_commands_train_resume_and_sample(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("TINYDIFF_KERNELS", "0")  # the host is too slow for them with as many samples as are drawn here
     run = tmp_path / "run"
     words = ["train", "--channels", "8", "--groups", "4", "--mults", "1,2", "--blocks", "1", "--timesteps", "4"]
     words += ["--image-size", "8", "--batch-size", "4", "--preview-every", "2", "--device", "cuda", "--out", str(run)]

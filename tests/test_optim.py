@@ -9,6 +9,7 @@ import tinydiff as td
 from tinydiff.errors import InputError
 from tinydiff.nn import Parameter
 from tinydiff.optim import EMA, SGD, Adam, AdamW, clip_grad_norm, warmup
+from tinydiff.workers import threads
 
 SHAPES = [(3, 4), (), (200, 400)]  # the last one is larger than a block
 
@@ -299,3 +300,26 @@ def test_clipping_of_large_and_of_broken_gradients():
 def test_warmup():
     assert [warmup(0.8, step, 4) for step in (0, 1, 2, 4, 5, 1000)] == [0.0, 0.2, 0.4, 0.8, 0.8, 0.8]
     assert warmup(0.8, 1, 0) == 0.8
+
+
+def test_the_number_of_threads_changes_no_bit(rng):
+    """A weight of several blocks, one that is not contiguous and small ones; steps, averages and clipping."""
+    shapes = [(700, 500), (3, 4), (), (300, 700)]
+    start, grads = [[rng.normal(size=s).astype(np.float32) for s in shapes] for _ in range(2)]
+
+    def run(n):
+        parameters = [Parameter(a.copy()) for a in start[:-1]] + [Parameter(np.asfortranarray(start[-1]))]
+        optimizer, average = Adam(parameters, lr=0.1), EMA(parameters)
+        with threads(n):
+            for _ in range(3):
+                for p, g in zip(parameters, grads, strict=True):
+                    p.grad = g.copy()
+                norm = clip_grad_norm(parameters, 1.0)
+                optimizer.step()
+                average.update()
+        return [norm, *(p.data for p in parameters), *average.averages]
+
+    first = run(1)
+    for n in (2, 3):
+        for a, b in zip(first, run(n), strict=True):
+            np.testing.assert_array_equal(a, b)

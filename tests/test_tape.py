@@ -95,6 +95,84 @@ def test_the_same_gradient_array_for_two_parents():
     assert L.tolist() == [1, 10]
 
 
+class HandsOn(Function):
+    """y = a + b, whose backward returns L_Y as it came and, for b, a new array, as it promises."""
+
+    gives_new = True
+
+    def forward(self, A, B):
+        return A + B
+
+    def backward(self, L_Y):
+        return L_Y, 1 * L_Y
+
+
+def test_a_new_gradient_takes_the_sum_and_one_that_came_from_above_does_not():
+    for order in (0, 1):
+        x, L = leaf([1.0, 2.0]), np.array([1.0, 10.0])
+        y, z = x * 2, x * 3
+        pair = (y, z) if order else (z, y)
+        s = HandsOn.apply(*pair)
+        t = HandsOn.apply(s, y + z)
+        (t + HandsOn.apply(y, s)).backward(L)
+        assert x.grad.tolist() == [17, 170]  # of 2 s + 2 y + z = 4 y + 3 z
+        assert L.tolist() == [1, 10]
+
+
+def test_a_sum_does_not_go_into_the_gradient_that_another_holds():
+    x, c, L = leaf([1.0, 2.0]), leaf([0.0, 0.0]), np.array([1.0, 10.0])
+    y = x * 2
+    HandsOn.apply(y, HandsOn.apply(c, y)).backward(L)  # y first gets L itself, then a new array
+    assert x.grad.tolist() == [4, 40] and c.grad.tolist() == [1, 10] and L.tolist() == [1, 10]
+
+
+def test_a_leaf_takes_a_new_gradient_without_a_copy_and_any_other_with_one():
+    class Keeps(Function):
+        gives_new = True
+        returned = None
+
+        def forward(self, A):
+            return A * 1
+
+        def backward(self, L_Y):
+            Keeps.returned = 2 * L_Y
+            return Keeps.returned
+
+    x = leaf([1.0, 2.0])
+    Keeps.apply(x).backward(np.ones(2))
+    assert x.grad is Keeps.returned
+    Keeps.apply(x).backward(np.ones(2))
+    assert x.grad.tolist() == [4, 4] and Keeps.returned.tolist() == [2, 2]
+    Keeps.gives_new = False
+    y = leaf([1.0, 2.0])
+    Keeps.apply(y).backward(np.ones(2))
+    assert y.grad is not Keeps.returned
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: ops.group_norm(x, 2, leaf(np.ones(4)), leaf(np.ones(4))),
+        lambda x: ops.linear(x, leaf(np.ones((4, 4))), leaf(np.ones(4))),
+        lambda x: ops.attention(x[0], x[0], x[0]),
+        lambda x: ops.attention(x[0], x[0], x[0], leaf(np.zeros((3, 3)))),
+        lambda x: ops.conv2d(x, leaf(np.ones((3, 3, 4, 4))), leaf(np.ones(4)), padding=1),
+        lambda x: ops.conv2d(x, leaf(np.ones((1, 1, 4, 4))), leaf(np.ones(4))),
+        lambda x: ops.conv2d(x, leaf(np.ones((3, 3, 2, 4))), leaf(np.ones(4)), stride=2, padding=1, groups=2),
+    ],
+)
+def test_what_an_operation_promises_to_be_new_is(make, rng):
+    x = leaf(rng.normal(size=(2, 3, 3, 4)))
+    op = make(x)._node.op
+    if not op.gives_new:
+        return
+    saved = [a for a in (*op._saved, *vars(op).values()) if isinstance(a, np.ndarray)]
+    L_Y = np.ones(make(x).shape)
+    L_Xs = [L for L in op.backward(L_Y) if L is not None and L is not L_Y]
+    for i, L in enumerate(L_Xs):
+        assert not any(np.shares_memory(L, other) for other in (*saved, *L_Xs[:i], L_Y, x.data))
+
+
 def test_x_plus_x():
     x = leaf([1.0, 2.0])
     L = np.array([1.0, 10.0])

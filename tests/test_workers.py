@@ -1,6 +1,9 @@
 """Threads that share an operation: parts in order, the same bits each time, settings put back."""
 
+import multiprocessing
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -63,3 +66,204 @@ def test_convolutions_agree_whatever_the_number_of_threads(n):
     for a, b, c in zip(plain, once, again, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
         np.testing.assert_array_equal(b, c)
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def in_a_child(work):
+    """What work() returns in a forked process, or a failure if that takes more than 20 s."""
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=lambda: queue.put(work()))
+    child.start()
+    child.join(20)
+    if child.is_alive():
+        child.kill()
+        pytest.fail("the forked process hangs")
+    assert child.exitcode == 0
+    return queue.get()
+
+
+@needs_fork
+def test_a_process_forked_inside_the_pool_has_threads_of_its_own():
+    def work():
+        barrier = threading.Barrier(2, timeout=10)
+        workers.share(lambda part: barrier.wait(), [0, 1])
+        with workers.threads(3):
+            nested = workers.share(sum, [1, 2, 3])
+        return os.getpid(), workers.share(list, [1, 2]), nested
+
+    with workers.threads(2):
+        workers.share(list, [1, 2])  # the pool's thread exists now, here
+        pid, parts, nested = in_a_child(work)
+        assert pid != os.getpid() and parts == [[1], [2]] and nested == [1, 2, 3]
+        assert workers.share(list, [1, 2]) == [[1], [2]]
+
+
+@needs_fork
+def test_a_forked_process_can_leave_the_block_and_train_in_its_own():
+    def work():
+        rng = np.random.default_rng(0)
+        x, w = ops._Tensor(rng.normal(size=(8, 8, 8, 4)), True), ops._Tensor(rng.normal(size=(3, 3, 4, 4)), True)
+        with workers.threads(2):
+            ops.conv2d(x, w, padding=1).sum().backward()
+        return w.grad
+
+    block = workers.threads(2)
+    block.__enter__()
+    workers.share(list, [1, 2])
+    try:
+        inside = in_a_child(lambda: (work(), block.__exit__(None, None, None))[0])
+    finally:
+        block.__exit__(None, None, None)
+    np.testing.assert_array_equal(inside, work())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("entries", [None, 1, 1 << 18, 1 << 30])
+def test_blocks_cover_every_item_once(n, entries):
+    X, seen = np.zeros((37, 3)), np.zeros(37, int)
+
+    def work(block):
+        seen[block] += 1
+
+    with workers.threads(n):
+        workers.share_blocks(work, X, entries, small=10)
+        assert (seen == 1).all()
+        workers.share_blocks(work, X, entries, small=1 << 40)
+        assert (seen == 2).all()
+
+
+def test_blocks_are_of_the_size_asked_for_and_small_work_is_not_shared():
+    X, blocks = np.zeros((1000, 2)), []
+    with workers.threads(2):
+        workers.share_blocks(blocks.append, X, workers.BLOCK // 100)
+        assert len(blocks) == 10 and {b.stop - b.start for b in blocks} == {100}
+        blocks.clear()
+        workers.share_blocks(blocks.append, X, workers.BLOCK // 800)
+        assert len(blocks) == 2 and {b.stop - b.start for b in blocks} == {500}  # one for each thread at least
+        blocks.clear()
+        workers.share_blocks(lambda b: blocks.append(threading.get_ident()), X)
+        assert blocks == [threading.get_ident()]
+        workers.share_blocks(blocks.append, X[:0])  # nothing to do is not an error
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_tasks_are_each_done_once_and_their_results_come_in_order(n):
+    with workers.threads(n):
+        assert workers.share_tasks(lambda x: x * x, range(50)) == [x * x for x in range(50)]
+        assert workers.share_tasks(abs, []) == []
+        with pytest.raises(ZeroDivisionError):
+            workers.share_tasks(lambda x: 1 / x, [1, 2, 0])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_sums_over_shares(n):
+    X = np.arange(21.0).reshape(7, 3)
+    with workers.threads(n):
+        np.testing.assert_array_equal(workers.sum_shares(lambda part: X[part].sum(0), X, small=0), X.sum(0))
+        np.testing.assert_array_equal(workers.sum_shares(lambda part: X[part].sum(0), X), X.sum(0))
+
+
+@pytest.mark.parametrize("shape", [(), (3, 4), (70, 64, 64), (5, 300, 300)], ids=str)
+def test_add_to(shape):
+    rng = np.random.default_rng(0)
+    A, B = np.asarray(rng.normal(size=shape)), np.asarray(rng.normal(size=shape))
+    expected = A + B
+    with workers.threads(2):
+        workers.add_to(A, B)
+    np.testing.assert_array_equal(A, expected)
+
+
+def test_all_threads_have_ended_when_an_error_comes():
+    done = []
+
+    def work(part):
+        if part[0] == 0:
+            raise ZeroDivisionError
+        threading.Event().wait(0.05)
+        done.append(part[0])
+
+    with workers.threads(3):
+        for _ in range(3):
+            done.clear()
+            with pytest.raises(ZeroDivisionError):
+                workers.share(work, [0, 1, 2])
+            assert sorted(done) == [1, 2]
+        with pytest.raises(ZeroDivisionError):
+            workers.share(work, [1, 0])
+        assert workers.share(list, [1, 2]) == [[1], [2]]
+
+
+def test_work_that_shares_its_own_work_does_not_wait_for_itself():
+    with workers.threads(2):
+        nested = workers.share(lambda part: workers.share(list, [part[0], part[0] + 10]), [1, 2])
+    assert nested == [[[1], [11]], [[2], [12]]]
+
+
+def test_two_threads_may_share_work_at_the_same_time():
+    results = {}
+
+    def run(k):
+        results[k] = [workers.share(sum, range(k, k + 4)) for _ in range(200)]
+
+    with workers.threads(2):
+        others = [threading.Thread(target=run, args=(k,)) for k in range(3)]
+        for t in others:
+            t.start()
+        for t in others:
+            t.join(20)
+    for k in range(3):
+        assert results[k] == [[2 * k + 1, 2 * k + 5]] * 200
+
+
+def test_the_threads_end_with_the_block():
+    before = threading.active_count()
+    with workers.threads(4):
+        workers.share(list, [1, 2, 3, 4])
+        assert threading.active_count() == before + 3
+    assert threading.active_count() == before
+
+
+@needs_fork
+def test_a_forked_process_does_not_set_linear_algebra_against_the_pool():
+    with workers.threads(2):
+        assert set(in_a_child(lambda: (np.ones((300, 300)) @ np.ones((300, 300)), blas_threads())[1])) <= {1}
+
+
+def test_blocks_entered_again_and_again_leave_no_threads_behind():
+    before = threading.active_count()
+    for _ in range(5):
+        with workers.threads(3):
+            workers.share(list, [1, 2, 3])
+    assert threading.active_count() == before
+
+
+def test_an_interruption_waits_for_the_other_threads_at_the_end_of_the_block():
+    """Ctrl-C reaches the main thread; what the others write to is theirs until the block is over, and not after."""
+    started, done = threading.Event(), []
+
+    def work(part):
+        if part == [0]:
+            started.wait(10)
+            raise KeyboardInterrupt
+        started.set()
+        time.sleep(0.2)
+        done.append(part)
+
+    with pytest.raises(KeyboardInterrupt), workers.threads(2):
+        workers.share(work, [0, 1])
+    assert done == [[1]]
+    with workers.threads(2):
+        assert workers.share(list, [1, 2]) == [[1], [2]]
+
+
+def test_the_buffer_is_put_back_also_after_an_error():
+    before = np.getbufsize()
+    with pytest.raises(ZeroDivisionError), workers.long_rows(1024):
+        assert np.getbufsize() < before
+        _ = 1 / 0
+    assert np.getbufsize() == before
+    with workers.long_rows(8):
+        assert np.getbufsize() == before  # short rows are faster with the large one

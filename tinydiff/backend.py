@@ -7,6 +7,7 @@ cheap.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,54 @@ def cupy() -> ModuleType | None:
     return module if module.is_available() else None
 
 
+def no_cuda() -> str | None:
+    """Why there is no device cuda on this machine and what to install or change, in a sentence; None if there is one."""
+    if cupy() is not None:
+        return None
+    driver = driver_version()
+    if driver is None:
+        return "device cuda needs an NVIDIA GPU with its driver, and no driver is installed here; use --device cpu"
+    supports = f"the driver supports CUDA {driver[0]}.{driver[1]}"
+    if driver[0] < 12:
+        return (
+            f"device cuda needs a driver for CUDA 12 or later, and {supports}: update the driver, or use --device cpu"
+        )
+    package = f"tinydiff[cuda{min(driver[0], 13)}]"
+    try:
+        import cupy as module
+    except ModuleNotFoundError as error:
+        if error.name == "cupy":
+            return (
+                f"device cuda needs CuPy, which is not installed: install {package} ({supports}), or use --device cpu"
+            )
+        return f"CuPy cannot be imported ({error}): install {package} again ({supports}), or use --device cpu"
+    except ImportError as error:
+        return f"CuPy cannot be imported ({error}): install {package} again ({supports}), or use --device cpu"
+    built = module.cuda.runtime.runtimeGetVersion() // 1000
+    if built > driver[0]:
+        return (
+            f"CuPy is built for CUDA {built}, and {supports}: "
+            f"uninstall cupy-cuda{built}x and install {package}, update the driver, or use --device cpu"
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hint = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+    return f"CuPy and the driver are installed and see no NVIDIA GPU{hint}; use --device cpu"
+
+
+def driver_version() -> tuple[int, int] | None:
+    """(major, minor) of the newest CUDA that the installed driver supports; None without a driver."""
+    import ctypes
+
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
 def resolve_device(device: str) -> str:
     """The device that a user's wish ("auto", "cpu" or "cuda") comes to on this machine; InputError if it is not
     here."""
@@ -38,11 +87,10 @@ def resolve_device(device: str) -> str:
         return "cuda" if cupy() is not None else "cpu"
     if device not in DEVICES:
         raise InputError(f"device must be one of auto, cpu or cuda, not {device!r}")
-    if device == "cuda" and cupy() is None:
-        raise InputError(
-            "device cuda needs an NVIDIA GPU and CuPy: install tinydiff[cuda12] or tinydiff[cuda13], "
-            "whichever matches the driver's CUDA version, or use --device cpu"
-        )
+    if device == "cuda":
+        reason = no_cuda()
+        if reason is not None:
+            raise InputError(reason)
     return device
 
 
@@ -79,6 +127,33 @@ def to_device(x: Any, device: str) -> Any:
 def to_numpy(x: Any) -> np.ndarray:
     """The array in host memory; no copy if it is there already."""
     return x.get() if _is_cupy(x) else np.asarray(x)
+
+
+def synchronize() -> None:
+    """Waits until the GPU has done everything it was told to, where one is in use; for measuring time."""
+    if "cupy" in sys.modules and (module := cupy()) is not None:
+        module.cuda.get_current_stream().synchronize()
+
+
+def gpu_memory() -> tuple[int, int]:
+    """(all, free) bytes of the GPU's memory; free is what no program holds, CuPy's reserve counted as free."""
+    module = module_for("cuda")
+    free, total = module.cuda.runtime.memGetInfo()
+    pool = module.get_default_memory_pool()
+    return total, free + pool.free_bytes()
+
+
+def gpu_reserved(trim: bool = False) -> int:
+    """Bytes that CuPy's pool holds of the GPU's memory; with `trim` it first gives back what it does not use."""
+    pool = module_for("cuda").get_default_memory_pool()
+    if trim:
+        pool.free_all_blocks()
+    return int(pool.total_bytes())
+
+
+def address(x: Any) -> int:
+    """Where the array's first element is in its device's memory."""
+    return x.data.ptr if _is_cupy(x) else x.ctypes.data
 
 
 def _is_cupy(x: Any) -> bool:

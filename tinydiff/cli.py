@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import signal
 import sys
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tinydiff
-from tinydiff import config as configuration
+from tinydiff import doctor, flags
 from tinydiff.backend import resolve_device
-from tinydiff.config import RunConfig
+from tinydiff.bench import command as bench
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.evaluation import command as evaluation
 
@@ -64,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     _add_gradcheck(commands)
     evaluation.add_command(commands)
+    doctor.add_command(commands)
+    bench.add_command(commands)
     return parser
 
 
@@ -77,89 +78,22 @@ def _add_train(commands: Any) -> None:
         description="Trains a DDPM and draws samples. Settings: defaults, then --config, then flags.",
         argument_default=argparse.SUPPRESS,
     )
-    groups: dict[str, Any] = {}
-    for field in dataclasses.fields(RunConfig):
-        section = field.metadata["section"]
-        if section not in groups:
-            groups[section] = train.add_argument_group(section)
-        flag = "--" + field.name.replace("_", "-")
-        default = "" if field.default is None else f" [{_shown(field.default)}]"
-        help_text = (field.metadata["help"] + default).replace("%", "%%")
-        if "bool" in str(field.type):
-            action = argparse.BooleanOptionalAction if field.default is None else "store_true"
-            groups[section].add_argument(flag, action=action, help=help_text)
-        else:
-            groups[section].add_argument(flag, help=help_text, metavar=field.metadata["metavar"] or "X")
-    train.add_argument("--config", metavar="FILE.toml", help="settings from a file, such as another run's config.toml")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    train.add_argument("--force", action="store_true", help="overwrite the run in --out")
+    flags.add_to(train)
+    train.add_argument("--profile", action="store_true", help="measure where the time goes, and tell at the end")
     train.set_defaults(run=_train)
 
 
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def _train(arguments: argparse.Namespace) -> int:
-    from tinydiff import building
-    from tinydiff.trainer import Trainer
-
-    given = vars(arguments)
-    resume, force = given.get("resume", False), given.get("force", False)
-    if resume and force:
-        raise InputError("--resume goes on with a run and --force overwrites it; give one of them")
-    flags = {
-        f.name: given[f.name] if isinstance(given[f.name], bool) else configuration.parse_value(f.name, given[f.name])
-        for f in dataclasses.fields(RunConfig)
-        if f.name in given
-    }
-    from_file = configuration.load(Path(given["config"])) if "config" in given else {}
-    settings = from_file | flags
-    config = _resumed_config(settings) if resume else RunConfig(**settings)
-    _check_init(config, flags)
-    start = building.starting_point(config, resume)
-    data = building.load_data(config, start)
-    config = building.resolve(config, data, start)
-    unet = building.build_network(config, data) if start is None else start.unet
-    diffusion = building.build_diffusion(config) if start is None else start.diffusion
-    trainer = Trainer(unet, diffusion, data, config)
+    wish = flags.read(vars(arguments))
+    trainer = flags.build(wish)
     _say_what_will_happen(trainer)
-    step = trainer.run(resume, force)
+    step = trainer.run(wish.resume, wish.force, vars(arguments).get("profile", False))
+    out = trainer.config.out
     if trainer.stopped_by is not None:
-        print(f"stopped after step {step}; go on with: tinydiff train --resume --out {config.out}", file=sys.stderr)
+        print(f"stopped after step {step}; go on with: tinydiff train --resume --out {out}", file=sys.stderr)
         return INTERRUPTED + trainer.stopped_by
-    print(f"done: {config.out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {config.out}")
+    print(f"done: {out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {out}")
     return 0
-
-
-def _check_init(config: RunConfig, flags: dict[str, Any]) -> None:
-    """InputError for a flag that contradicts --init: network and diffusion come from the checkpoint."""
-    sections = {f.name: f.metadata["section"] for f in dataclasses.fields(RunConfig)}
-    for name in flags if config.init is not None and "init" in flags else ():
-        if name != "init" and sections[name] in ("network", "diffusion"):
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} and --init do not go together: network and diffusion are those of {config.init}")
-
-
-def _resumed_config(changes: dict[str, Any]) -> RunConfig:
-    """The run's own settings; InputError for a change of any that its numbers depend on."""
-    out = Path(changes.get("out", RunConfig.out))
-    if not (out / "config.toml").exists():
-        raise InputError(f"there is no run to resume in {out}")
-    recorded = configuration.load(out / "config.toml")
-    before = RunConfig(**recorded)
-    after = dataclasses.replace(before, **changes)
-    for name in changes:
-        if name not in configuration.FREE_ON_RESUME and getattr(before, name) != getattr(after, name):
-            flag, wanted, had = (
-                "--" + name.replace("_", "-"),
-                _shown(getattr(after, name)),
-                _shown(getattr(before, name)),
-            )
-            raise InputError(
-                f"{flag} {wanted} differs from the {had} of the run in {out}; a resumed run keeps its settings"
-            )
-    return dataclasses.replace(after, out=str(out))
 
 
 def _say_what_will_happen(trainer: Any) -> None:

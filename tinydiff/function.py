@@ -16,12 +16,12 @@ returns one for each input (None where there is none to give), in the input's sh
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from tinydiff.backend import array_module, device_of, is_array
-from tinydiff.tape import Node, edge_to, is_recording, note_inputs, refuse_non_finite
+from tinydiff.tape import Edge, Node, current_observer, edge_to, is_recording, note_inputs, refuse_non_finite
 
 _tensor_type: Any = None
 
@@ -47,7 +47,12 @@ class Function:
 
     Inside, `self.needs[i]` tells whether input i needs a gradient (all False where nothing is recorded) and
     `self.shapes[i]` its shape. Whatever is put on `self` lives until the backward pass has used it.
+
+    `gives_new = True` promises that backward returns new arrays, a different one for each input, or an L_Y as it came: the
+    tape then adds to them in place where gradients meet.
     """
+
+    gives_new: ClassVar[bool] = False
 
     needs: tuple[bool, ...]
     shapes: tuple[Any, ...]
@@ -59,35 +64,30 @@ class Function:
         """Runs forward on the inputs' arrays and records it. Inputs: tensors, arrays, numbers or None; options go to
         forward as they are. Returns a tensor, or a tuple of them if forward returns a tuple."""
         op = cls()
-        tensors = [x if isinstance(x, _tensor_type) else None for x in inputs]
+        tensors = [x for x in inputs if isinstance(x, _tensor_type)]
         arrays = _arrays(inputs, cls.__name__)
-        edges = tuple(edge_to(x) if x is not None else None for x in tensors)
-        recorded = any(edge is not None for edge in edges)
-        if not is_recording():
-            recorded = False
+        edges: tuple[Edge | None, ...] = ()
+        if is_recording():
+            edges = tuple([edge_to(x) if isinstance(x, _tensor_type) else None for x in inputs])
+        else:
             note_inputs(tensors)
-        op.needs = tuple(edge is not None for edge in edges) if recorded else (False,) * len(inputs)
-        op.shapes = tuple(getattr(a, "shape", None if a is None else ()) for a in arrays)
+        op.needs = tuple([edge is not None for edge in edges]) or (False,) * len(inputs)
+        op.shapes = tuple([a.shape if hasattr(a, "shape") else None if a is None else () for a in arrays])
 
-        results = op.forward(*arrays, **options)
+        observer = current_observer()
+        results = op.forward(*arrays, **options) if observer is None else observer(op, "forward", arrays, options)
         several = isinstance(results, tuple)
-        xp = array_module(next((a for a in arrays if is_array(a)), None))
         results = results if several else (results,)
-        if not all(is_array(y) or isinstance(y, int | float | np.generic) for y in results):
-            raise TypeError(f"{cls.__name__}.forward must return an array or a tuple of arrays, not {_types(results)}")
-        results = tuple(xp.asarray(y) for y in results)
+        if not all(isinstance(y, np.ndarray) for y in results):
+            results = _as_arrays(results, arrays, cls.__name__)
         refuse_non_finite(results, cls.__name__)
 
-        versions: dict[int, list[Version]] = {}  # of each piece of memory; tensors made apart may share one
-        for x in tensors:
-            if x is not None:
-                versions.setdefault(id(_memory(x.data)), []).append(x._version)
-        outputs = tuple(_tensor_type._wrap(y, *versions.get(id(_memory(y)), ())[:1]) for y in results)
-        if recorded:
-            for y in outputs:
-                versions.setdefault(id(_memory(y.data)), []).append(y._version)
-            memories = {id(_memory(a)) for a in op._saved if is_array(a)}
-            op._watched = tuple((v, v.count) for memory in memories for v in versions.get(memory, ()))
+        memories = [(_memory(x.data), x._version) for x in tensors]  # tensors made apart may share one
+        outputs = tuple([_tensor_type._wrap(y, _version(y, memories)) for y in results])
+        if any(op.needs):
+            memories += [(_memory(y), x._version) for x, y in zip(outputs, results, strict=True)]
+            saved = {id(_memory(a)) for a in op._saved if is_array(a)}
+            op._watched = tuple({v: v.count for memory, v in memories if id(memory) in saved}.items())
             node = Node(op, edges, results)
             for index, y in enumerate(outputs):
                 if y.dtype.kind in "fc":
@@ -120,19 +120,37 @@ class Function:
 def _arrays(inputs: tuple[Any, ...], name: str) -> list[Any]:
     """The plain arrays of the inputs. Numbers beside an array stay numbers, so that they take its dtype."""
     arrays = [x.data if isinstance(x, _tensor_type) else x for x in inputs]
+    others = [i for i, a in enumerate(arrays) if not (a is None or isinstance(a, np.ndarray))]
+    if not others:
+        return arrays
     devices = {device_of(a) for a in arrays if is_array(a)}
     if len(devices) > 1:
         raise ValueError(f"{name}: the inputs are on different devices (cpu and cuda); move them with .to(device)")
-    for i, a in enumerate(arrays):
-        if a is None or is_array(a) or (devices and isinstance(a, int | float)):
-            continue
-        arrays[i] = np.asarray(a) if isinstance(a, np.generic) else np.asarray(a, np.float32)
+    for i in others:
+        a = arrays[i]
+        if not is_array(a) and not (devices and isinstance(a, int | float)):
+            arrays[i] = np.asarray(a) if isinstance(a, np.generic) else np.asarray(a, np.float32)
     return arrays
+
+
+def _as_arrays(results: tuple[Any, ...], arrays: list[Any], name: str) -> tuple[Any, ...]:
+    """What forward returned, with numbers as arrays of the inputs' module. TypeError for anything else."""
+    if not all(is_array(y) or isinstance(y, int | float | np.generic) for y in results):
+        raise TypeError(f"{name}.forward must return an array or a tuple of arrays, not {_types(results)}")
+    xp = array_module(next((a for a in arrays if is_array(a)), None))
+    return tuple(xp.asarray(y) for y in results)
 
 
 def _memory(a: Any) -> Any:
     """The array that owns the memory of a view, or the array itself."""
-    return a.base if is_array(a.base) else a
+    base = a.base
+    return a if base is None or not is_array(base) else base
+
+
+def _version(a: Any, memories: list[tuple[Any, Version]]) -> Version | None:
+    """The version of the piece of memory that the array lies in, if it is among those."""
+    memory = _memory(a)
+    return next((version for known, version in memories if known is memory), None)
 
 
 def _types(values: tuple[Any, ...]) -> str:

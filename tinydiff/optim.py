@@ -1,7 +1,7 @@
 """Optimisers, the moving average of the weights, clipping and warm-up.
 
-All of them change weights in place without large temporary arrays: they go through a weight in blocks that fit in the
-processor's cache, with one small scratch array that is used over and over. Each change is noted in the tensor's
+All of them change weights in place without large temporary arrays: they go through the weights in blocks, spread over the
+threads, each with one small scratch array that it uses over and over. Each change is noted in the tensor's
 version, so that a backward pass through a graph recorded before it raises an error instead of giving wrong gradients.
 """
 
@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff import arena
 from tinydiff.backend import array_module, device_of, to_numpy
 from tinydiff.errors import InputError
 from tinydiff.tensor import Tensor
+from tinydiff.workers import share_tasks, workspace
 
-_BLOCK = 1 << 15  # elements; on the CPU, five arrays of so many float32 stay in the second-level cache
+_BLOCK = 1 << 17  # elements; blocks that stay in a nearer cache are slower, as threads wait for the interpreter's lock
 
 
 class Optimizer:
@@ -38,8 +40,14 @@ class Optimizer:
         self.steps = [0] * len(self.parameters)  # updates of each weight
         self.state: list[list[Any]] = [[] for _ in self.parameters]  # the arrays of `slots`, from the first update on
 
-    def step(self) -> None:
-        """One update of all weights that have a gradient."""
+    def step(self, ema: EMA | None = None) -> None:
+        """One update of all weights that have a gradient; then of their moving average, if one is given."""
+        self._step()
+        if ema is not None:
+            ema.update()
+
+    def _step(self) -> None:
+        blocks = []
         for i, p in enumerate(self.parameters):
             if p.grad is None:
                 continue
@@ -51,9 +59,9 @@ class Optimizer:
             if not self.state[i]:
                 self.state[i] = [array_module(p.data).zeros_like(p.data) for _ in self.slots]
             self.steps[i] += 1
-            for data, grad, *state, scratch in _blocks(p.data, p.grad, *self.state[i]):
-                self._update(self.steps[i], data, grad, *state, scratch)
+            blocks += [(self.steps[i], *block) for block in _blocks(p.data, p.grad, *self.state[i])]
             p._version.count += 1
+        share_tasks(lambda block: self._update(*block, _scratch(block[1])), blocks)
 
     def _update(self, step: int, *arrays: Any) -> None:
         raise NotImplementedError(f"{type(self).__name__} does not define _update")
@@ -125,6 +133,7 @@ class Adam(Optimizer):
     """
 
     slots = ("m", "v")
+    coupled = True  # weight decay is part of the gradient
 
     def __init__(
         self,
@@ -138,6 +147,12 @@ class Adam(Optimizer):
         name = type(self).__name__
         self.betas = _number(name, "beta1", betas[0], below=1), _number(name, "beta2", betas[1], below=1)
         self.eps = _number(name, "eps", eps)
+
+    def step(self, ema: EMA | None = None) -> None:
+        """One update of all weights that have a gradient; then of their moving average, if one is given. On the GPU it is one
+        kernel for all of that, and the weights become views of one piece of memory."""
+        if not arena.adam_step(self, ema):
+            super().step(ema)
 
     def _update(self, step: int, p: Any, g: Any, *state: Any) -> None:
         m, v, s = state
@@ -166,6 +181,8 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with weight decay decoupled from the gradient: first p = p - lr weight_decay p, then Adam's step
     (Loshchilov & Hutter, 2019, algorithm 2)."""
+
+    coupled = False
 
     def __init__(
         self,
@@ -201,16 +218,32 @@ class EMA:
         """The decay of the next update."""
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
-    def update(self) -> None:
-        """Takes the weights as they are now into the average."""
+    def averages_of(self, weights: list[Tensor]) -> list[Any]:
+        """The averages, one for each of the weights in their order; ValueError if they are of other weights."""
+        self._refuse_applied()
+        if len(weights) != len(self.parameters) or any(
+            a is not b for a, b in zip(weights, self.parameters, strict=True)
+        ):
+            raise ValueError("the moving average is of other weights than the optimiser's")
+        return self.averages
+
+    def _refuse_applied(self) -> None:
         if self._swapped:
             raise RuntimeError("EMA.update inside EMA.applied, where the weights are the averages themselves")
+
+    def update(self) -> None:
+        """Takes the weights as they are now into the average."""
+        self._refuse_applied()
         rest = 1 - self.current_decay
-        for p, average in zip(self.parameters, self.averages, strict=True):
-            for data, a, s in _blocks(p.data, average):
-                array_module(a).subtract(data, a, out=s)
-                s *= rest
-                a += s
+
+        def take(block: tuple[Any, Any]) -> None:
+            data, average = block
+            change = array_module(data).subtract(data, average, out=_scratch(data))
+            change *= rest
+            average += change
+
+        pairs = zip(self.parameters, self.averages, strict=True)
+        share_tasks(take, [block for p, average in pairs for block in _blocks(p.data, average)])
         self.updates += 1
 
     @contextmanager
@@ -251,27 +284,30 @@ class EMA:
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scales all gradients together, in place, so that their joint Euclidean norm is at most max_norm (inf: never).
 
-    Returns the norm before, accumulated in float64. A norm that is not finite is returned too, with the gradients left
-    as they are: there is no length that would make them right. Tensors without a gradient count as 0.
+    Returns the norm before, accumulated in float64 (on the GPU in float32, block by block). A norm that is not finite is
+    returned too, with the gradients left as they are: there is no length that would make them right. Tensors without a
+    gradient count as 0.
     """
     max_norm = float(max_norm)
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be greater than 0, not {max_norm}")
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norm = math.sqrt(_sum_of_squares(grads))
+    parameters = list(parameters)
+    if (norm_on_gpu := arena.clip_grad_norm(parameters, max_norm)) is not None:
+        return norm_on_gpu
+    blocks = [block for p in parameters if p.grad is not None for (block,) in _blocks(p.grad)]
+    norm = math.sqrt(_sum_of_squares(blocks))
     if max_norm < norm < math.inf:
-        for grad in grads:
-            grad *= max_norm / norm
+        share_tasks(lambda block: block.__imul__(max_norm / norm), blocks)
     return norm
 
 
-def _sum_of_squares(arrays: list[Any]) -> float:
-    total: Any = 0.0
-    for array in arrays:
-        for block, scratch in _blocks(array, scratch_dtype=np.float64):
-            scratch[...] = block
-            total = total + scratch.ravel() @ scratch.ravel()
-    return float(total)  # the only time that a GPU is waited for
+def _sum_of_squares(blocks: list[Any]) -> float:
+    def square(block: Any) -> Any:
+        wide = _scratch(block, np.float64)
+        wide[...] = block
+        return wide.ravel() @ wide.ravel()
+
+    return float(sum(share_tasks(square, blocks)))  # the only time that a GPU is waited for
 
 
 def warmup(lr: float, step: int, warmup_steps: int) -> float:
@@ -282,21 +318,22 @@ def warmup(lr: float, step: int, warmup_steps: int) -> float:
     return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
 
 
-def _blocks(*arrays: Any, scratch_dtype: Any = None) -> Iterator[tuple[Any, ...]]:
-    """Views of the arrays, which are of one shape, block by block, each time with a scratch array of the block's shape.
+def _blocks(*arrays: Any) -> Iterator[tuple[Any, ...]]:
+    """Views of the arrays, which are of one shape, block by block.
 
     On the GPU, and where an array is not contiguous, there is one block: everything.
     """
-    first = arrays[0]
-    xp, dtype = array_module(first), scratch_dtype or first.dtype
-    if xp is not np or not all(a.flags.c_contiguous for a in arrays):
-        yield *arrays, xp.empty(first.shape, dtype)
+    if array_module(arrays[0]) is not np or not all(a.flags.c_contiguous for a in arrays):
+        yield arrays
         return
     flat = [a.reshape(-1) for a in arrays]
-    scratch = np.empty(min(first.size, _BLOCK), dtype)
-    for start in range(0, first.size, _BLOCK):
-        blocks = [a[start : start + _BLOCK] for a in flat]
-        yield *blocks, scratch[: blocks[0].size]
+    for start in range(0, flat[0].size, _BLOCK):
+        yield tuple(a[start : start + _BLOCK] for a in flat)
+
+
+def _scratch(block: Any, dtype: Any = None) -> Any:
+    """An array of a block's shape with arbitrary content, the calling thread's."""
+    return workspace("optimizer", block.shape, dtype or block.dtype, array_module(block))
 
 
 def _parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:

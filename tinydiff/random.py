@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from tinydiff import kernels
 from tinydiff.backend import module_for
 
 # What each stream of random numbers is for. Training step k uses step k in every stream.
@@ -72,12 +74,19 @@ class Generator:
         """(seed, stream, step, offset): everything there is to save; `Generator(*state)` goes on from here."""
         return self.seed, self.stream, self.step, self.offset
 
+    def advance(self, n: int) -> tuple[int, int, int, int]:
+        """The state before a draw of n elements; the generator goes past it."""
+        state = self.state
+        _note_use(self)
+        self.offset += -(-n // 4)
+        return state
+
     def words(self, n: int, device: str = "cpu") -> Any:
         """The next n words: uint32 (n,). Advances the offset by ceil(n / 4)."""
-        xp = module_for(device)
-        _note_use(self)
-        first, blocks = self.offset, -(-n // 4)
-        self.offset += blocks
+        xp, state = module_for(device), self.advance(n)
+        if kernel := _kernel("words", device):
+            return kernel(n, state)
+        first, blocks = state[3], -(-n // 4)
         out = xp.empty((blocks, 4), "uint32")
         for start in range(0, blocks, _BLOCKS_AT_ONCE):
             stop = min(start + _BLOCKS_AT_ONCE, blocks)
@@ -91,6 +100,8 @@ class Generator:
     def uniform(self, shape: Any = (), dtype: Any = np.float32, device: str = "cpu") -> Any:
         """Uniform on [0, 1): the top 24 bits of a word for float32, all 32 for float64."""
         shape, n = _shape(shape)
+        if np.dtype(dtype) == np.float32 and (kernel := _kernel("uniform", device)):
+            return kernel(n, self.advance(n)).reshape(shape)
         words = self.words(n, device)
         if np.dtype(dtype) == np.float64:
             return (words * 2.0**-32).reshape(shape)
@@ -102,6 +113,8 @@ class Generator:
         would.
         """
         shape, n = _shape(shape)
+        if np.dtype(dtype) == np.float32 and (kernel := _kernel("normal", device)):
+            return kernel(n, self.advance(n)).reshape(shape)
         xp = module_for(device)
         real = np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
         u = self.words(n + n % 2, device).astype(real)
@@ -128,6 +141,18 @@ class Generator:
         """A random order of 0..n-1, int64 (n,): the indices that sort n random 64-bit keys."""
         words = self.words(2 * n).astype("uint64")
         return np.argsort(words[0::2] << np.uint64(32) | words[1::2], kind="stable").astype("int64")
+
+
+def _kernel(name: str, device: str) -> Callable[..., Any] | None:
+    """The function of tinydiff.kernels.noise that draws on a device, or None where NumPy or CuPy themselves do."""
+    if device == "cpu" and not kernels.is_on_host():
+        return None
+    like = module_for(device).empty(0, "float32")
+    if not kernels.takes(like):
+        return None
+    from tinydiff.kernels import noise
+
+    return partial(getattr(noise, name), like=like)
 
 
 def _shape(shape: Any) -> tuple[tuple[int, ...], int]:

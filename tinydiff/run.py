@@ -2,6 +2,7 @@
 
 config.toml     everything needed to repeat the run        samples/    previews, final samples
 log.csv         one row for each step                      checkpoint/ see `checkpoint.py`
+profile.csv     where the time went, if that was measured
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from tinydiff.config import TrainConfig
 from tinydiff.errors import InputError, RunFailed
+from tinydiff.profile import Profile
 
 COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_second")
 
@@ -26,12 +28,11 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.config_file, self.log_file = self.path / "config.toml", self.path / "log.csv"
-        self.samples = self.path / "samples"
+        self.samples, self.profile_file = self.path / "samples", self.path / "profile.csv"
         self._log: Any = None
 
-    def create(self, config: TrainConfig, extra: dict[str, dict[str, Any]], force: bool = False) -> None:
-        """Makes the folder with its config.toml. InputError if something is there, unless it is a run and `force` is
-        set: then the old run's files (no others) are removed."""
+    def check_free(self, force: bool = False) -> None:
+        """InputError if something is there, unless it is a run and `force` is set."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is not a folder; choose another --out")
         if self.path.is_dir() and any(self.path.iterdir()):
@@ -39,6 +40,12 @@ class RunFolder:
                 raise InputError(f"{self.path} holds files that are not a run of tinydiff; choose another --out")
             if not force:
                 raise InputError(f"{self.path} already holds a run; --resume goes on with it, --force overwrites it")
+
+    def create(self, config: TrainConfig, extra: dict[str, dict[str, Any]], force: bool = False) -> None:
+        """Makes the folder with its config.toml, where `check_free` has nothing against it; the files of an old run (no
+        others) are removed."""
+        self.check_free(force)
+        if self.config_file.exists():
             self._remove_run()
         with _writing(self.path):
             self.samples.mkdir(parents=True, exist_ok=True)
@@ -50,7 +57,12 @@ class RunFolder:
         with _writing(self.path):
             for name in ("checkpoint", "checkpoint.new", "checkpoint.old", "samples", "evaluation"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            for file in (self.log_file, self.path / "loss.png", self.config_file):  # config.toml last: it marks a run
+            for file in (
+                self.log_file,
+                self.profile_file,
+                self.path / "loss.png",
+                self.config_file,
+            ):  # config.toml last: it marks a run
                 file.unlink(missing_ok=True)
 
     def rewrite_config(self, config: TrainConfig, extra: dict[str, dict[str, Any]]) -> None:
@@ -92,6 +104,10 @@ class RunFolder:
             log, self._log = self._log, None
             with _writing(self.log_file):
                 log.close()
+
+    def save_profile(self, profile: Profile) -> None:
+        with _writing(self.profile_file):
+            profile.save(self.profile_file)
 
     def preview_file(self, step: int) -> Path:
         return self.samples / f"step_{step:06d}.png"

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from tinydiff import random
-from tinydiff.backend import array_module
+from tinydiff.backend import array_module, is_array
+from tinydiff.workers import add_to
 
 _sequence = itertools.count()
 
@@ -29,6 +30,7 @@ class _Mode(threading.local):
     checking: bool = False
     seen: dict[Any, int] | None = None  # for recompute: versions of the tensors that operations took
     unrecorded: bool = False  # for recompute: an operation took a tensor that needs a gradient
+    observer: Any = None  # for profiles: runs the operations' passes
 
 
 _mode = _Mode()
@@ -69,6 +71,17 @@ def check_finite() -> Any:
     """A block in which the first operation that makes a value or a gradient that is not finite raises
     `NonFiniteError`."""
     return _set(checking=True)
+
+
+def observing(observer: Callable[[Any, str, Any, dict[str, Any]], Any]) -> Any:
+    """A block in which `observer(op, "forward" or "backward", arrays, options)` is called in place of that pass of each
+    operation, and has to run it and return what it returns."""
+    return _set(observer=observer)
+
+
+def current_observer() -> Any:
+    """What `observing` has set, None outside of it."""
+    return _mode.observer
 
 
 class NonFiniteError(ArithmeticError):
@@ -114,10 +127,11 @@ class Node:
         self.sequence = next(_sequence)
         self.watchers: dict[int, weakref.ref[Any]] = {}  # tensors that asked to retain their gradient
 
-    def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any]]:
-        """The edges to the parents, each with its gradient; then forgets everything that was saved for this."""
+    def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
+        """The edges to the parents, each with its gradient and whether nothing else holds that array."""
         op, name = self.op, self.name
-        L_Xs = op.backward(*L_Ys)
+        observer = _mode.observer
+        L_Xs = op.backward(*L_Ys) if observer is None else observer(op, "backward", L_Ys, {})
         L_Xs = L_Xs if isinstance(L_Xs, tuple | list) else (L_Xs,)
         if len(L_Xs) != len(self.parents):
             raise ValueError(f"{name}.backward returned {len(L_Xs)} gradients for {len(self.parents)} inputs")
@@ -133,7 +147,8 @@ class Node:
                 raise ValueError(
                     f"{name}.backward returned a gradient of shape {L_X.shape} for input {i} of shape {edge.shape}"
                 )
-            yield edge, L_X.astype(edge.dtype, copy=False)
+            new = op.gives_new and is_array(L_X) and all(L_X is not L_Y for L_Y in L_Ys)
+            yield edge, L_X.astype(edge.dtype, copy=False), new
 
     def release(self) -> None:
         self.op.release()
@@ -149,21 +164,26 @@ class Node:
 
 
 class _Gradients:
-    """Gradients on their way, by (node, output index). The first to arrive is kept as it is, since it may be the array
-    that another branch holds too; only a sum that was made here is added to in place."""
+    """Gradients on their way, by (node, output index). Of two that arrive, one that nothing else holds takes the sum in
+    place; without such a one there is a new array, since another branch may hold them too."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[Node, int], Any] = {}
         self._own: set[tuple[Node, int]] = set()
 
-    def add(self, key: tuple[Node, int], L: Any) -> None:
-        if key not in self._sums:
+    def add(self, key: tuple[Node, int], L: Any, own: bool) -> None:
+        total = self._sums.get(key)
+        if total is None:
             self._sums[key] = L
         elif key in self._own:
-            self._sums[key] += L
+            add_to(total, L)
+        elif own:
+            add_to(L, total)
+            self._sums[key] = L
         else:
-            total = self._sums[key] + L
-            self._sums[key] = array_module(L).asarray(total)  # the sum of two 0-d arrays is a scalar
+            self._sums[key] = array_module(L).asarray(total + L)  # the sum of two 0-d arrays is a scalar
+            own = True
+        if own:
             self._own.add(key)
 
     def take(self, node: Node) -> list[Any]:
@@ -183,18 +203,18 @@ def backward(tensor: Any, L_Y: Any) -> None:
     gradients, waiting = _Gradients(), set()
     heap: list[tuple[int, Node]] = []
 
-    def send(edge: Edge, L: Any) -> None:
+    def send(edge: Edge, L: Any, own: bool) -> None:
         if not isinstance(edge.target, Node):
-            edge.target._accumulate(L)
+            edge.target._accumulate(L, own)
             return
-        gradients.add((edge.target, edge.output), L)
+        gradients.add((edge.target, edge.output), L, own)
         if edge.target not in waiting:
             waiting.add(edge.target)
             heapq.heappush(heap, (-edge.target.sequence, edge.target))
 
     start = edge_to(tensor)
     assert start is not None
-    send(start, L_Y)
+    send(start, L_Y, own=False)
     while heap:
         _, node = heapq.heappop(heap)
         waiting.discard(node)
@@ -207,9 +227,10 @@ def backward(tensor: Any, L_Y: Any) -> None:
         for index, reference in node.watchers.items():
             if (watcher := reference()) is not None:
                 watcher._accumulate(L_Ys[index])
-        for edge, L_X in node.pull(L_Ys):
-            send(edge, L_X)
+        for edge, L_X, own in node.pull(L_Ys):
+            send(edge, L_X, own)
         node.release()
+        del L_Ys  # so that it does not live on beside the next one
 
 
 class _Recompute:
@@ -239,7 +260,7 @@ class _RecomputeNode(Node):
 
     __slots__ = ()
 
-    def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any]]:
+    def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
         op = self.op
         if any(version.count != count for version, count in op.versions.items()):
             raise RuntimeError(
@@ -251,7 +272,7 @@ class _RecomputeNode(Node):
             raise RuntimeError("a recomputed block must do the same thing again, but it returned other outputs")
         for y, L_Y in zip(outputs, L_Ys, strict=True):
             if (edge := edge_to(y)) is not None:
-                yield edge, L_Y
+                yield edge, L_Y, False
 
 
 def recompute(fn: Callable[..., Any], *xs: Any) -> Any:

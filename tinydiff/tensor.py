@@ -43,18 +43,19 @@ class Tensor:
 
     @classmethod
     def _wrap(cls, data: Any, version: Version | None = None) -> Tensor:
-        tensor = cls(data)
-        if version is not None:
-            tensor._version = version
+        """A tensor of an array, in memory that others hold if there is a version."""
+        tensor = cls.__new__(cls)
+        tensor.data, tensor.grad, tensor.requires_grad = data, None, False
+        tensor._node, tensor._index, tensor._version = None, 0, version or Version()
         return tensor
 
     def _attach(self, node: tape.Node, index: int) -> None:
         self._node, self._index, self.requires_grad = node, index, True
 
-    def _accumulate(self, L: Any) -> None:
-        """Adds to `.grad`, an array of the tensor's own."""
+    def _accumulate(self, L: Any, own: bool = False) -> None:
+        """Adds to `.grad`, an array of the tensor's own; L becomes it if nothing else holds L (`own`)."""
         if self.grad is None:
-            self.grad = L.copy()
+            self.grad = L if own and L.flags.c_contiguous else L.copy()
         else:
             self.grad += L
 

@@ -12,17 +12,19 @@ import platform
 import signal
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 import tinydiff
-from tinydiff import checkpoint, images, optim, random, tape, workers
+from tinydiff import checkpoint, images, machine, memory, optim, random, tape, workers
 from tinydiff.backend import module_for, resolve_device
 from tinydiff.config import TrainConfig
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
 from tinydiff.errors import InputError, RunFailed
+from tinydiff.profile import Profile, section
 from tinydiff.progress import Progress, say
 from tinydiff.run import RunFolder
 from tinydiff.sheets import Sheet, class_count, draw_sheet
@@ -84,14 +86,16 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------- the run
 
-    def run(self, resume: bool = False, force: bool = False) -> int:
+    def run(self, resume: bool = False, force: bool = False, profile: bool = False) -> int:
         """Trains to `config.steps`; returns the last step done, fewer if SIGINT or SIGTERM asked to stop (see
         `stopped_by`).
 
         resume: go on from the run's newest checkpoint, or from the start if it died before the first. force: overwrite
-        an old run. InputError where the folder does not allow it; RunFailed for a loss that is not finite and a full
-        disk: the last checkpoint stays as it was.
+        an old run. profile: measure where the time of the steps goes, tell it at the end and write it to profile.csv.
+        InputError where the folder does not allow it; RunFailed for a loss that is not finite and a full disk: the last
+        checkpoint stays as it was.
         """
+        self.profile = Profile() if profile else None
         self.stopped_by: int | None = None
         self._begin(resume, force)
         try:
@@ -105,15 +109,25 @@ class Trainer:
             self.folder.close()
         return self.step
 
+    def check_start(self, resume: bool = False, force: bool = False) -> None:
+        """InputError where `run` could not start. With `resume` it takes weights, optimiser and counters from the run's
+        newest checkpoint; nothing is written."""
+        if not resume:
+            self.folder.check_free(force)
+            return
+        if not self.folder.config_file.exists():
+            raise InputError(f"there is no run to resume in {self.folder.path}")
+        self._restore()
+        if self.step >= self.config.steps:
+            raise InputError(
+                f"the run in {self.folder.path} has done its {self.step} steps; to go on, give a larger --steps"
+            )
+
     def _begin(self, resume: bool, force: bool) -> None:
+        self.check_start(resume, force)
+        if self.device == "cuda":
+            memory.require_gpu(self.memory_of_step(), self.config.batch_size)
         if resume:
-            if not self.folder.config_file.exists():
-                raise InputError(f"there is no run to resume in {self.folder.path}")
-            self._restore()
-            if self.step >= self.config.steps:
-                raise InputError(
-                    f"the run in {self.folder.path} has done its {self.step} steps; to go on, give a larger --steps"
-                )
             self.folder.rewrite_config(self.config, self.record)
         else:
             self.folder.create(self.config, self.record, force)
@@ -121,53 +135,85 @@ class Trainer:
 
     def _train(self, interrupts: _Interrupts) -> None:
         config, images_per_step = self.config, self.config.batch_size * self.config.accumulate
-        progress = Progress(self.step, config.steps, images_per_step)
+        progress, first = Progress(self.step, config.steps, images_per_step), self.step
         try:
             while self.step < config.steps and interrupts.received is None:
                 start = time.perf_counter()
-                loss, norm, lr = self._train_step(self.step + 1)
+                warming_up = self.step == first and config.steps > first + 1  # makes the workspaces
+                with nullcontext() if self.profile is None or warming_up else self.profile.step():
+                    loss, norm, lr = self.train_step(self.step + 1)
                 speed = images_per_step / (time.perf_counter() - start)
                 self.step += 1
                 self.folder.log(self.step, loss, norm, lr, speed)
                 progress.update(self.step, loss, speed)
                 if self.step % config.save_every == 0:
-                    self.save()
+                    with self._between("saving"):
+                        self.save()
                 if config.preview_every and self.step % config.preview_every == 0:
-                    self._preview()
+                    with self._between("previews"):
+                        self._preview()
         finally:
             progress.close()
+            if self.profile is not None and self.profile.steps:
+                self.folder.save_profile(self.profile)
+                say(self.profile.table())
         if self.saved_step != self.step:
             self.save()
 
-    def _train_step(self, step: int) -> tuple[float, float, float]:
+    def _between(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.profile is None else self.profile.between(name)
+
+    def train_step(self, step: int) -> tuple[float, float, float]:
         """One step of Algorithm 1; returns loss, norm of the gradient before clipping, and learning rate."""
         loss, norm = self._gradients(step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise RunFailed(self._explain_non_finite(step, loss))
         self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
-        self.optimizer.step()
-        self.ema.update()
+        with section("Adam"):
+            self.optimizer.step()
+        with section("EMA"):
+            self.ema.update()
         return loss, norm, self.optimizer.lr
 
     def _gradients(self, step: int) -> tuple[float, float]:
         """The loss of a step and the norm of its gradient, which is left, clipped, in the parameters."""
         config, xp = self.config, module_for(self.device)
         n, parts = config.batch_size * config.accumulate, config.accumulate
-        x0, labels = self.data.batch(step, n, self.generator)
-        labels = None if labels is None or self.unet.num_classes is None else self._drop_labels(labels, step)
-        x0 = xp.asarray(x0)
-        t, eps = self.diffusion.draw(x0, self.generator.at(random.TIME, step))
+        with section("data"):
+            x0, labels = self.data.batch(step, n, self.generator)
+            labels = None if labels is None or self.unet.num_classes is None else self._drop_labels(labels, step)
+            x0 = xp.asarray(x0)
+        with section("noise and times"):
+            t, eps = self.diffusion.draw(x0, self.generator.at(random.TIME, step))
         self.unet.train(self.generator.at(random.DROPOUT, step))
         self.optimizer.zero_grad()
         total = 0.0
         for part in range(parts):
             rows = slice(part * config.batch_size, (part + 1) * config.batch_size)
-            loss = self.diffusion.loss(
-                self.unet, x0[rows], None, None if labels is None else labels[rows], t[rows], eps[rows]
-            )
-            loss.backward(xp.asarray(1 / parts, loss.dtype))
+            with section("forward, between operations"):
+                loss = self.diffusion.loss(
+                    self.unet, x0[rows], None, None if labels is None else labels[rows], t[rows], eps[rows]
+                )
+            with section("backward, sums of gradients"):
+                loss.backward(xp.asarray(1 / parts, loss.dtype))
             total += loss.item() / parts
-        return total, optim.clip_grad_norm(self.parameters, config.clip or math.inf)
+        with section("norm of the gradient, clipping"):
+            return total, optim.clip_grad_norm(self.parameters, config.clip or math.inf)
+
+    def try_batch(self, n: int) -> None:
+        """Computes the gradients for n images and drops them: what a batch costs, without training."""
+        x0, labels = self.data.batch(1, n, self.generator)
+        x0 = module_for(self.device).asarray(x0)
+        t, eps = self.diffusion.draw(x0, self.generator.at(random.TIME, 1))
+        self.unet.train(self.generator.at(random.DROPOUT, 1))
+        self.optimizer.zero_grad()
+        self.diffusion.loss(self.unet, x0, None, labels if self.unet.num_classes else None, t, eps).backward()
+        self.optimizer.zero_grad()
+
+    def memory_of_step(self) -> memory.Estimate:
+        """How much memory a step needs, from small batches."""
+        weights = sum(p.data.nbytes for p in self.parameters)
+        return memory.estimate(self.try_batch, weights, self.config.batch_size, self.device)
 
     def _drop_labels(self, labels: np.ndarray, step: int) -> np.ndarray:
         """Labels with a random share replaced by the null label (Ho and Salimans, 2022, algorithm 1)."""
@@ -230,14 +276,8 @@ class Trainer:
 
     def environment(self) -> str:
         """What rounding depends on: the same environment gives the same bits."""
-        from threadpoolctl import threadpool_info
-
-        blas = ", ".join(
-            sorted(f"{p['internal_api']} {p['version']} {p.get('architecture', '')}".strip()
-                   for p in threadpool_info() if p["user_api"] == "blas")
-        )  # fmt: skip
         return (
-            f"tinydiff {tinydiff.__version__}, Python {platform.python_version()}, NumPy {np.__version__} with {blas}, "
+            f"tinydiff {tinydiff.__version__}, Python {platform.python_version()}, NumPy {np.__version__} with {machine.blas()}, "
             f"{platform.machine()}, {self.device}, {self.config.threads or workers.available()} threads"
         )
 

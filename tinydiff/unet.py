@@ -24,6 +24,8 @@ import numpy as np
 from tinydiff import nn, ops
 from tinydiff.backend import array_module, is_array, to_device
 from tinydiff.errors import InputError
+from tinydiff.ops.convolution import conv2d_add, upsample_conv2d
+from tinydiff.ops.normalization import group_norm_silu
 from tinydiff.random import Generator
 from tinydiff.tensor import Tensor
 from tinydiff.variant import ACTIVATIONS, Variant, check_number, check_whole
@@ -178,7 +180,7 @@ class UNet(nn.Module):
             h = self.mid_block(h, time)
         for up_block in self.up_blocks:
             h = up_block(h, time, skips)
-        return self.conv_out(ops.silu(self.conv_norm_out(h)))
+        return self.conv_out(_activated(ops.silu, self.conv_norm_out, h))
 
     def _time(self, t: Any, labels: Any, n: int) -> Tensor:
         """What every residual block is told about time and label, (N, features), with the activation applied."""
@@ -244,20 +246,20 @@ class ResBlock(nn.Module):
             self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1, generator=generator)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.activation(self.norm1(x))
+        h = _activated(self.activation, self.norm1, x)
         if self.resample is not None:
-            x, h = _resample(x, self.resample), _resample(h, self.resample)
-        time = ops.expand_dims(self.time_emb_proj(time), (1, 2))
-        h = self.conv1(h)
+            resample = ops.upsample_nearest2d if self.resample == "up" else partial(ops.avg_pool2d, window=2)
+            x, h = resample(x), resample(h)
+        time = self.time_emb_proj(time)
         if self.scale_shift:
-            scale, shift = ops.split(time, 2, axis=-1)
-            h = self.norm2(h) * (scale + 1) + shift
+            scale, shift = ops.split(ops.expand_dims(time, (1, 2)), 2, axis=-1)
+            h = self.activation(self.norm2(self.conv1(h)) * (scale + 1) + shift)
         else:
-            h = self.norm2(h + time)
-        h = self.conv2(self.dropout(self.activation(h)))
-        if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x)
-        return x + h if self.divisor == 1 else (x + h) / self.divisor
+            h = conv2d_add(h, self.conv1.weight, self.conv1.bias, embedding=time, padding=1)
+            h = _activated(self.activation, self.norm2, h)
+        x = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        h = conv2d_add(self.dropout(h), self.conv2.weight, self.conv2.bias, residual=x, padding=1)
+        return h if self.divisor == 1 else h / self.divisor
 
 
 class DownBlock(nn.Module):
@@ -330,7 +332,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, generator=generator)
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
-        return self.conv(ops.upsample_nearest2d(h))
+        return upsample_conv2d(h, self.conv.weight, self.conv.bias)
 
 
 class TimestepEmbedding(nn.Module):
@@ -367,8 +369,11 @@ def _attention(channels: int, groups: int | None, variant: Variant, generator: G
     return nn.Attention(channels, channels // head_dim, groups, variant.norm_eps, init_scale=0, generator=generator)
 
 
-def _resample(h: Tensor, direction: str) -> Tensor:
-    return ops.upsample_nearest2d(h) if direction == "up" else ops.avg_pool2d(h, 2)
+def _activated(activation: Any, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """activation(norm(x)), where it can be in one operation."""
+    if activation is ops.silu:
+        return group_norm_silu(x, norm.groups, norm.weight, norm.bias, norm.eps)
+    return activation(norm(x))
 
 
 def _integers(name: str, values: Any, n: int, device: str) -> Any:

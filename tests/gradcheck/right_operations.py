@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff import nn, ops, random
+from tinydiff.diffusion import Diffusion, Schedule
+from tinydiff.diffusion.decoder import bin_log_prob
 from tinydiff.function import Function
+from tinydiff.ops.convolution import conv2d_add, upsample_conv2d
+from tinydiff.ops.normalization import group_norm_silu
+from tinydiff.unet import ResBlock
+from tinydiff.variant import Variant
 
 
 class Right(NamedTuple):
@@ -91,6 +97,10 @@ def _images(rng, seed):
         return ops.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1)
 
     yield "conv_transpose2d", transposed, [x, w, b]
+    x, w, b = rng.normal(size=(2, 4, 5, 3)), rng.normal(size=(3, 3, 3, 2)), rng.normal(size=2)
+    terms = [rng.normal(size=(2, 2)), rng.normal(size=(2, 4, 5, 2))]
+    yield "conv2d_add", lambda *a: conv2d_add(*a, padding=1), [x, w, b, *terms]
+    yield "upsample_conv2d", upsample_conv2d, [x, w, b]
     yield "patches", lambda x: ops.patches(x, 3, padding=1), [rng.normal(size=(2, 5, 4, 2))]
     p = rng.normal(size=(2 * 5 * 4, 3 * 3 * 2))
     yield "unpatches", lambda p: ops.unpatches(p, (2, 5, 4, 2), 3, padding=1), [p]
@@ -111,6 +121,7 @@ def _reductions(rng, seed):
         yield name, getattr(ops, name), [rng.normal(size=(3, 5))]
     x, w, b = rng.normal(size=(3, 4, 5, 6)), rng.normal(size=6), rng.normal(size=6)
     yield "group_norm", lambda x, w, b: ops.group_norm(x, 2, w, b), [x, w, b]
+    yield "group_norm_silu", lambda x, w, b: group_norm_silu(x, 2, w, b), [x, w, b]
     yield "layer_norm", ops.layer_norm, [rng.normal(size=(3, 7)), rng.normal(size=7), rng.normal(size=7)]
 
 
@@ -132,6 +143,9 @@ def _losses(rng, seed):
         inputs = [rng.normal(size=(4, 5)), rng.normal(size=(4, 5))]
         yield f"mse {reduction}", lambda p, y, reduction=reduction: ops.mse_loss(p, y, reduction), inputs
     yield "cross_entropy", ops.cross_entropy, [rng.normal(size=(4, 5)), rng.integers(0, 5, size=4)]
+    bytes_ = rng.integers(0, 256, size=(4, 5)) / 127.5 - 1
+    inputs = [rng.uniform(-1.2, 1.2, size=(4, 5)), rng.uniform(-6, 1, size=(4, 5))]
+    yield "log probability of bytes", lambda m, v: bin_log_prob(m, v, bytes_[: m.shape[0], : m.shape[1]]), inputs
     generator = random.Generator(seed)
 
     def noisy(x):
@@ -152,13 +166,40 @@ def _whole(rng, seed):
     x, w, v = rng.normal(size=(16, 8)), rng.normal(size=(8, 32)), rng.normal(size=(32, 4))
     yield "relu network", lambda x, w, v: ops.mean(ops.linear(ops.relu(ops.linear(x, w)), v)), [x, w, v]
     layers = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3))
-    for p in layers.parameters():
-        p.data = rng.normal(size=p.shape).astype(np.float32)
+    _redraw(layers, rng)
     yield "module", layers, [rng.normal(size=(5, 4))]
     x, w = rng.normal(size=(2, 4, 5, 3)), rng.normal(size=(3, 3, 3, 4))
+    attention = nn.Attention(4, 2, groups=2)
+    _redraw(attention, rng)
+    yield "attention module", attention, [rng.normal(size=(1, 2, 3, 4))]
+    block = ResBlock(2, 4, features=3, groups=2, dropout=0.2, variant=Variant(), generator=None)
+    _redraw(block, rng)
+    block.train(random.Generator(seed))
+    yield "residual block", block, [rng.normal(size=(1, 3, 4, 2)), rng.normal(size=(1, 3))]
+    denoiser = _Denoiser()
+    _redraw(denoiser, rng)
+    diffusion, noise = Diffusion(Schedule.linear(), predict="v"), random.Generator(seed)
+    images = rng.normal(size=(3, 4, 4, 1))
+    yield "training loss", lambda: diffusion.loss(denoiser, images, noise), [], {"parameters": denoiser}
     yield "block", lambda x, w: ops.silu(ops.group_norm(ops.conv2d(x, w, padding=1), 2)), [x, w]
     yield "used twice", lambda x: x * x + ops.sum(x) * x, [rng.normal(size=(4, 5))]
     yield "unused input", lambda x, y: x * 2.0, [rng.normal(size=(4, 5)), rng.normal(size=3)]
+
+
+class _Denoiser(nn.Module):
+    """The smallest model that has an image, a time and a weight."""
+
+    def __init__(self):
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, t, labels=None):
+        return self.conv(x) * np.cos(0.01 * np.asarray(t)).reshape(-1, 1, 1, 1)
+
+
+def _redraw(module, rng):
+    """Random parameters, also where a layer starts at zero."""
+    for p in module.parameters():
+        p.data = rng.normal(size=p.shape).astype(np.float32)
 
 
 def _by_hand(rng, seed):
@@ -175,6 +216,29 @@ def _by_hand(rng, seed):
         return np.maximum(x, 0), x
 
     yield "by hand: relu", relu, [rng.normal(size=(4, 5))], {"backward": lambda L, x: L * (x > 0), "cache": True}
+
+    def cross_entropy(scores, y):
+        P = np.exp(scores - scores.max(1, keepdims=True))
+        P /= P.sum(1, keepdims=True)
+        return -np.log(P[np.arange(len(y)), y]).mean(), (P, y)
+
+    def cross_entropy_backward(L, cache):
+        P, y = cache
+        L_scores = P.copy()
+        L_scores[np.arange(len(y)), y] -= 1
+        return L * L_scores / len(y)
+
+    options = {"backward": cross_entropy_backward, "cache": True}
+    yield "by hand: cross entropy", cross_entropy, [rng.normal(size=(3, 4)), rng.integers(0, 4, size=3)], options
+
+    def squared_error(prediction, target):
+        return float(((prediction - target) ** 2).mean())
+
+    def squared_error_backward(L, prediction, target):
+        return L * 2 * (prediction - target) / prediction.size
+
+    inputs = [rng.normal(size=(3, 4)), rng.normal(size=(3, 4))]
+    yield "by hand: squared error", squared_error, inputs, {"backward": squared_error_backward, "wrt": 0}
 
     def product(a, b):  # of equal shapes only, by whatever NumPy does with others
         return a * b

@@ -47,11 +47,19 @@ class Scaled(td.Function):
 @pytest.mark.parametrize(
     "factor, words",
     [
-        (5.0, "= 5, the length of X along axis 1: a division is missing"),
-        (1 / 20, "1/20, the size of X: a factor is missing"),
-        (0.5, "1/2: a factor is missing"),
+        (
+            5.0,
+            "is 5 times what it should be (5: the length of X along axis 1): a division by 5 is missing, as in a mean",
+        ),
+        (1 / 20, "is 1/20 of what it should be (20: the size of X): a factor 20 is missing"),
+        (5**-0.5, "is 1/sqrt(5) of what it should be (5: the length of X along axis 1)"),
+        (0.5, "is 1/2 of what it should be: a factor 2 is missing"),
         (-1.0, "the sign is wrong"),
-        (-2.0, "its sign is wrong"),
+        (
+            -2.0,
+            "is 2 times what it should be: a division by 2 is missing or a multiplication is too many, and its sign",
+        ),
+        (0.3, "is 0.3 times what it should be\n"),
         (1 + 1e-7, "a constant or an intermediate result in float32"),
         (0.0, "no gradient comes back"),
         (np.inf, "infinities or NaN"),

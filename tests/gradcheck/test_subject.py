@@ -83,8 +83,16 @@ def test_a_pair_written_by_hand():
 
 def test_a_wrong_number_of_gradients():
     subject = make_subject(lambda x, y: x * y, [X, X], backward=lambda L, x, y: (L, L, L))
-    with pytest.raises(ValueError, match="returned 3 gradients for 2 inputs"):
+    with pytest.raises(ValueError, match="returned 3 gradients for 2 floating point inputs"):
         subject.vjp(subject.point, [X])
+
+
+def test_backward_may_return_the_gradients_that_are_checked_alone():
+    def backward(L, x, y, z):
+        return L * y
+
+    subject = make_subject(lambda x, y, z: x * y + z, [X, 2 * X, X], wrt=[0], backward=backward)
+    np.testing.assert_array_equal(subject.vjp(subject.point, [X])[0], 2 * X * X)
 
 
 def test_a_cache_needs_two_results():

@@ -37,13 +37,44 @@ class Cube(td.Function):
     def backward(self, L):
         return 3 * self.saved[0] ** 2 * L
 
+def split(x):
+    return x[:1], x[1:]
+
+def join(L_1, L_2):
+    return np.concatenate([L_1, L_2])
+
+def cached_affine(x, w, b):
+    return x @ w + b, (x, w)
+
+def cached_affine_backward(dout, cache):
+    x, w = cache
+    return dout @ w.T, x.T @ dout, dout.sum(0)
+
 class Layer:
-    @staticmethod
-    def forward(x):
-        return 2 * x
+    factor = 2
+    def forward(self, x):
+        self.y = np.tanh(x)
+        return self.factor * self.y
+    def backward(self, dout):
+        return dout * 2 * (1 - self.y ** 2)
+
+class Sized(Layer):
+    def __init__(self, factor):
+        self.factor = factor
+
+layer, triple = Layer(), Sized(3)
+
+def raises(x):
+    raise RuntimeError("from inside")
+
+def raises_as_case():
+    raise RuntimeError("from inside")
 
 def case():
     return affine, [np.ones((2, 3)), np.ones((3, 4)), np.ones(4)], {"backward": affine_backward}
+
+def test_of_ones_own():
+    td.gradcheck(*case()[:2], backward=wrong_backward)
 
 def no_case():
     return 3
@@ -86,7 +117,14 @@ def test_other_kinds_of_targets(homework):
     assert check_target(f"{homework}:silu").ok
     assert check_target(f"{homework}:Cube").ok
     assert check_target(f"{homework}:case").verdicts[1].shape == (3, 4)
-    assert check_target(f"{homework}:cached,cached_backward", cache=True).ok
+    assert check_target(f"{homework}:cached,cached_backward").ok
+    assert check_target(f"{homework}:cached_affine,cached_affine_backward").ok
+    assert check_target(f"{homework}:cached_affine,cached_affine_backward", shapes=["5,4", "4,2", "2"]).ok
+    assert check_target(f"{homework}:split,join").ok
+    assert check_target(f"{homework}:test_of_ones_own").diagnosis == "ratio"
+    assert check_target(f"{homework}:Layer").ok and check_target(f"{homework}:layer").ok
+    assert check_target(f"{homework}:triple").diagnosis == "ratio"
+    assert check_target(f"{homework}:layer.forward,layer.backward").ok
     assert check_target("tinydiff.ops:conv2d", shapes=["2,5,6,3", "3x3x3x2"]).ok
     assert check_target("tinydiff.ops:linear").ok
     assert check_target(f"{homework}:table", shapes=["4,3", "5 int"]).verdicts[0].shape == (4, 3)
@@ -106,6 +144,16 @@ def test_other_kinds_of_targets(homework):
         ("homework_sheet:picky", {}, "give a shape for each of its 1 arguments"),
         ("homework_sheet:picky", {"shapes": ["2,2"]}, r"does not take inputs of shapes \(2, 2\)"),
         ("homework_sheet:silu", {"shapes": ["2,a"]}, "must be like 4,3"),
+        ("homework_sheet:silu", {"shapes": ["x"]}, "must be like 4,3"),
+        ("homework_sheet:silu", {"seed": -1}, "seed must be an integer of at least 0, not -1"),
+        ("homework_sheet:silu", {"png": "/no/folder/e.png"}, "png: there is no folder /no/folder"),
+        ("homework_sheet:Sized", {}, "Sized cannot be made without arguments .*: name an object of this class"),
+        (
+            "homework_sheet:raises",
+            {"shapes": ["3"]},
+            r"raises raised RuntimeError: from inside \(homework_sheet.py:\d+\)",
+        ),
+        ("homework_sheet:raises_as_case", {}, r"raised RuntimeError: from inside \(homework_sheet.py:\d+\)"),
         ("homework_sheet:silu", {"shapes": ["2", "3"]}, "does not take inputs"),
     ],
 )

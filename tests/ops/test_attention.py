@@ -7,6 +7,7 @@ import pytest
 
 from tinydiff import ops
 from tinydiff.tensor import Tensor
+from tinydiff.workers import threads
 
 INF = float("inf")
 
@@ -272,3 +273,50 @@ def test_masks_that_do_not_fit_are_named(mask):
 def test_an_integer_mask_is_refused_as_ambiguous():
     with pytest.raises((TypeError, ValueError), match="mask"):
         ops.attention(np.ones((4, 3)), np.ones((4, 3)), np.ones((4, 3)), np.ones((4, 4), int))
+
+
+def exact_attention(q, k, v, scale, L_y):
+    """Y and the gradients of sum(L_y Y) in float64, term by term as in the definition."""
+    q, k, v, L_y = (a.astype(np.float64) for a in (q, k, v, L_y))
+    S = scale * q @ k.swapaxes(-1, -2)
+    P = np.exp(S - S.max(-1, keepdims=True))
+    P /= P.sum(-1, keepdims=True)
+    L_P = L_y @ v.swapaxes(-1, -2)
+    L_S = P * (L_P - (P * L_P).sum(-1, keepdims=True))
+    return P @ v, scale * L_S @ k, scale * L_S.swapaxes(-1, -2) @ q, P.swapaxes(-1, -2) @ L_y
+
+
+@pytest.mark.parametrize("logits", [0.1, 5, 40, 200])
+@pytest.mark.parametrize(
+    ("stack", "L", "M", "D", "E"), [((12,), 256, 256, 32, 32), ((3, 2), 96, 160, 64, 24), ((2,), 33, 7, 5, 3)]
+)
+def test_stacks_over_threads_and_blocks_against_float64(stack, L, M, D, E, logits, rng):
+    """Small logits, for which no maximum is taken off, and large ones; several blocks and threads, twice alike."""
+    q, k, v, L_y = (rng.normal(size=(*stack, *s)).astype(np.float32) for s in ((L, D), (M, D), (M, E), (L, E)))
+    q *= np.float32(logits / 5)
+    exact = exact_attention(q, k, v, D**-0.5, L_y)
+
+    def run():
+        leaves = [Tensor(a, requires_grad=True) for a in (q, k, v)]
+        y = ops.attention(*leaves)
+        y.backward(L_y)
+        return y.data, *(a.grad for a in leaves)
+
+    with threads(2):
+        ours, again = run(), run()
+    for a, e, a2 in zip(ours, exact, again, strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, e, atol=max(4e-6, 3e-7 * logits) * np.abs(e).max())
+        np.testing.assert_array_equal(a, a2)
+
+
+def test_rows_of_very_small_logits_alone_keep_their_sum(rng):
+    q = (10 + rng.uniform(size=(2, 8, 4))).astype(np.float32)
+    k, v = -q, rng.normal(size=(2, 8, 3)).astype(np.float32)  # all logits below -200
+    exact, *_ = exact_attention(q, k, v, 0.5, v)
+    np.testing.assert_allclose(ops.attention(q, k, v).data, exact, atol=1e-4)
+
+
+def test_probabilities_are_not_kept(rng):
+    q, k, v = (Tensor(rng.normal(size=(2, 64, 4)), requires_grad=True) for _ in range(3))
+    assert all(a is None or a.size < 64 * 64 for a in ops.attention(q, k, v)._node.op._saved)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
+from tinydiff.ops.normalization import group_norm_silu, group_normalize
 from tinydiff.tensor import Tensor
+from tinydiff.workers import threads
 
 
 def leaf(array):
@@ -168,3 +170,70 @@ def test_layer_norm_names_what_does_not_fit():
             ops.layer_norm(x, np.ones(6), np.ones(bad))
     with pytest.raises(ValueError, match="layer_norm"):
         ops.layer_norm(leaf(1.0))
+
+
+def silu(z):
+    return z / (1 + np.exp(-z))
+
+
+@pytest.mark.parametrize(("shape", "groups"), [*SHAPES, ((2, 7, 5, 4), 2), ((0, 2, 2, 4), 2)], ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norm_and_silu_in_one(shape, groups, affine, rng, verify):
+    C = shape[-1]
+    x, w, b = rng.normal(1, 2, shape), rng.uniform(0.5, 2, C), rng.normal(size=C)
+    if affine:
+        expected = silu(group_norm_loop(x, groups, w, b))
+        verify(lambda a, c, d: group_norm_silu(a, groups, c, d), x, w, b, expected=expected, single=1e-4)
+    else:
+        verify(lambda a: group_norm_silu(a, groups), x, expected=silu(group_norm_loop(x, groups)), single=1e-4)
+
+
+def test_silu_does_not_overflow():
+    x = np.array([[-1.0, 1.0]], np.float32)
+    with np.errstate(all="raise"):
+        y = group_norm_silu(x, 1, np.full(2, 1e4, np.float32), np.zeros(2, np.float32)).data
+    np.testing.assert_allclose(y, [[0, 1e4]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("std", [1e-2, 1e-1, 1.0])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_large_mean_does_not_drown_the_variance(std, fused, rng):
+    """Mean 1000: float32 keeps 6e-5 there, so Z is known to about 6e-5 / std; 20 times that would mean a worse method."""
+    x = (1000 + std * rng.normal(size=(2, 16, 16, 8))).astype(np.float32)
+    x[:, :4] += np.float32(3 * std)  # the first rows are not like the others
+    exact = group_norm_loop(x.astype(float), 2, eps=1e-9)
+    y = (group_norm_silu if fused else ops.group_norm)(x, 2, eps=1e-9).data
+    np.testing.assert_allclose(y, silu(exact) if fused else exact, atol=max(6e-5 / std, 1e-4))
+    _, mean, scale = group_normalize(x, None, None, 2, 1e-9)
+    groups = x.astype(float).reshape(2, 256, 2, 4)
+    np.testing.assert_allclose(mean, groups.mean((1, 3)), rtol=1e-7)
+    np.testing.assert_allclose(scale, 1 / np.sqrt(groups.var((1, 3)) + 1e-9), rtol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_blocks_and_threads_change_nothing(fused, rng):
+    """More than one block for each of three threads, against float64 in one."""
+    N, H, C, G = 40, 32, 64, 32
+    x, L_Y = (rng.normal(1, 2, (N, H, H, C)).astype(np.float32) for _ in range(2))
+    w, b = rng.uniform(0.5, 2, C).astype(np.float32), rng.normal(size=C).astype(np.float32)
+
+    def run(dtype):
+        leaves = [leaf(a.astype(dtype)) for a in (x, w, b)]
+        y = (group_norm_silu if fused else ops.group_norm)(leaves[0], G, *leaves[1:])
+        y.backward(L_Y.astype(dtype))
+        return y.data, *(a.grad for a in leaves)
+
+    exact = run(np.float64)
+    for n in (2, 3):
+        with threads(n):
+            ours, again = run(np.float32), run(np.float32)
+        for a, e, a2 in zip(ours, exact, again, strict=True):
+            np.testing.assert_allclose(a, e, atol=2e-6 * np.abs(e).max())
+            np.testing.assert_array_equal(a, a2)
+
+
+def test_only_the_input_is_kept_for_the_backward_pass(rng):
+    x, w, b = leaf(rng.normal(size=(2, 8, 8, 4))), leaf(np.ones(4)), leaf(np.zeros(4))
+    y = group_norm_silu(x, 2, w, b)
+    kept = [a for a in (*y._node.op._saved, *vars(y._node.op).values()) if isinstance(a, np.ndarray)]
+    assert sum(a.size for a in kept if a is not x.data and a is not w.data and a is not b.data) <= 2 * 2 * 2

@@ -5,6 +5,7 @@ import pytest
 
 from tinydiff import ops
 from tinydiff.tensor import Tensor
+from tinydiff.workers import threads
 
 
 def leaf(array):
@@ -320,3 +321,11 @@ def test_adjoint_identity(operation, rng):
     L_Y = rng.normal(size=y.shape)
     y.backward(L_Y)
     np.testing.assert_allclose((y.data * L_Y).sum(), (a * x.grad).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_large_maps_are_joined_by_several_threads(axis, rng):
+    xs = [rng.normal(size=(40, 30 + (axis == 1) * i, 20, 8 + (axis == -1) * i)).astype(np.float32) for i in range(3)]
+    with threads(3):
+        y = ops.concatenate(xs, axis).data
+    np.testing.assert_array_equal(y, np.concatenate(xs, axis))

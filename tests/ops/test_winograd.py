@@ -12,9 +12,13 @@ SHAPES = [  # N, H, W, C, K, padding
     (4, 16, 16, 32, 32, ((1, 1), (1, 1))),
     (8, 28, 28, 32, 64, ((1, 1), (1, 1))),
     (32, 7, 7, 64, 48, ((1, 1), (1, 1))),
-    (6, 14, 13, 17, 21, ((1, 1), (1, 1))),
-    (5, 18, 11, 16, 40, ((0, 2), (2, 0))),
-    (3, 15, 15, 24, 16, ((0, 0), (0, 0))),
+    (13, 14, 13, 17, 21, ((1, 1), (1, 1))),  # blocks of unequal numbers of images
+    (8, 18, 11, 16, 40, ((0, 2), (2, 0))),
+    (12, 15, 15, 24, 16, ((0, 0), (0, 0))),
+    (1, 32, 32, 40, 40, ((1, 1), (1, 1))),  # one image, for two workers
+    (3, 12, 12, 136, 144, ((1, 1), (1, 1))),  # so many channels that workers take panels of filters
+    (8, 4, 4, 128, 256, ((1, 1), (1, 1))),  # few tiles: filters are turned by transposed products
+    (1, 24, 16, 160, 128, ((1, 1), (1, 1))),
 ]
 
 
@@ -74,8 +78,64 @@ def test_errors_are_within_bounds_of_the_definitions(shape, threads, definition)
         assert np.abs(ours).max() < 32 * np.abs(theirs).max(), what
 
 
+UPSAMPLED = [(2, 16, 16, 32, 32), (9, 5, 7, 24, 40), (2, 8, 8, 160, 128), (1, 12, 11, 64, 32)]  # N, H, W, C, K
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", UPSAMPLED, ids=str)
+def test_upsampled_errors_are_within_bounds_of_the_definitions(shape, threads, definition):
+    """The same bounds, for the convolution of an image with its pixels doubled, from the image itself."""
+    N, H, W, C, K = shape
+    X, F, b, L_Y, window = problem(N, 2 * H, 2 * W, C, K, ((1, 1), (1, 1)))
+    X = X[:, :H, :W]
+
+    def doubled(X, F, b, L_Y, window, by=three):
+        Y, L_X, L_W = by(X.repeat(2, 1).repeat(2, 2), F, b, L_Y, window)
+        return Y, L_X.reshape(N, H, 2, W, 2, C).sum((2, 4)), L_W
+
+    exact = doubled(X, F, b, L_Y, window)
+    plain = doubled(*single(X, F, b, L_Y), window, definition)
+    with workers.threads(threads):
+        x, f, bias = (Tensor(a, True) for a in single(X, F, b))
+        y = convolution.upsample_conv2d(x, f, bias)
+        y.backward(L_Y.astype(np.float32))
+    for what, e, ours, p in zip(("Y", "L_X", "L_W"), exact, (y.data, x.grad, f.grad), plain, strict=True):
+        assert np.any(ours != p), f"{what} was not computed by Winograd"
+        ours, theirs = ours - e, p - e
+        assert np.sqrt((ours**2).mean()) < 12 * np.sqrt((theirs**2).mean()), what
+        assert np.abs(ours).max() < 32 * np.abs(theirs).max(), what
+    np.testing.assert_allclose(bias.grad, L_Y.sum((0, 1, 2)), rtol=0, atol=1e-3)
+
+
+def test_one_frequency_vanishes_on_doubled_pixels():
+    transform = winograd._toom_cook([0, 1, -1, 0.6, -0.6])
+    tiles = np.random.default_rng(0).normal(size=(100, 4)).repeat(2, axis=1)[:, 1:7]
+    frequencies = tiles @ transform.B_T.T
+    np.testing.assert_allclose(frequencies[:, 2], 0, atol=1e-6)
+    assert np.abs(np.delete(frequencies, 2, axis=1)).max(0).min() > 0.1
+    np.testing.assert_allclose(transform.A_T[0::2, 2] + transform.A_T[1::2, 2], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    "shape", [(7, 12, 12, 136, 144), (7, 12, 12, 48, 64), (1, 9, 12, 136, 144), (2, 28, 8, 64, 64)]
+)
+def test_any_division_of_the_work(shape, threads, monkeypatch):
+    """Batches of few images, blocks of one, and rows of tiles where there are fewer images than workers."""
+    *arrays, window = problem(*shape, ((1, 1), (1, 1)))
+    E, R = np.ones((len(arrays[3]), shape[4])), arrays[3] * 2
+    exact = (convolution.convolve(*arrays[:3], window, 1, E, R), *three(*arrays, window)[1:])
+    monkeypatch.setattr(winograd, "_SHARED", 36 * 9 * 144 * 2)
+    monkeypatch.setattr(winograd, "_BLOCK", 1)
+    with workers.threads(threads):
+        X, F, b, L_Y, E, R = single(*arrays, E, R)
+        found = (convolution.convolve(X, F, b, window, 1, E, R), *three(X, F, b, L_Y, window)[1:])
+    for f, e in zip(found, exact, strict=True):
+        np.testing.assert_allclose(f, e, rtol=0, atol=1e-5 * np.abs(e).max())
+
+
 def test_gradients_of_any_memory_layout(definition):
-    X, F, b, L_Y, window = problem(4, 16, 12, 16, 24, ((1, 1), (1, 1)))
+    X, F, b, L_Y, window = problem(16, 16, 12, 16, 24, ((1, 1), (1, 1)))
     X, F, b, L_Y = single(X, F, b, L_Y)
     x, w = Tensor(X, True), Tensor(F, True)
     results = []
@@ -105,6 +165,7 @@ def test_the_definition_keeps_what_winograd_does_not_do():
     assert not winograd.is_faster(X, F, size, window, 1)  # float64: gradient checks see the definition
     assert not winograd.is_faster(x, w, size, window, 2)
     assert not winograd.is_faster(x, w[:, :, :, :8], size, window, 1)
+    assert not winograd.is_faster(x[:3], w, size, window, 1)  # too little to do
     for other in (
         Window((3, 3), (2, 2), window.padding, (1, 1)),
         Window((3, 3), (1, 1), window.padding, (2, 2)),

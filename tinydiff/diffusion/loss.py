@@ -12,6 +12,8 @@ from tinydiff.backend import array_module, device_of
 from tinydiff.diffusion.arguments import as_images, as_steps, per_image
 from tinydiff.diffusion.decoder import bin_log_prob
 from tinydiff.diffusion.model import call
+from tinydiff.function import Function
+from tinydiff.kernels import takes
 from tinydiff.random import NOISE, TIME, Generator
 from tinydiff.tensor import Tensor
 
@@ -42,6 +44,8 @@ def training_loss(
     if t is None or eps is None:
         if generator is None:
             raise ValueError("the loss needs a generator, or both t and eps")
+        if t is None and eps is None and takes(x0) and x0.dtype == np.float32:
+            return _fused_loss(diffusion, model, x0, generator, labels)
         drawn_t, drawn_eps = draw(diffusion, x0, generator)
         t, eps = drawn_t if t is None else t, drawn_eps if eps is None else eps
     xt = diffusion.q_sample(x0, t, eps)
@@ -59,13 +63,52 @@ def training_loss(
     return loss
 
 
+def _fused_loss(diffusion: Diffusion, model: Any, x0: Any, generator: Generator, labels: Any) -> Tensor:
+    """The same by kernels that make the noise where they need it: once for x_t, once more for the loss, never in memory."""
+    from tinydiff.kernels import noise
+
+    t = _draw_times(diffusion, len(x0), generator)
+    state, s = generator.at(NOISE, generator.step).state, diffusion.schedule
+    signal, noise_level = np.sqrt(s.alpha_bar[t]), np.sqrt(s.one_minus_alpha_bar[t])
+    xt = noise.q_sample(x0, signal, noise_level, state)
+    output = call(model, xt, s.timesteps[t], labels)
+    prediction, v = diffusion.split(output, xt)
+    weight = None if diffusion.min_snr is None else min_snr_weight(diffusion, diffusion.min_snr, t)
+    of_target = (
+        {} if diffusion.predict == "eps" else {"x0": x0, "sqrt_alpha_bar": signal, "sqrt_one_minus": noise_level}
+    )
+    loss = _NoiseLoss.apply(prediction, state=state, weight=weight, target=diffusion.predict, **of_target)
+    if v is not None:
+        loss = loss + variance_term(diffusion, output, x0, xt, t) * (s.T / 1000)
+    return loss
+
+
+class _NoiseLoss(Function):
+    """The kernel computes loss and gradient together, as both need the noise."""
+
+    def forward(self, prediction: Any, **options: Any) -> Any:
+        from tinydiff.kernels import noise
+
+        loss, L_prediction = noise.mse_loss(prediction, **options)
+        self.save(L_prediction)
+        return loss
+
+    def backward(self, L_loss: Any) -> Any:
+        (L_prediction,) = self.saved
+        return L_prediction * L_loss
+
+
 def draw(diffusion: Diffusion, x0: Any, generator: Generator) -> tuple[np.ndarray, Any]:
     """t (N,), uniform on 1..T, and eps, like x0, of the training step `generator.step`.
 
     They come from the streams TIME and NOISE of the generator's seed at that step, so they are the same each time.
     """
-    t = generator.at(TIME, generator.step).integers(1, diffusion.schedule.T + 1, x0.shape[0])
+    t = _draw_times(diffusion, len(x0), generator)
     return t, generator.at(NOISE, generator.step).normal(x0.shape, x0.dtype, device_of(x0))
+
+
+def _draw_times(diffusion: Diffusion, n: int, generator: Generator) -> np.ndarray:
+    return generator.at(TIME, generator.step).integers(1, diffusion.schedule.T + 1, n)
 
 
 def min_snr_weight(diffusion: Diffusion, gamma: float, t: np.ndarray) -> np.ndarray:

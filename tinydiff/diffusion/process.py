@@ -134,6 +134,13 @@ class Diffusion:
             return (xt - noise) * per_image(1 / np.sqrt(s.alpha_bar[t]), xt)
         return per_image(np.sqrt(s.alpha_bar[t]), xt) * xt - noise
 
+    def x0_weights(self, t: int) -> tuple[float, float]:
+        """The weights of xt and of the prediction in `predict_x0`."""
+        signal, noise = np.sqrt(self.schedule.alpha_bar[t]), np.sqrt(self.schedule.one_minus_alpha_bar[t])
+        if self.predict == "x0":
+            return 0.0, 1.0
+        return (1 / signal, -noise / signal) if self.predict == "eps" else (signal, -noise)
+
     def predict_eps(self, output: Any, xt: Any, t: Any) -> Any:
         """The noise that a model's output stands for, again without clipping.
 

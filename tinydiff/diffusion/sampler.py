@@ -17,6 +17,7 @@ from tinydiff.diffusion.model import Predictor, model_device
 from tinydiff.diffusion.process import Diffusion
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.errors import InputError
+from tinydiff.kernels import takes
 from tinydiff.random import Generator
 from tinydiff.tensor import Tensor
 
@@ -117,12 +118,52 @@ def _steps(predict: Predictor, solver: Solver, schedule: Schedule, x: Any, gener
     shape, dtype, device = x.shape, x.dtype, device_of(x)
     for i in range(schedule.T, 0, -1):
         output = predict(x, schedule.timesteps[i])
-        x, x0 = solver.step(output, x, i, lambda: generator.normal(shape, dtype, device))
+        fused = _fused_step(solver, output, x, i, generator) if takes(x) else NotImplemented
+        if fused is NotImplemented:
+            x, x0 = solver.step(output, x, i, lambda: generator.normal(shape, dtype, device))
+        else:
+            x, x0 = fused
         yield Step(int(schedule.timesteps[i - 1]), x, x0)
+
+
+def _fused_step(solver: Solver, output: Any, x: Any, i: int, generator: Generator) -> Any:
+    """`solver.step` by one kernel, which makes the noise itself; NotImplemented where it does not take the arrays."""
+    from tinydiff.kernels import noise
+
+    diffusion, move, state = solver.diffusion, solver.move(i), generator.state
+    diffusion.split(output, x)  # for its check of the shape
+    on_xt, on_output = diffusion.x0_weights(i)
+    coefficients = [on_xt, on_output, move.on_x0, move.on_xt, move.sigma, *move.log_variance, move.extrapolation]
+    before = solver.x0_before if move.extrapolation else None
+    result = noise.reverse_step(output, x, np.array(coefficients), state, diffusion.clip_x0, before)
+    if result is not NotImplemented:
+        if move.sigma:
+            generator.advance(x.size)
+        solver.x0_before = result[1]
+    return result
+
+
+class Move(NamedTuple):
+    """x_{i-1} = on_x0 D + on_xt x_i + sigma z with D = x0 + extrapolation (x0 - x0_before).
+
+    Where the variance is learned, v from the model multiplies sigma by exp((log_variance[0] + log_variance[1] (v + 1)) / 2).
+    """
+
+    on_x0: float
+    on_xt: float
+    sigma: float
+    log_variance: tuple[float, float] = (0.0, 0.0)
+    extrapolation: float = 0.0
 
 
 class Solver(Protocol):
     """One way down from x_i to x_{i-1}. Steps are counted in the (respaced) schedule; i falls from T to 1."""
+
+    diffusion: Diffusion
+    x0_before: Any
+
+    def move(self, i: int) -> Move:
+        """What `step` does at i, in numbers."""
 
     def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
         """x_{i-1} and the predicted x0, from the model's output for xt = x_i. `draw` gives noise; none enters x_0."""
@@ -131,8 +172,19 @@ class Solver(Protocol):
 class DDPM:
     """Ancestral sampling: a draw from p_theta(x_{t-1} | x_t) (Ho et al., 2020, algorithm 2)."""
 
+    x0_before = None
+
     def __init__(self, diffusion: Diffusion) -> None:
         self.diffusion = diffusion
+
+    def move(self, i: int) -> Move:
+        on_x0, on_xt = (float(weight) for weight in self.diffusion.posterior_weights(i))
+        lower, upper = (float(table[i]) for table in self.diffusion.log_variance_range())
+        if i == 1:
+            return Move(on_x0, on_xt, 0.0)
+        if self.diffusion.variance == "learned":
+            return Move(on_x0, on_xt, 1.0, (lower, (upper - lower) / 2))
+        return Move(on_x0, on_xt, float(np.exp((lower if self.diffusion.variance == "posterior" else upper) / 2)))
 
     def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
         mean, log_variance, x0 = self.diffusion.reverse(output, xt, i)
@@ -151,8 +203,13 @@ class DDIM:
     (x_t - sqrt(alpha_bar_t) x0) / sqrt(1 - alpha_bar_t), so where x0 was clipped it is not the predicted one.
     """
 
+    x0_before = None
+
     def __init__(self, diffusion: Diffusion, eta: float = 0.0) -> None:
         self.diffusion, self.eta = diffusion, eta
+
+    def move(self, i: int) -> Move:
+        return Move(*ddim_weights(self.diffusion.schedule, i, self.eta))
 
     def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
         x0 = clipped_x0(self.diffusion, output, xt, i)
@@ -183,15 +240,18 @@ class DPMSolver:
         self.half_log_snr = diffusion.schedule.log_snr / 2
         self.x0_before: Any = None
 
+    def move(self, i: int) -> Move:
+        extrapolation, level = 0.0, self.half_log_snr
+        if self.x0_before is not None and i > 1:
+            extrapolation = float((level[i - 1] - level[i]) / (2 * (level[i] - level[i + 1])))
+        return Move(*ddim_weights(self.diffusion.schedule, i), extrapolation=extrapolation)
+
     def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
         x0 = clipped_x0(self.diffusion, output, xt, i)
-        on_x0, on_xt, _ = ddim_weights(self.diffusion.schedule, i)
-        D = x0
-        if self.x0_before is not None and i > 1:
-            level = self.half_log_snr
-            D = x0 + float((level[i - 1] - level[i]) / (2 * (level[i] - level[i + 1]))) * (x0 - self.x0_before)
+        move = self.move(i)
+        D = x0 + move.extrapolation * (x0 - self.x0_before) if move.extrapolation else x0
         self.x0_before = x0
-        return on_x0 * D + on_xt * xt, x0
+        return move.on_x0 * D + move.on_xt * xt, x0
 
 
 def clipped_x0(diffusion: Diffusion, output: Any, xt: Any, i: int) -> Any:

@@ -11,6 +11,7 @@ probes.py      what a right formula can still get wrong: strides, needs, repeate
 sizes.py       the same at lengths 0 and 1, and with squares made oblong
 diagnosis.py   from a wrong gradient to a finding: evidence.py, patterns.py, formula.py
 report.py      what is said, picture.py what is drawn
+kernels.py     the same by the CUDA kernels, on the host
 target.py      MODULE:FUNCTION on the command line
 """
 

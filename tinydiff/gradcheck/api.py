@@ -16,7 +16,7 @@ def gradcheck(
     fn: Any,
     inputs: Sequence[Any],
     *,
-    wrt: Sequence[int | str] | None = None,
+    wrt: int | str | Sequence[int | str] | None = None,
     seed: int = 0,
     rtol: float | None = None,
     atol: float | None = None,
@@ -26,7 +26,8 @@ def gradcheck(
     generator: Any = None,
     dtype: Any = None,
     reference: Callable[..., Any] | None = None,
-    skip: Collection[str] = (),
+    kernels: bool = False,
+    skip: str | Collection[str] = (),
     png: str | Path | None = None,
     name: str | None = None,
 ) -> Report:
@@ -35,7 +36,8 @@ def gradcheck(
     fn: a function of tensors (one for each input) that returns a tensor or a tuple of them, a `td.Function` class, or a
         module, whose parameters are then checked too. With `backward`, a function of plain arrays.
     inputs: arrays or tensors. Floating point ones are checked, in float64; everything else is passed on as it is.
-    wrt: positions or names of the inputs to check, and names of parameters; None, or none of a kind named: all.
+    wrt: positions or names of the inputs to check, and names of parameters; None: all. Where it names no parameter, all
+        of them are checked beside the inputs named.
     seed: of the random directions, which the report states; the same seed repeats the same check.
     rtol, atol: the allowed difference, relative to the size of the sum that is compared, and absolute. None: rtol is
         sqrt(eps sqrt(n)) for n elements and the dtype's eps, that is half of the digits, less what n roundings cost
@@ -49,6 +51,8 @@ def gradcheck(
     dtype: np.float32 runs the backward pass in float32, as a kernel does, and compares it with derivatives in float64.
     reference: a function that does the same in float64 and is differentiated numerically instead of fn; its values are
         compared with fn's too.
+    kernels: run fn by the CUDA kernels of its operations, on the host, which makes dtype float32, and compare values and
+        gradients with those operations on NumPy in float64. The report names the kernels that ran.
     skip: names of probes to leave out: strides, layouts, needs, dropped, shared, reuse, sizes.
     png: where to save a picture of the error if there is one.
     name: of what is checked, for the report.
@@ -61,23 +65,32 @@ def gradcheck(
     from tinydiff.gradcheck.subject import make_subject
 
     generators = () if generator is None else generator if isinstance(generator, tuple | list) else (generator,)
+    skip = {skip} if isinstance(skip, str) else set(skip)
+    _check_arguments(fn, seed, rtol, atol, backward, cache, parameters, generators, reference, png)
+    if unknown := skip - set(PROBES):
+        raise InputError(f"there is no probe {min(unknown)!r} to skip; there are {', '.join(PROBES)}")
+    kind = _dtype(np.float32 if kernels and dtype is None else dtype)
+    if kernels and kind != np.float32:
+        raise InputError(f"kernels compute in float32: leave dtype out, it is {kind}")
     subject = make_subject(fn, inputs, wrt, backward, cache, parameters, generators)
     ground = subject
     if reference is not None:
-        if parameters is not None:
-            raise InputError("reference and parameters do not go together: make the parameters inputs")
         ground = make_subject(reference, inputs, wrt, backward, False, None, generators)
-    kind = np.dtype(np.float64 if dtype is None else dtype)
-    if kind not in (np.float32, np.float64):
-        raise InputError(f"dtype must be float32 or float64, not {kind}")
-    if unknown := set(skip) - set(PROBES):
-        raise InputError(f"there is no probe {sorted(unknown)[0]!r} to skip; there are {', '.join(PROBES)}")
+    elif kernels:
+        ground = make_subject(fn, inputs, wrt, backward, cache, parameters, generators)
+    ran: set[str] = set()
+    if kernels:
+        subject.kernels = ran, seed
     check = Check(subject, ground, Report(name or _name(fn), seed, str(kind)), kind, rtol, atol or 0.0)
     if check.settle():
         for probe_name, probe in PROBES.items():
             if probe_name not in skip and check.report.ok:
                 probe(check)
                 check.report.probes.append(probe_name)
+    if kernels and not ran:
+        raise InputError(f"no kernel took these arrays, so {check.report.name} was computed by NumPy alone")
+    if ran:
+        check.report.notes.append(f"kernels that ran: {', '.join(sorted(ran))}")
     if png is not None and not check.report.ok:
         check.report.save_png(png)
     if not check.report.ok:
@@ -88,3 +101,47 @@ def gradcheck(
 def _name(fn: Any) -> str:
     name = getattr(fn, "__qualname__", None) or type(fn).__name__
     return name.rpartition("<locals>.")[2]
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    try:
+        kind = np.dtype(np.float64 if dtype is None else dtype)
+    except TypeError:
+        kind = None
+    if kind not in (np.float32, np.float64):
+        raise InputError(f"dtype must be float32 or float64, not {dtype if kind is None else kind}")
+    return kind
+
+
+def _check_arguments(
+    fn: Any,
+    seed: Any,
+    rtol: Any,
+    atol: Any,
+    backward: Any,
+    cache: bool,
+    parameters: Any,
+    generators: Sequence[Any],
+    reference: Any,
+    png: str | Path | None,
+) -> None:
+    """InputError for what makes no check, before anything runs."""
+    for name, value in (("fn", fn), ("backward", backward), ("reference", reference)):
+        if not callable(value) and (value is not None or name == "fn"):
+            raise InputError(f"{name} must be a function, not {type(value).__name__}")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"seed must be an integer of at least 0, not {seed!r}")
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and not (isinstance(value, int | float | np.number) and 0 <= value < float("inf")):
+            raise InputError(f"{name} must be a number of at least 0, not {value!r}")
+    if reference is not None and parameters is not None:
+        raise InputError("reference and parameters do not go together: make the parameters inputs")
+    if backward is not None and parameters is not None:
+        raise InputError("backward and parameters do not go together: make the parameters inputs")
+    if cache and backward is None:
+        raise InputError("cache=True is for a forward function with a backward written by hand: pass backward=")
+    for generator in generators:
+        if not isinstance(generator, np.random.Generator):
+            raise InputError(f"generator must be a NumPy Generator (or several), not {type(generator).__name__}")
+    if png is not None and not Path(png).resolve().parent.is_dir():
+        raise InputError(f"png: there is no folder {Path(png).resolve().parent}")

@@ -55,6 +55,8 @@ class Check:
                 raise InputError(f"{report.name} has no finite value at these inputs")
             report.notes.append(f"{lost} elements of the output are not finite; they are left out")
         self.gradients: list[Any] = [None] * len(self.point)
+        self.culprit: Any = None  # the one operation that is wrong by itself, once it has been searched for
+        self.searched = False
         self.draw()
 
     # What every probe needs
@@ -187,7 +189,7 @@ class Check:
                         continue
                     return False
                 if not verdict.ok and len(members) > 1:
-                    tests += [[k] for k in members]
+                    tests += [[k] for k in reversed(members)]
                     continue
                 verdicts.append(verdict)
                 if not verdict.ok:

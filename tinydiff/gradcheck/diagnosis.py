@@ -95,6 +95,13 @@ def _origin(check: Check, k: int) -> tuple[_Culprit | None, Formula | None]:
     if len(calls) == 1:
         places = [p for p, a in enumerate(calls[0].inputs) if a is arrays[k]]
         return None, formula_of(calls[0].function, places[0]) if places else None
+    if not check.searched:
+        check.searched, check.culprit = True, _culprit(check, calls)
+    return check.culprit, None
+
+
+def _culprit(check: Check, calls: list[Call]) -> _Culprit | None:
+    """The first operation that is wrong by itself."""
     seen: set[Any] = set()
     for call in calls:
         key = (call.function, tuple(getattr(a, "shape", None) for a in call.inputs), repr(call.options))
@@ -102,8 +109,8 @@ def _origin(check: Check, k: int) -> tuple[_Culprit | None, Formula | None]:
             continue
         seen.add(key)
         if (finding := _alone(check, call)) is not None:
-            return _Culprit(call.function.__name__, finding), None
-    return None, None
+            return _Culprit(call.function.__name__, finding)
+    return None
 
 
 def is_single(check: Check) -> bool:

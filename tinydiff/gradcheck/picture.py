@@ -109,7 +109,7 @@ def save_png(path: str | Path, got: np.ndarray, expected: np.ndarray, title: str
         picture = Image.fromarray(colours).resize((wide, high), Image.Resampling.NEAREST)
         image.paste(picture, (left, head))
         pen.rectangle((left - 1, head - 1, left + wide, head + high), outline="black")
-    image.save(path)
+    image.save(path, format="PNG")
 
 
 def _signed(plane: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ import numpy as np
 
 from tinydiff.backend import to_numpy
 
+MOST_VERDICTS, MOST_NAMES = 12, 4  # of more arrays, only the first wrong ones are listed
+
 
 @dataclass
 class Formula:
@@ -92,7 +94,9 @@ class Finding:
     def lines(self) -> list[str]:
         from tinydiff.gradcheck.picture import draw
 
-        where = f"{self.input}: " if self.input else ""
+        names = (self.input or "").split(", ")
+        of = ", ".join(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:2])} and {len(names) - 2} others"
+        where = f"{of}: " if of else ""
         lines = [f"{where}{self.message}  [{self.probe}]"]
         if self.formula is not None:
             lines.append(f"  {self.formula}")
@@ -140,13 +144,20 @@ class Report:
     def __str__(self) -> str:
         result = "no error found" if self.ok else "WRONG"
         lines = [f"gradcheck {self.name}: {result}  ({self.dtype}, seed={self.seed})"]
-        width = max((len(v.name) for v in self.verdicts), default=0)
-        shapes = [str(v.shape) for v in self.verdicts]
+        shown = self.verdicts
+        if len(shown) > MOST_VERDICTS:
+            shown = [v for v in shown if not v.ok][:MOST_VERDICTS]
+        width = max((len(v.name) for v in shown), default=0)
+        shapes = [str(v.shape) for v in shown]
         wide = max(map(len, shapes), default=0)
-        for v, shape in zip(self.verdicts, shapes, strict=True):
+        for v, shape in zip(shown, shapes, strict=True):
             word = "ok   " if v.ok else "WRONG"
             sums = f"backward {v.backward:+.6e}  differences {v.differences:+.6e}  apart {v.error:.1e}"
             lines.append(f"  {v.name:{width}}  {shape:{wide}}  {word}  {sums}, allowed {v.allowed:.1e}  ({v.method})")
+        if len(shown) < len(self.verdicts):
+            wrong = sum(not v.ok for v in self.verdicts)
+            more = f"{wrong - len(shown)} more WRONG, " if wrong > len(shown) else ""
+            lines.append(f"  and {more}{len(self.verdicts) - wrong} ok")
         for finding in self.findings:
             lines += ["", *("  " + line for line in finding.lines())]
         if not self.ok:

@@ -6,8 +6,8 @@ A cotangent is the gradient of the loss with respect to an output (L_Y in this p
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tinydiff import random
 from tinydiff.backend import array_module, is_array, to_numpy
 from tinydiff.errors import InputError
 from tinydiff.function import Function
+from tinydiff.gradcheck.kernels import by_kernels
 from tinydiff.tape import no_grad
 from tinydiff.tensor import Tensor
 
@@ -31,6 +32,7 @@ class Subject:
 
     chooses_gradients = False  # whether single gradients can be left out
     takes_leaves_twice = True  # whether one array can be given for two inputs
+    kernels: tuple[set[str], int] | None = None  # run by kernels: their names as they run, and a seed
 
     def __init__(self, fn: Any, args: Sequence[Any], checked: Sequence[int], generators: Sequence[Any] = ()) -> None:
         self.fn, self.args, self.checked = fn, list(args), list(checked)
@@ -59,7 +61,7 @@ class Subject:
     def same_noise(self) -> Iterator[None]:
         """Generators drawn from inside the block are put back to where they were: every call draws the same."""
         states = [g.bit_generator.state for g in self.generators]
-        with random.recording() as uses:
+        with by_kernels(*self.kernels) if self.kernels else nullcontext(), random.recording() as uses:
             try:
                 yield
             finally:
@@ -208,9 +210,12 @@ class PairSubject(Subject):
             grads = [grads.get(n) for n in names]
         grads = list(grads) if isinstance(grads, tuple | list) else [grads]
         floating = [i for i, a in enumerate(args) if is_array(a) and a.dtype.kind == "f"]
-        where = floating if len(grads) == len(floating) else range(len(args))
-        if len(grads) != len(where):
-            raise ValueError(f"backward returned {len(grads)} gradients for {len(args)} inputs")
+        where = next((w for w in (floating, range(len(args)), self.checked) if len(w) == len(grads)), None)
+        if where is None:
+            raise ValueError(
+                f"backward returned {len(grads)} gradients for {len(floating)} floating point inputs; with wrt=, name "
+                "those that it returns"
+            )
         by_position = dict(zip(where, grads, strict=True))
         return [None if by_position.get(i) is None else np.asarray(by_position[i]) for i in self.checked]
 
@@ -261,7 +266,7 @@ def _backward(ys: list[Tensor], cotangents: Arrays) -> None:
 def make_subject(
     fn: Any,
     inputs: Sequence[Any],
-    wrt: Sequence[Any] | None = None,
+    wrt: int | str | Sequence[int | str] | None = None,
     backward: Any = None,
     cache: bool = False,
     parameters: Any = None,
@@ -270,7 +275,12 @@ def make_subject(
     """The subject for what a user gives; floating point inputs become float64 copies. InputError if there is none."""
     if isinstance(inputs, Tensor) or is_array(inputs):
         raise InputError("inputs must be a sequence with one entry for each argument of fn: write [x], not x")
+    if not isinstance(inputs, Sequence):
+        raise InputError(
+            f"inputs must be a sequence with one entry for each argument of fn, not {type(inputs).__name__}"
+        )
     args = [x.data if isinstance(x, Tensor) and x.dtype.kind == "f" else x for x in inputs]
+    args = [np.asarray(a) if isinstance(a, np.floating) else a for a in args]
     args = [_float64(a) if is_array(a) and a.dtype.kind == "f" else a for a in args]
     floating = [i for i, a in enumerate(args) if is_array(a) and a.dtype.kind == "f"]
     if backward is None and parameters is None and hasattr(fn, "named_parameters"):
@@ -280,6 +290,7 @@ def make_subject(
     if wrt is None:
         checked = floating
     else:
+        wrt = [wrt] if isinstance(wrt, int | str) else wrt
         known: dict[Any, int] = {**{n: i for i, n in enumerate(names)}, **{i: i for i in range(len(args))}}
         if missing := [w for w in wrt if w not in known and w not in named]:
             raise InputError(
@@ -290,7 +301,14 @@ def make_subject(
         if wrong := [i for i in checked if i not in floating]:
             raise InputError(f"input {names[wrong[0]]} has no gradient: it is not a floating point array")
     if not checked and not named:
-        raise InputError("there is nothing to check: no input is a floating point array and there are no parameters")
+        given = ", ".join(f"an array of {a.dtype}" if is_array(a) else type(a).__name__ for a in args) or "none"
+        raise InputError(
+            f"there is nothing to check: among the inputs ({given}) is no floating point array, such as np.array(2.0), "
+            "and there are no parameters"
+        )
+    for i in checked:
+        if (bad := np.argwhere(np.isnan(to_numpy(args[i])))).size:
+            raise InputError(f"input {names[i]} is NaN at {[int(n) for n in bad[0]]}")
     if backward is not None:
         return PairSubject(fn, args, checked, generators, backward, cache)
     subject = TapeSubject(fn, args, checked, generators, named)
@@ -307,6 +325,8 @@ def _named(parameters: Any) -> dict[str, Tensor]:
     if isinstance(parameters, Tensor):
         parameters = [parameters]
     if not isinstance(parameters, Mapping):
+        if not isinstance(parameters, Iterable):
+            raise InputError(f"parameters must be a module, a dict or a sequence of Tensors, not {parameters!r}")
         parameters = {f"parameter {i}": p for i, p in enumerate(parameters)}
     unique: dict[int, tuple[str, Tensor]] = {}
     for name, p in parameters.items():

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import itertools
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.backend import is_array
 from tinydiff.errors import InputError
 from tinydiff.function import Function
 from tinydiff.gradcheck.report import GradientError, Report
@@ -28,17 +30,26 @@ GUESSES: dict[int, list[list[tuple[int, ...]]]] = {
 
 
 def check_target(
-    target: str, *, shapes: Sequence[str] = (), seed: int = 0, png: str | Path | None = None, cache: bool = False
+    target: str,
+    *,
+    shapes: Sequence[str] = (),
+    seed: int = 0,
+    png: str | Path | None = None,
+    kernels: bool = False,
 ) -> Report:
     """The report on "MODULE:FUNCTION" or, for a backward pass written by hand, on "MODULE:FORWARD,BACKWARD".
 
-    MODULE is a module's name or the path of a .py file. FUNCTION is a function of tensors or a `td.Function`; one that
-    takes no arguments is called and returns (fn, inputs) or (fn, inputs, options for gradcheck). shapes: one for each
-    argument, like "4,3" or "4x3" or "scalar", with "int" behind it for integers 0, 1 and 2: "4 int". Without shapes,
-    common ones are tried. cache: as for gradcheck. InputError where all this makes nothing to check.
+    MODULE is a module's name or the path of a .py file. FUNCTION is a function of tensors, a `td.Function`, a module, or
+    an object or class with methods forward and backward on plain arrays; one that takes no arguments is called and
+    returns (fn, inputs) or (fn, inputs, options for gradcheck). FORWARD may return (output, cache) where BACKWARD takes
+    two arguments. shapes: one for each argument, like "4,3" or "4x3" or "scalar", with "int" behind it for integers 0, 1
+    and 2: "4 int". Without shapes, common ones are tried. kernels: as for gradcheck. InputError where all this makes
+    nothing to check, or where what is checked raises by itself.
     """
     from tinydiff.gradcheck.api import gradcheck
 
+    if seed < 0:
+        raise InputError(f"seed must be an integer of at least 0, not {seed}")
     module_name, colon, names = target.partition(":")
     if not colon or not names or not module_name:
         raise InputError(f"the target must be MODULE:FUNCTION or MODULE:FORWARD,BACKWARD, not {target!r}")
@@ -48,23 +59,46 @@ def check_target(
         raise InputError(
             f"{target!r} names {len(found)} functions; it can be one, or a forward and a backward function"
         )
-    options: dict[str, Any] = {"backward": found[1], "cache": cache} if len(found) == 2 else {}
+    if len(found) == 1 and (pair := _methods(found[0], target)) is not None:
+        found = pair
+    options: dict[str, Any] = {"backward": found[1]} if len(found) == 2 else {}
     fn, inputs = found[0], None
     if len(found) == 1 and not shapes and _count(fn) == 0:
-        fn, inputs, options = _case(fn, target)
+        try:
+            fn, inputs, options = _case(fn, target)
+        except GradientError as error:
+            return error.report
     if inputs is None:
         inputs = (
-            [_array(text, i, seed) for i, text in enumerate(shapes)] if shapes else _guess(fn, seed, target, options)
+            [_array(text, i, seed) for i, text in enumerate(shapes)]
+            if shapes
+            else _guess(fn, seed, target, len(found) == 2)
         )
-    try:
-        return gradcheck(fn, inputs, seed=seed, png=png, **{"name": names, **options})
-    except GradientError as error:
-        return error.report
-    except (TypeError, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
+    reports = []
+    for cache in _readings(fn, found[1], inputs, names) if len(found) == 2 else (None,):
+        reading = options if cache is None else {**options, "cache": cache}
+        try:
+            return gradcheck(fn, inputs, seed=seed, png=png, kernels=kernels, **{"name": names, **reading})
+        except GradientError as error:
+            reports.append(error.report)
+        except Exception as error:
+            raise _refusal(names, inputs, error) from error
+    return reports[0]
+
+
+def _refusal(names: str, inputs: Sequence[Any], error: Exception) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, TypeError | ValueError | IndexError):
         given = ", ".join(str(getattr(a, "shape", a)) for a in inputs)
-        raise InputError(f"{names} does not take inputs of shapes {given}: {error}") from error
+        return InputError(f"{names} does not take inputs of shapes {given}: {error}")
+    return InputError(f"{names} raised {_where(error)}")
+
+
+def _where(error: Exception) -> str:
+    """What was raised, and the file and line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
 def _load(name: str) -> Any:
@@ -92,10 +126,39 @@ def _member(module: Any, name: str, where: str) -> Any:
     value: Any = module
     for part in name.split("."):
         value = getattr(value, part, None)
-    if not callable(value):
+    if not callable(value) and not (callable(getattr(value, "forward", None)) and hasattr(value, "backward")):
         here = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__]
         raise InputError(f"{where} has no function {name!r}; it has {', '.join(sorted(here)) or 'none'}")
     return value
+
+
+def _methods(value: Any, target: str) -> list[Any] | None:
+    """[forward, backward] of an object that has them on plain arrays, or of a class whose objects do."""
+    kind = value if isinstance(value, type) else type(value)
+    if issubclass(kind, Function) or not all(callable(getattr(kind, name, None)) for name in ("forward", "backward")):
+        return None
+    if isinstance(value, type):
+        try:
+            value = value()
+        except Exception as error:
+            raise InputError(
+                f"{target} cannot be made without arguments ({_where(error)}): name an object of this class"
+            ) from error
+    return [value.forward, value.backward]
+
+
+def _readings(forward: Any, backward: Any, inputs: Sequence[Any], names: str) -> tuple[bool, ...]:
+    """How to take a pair that forward returns, as `cache`: where backward takes two arguments, as (output, cache) first,
+    and if that does not hold and both are arrays, as two outputs."""
+    if _count(backward) != 2:
+        return (False,)
+    try:
+        result = forward(*(np.copy(a) for a in inputs))
+    except Exception as error:
+        raise _refusal(names, inputs, error) from error
+    if not isinstance(result, tuple) or len(result) != 2:
+        return (False,)
+    return (True, False) if is_array(result[1]) else (True,)
 
 
 def _count(fn: Any) -> int:
@@ -111,7 +174,12 @@ def _count(fn: Any) -> int:
 
 
 def _case(fn: Any, target: str) -> tuple[Any, Any, dict[str, Any]]:
-    case = fn()
+    try:
+        case = fn()
+    except GradientError:  # a test that calls gradcheck itself
+        raise
+    except Exception as error:
+        raise InputError(f"{target} raised {_where(error)}") from error
     if isinstance(case, tuple) and len(case) == 2:
         case = (*case, {})
     if not isinstance(case, tuple) or len(case) != 3 or not callable(case[0]) or not isinstance(case[2], dict):
@@ -126,7 +194,7 @@ def _array(text: str, i: int, seed: int) -> np.ndarray:
     sizes = "" if sizes in ("scalar", "int") else sizes
     try:
         shape = tuple(int(n) for n in sizes.replace("x", ",").strip("()").split(",") if n.strip())
-        if kind.strip() not in ("", "int") or any(n < 0 for n in shape):
+        if kind.strip() not in ("", "int") or any(n < 0 for n in shape) or bool(sizes) != bool(shape):
             raise ValueError
     except ValueError:
         raise InputError(
@@ -135,27 +203,30 @@ def _array(text: str, i: int, seed: int) -> np.ndarray:
     return rng.integers(0, 3, shape) if integer else np.asarray(rng.normal(size=shape))
 
 
-def _guess(fn: Any, seed: int, target: str, options: dict[str, Any]) -> list[np.ndarray]:
-    """Inputs of the first common shapes that fn takes."""
+def _guess(fn: Any, seed: int, target: str, plain: bool) -> list[np.ndarray]:
+    """Inputs of the first common shapes that fn takes; plain: as arrays."""
     count = _count(fn)
     for shapes in _shapes_to_try(count):
         inputs = [_array(",".join(map(str, shape)) or "scalar", i, seed) for i, shape in enumerate(shapes)]
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             try:
-                _run(fn, inputs, options)
+                ys = _run(fn, inputs, plain)
+                if all(np.isfinite(y).all() for y in ys if is_array(y)):
+                    return inputs
             except Exception:
                 continue
-        return inputs
     raise InputError(f"no inputs for {target} were found by trying: give a shape for each of its {count} arguments")
 
 
-def _run(fn: Any, inputs: list[np.ndarray], options: dict[str, Any]) -> None:
+def _run(fn: Any, inputs: list[np.ndarray], plain: bool) -> Sequence[Any]:
     from tinydiff.gradcheck.subject import make_subject
 
-    subject = make_subject(fn, inputs, backward=options.get("backward"), cache=options.get("cache", False))
-    if not all(np.isfinite(y).all() for y in subject.forward(subject.point) if y is not None):
-        raise ValueError
+    if not plain:
+        subject = make_subject(fn, inputs)
+        return subject.forward(subject.point)
+    result = fn(*inputs)
+    return result if isinstance(result, tuple | list) else (result,)
 
 
 def _shapes_to_try(count: int) -> Iterator[list[tuple[int, ...]]]:

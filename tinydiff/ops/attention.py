@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.function import Function
+from tinydiff.kernels import accelerated
 from tinydiff.ops.arguments import as_array, as_real, as_tensor, normalize_axes, normalize_axis
 from tinydiff.ops.broadcasting import unbroadcast
+from tinydiff.ops.products import multiply
 from tinydiff.tensor import Tensor
+from tinydiff.workers import share_blocks, workspace
+
+_SAFE = 50  # logits of this size neither overflow nor vanish when exponentiated, so the maximum need not be taken off
 
 
 def shifted(X: Any, axis: Any) -> tuple[Any, Any]:
@@ -98,18 +104,27 @@ class Attention(Function):
     L_Q = scale L_S K, L_K = scale L_S^T Q, L_mask = L_S.
     """
 
+    gives_new = True
+
     def forward(self, Q, K, V, mask, scale):
         self.scale = scale
+        self.simple = mask is None and _alike(Q, K, V)
+        if self.simple:
+            Y, P = attend(Q, K, V, scale)
+            self.save(Q, K, V, P, Y)
+            return Y
         S = (Q * scale) @ K.swapaxes(-1, -2)
         if mask is not None:
             xp = array_module(Q)
             S = xp.where(mask, S, S.dtype.type(-xp.inf)) if mask.dtype == bool else S + mask.astype(S.dtype, copy=False)
         P = softmax_array(S, -1)
-        self.save(Q, K, V, P)
+        self.save(Q, K, V, P, None)
         return P @ V
 
     def backward(self, L_Y):
-        Q, K, V, P = self.saved
+        Q, K, V, P, Y = self.saved
+        if self.simple:
+            return *attend_backward(L_Y, Q, K, V, P, Y, self.scale), None
         L_Q = L_K = L_V = L_mask = None
         if self.needs[2]:
             L_V = unbroadcast(P.swapaxes(-1, -2) @ L_Y, V.shape)
@@ -123,6 +138,92 @@ class Attention(Function):
             if self.needs[1]:
                 L_K = unbroadcast(L_S.swapaxes(-1, -2) @ Q, K.shape)
         return L_Q, L_K, L_V, L_mask
+
+
+@accelerated("attention.attend")
+def attend(Q: Any, K: Any, V: Any, scale: float) -> tuple[Any, Any]:
+    """Y = softmax(scale Q K^T) V for Q (..., L, D), K (..., M, D), V (..., M, E) of equal leading axes.
+
+    Also returns z = log sum exp(S) (..., L, 1): P is not kept but computed again in backward, as exp(S - z) (Dao et al.,
+    2022, 3.1). Each thread takes a few (L, M) matrices at a time through all steps, in memory that it uses again.
+    """
+    xp = array_module(Q)
+    Y, z = xp.empty((*Q.shape[:-1], V.shape[-1]), Q.dtype), xp.empty((*Q.shape[:-1], 1), Q.dtype)
+    q, k, v, y, zs = (_stack(X) for X in (Q, K, V, Y, z))
+
+    def some(items: slice) -> None:
+        P = _less(q[items], k[items], None, scale, "P")
+        top = 0
+        if xp is not np or not (P.size and P.min() > -_SAFE and P.max() < _SAFE):
+            top = P.max(-1, keepdims=True)
+            P -= top
+        xp.exp(P, out=P)
+        total = P @ xp.ones((P.shape[-1], 1), P.dtype)
+        multiply(P, v[items], out=y[items])
+        y[items] /= total
+        xp.add(xp.log(total), top, out=zs[items])
+
+    share_blocks(some, q, Q.shape[-2] * K.shape[-2])
+    return Y, z
+
+
+@accelerated("attention.attend_backward")
+def attend_backward(L_Y: Any, Q: Any, K: Any, V: Any, z: Any, Y: Any, scale: float) -> tuple[Any, Any, Any]:
+    """(L_Q, L_K, L_V) from L_Y and what `attend` took and gave.
+
+    L_S = P * (L_P - d) with d = sum(P L_P) over a row, which is sum(Y L_Y) as well, since Y = P V and L_P = L_Y V^T.
+    """
+    xp = array_module(Q)
+    L_Q, L_K, L_V = xp.empty(Q.shape, Q.dtype), xp.empty(K.shape, Q.dtype), xp.empty(V.shape, Q.dtype)
+    q, k, v, zs, y, l_y, l_q, l_k, l_v = (_stack(X) for X in (Q, K, V, z, Y, L_Y, L_Q, L_K, L_V))
+
+    def some(items: slice) -> None:
+        P = _less(q[items], k[items], zs[items], scale, "P")
+        xp.exp(P, out=P)
+        multiply(P.swapaxes(1, 2), l_y[items], out=l_v[items])
+        d = (y[items] * l_y[items]).sum(-1, keepdims=True)
+        L_S = _less(l_y[items], v[items], d, 1, "L_S")
+        L_S *= P
+        multiply(L_S, k[items], out=l_q[items])
+        multiply(L_S.swapaxes(1, 2), q[items], out=l_k[items])
+        l_q[items] *= scale
+        l_k[items] *= scale
+
+    share_blocks(some, q, Q.shape[-2] * K.shape[-2])
+    return L_Q, L_K, L_V
+
+
+def _alike(Q: Any, K: Any, V: Any) -> bool:
+    """Whether nothing is broadcast, empty or of another type, so that `attend` can work on stacks."""
+    return (
+        Q.shape[:-2] == K.shape[:-2] == V.shape[:-2]
+        and Q.dtype == K.dtype == V.dtype
+        and Q.dtype.kind == "f"
+        and Q.size > 0
+        and K.size > 0
+    )
+
+
+def _less(A: Any, B: Any, c: Any, scale: float, name: str) -> Any:
+    """scale A B^T - c for stacks A (n, L, D), B (n, M, D), c (n, L, 1) or None, in the workspace of that name.
+
+    c costs no pass over the result: it becomes one more column of A, with ones beside it in B.
+    """
+    xp, (n, L, D), M = array_module(A), A.shape, B.shape[1]
+    inner = D + (c is not None)
+    left = workspace("left", (n, L, inner), A.dtype, xp)
+    right = workspace("right", (n, inner, M), A.dtype, xp)  # products with a transposed matrix are slower
+    xp.multiply(A, A.dtype.type(scale), out=left[:, :, :D])
+    right[:, :D] = B.swapaxes(1, 2)
+    if c is not None:
+        xp.negative(c, out=left[:, :, D:])
+        right[:, D:] = 1
+    return multiply(left, right, out=workspace(name, (n, L, M), A.dtype, xp))
+
+
+def _stack(X: Any) -> Any:
+    """(..., L, D) as (n, L, D)."""
+    return X.reshape(math.prod(X.shape[:-2]), *X.shape[-2:])
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:

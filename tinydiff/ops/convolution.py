@@ -27,9 +27,13 @@ from typing import Any
 
 from tinydiff.backend import array_module
 from tinydiff.function import Function
-from tinydiff.ops import winograd
+from tinydiff.kernels import accelerated
+from tinydiff.ops import thin, winograd
 from tinydiff.ops.arguments import add_bias, as_tensor, pair
-from tinydiff.ops.windows import Window, fold, image_blocks, unfold
+from tinydiff.ops.pooling import upsample_nearest2d
+from tinydiff.ops.products import multiply
+from tinydiff.ops.tall_products import multiply_transposed, sum_pixels
+from tinydiff.ops.windows import Window, add_terms, fold, image_blocks, unfold
 from tinydiff.tensor import Tensor
 from tinydiff.workers import share
 
@@ -55,27 +59,58 @@ class Unpatches(Function):
 
 
 class Conv2d(Function):
-    """Y = P W + 1 b, group by group."""
+    """Y = P W + 1 b + E + R, group by group; E has one row for all pixels of an image, R one for each pixel."""
 
-    def forward(self, X, W, b, window, groups):
+    gives_new = True
+
+    def forward(self, X, W, b, E, R, window, groups):
         self.window, self.groups = window, groups
         self.save(X, W)
-        return convolve(X, W, b, window, groups)
+        return convolve(X, W, b, window, groups, E, R)
+
+    def backward(self, L_Y):
+        X, W = self.saved
+        L_X = L_W = L_b = L_R = None
+        L_E: Any = None
+        if self.needs[0]:
+            L_X = convolve_input_gradient(L_Y, W, X.shape, self.window, self.groups)
+        if self.needs[1]:
+            L_W = convolve_weight_gradient(X, L_Y, W.shape, self.window, self.groups)
+        if self.needs[2] or self.needs[3]:
+            L_E = sum_pixels(L_Y)
+        if self.needs[2]:
+            L_b = L_E.sum(0)
+        if self.needs[4]:
+            L_R = L_Y
+        return L_X, L_W, L_b, L_E, L_R
+
+
+class UpsampleConv2d(Function):
+    """Conv2d of an image whose pixels are doubled, from the image itself by Winograd."""
+
+    gives_new = True
+
+    def forward(self, X, W, b):
+        self.save(X, W)
+        _, height, width, _ = X.shape
+        return winograd.convolve(X, W, (b, None, None), (2 * height, 2 * width), (1, 1), winograd.UP)
 
     def backward(self, L_Y):
         X, W = self.saved
         L_X = L_W = L_b = None
         if self.needs[0]:
-            L_X = convolve_input_gradient(L_Y, W, X.shape, self.window, self.groups)
+            L_X = winograd.convolve(L_Y, W, (None,) * 3, X.shape[1:3], (1, 1), winograd.UP_GRADIENT, turned=True)
         if self.needs[1]:
-            L_W = convolve_weight_gradient(X, L_Y, W.shape, self.window, self.groups)
+            L_W = winograd.weight_gradient(X, L_Y, (1, 1), winograd.UP)
         if self.needs[2]:
-            L_b = L_Y.reshape(-1, L_Y.shape[-1]).sum(0)
+            L_b = sum_pixels(L_Y).sum(0)
         return L_X, L_W, L_b
 
 
 class ConvTranspose2d(Function):
     """The adjoint of X -> P W: Y = patches^T(X W^T), hence L_X = patches(L_Y) W and L_W = patches(L_Y)^T X."""
+
+    gives_new = True
 
     def forward(self, X, W, b, shape, window, groups):
         self.window, self.groups = window, groups
@@ -91,34 +126,41 @@ class ConvTranspose2d(Function):
         if self.needs[1]:
             L_W = convolve_weight_gradient(L_Y, X, W.shape, self.window, self.groups)
         if self.needs[2]:
-            L_b = L_Y.reshape(-1, L_Y.shape[-1]).sum(0)
+            L_b = sum_pixels(L_Y).sum(0)
         return L_X, L_W, L_b
 
 
-def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1) -> Any:
-    """Y = P W + 1 b."""
-    xp, (R, S, C, K) = array_module(X), W.shape
+@accelerated("convolution.convolve")
+def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = None, R: Any = None) -> Any:
+    """Y = P W + 1 b + E + R with b (K,), E (N, K) for all pixels of an image, R (N, Ho, Wo, K); None leaves one out."""
+    xp, (r, s, C, K) = array_module(X), W.shape
     Ho, Wo = window.output_size(X.shape)
-    if winograd.is_faster(X, W, (Ho, Wo), window, groups) and (b is None or b.dtype == X.dtype):
-        return winograd.convolve(X, W, b, winograd.Tiles(Ho, Wo, window.padding[0][0], window.padding[1][0]))
-    Y = xp.empty((X.shape[0], Ho, Wo, K), xp.result_type(X, W, W if b is None else b))
-    Wg = W.reshape(R * S * C, groups, K // groups)
+    dtype = xp.result_type(X, W, *(term for term in (b, E, R) if term is not None))
+    if winograd.is_faster(X, W, (Ho, Wo), window, groups) and dtype == X.dtype:
+        return winograd.convolve(X, W, (b, E, R), (Ho, Wo), window.before)
+    turned = window.turned()
+    if dtype == X.dtype and thin.is_faster(C, K, groups, X, W):
+        return thin.convolve(X, W, (b, E, R), window)
+    if dtype == X.dtype and turned is not None and thin.is_faster(K, C, groups, X, W):
+        return thin.input_gradient(X, thin.turn(W), (b, E, R), (len(X), Ho, Wo, K), turned)
+    Y = xp.empty((X.shape[0], Ho, Wo, K), dtype)
+    Wg = W.reshape(r * s * C, groups, K // groups)
 
     def some(blocks: Sequence[slice]) -> None:
         for images in blocks:
             for g in range(groups):
-                P = unfold(X[images, ..., g * C : (g + 1) * C], window, reuse=True).reshape(-1, R * S * C)
+                P = unfold(X[images, ..., g * C : (g + 1) * C], window, reuse=True).reshape(-1, r * s * C)
                 if groups == 1:
-                    xp.matmul(P, Wg[:, 0], out=Y[images].reshape(-1, K))
+                    multiply(P, Wg[:, 0], Y[images].reshape(-1, K))
                 else:
                     Y[images].reshape(-1, groups, K // groups)[:, g] = P @ Wg[:, g]
-            if b is not None:
-                Y[images] += b
+            add_terms(Y, images, b, E, R)
 
-    share(some, image_blocks(X.shape[0], Ho * Wo * R * S * C))
+    share(some, image_blocks(X.shape[0], Ho * Wo * r * s * C))
     return Y
 
 
+@accelerated("convolution.convolve_input_gradient")
 def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
     """L_X = patches^T(L_Y W^T), for X of the given shape.
 
@@ -128,16 +170,20 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Wi
     xp, (R, S, C, K) = array_module(L_Y), W.shape
     turned = window.turned()
     if turned is not None:
-        Wt = W[::-1, ::-1].reshape(R, S, C, groups, K // groups).transpose(0, 1, 4, 3, 2)
-        return convolve(L_Y, xp.ascontiguousarray(Wt).reshape(R, S, K // groups, groups * C), None, turned, groups)
+        if winograd.is_faster(L_Y, W.swapaxes(2, 3), (shape[1], shape[2]), turned, groups):
+            return winograd.convolve(L_Y, W, (None,) * 3, (shape[1], shape[2]), turned.before, turned=True)
+        V = W[::-1, ::-1].reshape(R, S, C, groups, K // groups).transpose(0, 1, 4, 3, 2)
+        return convolve(L_Y, xp.ascontiguousarray(V).reshape(R, S, K // groups, groups * C), None, turned, groups)
     N, Ho, Wo, _ = L_Y.shape
     L_X = xp.empty(shape, xp.result_type(L_Y, W))
-    Wg = W.reshape(R * S * C, groups, K // groups)
+    Wt = xp.ascontiguousarray(W.reshape(R * S * C, groups, K // groups).transpose(1, 2, 0))
 
     def some(blocks: Sequence[slice]) -> None:
         for images in blocks:
             for g in range(groups):
-                L_P = L_Y[images].reshape(-1, groups, K // groups)[:, g] @ Wg[:, g].T
+                l_y = xp.ascontiguousarray(L_Y[images].reshape(-1, groups, K // groups)[:, g])
+                L_P = xp.empty((len(l_y), R * S * C), L_X.dtype)
+                multiply(l_y, Wt[g], L_P)
                 block = L_X[images, ..., g * C : (g + 1) * C]
                 block[...] = fold(L_P.reshape(-1, Ho, Wo, R, S, C), block.shape, window)
 
@@ -145,19 +191,27 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Wi
     return L_X
 
 
+@accelerated("convolution.convolve_weight_gradient")
 def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
     """L_W = P^T L_Y, summed over blocks of images in order."""
     xp, (R, S, C, K) = array_module(X), shape
     N, Ho, Wo, _ = L_Y.shape
     if winograd.is_faster(X, L_Y, (Ho, Wo), window, groups):
-        return winograd.weight_gradient(X, L_Y, winograd.Tiles(Ho, Wo, window.padding[0][0], window.padding[1][0]))
+        return winograd.weight_gradient(X, L_Y, window.before)
+    turned = window.turned()
+    if thin.is_faster(C, K, groups, X, L_Y):
+        return thin.weight_gradient(X, L_Y, shape, window)
+    if turned is not None and thin.is_faster(K, C, groups, X, L_Y):
+        return thin.turn(thin.weight_gradient(L_Y, X, (R, S, K, C), turned))
 
     def some(blocks: Sequence[slice]) -> Any:
         L_W = xp.zeros((R * S * C, groups, K // groups), xp.result_type(X, L_Y))
         for images in blocks:
             for g in range(groups):
                 P = unfold(X[images, ..., g * C : (g + 1) * C], window, reuse=True).reshape(-1, R * S * C)
-                L_W[:, g] += P.T @ L_Y[images].reshape(-1, groups, K // groups)[:, g]
+                L_W[:, g] += multiply_transposed(
+                    P, xp.ascontiguousarray(L_Y[images].reshape(-1, groups, K // groups)[:, g])
+                )
         return L_W
 
     first, *others = share(some, image_blocks(N, Ho * Wo * R * S * C))
@@ -207,14 +261,37 @@ def conv2d(
     ValueError where shapes do not fit, channels are not divisible by groups, or the filter is larger than the image.
     """
     x, w = as_tensor(x), as_tensor(w)
-    _check_images("conv2d", x)
-    window = _read_weights("conv2d", w, b, groups, stride, padding, dilation, w.shape[3:4])
-    if x.shape[3] != w.shape[2] * groups:
-        raise ValueError(
-            f"conv2d: x {x.shape} has {x.shape[3]} channels, w {w.shape} with groups={groups} takes {w.shape[2] * groups}"
-        )
-    window.check("conv2d", x.shape)
-    return Conv2d.apply(x, w, b, window=window, groups=groups)
+    return Conv2d.apply(
+        x, w, b, None, None, window=_read("conv2d", x, w, b, groups, stride, padding, dilation), groups=groups
+    )
+
+
+def conv2d_add(
+    x: Any, w: Any, b: Any = None, embedding: Any = None, residual: Any = None, stride: Any = 1, padding: Any = 0
+) -> Tensor:
+    """conv2d(x, w, b) + embedding + residual in one operation, which spares passes over the images: embedding (N, K) is
+    added to all pixels of an image, residual (N, Ho, Wo, K) is added as it is; None leaves one out."""
+    x, w = as_tensor(x), as_tensor(w)
+    window = _read("conv2d_add", x, w, b, 1, stride, padding, 1)
+    shape = (x.shape[0], *window.output_size(x.shape), w.shape[3])
+    for name, term, needed in (("embedding", embedding, (shape[0], shape[3])), ("residual", residual, shape)):
+        if term is not None and as_tensor(term).shape != needed:
+            raise ValueError(f"conv2d_add: {name} {as_tensor(term).shape} must be {needed} for an output of {shape}")
+    return Conv2d.apply(x, w, b, embedding, residual, window=window, groups=1)
+
+
+def upsample_conv2d(x: Any, w: Any, b: Any = None) -> Tensor:
+    """conv2d(upsample_nearest2d(x), w, b, padding=1) for 3x3 filters: x (N, H, W, C), w (3, 3, C, K) ->
+    (N, 2 H, 2 W, K)."""
+    w = as_tensor(w)
+    if w.shape[:2] != (3, 3):
+        raise ValueError(f"upsample_conv2d: w must be filters (3, 3, C, K), not of shape {w.shape}")
+    x, window = as_tensor(x), Window.read("upsample_conv2d", 3, 1, 1, 1)
+    same = b is None or as_tensor(b).dtype == x.dtype
+    if x.ndim == 4 and same and winograd.is_faster(x.data, w.data, (2 * x.shape[1], 2 * x.shape[2]), window, 1):
+        _read("upsample_conv2d", x, w, b, 1, 1, 1, 1)
+        return UpsampleConv2d.apply(x, w, b)
+    return conv2d(upsample_nearest2d(x), w, b, padding=1)
 
 
 def conv_transpose2d(
@@ -251,6 +328,18 @@ def conv_transpose2d(
     if min(size) < 1:
         raise ValueError(f"{name}: x {x.shape} with filters {window.size} and padding {padding} gives no pixels")
     return ConvTranspose2d.apply(x, w, b, shape=(x.shape[0], *size, w.shape[2] * groups), window=window, groups=groups)
+
+
+def _read(name: str, x: Tensor, w: Tensor, b: Any, groups: int, stride: Any, padding: Any, dilation: Any) -> Window:
+    """The window of a convolution whose arguments fit; ValueError in the name of the operation."""
+    _check_images(name, x)
+    window = _read_weights(name, w, b, groups, stride, padding, dilation, w.shape[3:4])
+    if x.shape[3] != w.shape[2] * groups:
+        raise ValueError(
+            f"{name}: x {x.shape} has {x.shape[3]} channels, w {w.shape} with groups={groups} takes {w.shape[2] * groups}"
+        )
+    window.check(name, x.shape)
+    return window
 
 
 def _check_images(name: str, x: Tensor) -> None:

@@ -21,31 +21,76 @@ from typing import Any
 
 from tinydiff.backend import array_module
 from tinydiff.function import Function
-from tinydiff.ops.arguments import add_bias, as_tensor
+from tinydiff.kernels import accelerated
+from tinydiff.ops.arguments import as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
+from tinydiff.ops.products import add_row, multiply
 from tinydiff.tensor import Tensor
+from tinydiff.workers import share_blocks, sum_shares
+
+_PRODUCTS = 1 << 22  # multiplications that are worth a second thread
 
 
 class Linear(Function):
-    """Y = X W + 1 b (4.1.1), for X of any number of leading axes, which count as rows; b may be None."""
+    """Y = X W + 1 b (4.1.1), for X of any number of leading axes, which count as rows; b may be None.
+
+    Rows are spread over the threads.
+    """
+
+    gives_new = True
 
     def forward(self, X, W, b):
         self.save(X, W)
-        Y = X @ W
-        return Y if b is None else add_bias(Y, b)
+        return linear_forward(_rows(X), W, b).reshape(*X.shape[:-1], W.shape[1])  # (4.1.1)
 
     def backward(self, L_Y):
         X, W = self.saved
+        x, l_y = _rows(X), _rows(L_Y)
         L_X = L_W = L_b = None
         if self.needs[0]:
-            L_X = L_Y @ W.T  # (4.1.8)
-        N = math.prod(X.shape[:-1])
-        rows = L_Y.reshape(N, W.shape[1])
+            L_X = linear_input_gradient(l_y, W).reshape(X.shape)  # (4.1.8)
         if self.needs[1]:
-            L_W = X.reshape(N, W.shape[0]).T @ rows  # (4.1.11)
+            L_W = linear_weight_gradient(x, l_y)  # (4.1.11)
         if self.needs[2]:
-            L_b = rows.sum(0)  # (4.1.14)
+            L_b = sum_rows(l_y)  # (4.1.14)
         return L_X, L_W, L_b
+
+
+@accelerated("matrix.linear_forward")
+def linear_forward(X: Any, W: Any, b: Any) -> Any:
+    """Y = X W + 1 b for X (N, D), W (D, M), b (M,) or None -> (N, M)."""
+    xp, M = array_module(X), W.shape[1]
+    Y = xp.empty((len(X), M), xp.result_type(X, W) if b is None else xp.result_type(X, W, b))
+
+    def some(rows: slice) -> None:
+        multiply(X[rows], W, out=Y[rows])
+        if b is not None:
+            add_row(Y[rows], b)
+
+    share_blocks(some, X, small=_PRODUCTS // max(M, 1))
+    return Y
+
+
+@accelerated("matrix.linear_input_gradient")
+def linear_input_gradient(L_Y: Any, W: Any) -> Any:
+    """L_X = L_Y W^T."""
+    xp, D = array_module(L_Y), W.shape[0]
+    L_X = xp.empty((len(L_Y), D), xp.result_type(L_Y, W))
+    W_T = xp.ascontiguousarray(W.T) if len(L_Y) > 4 * D else W.T  # the copy lets `multiply` cut
+    share_blocks(lambda rows: multiply(L_Y[rows], W_T, out=L_X[rows]), L_Y, small=_PRODUCTS // max(D, 1))
+    return L_X
+
+
+@accelerated("matrix.linear_weight_gradient")
+def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
+    """L_W = X^T L_Y."""
+    return sum_shares(lambda rows: X[rows].T @ L_Y[rows], L_Y, small=_PRODUCTS // max(X.shape[1], 1))
+
+
+@accelerated("matrix.column_sum")
+def sum_rows(L_Y: Any) -> Any:
+    """L_b = 1^T L_Y."""
+    return array_module(L_Y).ones(len(L_Y), L_Y.dtype) @ L_Y
 
 
 class Matmul(Function):
@@ -94,6 +139,11 @@ class Einsum(Function):
         L_X = xp.zeros(shape, L.dtype)  # a repeated letter takes a diagonal: the gradient lies on it, zero elsewhere
         xp.einsum(f"{letters}->{distinct}", L_X)[...] = L
         return L_X
+
+
+def _rows(X: Any) -> Any:
+    """(..., D) as (N, D)."""
+    return X.reshape(math.prod(X.shape[:-1]), X.shape[-1])
 
 
 def linear(x: Any, w: Any, b: Any = None) -> Tensor:

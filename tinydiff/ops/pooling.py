@@ -6,6 +6,7 @@ from typing import Any
 
 from tinydiff.backend import array_module
 from tinydiff.function import Function
+from tinydiff.kernels import accelerated
 from tinydiff.ops.arguments import as_tensor, pair
 from tinydiff.ops.windows import Window, fold, pad_images, sliding_view
 from tinydiff.tensor import Tensor
@@ -51,19 +52,31 @@ class UpsampleNearest2d(Function):
     """Each pixel becomes f x g equal ones and so gets the sum of their gradients."""
 
     def forward(self, X, factor):
-        self.factor = f, g = factor
-        N, H, W, C = X.shape
-        Y = array_module(X).empty((N, H, f, W, g, C), X.dtype)
-        Y[...] = X[:, :, None, :, None]
-        return Y.reshape(N, H * f, W * g, C)
+        self.factor = factor
+        return repeat_pixels(X, factor)
 
     def backward(self, L_Y):
-        f, g = self.factor
-        parts = [L_Y[:, i::f, j::g] for i in range(f) for j in range(g)]
-        L_X = parts[0].copy()
-        for part in parts[1:]:
-            L_X += part
-        return L_X
+        return sum_pixel_blocks(L_Y, self.factor)
+
+
+@accelerated("resampling.upsample")
+def repeat_pixels(X: Any, factor: tuple[int, int]) -> Any:
+    """Every pixel of X (N, H, W, C) as f x g equal ones: (N, f H, g W, C)."""
+    (f, g), (N, H, W, C) = factor, X.shape
+    Y = array_module(X).empty((N, H, f, W, g, C), X.dtype)
+    Y[...] = X[:, :, None, :, None]
+    return Y.reshape(N, H * f, W * g, C)
+
+
+@accelerated("resampling.upsample_backward")
+def sum_pixel_blocks(L_Y: Any, factor: tuple[int, int]) -> Any:
+    """The sum of every f x g pixels of L_Y (N, f H, g W, C): (N, H, W, C)."""
+    f, g = factor
+    parts = [L_Y[:, i::f, j::g] for i in range(f) for j in range(g)]
+    L_X = parts[0].copy()
+    for part in parts[1:]:
+        L_X += part
+    return L_X
 
 
 def avg_pool2d(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Tensor:

@@ -11,9 +11,11 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.function import Function
+from tinydiff.kernels import accelerated
 from tinydiff.ops.arguments import as_array, as_tensor, normalize_axes, normalize_axis
 from tinydiff.ops.broadcasting import unbroadcast
 from tinydiff.tensor import Tensor
+from tinydiff.workers import share_blocks
 
 
 class Reshape(Function):
@@ -44,20 +46,36 @@ class BroadcastTo(Function):
 class Concatenate(Function):
     def forward(self, *Xs, axis):
         self.axis = axis
-        return array_module(Xs[0]).concatenate(Xs, axis)
+        return join(Xs, axis)
 
     def backward(self, L_Y):
         ends = np.cumsum([shape[self.axis] for shape in self.shapes])
-        return tuple(array_module(L_Y).split(L_Y, ends[:-1].tolist(), self.axis))
+        return cut(L_Y, ends[:-1].tolist(), self.axis)
 
 
 class Split(Function):
     def forward(self, X, ends, axis):
         self.axis = axis
-        return tuple(array_module(X).split(X, ends, axis))
+        return cut(X, ends, axis)
 
     def backward(self, *L_Ys):
-        return array_module(L_Ys[0]).concatenate(L_Ys, self.axis)
+        return join(L_Ys, self.axis)
+
+
+@accelerated("resampling.concatenate")
+def join(Xs: tuple[Any, ...], axis: int) -> Any:
+    xp = array_module(Xs[0])
+    if axis == 0 or xp is not np:
+        return xp.concatenate(Xs, axis)
+    length = builtins.sum(X.shape[axis] for X in Xs)
+    Y = xp.empty((*Xs[0].shape[:axis], length, *Xs[0].shape[axis + 1 :]), np.result_type(*Xs))
+    share_blocks(lambda part: xp.concatenate([X[part] for X in Xs], axis, out=Y[part]), Y)
+    return Y
+
+
+@accelerated("resampling.split")
+def cut(X: Any, ends: list[int], axis: int) -> tuple[Any, ...]:
+    return tuple(array_module(X).split(X, ends, axis))
 
 
 class GetItem(Function):

@@ -46,6 +46,11 @@ class Window:
         return tuple(d * (r - 1) + 1 for r, d in zip(self.size, self.dilation, strict=True))  # type: ignore[return-value]
 
     @property
+    def before(self) -> tuple[int, int]:
+        """Padding above and left of an image."""
+        return self.padding[0][0], self.padding[1][0]
+
+    @property
     def padded(self) -> bool:
         return self.padding != ((0, 0), (0, 0))
 
@@ -102,6 +107,16 @@ def image_blocks(images: int, entries_per_image: int) -> list[slice]:
     """Slices of the batch whose patches together fit into a core's cache (at least one image)."""
     step = max(1, _BLOCK // max(1, entries_per_image))
     return [slice(start, min(start + step, images)) for start in range(0, images, step)]
+
+
+def add_terms(Y: Any, images: slice, b: Any, E: Any, R: Any) -> None:
+    """Adds to some images of Y (N, H, W, K) what is not None: b (K,), E (N, K) to all pixels of an image, R like Y."""
+    if b is not None:
+        Y[images] += b
+    if E is not None:
+        Y[images] += E[images, None, None]
+    if R is not None:
+        Y[images] += R[images]
 
 
 def unfold(X: Any, window: Window, reuse: bool = False, fill: float = 0) -> Any:

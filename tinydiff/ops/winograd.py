@@ -19,43 +19,59 @@ All of this is linear in x, in w and in y, so the gradients pass through the tra
     L_M = A L_y A^T    (36, T, K)
     L_U = V^T L_M      (36, C, K)        L_w = G^T L_U G
 
-L_x is the convolution of L_y with the filters turned by 180 degrees and needs no step of its own (`convolution.py`).
+L_x is the convolution of L_y with the filters turned by 180 degrees, which turns the columns of G around.
 
 Sums of the transforms cancel in part, so results are not rounded as well as those of the definition. How much worse
 depends on the points: with 0, +-1/sqrt(2), +-sqrt(2) and infinity the error against float64 is 2 to 4 times that of the
 definition in float32, with the usual integers 0, +-1, +-2 it is 4 to 11 times. Integers would only save multiplications by
 0 and 1, and there are none to save where the transforms are products of matrices.
 
-How it is made fast (measured on 2 cores with AVX-512 and OpenBLAS 0.3.31):
-- A transform is a stack of products of a tiny matrix with `_RUN` columns. OpenBLAS does not pack operands when a product
-  has up to 10^6 multiplications, and then runs at 155 GFLOP/s here; sums of scaled arrays are 4 times slower.
-- The product for each frequency is cut to stay below the same limit, `_rows` rows by `_PANEL` columns.
-- Images go through all steps in blocks whose arrays stay in the cache, each thread on its own images, in memory
-  that it uses again.
+The transforms of images are in `tiles.py`. Images go through all steps in blocks whose arrays stay in the cache, each
+worker on its own images. The product for each frequency is cut to `_ROWS` rows by `_PANEL` columns: OpenBLAS does not pack
+the operands of a product of up to 10^6 multiplications, and stacks of such products run at 105 to 115 GFLOP/s a core here.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydiff import workers
+from tinydiff.ops.tiles import Axis, Reader, Writer, aligned, frequencies, multiply_lines
 from tinydiff.ops.windows import Window
-from tinydiff.workers import share, workspace
+from tinydiff.workers import share
 
 Array = np.ndarray
+Terms = Sequence[Array | None]  # b (K,), E (N, K) and R (N, Ho, Wo, K), what is added to a convolution
 
 TILE = 4  # outputs of a tile along one axis; with 3 filter taps it reads TILE + 2 inputs
-_RUN = 24_000  # columns of one product in a transform: 6 * 6 * _RUN stays below 10^6 multiplications
-_LIMIT = 1_000_000  # multiplications up to which OpenBLAS does not pack the operands
-_PANEL = 64  # filters in one product
-_BLOCK = 1 << 19  # entries of V or M at once, 2 MiB; measured: half of it is 10 to 20% slower, twice as much no faster
+_LIMIT = 1_000_000  # multiplications up to which OpenBLAS does not pack the operands,
+_LIMIT_TRANSPOSED = 1 << 18  # and where the second is transposed (measured)
+_ROWS = 64  # rows in one product, at most
+_PANEL = 64  # filters in one product, at most
+_BLOCK = 1 << 19  # entries of V or M at once, where workers take images
+_SHARED = 1 << 22  # entries of V or M at once, where workers take panels of filters,
+_MANY = 128 * 128  # which they do from this C K: transformed filters are then so large that each is best used once
+_LITTLE = 1 << 16  # T C K up to which the definition is as fast
 
 
-def _toom_cook(points: Sequence[float]) -> tuple[Array, Array, Array]:
-    """(A^T, G, B^T) for 4 outputs of a filter with 3 taps, from 5 points; the sixth is infinity.
+class Transform(NamedTuple):
+    """The matrices of one axis: B^T (F, taps) for inputs, G (F, 3) for filters, A^T (outputs, F)."""
+
+    B_T: Array
+    G: Array
+    A_T: Array
+
+    @property
+    def A(self) -> Array:
+        return np.ascontiguousarray(self.A_T.T)
+
+
+def _toom_cook(points: Sequence[float]) -> Transform:
+    """For 4 outputs of a filter with 3 taps, from 5 points; the sixth is infinity.
 
     Filter and outputs are evaluated by powers of a point, G and A^T. Interpolation, transposed to B^T, has for point p the
     polynomial that vanishes at all others; its value at p, by which it has to be divided, goes to G.
@@ -69,33 +85,111 @@ def _toom_cook(points: Sequence[float]) -> tuple[Array, Array, Array]:
         B_T[i, :5] = np.poly(others)[::-1]
     A_T[3, 5] = G[5, 2] = 1
     B_T[5] = np.poly(p)[::-1]
-    return A_T.astype(np.float32), G.astype(np.float32), B_T.astype(np.float32)
+    return Transform(*(np.ascontiguousarray(m, np.float32) for m in (B_T, G, A_T)))
 
 
-A_T, G, B_T = _toom_cook([0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)])
-A, G_T = np.ascontiguousarray(A_T.T), np.ascontiguousarray(G.T)
+F4 = _toom_cook([0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)])
 
 
-class Tiles(NamedTuple):
-    """Tiles over images of Ho x Wo outputs; tile (i, j) starts to read at input pixel (4 i - top, 4 j - left)."""
+def _upsampled(transform: Transform, zero: int) -> tuple[Transform, Transform]:
+    """The transforms of a convolution on an image whose pixels were doubled, from the image itself, and of its input gradient.
 
-    Ho: int
-    Wo: int
-    top: int
-    left: int
+    Let a tile of doubled pixels be a b b c c d, as it begins within a pair. The frequency of point -1 has as its weights
+    the coefficients of z (z - 1) (z^2 - c^2), which are 0, q, -q, r, -r, 0: it vanishes, and with it 11 of the 36
+    products. In the input gradient the outputs of a pair are added, which the same frequency contributes 1 and -1 to.
+    """
+    keep = np.arange(6) != zero
+    B_T, G, A_T = transform.B_T[keep], transform.G[keep], np.ascontiguousarray(transform.A_T[:, keep])
+    twice = np.repeat(np.eye(4, dtype=np.float32), 2, 0)[1:7]  # (6, 4), from pixels to those of the tile
+    return Transform(B_T @ twice, G, A_T), Transform(B_T, G, A_T[0::2] + A_T[1::2])
+
+
+# With 0.6 the errors are the least of a few values tried.
+UP, UP_GRADIENT = _upsampled(_toom_cook([0, 1, -1, 0.6, -0.6]), 2)
+
+
+class Part(NamedTuple):
+    """Some rows of the tiles of some images."""
+
+    images: slice
+    rows: slice
+
+    def of(self, V: Array, batch: slice) -> Array:
+        """This part of frequencies V (F, F, rows, n, columns, C) of a batch."""
+        return V[:, :, self.rows, self.images.start - batch.start : self.images.stop - batch.start]
 
     @property
-    def rows(self) -> int:
-        return -(-self.Ho // TILE)
+    def shape(self) -> tuple[int, slice]:
+        return self.images.stop - self.images.start, self.rows
+
+
+class Plan(NamedTuple):
+    """The tiles of a convolution and how the work on them is shared."""
+
+    transform: Transform
+    vertical: Axis  # of the inputs
+    horizontal: Axis
+    images: int
+    width: int  # the larger number of channels
+    panels: bool  # whether workers take panels of filters for all images, rather than images with all filters
+
+    @classmethod
+    def of(
+        cls, transform: Transform, images: int, size: tuple[int, int], before: tuple[int, int], C: int, K: int
+    ) -> Plan:
+        """size: of the outputs; before: rows above and columns left of the input that the first tile reads."""
+        outputs, step = len(transform.A_T), transform.B_T.shape[1] - 2
+        vertical, horizontal = (Axis(-(-n // outputs), step, m) for n, m in zip(size, before, strict=True))
+        return cls(transform, vertical, horizontal, images, max(C, K), C * K >= _MANY)
 
     @property
-    def columns(self) -> int:
-        return -(-self.Wo // TILE)
+    def frequencies(self) -> int:
+        return len(self.transform.G)
 
-    @property
-    def per_image(self) -> int:
-        """Tiles of one image."""
-        return self.rows * self.columns
+    def batches(self) -> list[slice]:
+        """The images in as few parts as keep V within _SHARED entries."""
+        most = max(1, _SHARED // (36 * self.vertical.tiles * self.horizontal.tiles * self.width))
+        return [slice(i, min(i + most, self.images)) for i in range(0, self.images, most)]
+
+    def parts(self, batch: slice) -> list[Part]:
+        """Blocks of images, or of rows of tiles where there are fewer images than workers."""
+        rows, count, images = self.vertical.tiles, workers.count(), range(batch.start, batch.stop)
+        if len(images) < count:
+            step = -(-rows // -(-count // max(1, len(images))))
+            ranges = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+            return [Part(slice(n, n + 1), r) for n in images for r in ranges]
+        most = max(1, _BLOCK // (36 * rows * self.horizontal.tiles * self.width))
+        blocks = count * -(-len(images) // (count * most))
+        step = -(-len(images) // blocks)
+        return [Part(slice(i, min(i + step, images.stop)), slice(0, rows)) for i in images[::step]]
+
+    def memory(self, name: str, part: Part, channels: int) -> Array:
+        """Frequencies of the part."""
+        n, rows = part.shape
+        return frequencies(name, self.frequencies, rows.stop - rows.start, n, self.horizontal.tiles, channels)
+
+    def reader(self, name: str, X: Array, part: Part) -> Reader:
+        """B^T d B for parts of this shape."""
+        n, rows = part.shape
+        return Reader(name, self.transform.B_T, X, self.vertical.part(rows), self.horizontal, n)
+
+    def gradient_reader(self, name: str, L_Y: Array, part: Part) -> Reader:
+        """A L_y A^T for parts of this shape."""
+        (n, rows), A = part.shape, self.transform.A
+        vertical, horizontal = (Axis(axis.tiles, A.shape[1]) for axis in (self.vertical, self.horizontal))
+        return Reader(name, A, L_Y, vertical.part(rows), horizontal, n)
+
+    def writer(self, Y: Array, terms: Terms, part: Part) -> Writer:
+        """A^T M A for parts of this shape."""
+        (n, rows), A_T, (b, E, R) = part.shape, self.transform.A_T, terms
+        here = slice(rows.start * len(A_T), rows.stop * len(A_T))
+        tiles = rows.stop - rows.start, self.horizontal.tiles
+        return Writer(A_T, Y[:, here], *tiles, n, b, E, R if R is None else R[:, here])
+
+    def filter_panels(self, K: int) -> list[slice]:
+        """The filters in panels of equal width, at least one for each worker."""
+        width = min(_PANEL, max(16, -(-K // workers.count()))) if self.panels else _PANEL
+        return [slice(k, min(k + width, K)) for k in range(0, K, width)]
 
 
 def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, groups: int) -> bool:
@@ -105,15 +199,17 @@ def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, 
     float64 never is, so that gradient checks see the definition. The transforms cost about as much as products with 16
     channels, and their rounding must pay: below 16 channels on either side they lost (measured with 28x28 images). Tiles
     that stick out of the image are wasted work: with less than half of the multiplications saved (outputs of 1, 2 or 5
-    pixels squared, say), or less than 32 tiles to share the transformed filters, the definition won too.
+    pixels squared, say) the definition won too, and where there is little to do at all: in one thread it was as fast with
+    32 channels and 64 tiles, 64 and 16, and with 256 and 4, where the transformed filters are what takes the time.
     """
     if not (enabled() and isinstance(X, np.ndarray) and X.dtype == other.dtype == np.float32 and groups == 1):
         return False
     if (window.size, window.stride, window.dilation) != ((3, 3), (1, 1), (1, 1)):
         return False
-    (Ho, Wo), tiles = output_size, Tiles(*output_size, 0, 0)
-    few = min(X.shape[-1], other.shape[-1]) < 16 or len(X) * tiles.per_image < 32
-    return not few and 9 * Ho * Wo >= 2 * 36 * tiles.per_image
+    (Ho, Wo), C, K = output_size, X.shape[-1], other.shape[-1]
+    tiles = -(-Ho // TILE) * -(-Wo // TILE)
+    few = min(C, K) < 16 or len(X) * tiles < 4 or len(X) * tiles * C * K < _LITTLE
+    return not few and 9 * Ho * Wo >= 2 * 36 * tiles
 
 
 def enabled() -> bool:
@@ -122,129 +218,180 @@ def enabled() -> bool:
     return os.environ.get("TINYDIFF_WINOGRAD", "1") != "0"
 
 
-def convolve(X: Array, W: Array, b: Array | None, tiles: Tiles) -> Array:
-    """X (N, H, W, C) with filters W (3, 3, C, K) and bias b (K,) or None -> (N, Ho, Wo, K), all float32."""
-    N, C, K = X.shape[0], X.shape[3], W.shape[3]
-    Y = np.empty((N, tiles.Ho, tiles.Wo, K), np.float32)
-    panels = [slice(k, k + _PANEL) for k in range(0, K, _PANEL)]
-    U = [transform_filters(W[..., k]) for k in panels]
+def convolve(
+    X: Array,
+    W: Array,
+    terms: Terms,
+    size: tuple[int, int],
+    before: tuple[int, int],
+    transform: Transform = F4,
+    turned: bool = False,
+) -> Array:
+    """X (N, H, W, C) with filters W (3, 3, C, K), plus terms -> (N, *size, K), all float32.
 
-    def some(images: range) -> None:
-        for block in _blocks(images, tiles.per_image * max(C, K)):
-            V = transform_tiles(B_T, X[block], tiles, "V")
-            M = workspace("M", (36, V.shape[1], K))
-            for k, U_k in zip(panels, U, strict=True):
-                _multiply(V, U_k, M[..., k])
-            transform_outputs(M, Y[block], b, tiles)
+    before: rows above and columns left of X that the first tile reads. turned: the filters are W (3, 3, K, C) turned by 180
+    degrees, which lead from outputs to inputs.
+    """
+    N, C, K = X.shape[0], X.shape[3], W.shape[2 if turned else 3]
+    X, Y = np.ascontiguousarray(X), np.empty((N, *size, K), np.float32)
+    plan = Plan.of(transform, N, size, before, C, K)
+    panels = plan.filter_panels(K)
 
-    share(some, range(N))
+    def by_images(parts: Sequence[Part]) -> None:
+        for part, same in _by_shape(parts):
+            V, M = plan.memory("V", part, C), plan.memory("M", part, K)
+            reader, writer = plan.reader("X", X, part), plan.writer(Y, terms, part)
+            for images, _ in same:
+                reader.read(images, V)
+                for k, U in zip(panels, Us, strict=True):
+                    _multiply(_flat(V), U, _flat(M)[..., k])
+                writer.write(M, images)
+
+    def by_panels(batch: slice) -> None:
+        every = Part(batch, slice(0, plan.vertical.tiles))
+        V, M = plan.memory("V of all", every, C), plan.memory("M of all", every, K)
+        T = _flat(V).shape[1]
+
+        def read(parts: Sequence[Part]) -> None:
+            for part, same in _by_shape(parts):
+                reader = plan.reader("X", X, part)
+                for other in same:
+                    reader.read(other.images, other.of(V, batch))
+
+        def multiply(some: Sequence[slice]) -> None:
+            for k in some:
+                _multiply(_flat(V), transform_filters(W, k, transform.G, turned, T), _flat(M)[..., k])
+
+        def write(parts: Sequence[Part]) -> None:
+            for part, same in _by_shape(parts):
+                writer = plan.writer(Y, terms, part)
+                for other in same:
+                    writer.write(other.of(M, batch), other.images)
+
+        parts = plan.parts(batch)
+        share(read, parts)
+        share(multiply, panels)
+        share(write, parts)
+
+    if plan.panels:
+        for batch in plan.batches():
+            by_panels(batch)
+    else:
+        Us = [transform_filters(W, k, transform.G, turned, name=f"U{k.start}") for k in panels]
+        share(by_images, plan.parts(slice(0, N)))
     return Y
 
 
-def weight_gradient(X: Array, L_Y: Array, tiles: Tiles) -> Array:
+def weight_gradient(X: Array, L_Y: Array, before: tuple[int, int], transform: Transform = F4) -> Array:
     """L_W (3, 3, C, K) from X (N, H, W, C) and L_Y (N, Ho, Wo, K), all float32; sums over images in order."""
-    C, K = X.shape[3], L_Y.shape[3]
-    outputs = tiles._replace(top=0, left=0)
+    (N, Ho, Wo, K), C = L_Y.shape, X.shape[3]
+    X, L_Y = np.ascontiguousarray(X), np.ascontiguousarray(L_Y)
+    plan = Plan.of(transform, N, (Ho, Wo), before, C, K)
+    F, G_T = plan.frequencies, np.ascontiguousarray(transform.G.T)
 
-    def some(images: range) -> Array:
-        L_U = np.zeros((36, C, K), np.float32)
-        for block in _blocks(images, tiles.per_image * max(C, K)):
-            V = transform_tiles(B_T, X[block], tiles, "V")
-            L_M = transform_tiles(A, L_Y[block], outputs, "M")
-            L_U += np.matmul(V.transpose(0, 2, 1), L_M, out=workspace("L_U", L_U.shape))
+    def read(parts: Sequence[Part], place: Callable[[Part], tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
+        for part, same in _by_shape(parts):
+            inputs, gradients = plan.reader("X", X, part), plan.gradient_reader("L_Y", L_Y, part)
+            for other in same:
+                V, L_M = place(other)
+                inputs.read(other.images, V)
+                gradients.read(other.images, L_M)
+                yield _flat(V), _flat(L_M)
+
+    def by_images(parts: Sequence[Part]) -> Array:
+        L_U = np.zeros((F * F, C, K), np.float32)
+        for V, L_M in read(parts, lambda part: (plan.memory("V", part, C), plan.memory("M", part, K))):
+            L_U += _multiply_transposed(V, L_M)
         return L_U
 
-    L_U, *others = share(some, range(len(X)))
+    def by_panels(batch: slice) -> None:
+        every = Part(batch, slice(0, plan.vertical.tiles))
+        V, L_M = plan.memory("V of all", every, C), plan.memory("M of all", every, K)
+
+        def multiply(some: Sequence[slice]) -> None:
+            for k in some:
+                L_W[..., k] += transform_filters_back(_multiply_transposed(_flat(V), _flat(L_M)[..., k]), G_T)
+
+        share(lambda parts: [*read(parts, lambda part: (part.of(V, batch), part.of(L_M, batch)))], plan.parts(batch))
+        share(multiply, plan.filter_panels(K))
+
+    if plan.panels:
+        L_W = np.zeros((3, 3, C, K), np.float32)
+        for batch in plan.batches():
+            by_panels(batch)
+        return L_W
+    L_U, *others = share(by_images, plan.parts(slice(0, N)))
     for other in others:
         L_U += other
-    half = _transform(G_T, L_U.reshape(6, 6 * C * K), np.empty((3, 6 * C * K), np.float32))
-    return _transform(G_T, half.reshape(3, 6, C * K), np.empty((3, 3, C * K), np.float32)).reshape(3, 3, C, K)
+    return transform_filters_back(L_U, G_T).copy()
 
 
-def transform_filters(W: Array) -> Array:
-    """U = G w G^T: W (3, 3, C, K) -> (36, C, K)."""
-    _, _, C, K = W.shape
-    half = _transform(G, W.reshape(3, 3 * C * K), np.empty((6, 3 * C * K), np.float32))
-    return _transform(G, half.reshape(6, 3, C * K), np.empty((6, 6, C * K), np.float32)).reshape(36, C, K)
+def transform_filters(
+    W: Array, k: slice, G: Array, turned: bool = False, rows: int = _ROWS + 1, name: str = "U"
+) -> Array:
+    """U = G w G^T for the filters k of W (3, 3, C, K) -> (F F, C, k); turned: of W (3, 3, K, C), turned by 180 degrees.
 
-
-def transform_tiles(matrix: Array, X: Array, tiles: Tiles, name: str) -> Array:
-    """B^T d B for the tiles of inputs X (n, H, W, C) with matrix B^T; A d A^T for those of outputs with A.
-
-    -> (36, T, C), T = n * tiles.per_image, in the workspace of the given name.
+    rows: of the matrices that U will be multiplied with. Where they are few, copying filters to turn them takes longer than
+    products with a transposed matrix, which run at 100 rather than 114 GFLOP/s.
     """
-    n, H, W, C = X.shape
-    taps, rows, columns = matrix.shape[1], tiles.rows, tiles.columns
-    height = TILE * (rows - 1) + taps
-    # pixels[s, :, i, j] is pixel s of the j-th tile in row i of the padded images
-    pixels = workspace("pixels", (taps, n, height, columns, C))
-    top, bottom = tiles.top, min(tiles.top + H, height)
-    pixels[:, :, :top] = 0
-    pixels[:, :, bottom:] = 0
-    for s in range(taps):
-        first = max(0, -(-(tiles.left - s) // TILE))  # the first and the end of the tiles whose pixel s is in the image
-        end = max(first, min(columns, -(-(tiles.left + W - s) // TILE)))
-        pixels[s, :, top:bottom, :first] = 0
-        pixels[s, :, top:bottom, end:] = 0
-        start = TILE * first + s - tiles.left
-        pixels[s, :, top:bottom, first:end] = X[:, : bottom - top, start::TILE][:, :, : end - first]
-    half = workspace("half", (6, n, height, columns * C))
-    _transform(matrix, pixels.reshape(taps, -1), half.reshape(6, -1))
-    # the same along the other axis, on windows of `taps` rows: (6, n, rows, taps, columns * C)
-    f, image, row, item = half.strides
-    windows = np.lib.stride_tricks.as_strided(
-        half, (6, n, rows, taps, columns * C), (f, image, TILE * row, row, item), writeable=False
-    )
-    V = workspace(name, (36, n * tiles.per_image, C))
-    np.matmul(matrix, windows, out=V.reshape(6, 6, n, rows, columns * C).transpose(1, 2, 3, 0, 4))
-    return V
+    w, few = (W[:, :, k], rows <= _ROWS) if turned else (W[..., k], False)
+    if turned:
+        G = np.ascontiguousarray(G[:, ::-1])
+        w = w if few else w.swapaxes(2, 3)
+    (_, _, C, n), F = w.shape, len(G)
+    flat, half, U = aligned("w", (3, 3), C * n), aligned("G w", (3, F), C * n), aligned(name, (F, F), C * n)
+    flat.reshape(w.shape)[...] = w
+    multiply_lines(G, flat.swapaxes(0, 1), half)  # (3, F, C k)
+    multiply_lines(G, half.swapaxes(0, 1), U)
+    U = U.reshape(F * F, C, n)
+    return U.swapaxes(1, 2) if few else U
 
 
-def transform_outputs(M: Array, Y: Array, b: Array | None, tiles: Tiles) -> None:
-    """Y (n, Ho, Wo, K) = A^T M A + b."""
-    n, _, _, K = Y.shape
-    half = _transform(A_T, M.reshape(6, -1), workspace("half", (4, M.size // 6)))
-    pixels = _transform(A_T, half.reshape(4, 6, -1), workspace("pixels", (4, 4, M.size // 36)))
-    pixels = pixels.reshape(4, 4, n, tiles.rows, tiles.columns, K)
-    for p in range(TILE):
-        for q in range(TILE):
-            to = Y[:, p::TILE, q::TILE]
-            part = pixels[p, q, :, : to.shape[1], : to.shape[2]]
-            if b is None:
-                to[...] = part
-            else:
-                np.add(part, b, out=to)
-
-
-def _transform(matrix: Array, X: Array, out: Array) -> Array:
-    """matrix (p, q) times X (..., q, L), in runs of _RUN columns and one of what is left."""
-    whole = X.shape[-1] // _RUN * _RUN
-    if whole:
-        np.matmul(matrix, _runs(X[..., :whole]), out=_runs(out[..., :whole]))
-    if whole < X.shape[-1]:
-        np.matmul(matrix, X[..., whole:], out=out[..., whole:])
-    return out
-
-
-def _runs(X: Array) -> Array:
-    """(..., q, n * _RUN) as (..., n, q, _RUN)."""
-    return X.reshape(*X.shape[:-1], -1, _RUN).swapaxes(-2, -3)
+def transform_filters_back(L_U: Array, G_T: Array) -> Array:
+    """L_W = G^T L_U G: (F F, C, K) -> (3, 3, C, K)."""
+    F, (_, C, K) = G_T.shape[1], L_U.shape
+    half, L_W = aligned("G w", (F, 3), C * K), aligned("w", (3, 3), C * K)
+    multiply_lines(G_T, L_U.reshape(F, F, C * K).swapaxes(0, 1), half)
+    multiply_lines(G_T, half.swapaxes(0, 1), L_W)
+    return L_W.reshape(3, 3, C, K)
 
 
 def _multiply(V: Array, U: Array, out: Array) -> None:
-    """V (36, T, C) times U (36, C, k), in products of equal numbers of rows and one of what is left."""
-    (_, T, C), k = V.shape, U.shape[2]
-    rows = max(1, min(64, _LIMIT // (C * k)))
+    """V (F F, T, C) times U (F F, C, k), in products of equal numbers of rows and one of what is left."""
+    (F, T, C), k = V.shape, U.shape[2]
+    limit = _LIMIT if U.strides[2] == U.itemsize else _LIMIT_TRANSPOSED
+    rows = max(1, min(_ROWS, limit // (C * k)))
     rows = -(-T // -(-T // rows))
     whole = T // rows * rows
-    cut = (36, whole // rows, rows)
+    cut = (F, whole // rows, rows)
     np.matmul(V[:, :whole].reshape(*cut, C), U[:, None], out=out[:, :whole].reshape(*cut, k))
     if whole < T:
         np.matmul(V[:, whole:], U, out=out[:, whole:])
 
 
-def _blocks(images: range, entries_per_image: int) -> list[slice]:
-    """The images in blocks of equal size, as few as keep V and M within _BLOCK entries (at least one image)."""
-    most = max(1, _BLOCK // (36 * entries_per_image))
-    step = -(-len(images) // -(-len(images) // most)) if len(images) else 1
-    return [slice(i, min(i + step, images.stop)) for i in range(images.start, images.stop, step)]
+def _multiply_transposed(V: Array, Z: Array) -> Array:
+    """V^T (F F, C, T) times Z (F F, T, k), in products of equal numbers of channels."""
+    (F, T, C), k = V.shape, Z.shape[2]
+    D = aligned("L_U", (F,), C * k).reshape(F, C, k)
+    c = C
+    while c > 16 and c % 2 == 0 and c * T * k > _LIMIT:
+        c //= 2
+    if c * T * k > _LIMIT:
+        c = C
+    np.matmul(V.reshape(F, T, C // c, c).transpose(0, 2, 3, 1), Z[:, None], out=D.reshape(F, C // c, c, k))
+    return D
+
+
+def _flat(V: Array) -> Array:
+    """(F, F, rows, n, columns, C) as (F F, T, C), without a copy."""
+    F, _, rows, n, columns, C = V.shape
+    return V.reshape(F * F, rows * n * columns, C)
+
+
+def _by_shape(parts: Sequence[Part]) -> Iterator[tuple[Part, Sequence[Part]]]:
+    """Neighbours of the same shape together, after the first of them."""
+    start = 0
+    for i in range(1, len(parts) + 1):
+        if i == len(parts) or parts[i].shape != parts[start].shape:
+            yield parts[start], parts[start:i]
+            start = i

@@ -136,6 +136,12 @@ class SoftmaxDiagonal(Softmax):
         return P * (1 - P) * L_P
 
 
+class SoftmaxZeros(Softmax):
+    def backward(self, L_P):
+        (P,) = self.saved
+        return np.zeros_like(P)
+
+
 class SoftmaxOtherAxis(Softmax):
     def backward(self, L_P):
         (P,) = self.saved
@@ -151,6 +157,18 @@ class LogSoftmaxWithoutSum(Function):
     def backward(self, L_Y):
         (Y,) = self.saved
         return L_Y - np.exp(Y)
+
+
+class StandardizeWithoutVariance(Function):
+    """Rows to mean 0 and variance 1."""
+
+    def forward(self, X):
+        centred = X - X.mean(1, keepdims=True)
+        self.s = np.sqrt((centred**2).mean(1, keepdims=True))
+        return centred / self.s
+
+    def backward(self, L_Z):
+        return (L_Z - L_Z.mean(1, keepdims=True)) / self.s
 
 
 class GroupNorm(Function):
@@ -226,7 +244,7 @@ class LogSumExpEmpty(Function):
     """log sum exp over axis 1; backward takes the maximum again, without the start value that forward had."""
 
     def forward(self, X):
-        top = X.max(1, keepdims=True, initial=-1e300)
+        top = X.max(1, keepdims=True, initial=-1e30)
         self.save(X)
         with np.errstate(divide="ignore"):
             return np.log(np.exp(X - top).sum(1)) + top[:, 0]
@@ -252,8 +270,15 @@ PLANTED = [
     Planted(Moments, normal((4, 5)), "dropped-output", "a shortcut where the first output's gradient is 0"),
     Planted(SoftmaxWithoutSum, normal((4, 5)), "mean-term", "p L_p without its sum"),
     Planted(SoftmaxDiagonal, normal((4, 5)), "missing", "only the diagonal of the Jacobian"),
+    Planted(SoftmaxZeros, normal((4, 5)), "zero", "nothing comes back, which is right for a constant L_Y"),
     Planted(SoftmaxOtherAxis, normal((4, 5)), "mean-term", "the sum runs over the other axis"),
     Planted(LogSoftmaxWithoutSum, normal((4, 5)), "mean-term", "p instead of p sum(L_Y)"),
+    Planted(
+        StandardizeWithoutVariance,
+        normal((4, 7)),
+        "variance-term",
+        "the term through the variance is missing, without weights: right for a constant L_Y",
+    ),
     Planted(GroupNormWithoutMean, normal((2, 6, 4), (4,)), "mean-term", "the term through the mean is missing"),
     Planted(
         GroupNormWithoutVariance, normal((2, 6, 4), (4,)), "variance-term", "the term through the variance is missing"

@@ -60,15 +60,15 @@ def nonlinear(e: Evidence) -> Diagnosis | None:
 
 def constant_ratio(e: Evidence) -> Diagnosis | None:
     c = _ratio(e.A[:, e.known], e.B[:, e.known])
-    if c is None or not e.is_close(e.A, c * e.B):
+    if c is None or abs(c - 1) < 1e-6 or not e.is_close(e.A, c * e.B):
         return None
     if abs(c + 1) < 1e-4:
         return Diagnosis("sign", "the sign is wrong")
-    sign = " and its sign is wrong" if c < 0 else ""
+    sign = ", and its sign is wrong" if c < 0 else ""
     known = _name_number(abs(c), e)
     if e.x.size == 1 and not known:
         return None  # of one element, every error is a ratio
-    return Diagnosis("ratio", f"the gradient is {abs(c):.6g} times what it should be{known}{sign}")
+    return Diagnosis("ratio", f"the gradient is {known or f'{abs(c):.6g} times what it should be'}{sign}")
 
 
 def exchanged(e: Evidence) -> Diagnosis | None:
@@ -170,22 +170,30 @@ def _ratio(A: np.ndarray, B: np.ndarray) -> float | None:
 
 
 def _name_number(c: float, e: Evidence) -> str:
-    """ " = 1/12, with 12 = ...": the count, product of lengths or small number that a ratio is, if it is one."""
-    lengths: dict[float, str] = {2.0: "2", 4.0: "4", math.sqrt(2): "sqrt(2)"}
+    """ "1/12 of what it should be (12: the size of X)": the length, product of lengths or small number behind a ratio,
+    with what makes such a ratio; "" where it is none of them."""
+    lengths: dict[int, str] = {}
     arrays = [*zip(e.check.names, e.check.point, strict=True), *((f"output {i}", y) for i, y in enumerate(e.outputs))]
     for name, a in arrays:
         for count in range(1, a.ndim + 1):
             for axes in itertools.combinations(range(a.ndim), count):
                 n = math.prod(a.shape[i] for i in axes)
+                what = f"the size of {name}" if count == a.ndim else f"the length of {name} along {axes_text(axes)}"
                 if n > 1:
-                    what = f"the size of {name}" if count == a.ndim else f"the length of {name} along {axes_text(axes)}"
-                    lengths.setdefault(float(n), f"{n}, {what}")
-                    lengths.setdefault(math.sqrt(n), f"sqrt({n}), {what}")
+                    lengths.setdefault(n, f" ({n}: {what})")
+    numbers = {2.0: ("2", ""), math.sqrt(2): ("sqrt(2)", "")}
     for n, what in lengths.items():
-        if abs(c - n) < 1e-4 * n:
-            return f" = {what}: a division is missing, or a multiplication is too many"
-        if abs(c * n - 1) < 1e-4:
-            return f", 1/{what}: a factor is missing, or a mean stands where a sum belongs"
+        numbers.setdefault(float(n), (f"{n}", what))
+    numbers.setdefault(4.0, ("4", ""))
+    for n, what in lengths.items():
+        numbers.setdefault(math.sqrt(n), (f"sqrt({n})", what))
+    for number, (shown, what) in numbers.items():
+        if abs(c - number) < 1e-4 * number:
+            slip = f"a division by {shown} is missing" + (", as in a mean," if what else "")
+            return f"{shown} times what it should be{what}: {slip} or a multiplication is too many"
+        if abs(c * number - 1) < 1e-4:
+            slip = "or a mean stands where a sum belongs" if what else "or a division is too many"
+            return f"1/{shown} of what it should be{what}: a factor {shown} is missing, {slip}"
     return ""
 
 

@@ -1,0 +1,74 @@
+// Adam, the moving average of the weights and clipping, over one flat array that holds all weights of a network.
+//
+// With everything in one array a training step takes three launches, however many weights there are, and what changes from
+// step to step is read from the device, so that a captured CUDA graph can be replayed:
+//
+//     squared_norm     |g|^2, a sum for each block                    4 bytes an element
+//     clip_scale       their sum and from it the scale of clipping
+//     adam             weights, moments and average                   36 bytes an element (28 without an average)
+
+#include "tinydiff.cuh"
+#include "elements.cuh"
+
+#define THREADS 256
+
+// Each block adds up a run of elements of its own: first threads, each over its elements, then lanes, then warps.
+KERNEL(squared_norm, THREADS)(const float* g, int n, int per_block, float* block_sums) {
+    const int start = blockIdx.x * per_block, length = min(per_block, n - start);  // per_block is a multiple of 4
+    float sum[4] = {}, x[4];
+    for (int i = 4 * threadIdx.x; i < length; i += 4 * THREADS) {
+        load4(x, g + start, i, length);
+        UNROLL
+        for (int k = 0; k < 4; k++) sum[k] += x[k] * x[k];
+    }
+    const float total = block_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    if (threadIdx.x == 0) block_sums[blockIdx.x] = total;
+}
+
+// |g|^2, and by what to multiply g so that its norm is at most max_norm: 1 where it is already, NaN where the norm is not
+// finite, for then no length would make it right, and adam shall change nothing. `scale` may be null.
+KERNEL(clip_scale, THREADS)(const float* block_sums, int blocks, float max_norm, float* squared, float* scale) {
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < blocks; i += THREADS) sum += block_sums[i];
+    sum = block_sum(sum);
+    if (threadIdx.x) return;
+    squared[0] = sum;
+    const float norm = sqrt_(sum);
+    if (scale) scale[0] = norm < INFINITY ? (max_norm < norm ? max_norm / norm : 1.f) : norm - norm;
+}
+
+// Adam (Kingma and Ba, 2015, algorithm 1) with t the number of the update:
+//
+//     m = beta1 m + (1 - beta1) g,    v = beta2 v + (1 - beta2) g^2
+//     p = p - lr (m / c1) / (sqrt(v) / c2 + eps),    c1 = 1 - beta1^t,    c2 = sqrt(1 - beta2^t)
+//
+// as p - (lr c2 / c1) m / (sqrt(v) + eps c2). g is the gradient times the scale of clipping, plus weight_decay p; decay that
+// is decoupled from the gradient (AdamW; Loshchilov and Hutter, 2019, algorithm 2) multiplies p by 1 - lr weight_decay
+// instead. Then the average takes its share of the new weights: ema = ema + (1 - d) (p - ema).
+//
+// scalars, on the device: the scale of clipping; lr c2 / c1; eps c2; what multiplies p; 1 - d. Where the first is NaN nothing
+// happens. 1 - beta is given beside beta because in float32 the difference would be rounded.
+KERNEL(adam, THREADS)(float* p, const float* g, float* m, float* v, float* ema, const float* scalars, int n, float beta1,
+                      float one_minus_beta1, float beta2, float one_minus_beta2, float weight_decay) {
+    const int i = 4 * (blockIdx.x * THREADS + threadIdx.x);
+    if (i >= n || scalars[0] != scalars[0]) return;
+    const float scale = scalars[0], rate = scalars[1], eps = scalars[2], kept = scalars[3], share = scalars[4];
+    float weight[4], gradient[4], first[4], second[4], average[4] = {};
+    load4(weight, p, i, n);
+    load4(gradient, g, i, n);
+    load4(first, m, i, n);
+    load4(second, v, i, n);
+    if (ema) load4(average, ema, i, n);
+    UNROLL
+    for (int k = 0; k < 4; k++) {
+        const float d = scale * gradient[k] + weight_decay * weight[k];
+        first[k] = beta1 * first[k] + one_minus_beta1 * d;
+        second[k] = beta2 * second[k] + one_minus_beta2 * (d * d);
+        weight[k] = kept * weight[k] - rate * (first[k] / (sqrt_(second[k]) + eps));
+        average[k] += share * (weight[k] - average[k]);
+    }
+    store4(p, i, n, weight);
+    store4(m, i, n, first);
+    store4(v, i, n, second);
+    if (ema) store4(ema, i, n, average);
+}

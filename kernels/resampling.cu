@@ -1,0 +1,82 @@
+// Copies between NHWC maps: twice the resolution and back, two maps along their channels and back.
+//
+// All of these are bound by memory: a thread moves VECTOR neighbouring channels, 16 bytes where channels come in fours, and
+// every number is read once and written once. Consecutive threads have consecutive addresses of the larger array or, for
+// upsample, runs of them. `size` counts threads.
+
+#include "tinydiff.cuh"
+#include "elements.cuh"
+
+#ifndef VECTOR
+#define VECTOR 4
+#endif
+
+typedef unsigned long long Index;
+
+__device__ __forceinline__ Index thread_number() { return static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+// The pixel of (rows, 2 width) * 2 at the top left of the four that belong to pixel (row, column) of (rows, width).
+__device__ __forceinline__ Index first_of_four(Index row, Index column, int width) {
+    return 2 * row * (2 * width) + 2 * column;
+}
+
+// Y (2 rows, 2 width, channels): each pixel of X (rows, width, channels) four times. Rows are those of all images.
+KERNEL(upsample, 256)(const float* X, float* Y, unsigned long long size, int rows, int width, int channels) {
+    const Index i = thread_number();
+    if (i >= size) return;
+    const Index pixel = i * VECTOR / channels, c = i * VECTOR % channels;
+    const Index at = first_of_four(pixel / width, pixel % width, width);
+    float x[VECTOR];
+    load(x, X + i * VECTOR);
+    UNROLL
+    for (int k = 0; k < 4; k++) store(Y + (at + k / 2 * (2 * width) + k % 2) * channels + c, x);
+}
+
+// L_X (rows, width, channels): the sums of four pixels of L_Y (2 rows, 2 width, channels).
+KERNEL(upsample_backward, 256)(const float* L_Y, float* L_X, unsigned long long size, int rows, int width, int channels) {
+    const Index i = thread_number();
+    if (i >= size) return;
+    const Index pixel = i * VECTOR / channels, c = i * VECTOR % channels;
+    const Index at = first_of_four(pixel / width, pixel % width, width);
+    float sum[VECTOR] = {};
+    UNROLL
+    for (int k = 0; k < 4; k++) {
+        float y[VECTOR];
+        load(y, L_Y + (at + k / 2 * (2 * width) + k % 2) * channels + c);
+        UNROLL
+        for (int l = 0; l < VECTOR; l++) sum[l] += y[l];
+    }
+    store(L_X + i * VECTOR, sum);
+}
+
+// Y (pixels, first_channels + second_channels) from first and second.
+KERNEL(concatenate, 256)
+(const float* first, const float* second, float* Y, unsigned long long size, int first_channels, int second_channels) {
+    const Index i = thread_number();
+    if (i >= size) return;
+    const int channels = first_channels + second_channels;
+    const Index pixel = i * VECTOR / channels;
+    const int c = static_cast<int>(i * VECTOR % channels);
+    float x[VECTOR];
+    if (c < first_channels)
+        load(x, first + pixel * first_channels + c);
+    else
+        load(x, second + pixel * second_channels + c - first_channels);
+    store(Y + i * VECTOR, x);
+}
+
+// first and second from Y (pixels, first_channels + second_channels).
+KERNEL(split, 256)
+(const float* Y, float* first, float* second, unsigned long long size, int first_channels, int second_channels) {
+    const Index i = thread_number();
+    if (i >= size) return;
+    const int channels = first_channels + second_channels;
+    const Index pixel = i * VECTOR / channels;
+    const int c = static_cast<int>(i * VECTOR % channels);
+    float y[VECTOR];
+    load(y, Y + i * VECTOR);
+    if (c < first_channels)
+        store(first + pixel * first_channels + c, y);
+    else
+        store(second + pixel * second_channels + c - first_channels, y);
+}

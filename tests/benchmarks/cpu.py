@@ -1,0 +1,430 @@
+"""tinydiff against PyTorch on the CPU: training steps, forward passes, sampling, memory, start-up, scaling.
+
+    python -m tests.benchmarks.cpu [--only steps,forward,sampling,memory,import,scaling] [--threads 2] [--compile]
+
+Needs PyTorch and diffusers (the extra `parity`). The competitor is diffusers' UNet2DModel with the weights of the tinydiff
+network, the same batch and the same number of threads; of eager PyTorch in its usual layout and in channels-last the
+faster counts. Competitors have turns in one process, and figures are medians of at least five turns. Prints tables and
+writes tests/benchmarks/results/cpu.json. On two cores it takes some ten minutes; nothing else should run meanwhile.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import tinydiff as td
+from tinydiff import ops, optim, workers
+from tinydiff.bench.command import describe
+from tinydiff.bench.timing import Work, race
+from tinydiff.bench.torch import diffusers_unet
+from tinydiff.diffusion import Diffusion, Schedule
+from tinydiff.memory import show
+
+ROOT = Path(__file__).parents[2]
+RESULT = ROOT / "tests/benchmarks/results/cpu.json"
+SECTIONS = ("steps", "forward", "sampling", "memory", "import", "scaling")
+W1 = {
+    "image_size": 32, "in_channels": 1, "channels": 32, "channel_mults": (1, 2, 2), "blocks_per_level": 2,
+    "attention_resolutions": (16,),
+}  # fmt: skip
+W2 = {
+    "image_size": 32, "in_channels": 3, "channels": 128, "channel_mults": (1, 2, 2, 2), "blocks_per_level": 2,
+    "attention_resolutions": (16,),
+}  # fmt: skip
+NETWORKS = {"W1": (W1, 64), "W2": (W2, 8)}  # settings, and the batch to train with
+
+
+def progress(text):
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+# --------------------------------------------------------------------------------------------------------- the competitors
+
+
+def tinydiff_network(settings):
+    """A network whose every weight is drawn at random, so that none of the work is on zeros."""
+    unet, rng = td.UNet(**settings), np.random.default_rng(0)
+    for p in unet.parameters():
+        p.data += (0.02 * rng.standard_normal(p.shape)).astype(np.float32)
+    return unet
+
+
+def torch_network(unet, settings):
+    """diffusers' network with the same weights, from the file format that both share."""
+    import torch
+
+    network = diffusers_unet(settings)
+    state = unet.torch_state_dict()
+    network.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()})
+    return network
+
+
+def batch_of(settings, n):
+    rng = np.random.default_rng(1)
+    shape = (n, settings["image_size"], settings["image_size"], settings["in_channels"])
+    x, eps = rng.standard_normal(shape, np.float32), rng.standard_normal(shape, np.float32)
+    return x, eps, rng.integers(1, 1001, n)
+
+
+def tinydiff_step(unet, settings, n):
+    x, eps, t = batch_of(settings, n)
+    optimizer = optim.Adam(list(unet.parameters()), 1e-4)
+    unet.train()
+
+    def step():
+        optimizer.zero_grad()
+        loss = ops.mse_loss(unet(x, t), eps)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def tinydiff_forward(unet, settings, n):
+    x, _, t = batch_of(settings, n)
+
+    def forward():
+        with td.no_grad():
+            return unet(x, t).data
+
+    return forward
+
+
+def torch_batch(settings, n, layout):
+    import torch
+
+    x, eps, t = batch_of(settings, n)
+    x, eps = (torch.from_numpy(a).permute(0, 3, 1, 2).contiguous(memory_format=layout) for a in (x, eps))
+    return x, eps, torch.from_numpy(t - 1)
+
+
+def torch_step(network, settings, n, layout):
+    import torch
+
+    x, eps, t = torch_batch(settings, n, layout)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.nn.functional.mse_loss(network(x, t).sample, eps)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def torch_forward(network, settings, n, layout):
+    import torch
+
+    x, _, t = torch_batch(settings, n, layout)
+
+    def forward():
+        with torch.no_grad():
+            return network(x, t).sample.permute(0, 2, 3, 1).numpy()
+
+    return forward
+
+
+def compare(name, settings, n, what, threads, rounds=5, compiled=False):
+    """One contest as a row: medians in seconds, how far the first results are apart, how many times as fast."""
+    import torch
+
+    unet = tinydiff_network(settings)
+    ours, theirs = (tinydiff_step, torch_step) if what == "step" else (tinydiff_forward, torch_forward)
+    layouts = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+    contests = {"tinydiff": ours(unet, settings, n)}
+    for layout_name, layout in layouts.items():
+        contests[layout_name] = theirs(torch_network(unet, settings).to(memory_format=layout), settings, n, layout)
+    if compiled:
+        network = torch.compile(torch_network(unet, settings))
+        contests["torch.compile"] = theirs(network, settings, n, torch.contiguous_format)
+    with workers.threads(threads):
+        torch.set_num_threads(threads)
+        first = {}
+        for key, contest in list(contests.items()):
+            try:
+                first[key] = np.asarray(contest(), np.float64)
+            except Exception as error:  # the compiler needs a C++ compiler and more
+                if key != "torch.compile":
+                    raise
+                progress(f"torch.compile does not work here: {str(error).splitlines()[0]}")
+                del contests[key]
+        apart = float(np.abs(first["tinydiff"] - first["channels first"]).max() / np.abs(first["channels first"]).max())
+        assert apart < 1e-3, f"{name}: the two compute different things, {apart:.1e} apart"
+        times = race({key: Work(contest) for key, contest in contests.items()}, rounds, 1e9)
+    best = min(times["channels first"].forward, times["channels last"].forward)
+    row = {
+        "name": name,
+        "batch": n,
+        "threads": threads,
+        "seconds": {key: t.forward for key, t in times.items()},
+        "apart": apart,
+        "times_torch": best / times["tinydiff"].forward,
+    }
+    shown = ", ".join(f"{key} {1e3 * seconds:.0f} ms" for key, seconds in row["seconds"].items())
+    progress(f"{name}: {shown}; {row['times_torch']:.2f} times PyTorch")
+    return row
+
+
+# ----------------------------------------------------------------------------------------------------------- the sections
+
+
+def steps(options):
+    return [
+        compare(
+            f"{name} training step, batch {n}", settings, n, "step", options.threads, options.rounds, options.compile
+        )
+        for name, (settings, n) in NETWORKS.items()
+    ]
+
+
+def forward(options):
+    return [
+        compare(f"{name} forward, batch {n}", settings, n, "forward", options.threads, options.rounds, options.compile)
+        for name, (settings, batch) in NETWORKS.items()
+        for n in (batch, 1)
+    ]
+
+
+SAMPLE_WITH_DIFFUSERS = """
+import sys
+import torch
+from PIL import Image
+from diffusers import DDIMScheduler, UNet2DModel
+torch.set_num_threads(int(sys.argv[3]))
+unet = UNet2DModel.from_pretrained(sys.argv[1], subfolder="unet")
+if sys.argv[4] == "channels last":
+    unet = unet.to(memory_format=torch.channels_last)
+scheduler = DDIMScheduler.from_pretrained(sys.argv[1], subfolder="scheduler")
+scheduler.set_timesteps(50)
+x = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        x = scheduler.step(unet(x, t).sample, t, x, eta=0.0).prev_sample
+pixels = ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)[:, 0]
+sheet = pixels.reshape(8, 8, 28, 28).permute(0, 2, 1, 3).reshape(224, 224)
+Image.fromarray(sheet.numpy()).save(sys.argv[2])
+"""
+
+
+def sampling(options):
+    """64 glyphs in 50 steps of DDIM, as whole commands with their start-up, from one checkpoint folder."""
+    settings = {**W1, "image_size": 28, "blocks_per_level": 1, "attention_resolutions": (14,)}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "glyphs"
+        td.checkpoint.Pipeline(tinydiff_network(settings), Diffusion(Schedule.linear(), "v")).save(place)
+        words = [
+            "--n",
+            "64",
+            "--steps",
+            "50",
+            "--threads",
+            str(options.threads),
+            "--out",
+            str(Path(folder) / "ours.png"),
+        ]
+        commands = {"tinydiff": [sys.executable, "-m", "tinydiff", "sample", str(place), *words]}
+        for layout in ("channels first", "channels last"):
+            arguments = [str(place), str(Path(folder) / "theirs.png"), str(options.threads), layout]
+            commands[layout] = [sys.executable, "-c", SAMPLE_WITH_DIFFUSERS, *arguments]
+        once = alternate(commands, 1)
+        slower = max(("channels first", "channels last"), key=once.get)
+        del commands[slower]  # to save minutes; its one turn is reported
+        seconds = {slower: once[slower]} | alternate(commands, options.rounds)
+    row = {"name": "64 glyphs, 50 steps, whole command", "threads": options.threads, "seconds": seconds}
+    row["times_torch"] = min(seconds["channels first"], seconds["channels last"]) / seconds["tinydiff"]
+    progress(f"sampling: {seconds}; {row['times_torch']:.2f} times PyTorch")
+    return [row]
+
+
+def alternate(commands, rounds):
+    """Median seconds of commands that have turns."""
+    seconds = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            start = time.perf_counter()
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            seconds[name].append(time.perf_counter() - start)
+            if done.returncode:
+                raise SystemExit(f"{name} failed: {done.stderr}")
+    return {name: statistics.median(runs) for name, runs in seconds.items()}
+
+
+MEMORY = """
+import json, sys
+from tests.benchmarks import cpu
+settings, n, threads, who = json.loads(sys.argv[1])
+print(json.dumps(cpu.peak_of_steps(settings, n, threads, who)))
+"""
+
+
+def peak_of_steps(settings, n, threads, who):
+    """Bytes that three training steps add to what the process holds after its imports; runs in a process of its own."""
+    from tinydiff import machine
+
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    if who == "tinydiff":
+        from tinydiff import checkpoint, data, trainer  # noqa: F401  what a run imports
+
+        with workers.threads(threads):  # sets the allocator as in a real run
+            before = machine.resident()
+            step = tinydiff_step(tinydiff_network(settings), settings, n)
+            for _ in range(3):
+                step()
+            return machine.peak_resident() - before
+    import torch
+
+    layout = torch.channels_last if who == "channels last" else torch.contiguous_format
+    network = diffusers_unet({**settings, "channels": 32, "channel_mults": (1,), "attention_resolutions": ()})
+    del network  # diffusers imports what it needs when the first network is made
+    torch.set_num_threads(threads)
+    before = machine.resident()
+    step = torch_step(diffusers_unet(settings).to(memory_format=layout), settings, n, layout)
+    for _ in range(3):
+        step()
+    return machine.peak_resident() - before
+
+
+COMPETITORS = ("tinydiff", "channels first", "channels last")
+
+
+def memory(options, cases=None, competitors=COMPETITORS):
+    rows = []
+    for name, (settings, n) in (cases or NETWORKS).items():
+        peaks = {}
+        for who in competitors:
+            words = json.dumps([settings, n, options.threads, who])
+            done = subprocess.run([sys.executable, "-c", MEMORY, words], cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{who} failed: {done.stderr}")
+            peaks[who] = int(done.stdout)
+        best = min(peak for who, peak in peaks.items() if who != "tinydiff")
+        rows.append({"name": f"{name} training step, batch {n}", "threads": options.threads, "bytes": peaks,
+                     "share_of_torch": peaks["tinydiff"] / best})  # fmt: skip
+        progress(f"memory {name}: {', '.join(f'{who} {show(peak)}' for who, peak in peaks.items())}")
+    return rows
+
+
+def start_up(options):
+    """Time to import, as whole processes, less that of an interpreter that imports nothing."""
+    names = ("pass", "import numpy", "import tinydiff", "import tinydiff.cli", "import torch",
+             "from diffusers import UNet2DModel")  # fmt: skip
+    seconds = alternate({name: [sys.executable, "-c", name] for name in names}, max(options.rounds, 5))
+    empty = seconds.pop("pass")
+    rows = [{"name": name, "seconds": value - empty} for name, value in seconds.items()]
+    progress("import: " + ", ".join(f"{row['name']} {row['seconds']:.2f} s" for row in rows))
+    return rows
+
+
+SCALES = {  # what varies, its values, and how the settings and the batch follow
+    "batch": ((1, 4, 16, 64), lambda v: (W1, v)),
+    "image size": ((8, 16, 32, 64), lambda v: ({**W1, "image_size": v, "attention_resolutions": (v // 4,)}, 8)),
+    "channels": ((32, 64, 128), lambda v: ({**W1, "channels": v}, 8)),
+}
+
+
+def scaling(options):
+    """Training steps of W1 with one thing varied: seconds and bytes for each image, and their power law."""
+    results = []
+    for what, (values, make) in SCALES.items():
+        rows = []
+        for value in values:
+            settings, n = make(value)
+            row = compare(f"{what} {value}", settings, n, "step", options.threads, options.rounds)
+            peaks = memory(options, {f"{what} {value}": (settings, n)}, COMPETITORS[:2])[0]["bytes"]
+            best = min(("channels first", "channels last"), key=lambda key: row["seconds"][key])
+            rows.append({
+                "value": value, "batch": n, "times_torch": row["times_torch"],
+                "seconds_per_image": {"tinydiff": row["seconds"]["tinydiff"] / n, "torch": row["seconds"][best] / n},
+                "bytes": {"tinydiff": peaks["tinydiff"], "torch": peaks["channels first"]},
+            })  # fmt: skip
+        exponents = {
+            f"{figure} of {who}": power(values, [row[figure][who] for row in rows])
+            for figure in ("seconds_per_image", "bytes")
+            for who in ("tinydiff", "torch")
+        }
+        results.append({"what": what, "rows": rows, "exponents": exponents})
+    rows = [{"value": k, **compare(f"threads {k}", W1, 16, "step", k, options.rounds)} for k in (1, 2)]
+    results.append({"what": "threads", "rows": rows})
+    return results
+
+
+def power(xs, ys):
+    """The exponent p of the power law y = c x^p that fits best in logarithms."""
+    return float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
+
+
+# ------------------------------------------------------------------------------------------------------------- the report
+
+
+def table(section, rows):
+    lines = [f"\n{section}"]
+    if section == "import":
+        lines += [f"  {row['name']:<36}{row['seconds']:8.2f} s" for row in rows]
+    elif section == "memory":
+        lines += [f"  {row['name']:<36}" + "".join(f"{who} {show(b):>9}   " for who, b in row["bytes"].items())
+                  + f"{row['share_of_torch']:.2f} of PyTorch's" for row in rows]  # fmt: skip
+    elif section == "scaling":
+        for part in rows:
+            lines.append(f"  {part['what']}")
+            for row in part["rows"]:
+                if "seconds" in row:
+                    lines.append(f"  {row['value']:>8}  tinydiff {1e3 * row['seconds']['tinydiff']:8.1f} ms a step"
+                                 f"   {row['times_torch']:5.2f} times PyTorch")  # fmt: skip
+                    continue
+                t, b = row["seconds_per_image"], row["bytes"]
+                lines.append(
+                    f"  {row['value']:>8}  tinydiff {1e3 * t['tinydiff']:8.2f} ms an image {show(b['tinydiff']):>9}   "
+                    f"PyTorch {1e3 * t['torch']:8.2f} ms {show(b['torch']):>9}   {row['times_torch']:5.2f} times PyTorch"
+                )
+            for name, exponent in part.get("exponents", {}).items():
+                lines.append(f"            {name:<32} grows as {part['what']}^{exponent:.2f}")
+    else:
+        lines += [f"  {row['name']:<36}" + "".join(f"{who} {1e3 * s:7.0f} ms   " for who, s in row["seconds"].items())
+                  + f"{row['times_torch']:.2f} times PyTorch" for row in rows]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, of " + ",".join(SECTIONS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="turns of each competitor, at least 5 for figures to quote"
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile as well, which takes minutes to compile")
+    parser.add_argument("--json", type=Path, default=RESULT, help="where to write [tests/benchmarks/results/cpu.json]")
+    options = parser.parse_args()
+    chosen = options.only.split(",")
+    if unknown := sorted(set(chosen) - set(SECTIONS)):
+        parser.error(f"there is no section {unknown[0]}; there are {', '.join(SECTIONS)}")
+    import diffusers
+    import torch
+
+    about = describe("cpu", options.threads, torch) | {"diffusers": diffusers.__version__}
+    result = {"command": "python -m tests.benchmarks.cpu " + " ".join(sys.argv[1:]), "machine": about, "sections": {}}
+    functions = {"steps": steps, "forward": forward, "sampling": sampling, "memory": memory, "import": start_up,
+                 "scaling": scaling}  # fmt: skip
+    begun = time.perf_counter()
+    for section in (name for name in SECTIONS if name in chosen):
+        progress(f"== {section}")
+        result["sections"][section] = functions[section](options)
+        result["seconds"] = time.perf_counter() - begun
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")  # also if a later one fails
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    for section, rows in result["sections"].items():
+        print(table(section, rows))
+    print(f"\n{result['seconds']:.0f} s in all; written to {options.json}")
+
+
+if __name__ == "__main__":
+    main()

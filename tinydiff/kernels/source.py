@@ -1,0 +1,121 @@
+"""The sources of the kernels: where they are, with their headers inlined, and which parameters each kernel takes."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydiff.errors import RunFailed
+
+
+class KernelError(RunFailed):
+    """A kernel cannot be compiled or run, or the stand-in of CUDA caught it doing what it must not; one sentence."""
+
+
+# What a parameter may be: a value of a C type, or an array of elements of one.
+VALUES: dict[str, np.dtype] = {
+    "int": np.dtype("int32"),
+    "unsigned": np.dtype("uint32"),
+    "unsigned long long": np.dtype("uint64"),
+    "float": np.dtype("float32"),
+}
+ELEMENTS: dict[str, np.dtype] = {
+    **VALUES,
+    "unsigned char": np.dtype("uint8"),
+    "unsigned short": np.dtype("uint16"),
+    "long long": np.dtype("int64"),
+}
+
+
+class Parameter(NamedTuple):
+    """One parameter of a kernel; `type` is C's, without const and the star."""
+
+    name: str
+    type: str
+    dtype: np.dtype
+    is_array: bool
+    is_const: bool
+
+    def __str__(self) -> str:
+        return f"{'const ' if self.is_const else ''}{self.type}{'*' if self.is_array else ''} {self.name}"
+
+
+_INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"[^\n]*$', re.M)
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
+_KERNEL = re.compile(r"\bKERNEL\s*\(\s*(\w+)\s*,((?:[^()]|\([^()]*\))*)\)\s*\(([^)]*)\)\s*\{")
+_PARAMETER = re.compile(
+    r"(const\s+)?((?:unsigned|long|int|float|char|short)(?:\s+(?:long|int|char|short))*)\s*(\*?)(.*)", re.S
+)
+
+
+@functools.cache
+def folder() -> Path:
+    """Where the sources are: beside the package in a checkout, else installed with it.
+
+    In this order, because an editable installation of another checkout would answer for tinydiff.kernels_src.
+    """
+    beside = Path(__file__).resolve().parents[2] / "kernels"
+    if (beside / "tinydiff.cuh").is_file():
+        return beside
+    try:
+        return Path(str(files("tinydiff.kernels_src")))
+    except ModuleNotFoundError:
+        raise KernelError(f"the sources of the kernels are neither in {beside} nor installed") from None
+
+
+@functools.cache
+def load(name: str, host: bool = False) -> str:
+    """The text of kernels/`name` (or of any path) with every `#include "..."` replaced by the file, once each; #line keeps
+    the compilers' messages true. host.h is only put in for the host."""
+    seen: set[Path] = set()
+
+    def inline(path: Path) -> str:
+        path = path.resolve()
+        if path in seen or (path.name == "host.h" and not host):
+            return ""
+        seen.add(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise KernelError(f"there is no kernel source {path}") from None
+
+        def replaced(match: re.Match[str]) -> str:
+            beside, line = path.parent / match[1], text.count("\n", 0, match.start()) + 2
+            return f'{inline(beside if beside.exists() else folder() / match[1])}#line {line} "{path.name}"'
+
+        return f'#line 1 "{path.name}"\n' + _INCLUDE.sub(replaced, text) + ("" if text.endswith("\n") else "\n")
+
+    return inline(folder() / name)
+
+
+@functools.cache
+def kernels(text: str) -> dict[str, tuple[Parameter, ...]]:
+    """The kernels of a source with their parameters."""
+    found = {}
+    for name, _, parameters in _KERNEL.findall(_COMMENT.sub(" ", text)):
+        found[name] = tuple(_parameter(name, p) for p in parameters.split(",") if p.strip())
+    return found
+
+
+def _parameter(kernel: str, text: str) -> Parameter:
+    match = _PARAMETER.fullmatch(text.strip())
+    if match:
+        c_type, name = " ".join(match[2].split()), match[4].replace("__restrict__", "").strip()
+        c_type = {"unsigned int": "unsigned", "long long int": "long long"}.get(c_type, c_type)
+        dtype = (ELEMENTS if match[3] else VALUES).get(c_type)
+        if dtype is not None and name.isidentifier():
+            return Parameter(name, c_type, dtype, bool(match[3]), bool(match[1]))
+    raise KernelError(f"kernel {kernel} has a parameter {' '.join(text.split())!r} of a kind that launch() cannot pass")
+
+
+def flags(defines: Mapping[str, Any]) -> tuple[str, ...]:
+    """-DNAME=value for each define, in the order of their names."""
+    return tuple(
+        f"-D{name}={int(value) if isinstance(value, bool) else value}" for name, value in sorted(defines.items())
+    )

@@ -1,0 +1,117 @@
+"""Convolutions from or to images of few channels, such as a network's first and last: patches as planes.
+
+Copied pixel by pixel, the patches of an image with one channel are copies of three numbers each. Here they lie as planes,
+
+    P_n (R S C, Ho Wo)    Y_n = P_n^T W    L_P_n = W L_Y_n^T    L_W = sum_n P_n L_Y_n,
+
+one for each entry of the filter, which are copies of whole rows of pixels. A convolution to few channels is, with stride 1,
+the input gradient of one from few channels, its filters turned by 180 degrees, and reads its large image only once.
+
+Measured on one AVX-512 core for 64 images of 32x32, against the definition: 1 to 32 channels 2.4, its weight gradient 3.3,
+32 channels to 1 9, its input gradient 2.3 and its weight gradient 9 times as fast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydiff.ops.windows import Window, add_terms
+from tinydiff.workers import share, workspace
+
+Array = np.ndarray
+Terms = tuple[Any, Any, Any]
+
+FEW = 4  # channels
+_BLOCK = 1 << 17  # entries of patches at once
+
+
+def is_faster(few: int, many: int, groups: int, *arrays: Any) -> bool:
+    """Whether a convolution between these numbers of channels is computed here; float64 is left to the definition."""
+    single = all(isinstance(a, np.ndarray) and a.dtype == np.float32 for a in arrays)
+    return single and groups == 1 and few <= FEW < many
+
+
+def convolve(X: Array, W: Array, terms: Terms, window: Window) -> Array:
+    """Y = P^T W plus b, E and R, which may be None: X (N, H, W, C), W (R, S, C, K) -> (N, Ho, Wo, K)."""
+    K, N, (Ho, Wo) = W.shape[3], len(X), window.output_size(X.shape)
+    Y, filters = np.empty((N, Ho, Wo, K), X.dtype), W.reshape(-1, K)
+
+    def some(blocks: list[slice]) -> None:
+        for images in blocks:
+            P = _planes(X[images], window)
+            np.matmul(P.swapaxes(1, 2), filters, out=Y[images].reshape(-1, Ho * Wo, K))
+            add_terms(Y, images, *terms)
+
+    share(some, _blocks(N, Ho * Wo * len(filters)))
+    return Y
+
+
+def input_gradient(L_Y: Array, W: Array, terms: Terms, shape: tuple[int, ...], window: Window) -> Array:
+    """L_X: every plane of L_P = W L_Y^T added to the pixels that it was read from, plus terms; L_Y (N, Ho, Wo, K) -> shape."""
+    (R, S, C, K), (N, Ho, Wo, _) = W.shape, L_Y.shape
+    (N, height, width, _), ((top, bottom), (left, right)) = shape, window.padding
+    L_X, filters = np.empty(shape, L_Y.dtype), np.ascontiguousarray(W.reshape(-1, K))
+
+    def some(blocks: list[slice]) -> None:
+        for images in blocks:
+            l_y = L_Y[images].reshape(-1, Ho * Wo, K)
+            L_P = workspace("planes", (len(l_y), R, S, C, Ho, Wo))
+            np.matmul(filters, l_y.swapaxes(1, 2), out=L_P.reshape(len(l_y), R * S * C, Ho * Wo))
+            sums = workspace("sums of planes", (len(l_y), C, height + top + bottom, width + left + right))
+            sums[...] = 0
+            for r in range(R):
+                for s in range(S):
+                    i, j = r * window.dilation[0], s * window.dilation[1]
+                    (a, b), (e, f) = window.stride, (Ho - 1, Wo - 1)
+                    sums[:, :, i : i + a * e + 1 : a, j : j + b * f + 1 : b] += L_P[:, r, s]
+            L_X[images] = sums[:, :, top : top + height, left : left + width].transpose(0, 2, 3, 1)
+            add_terms(L_X, images, *terms)
+
+    share(some, _blocks(N, Ho * Wo * len(filters)))
+    return L_X
+
+
+def weight_gradient(X: Array, L_Y: Array, shape: tuple[int, ...], window: Window) -> Array:
+    """L_W = sum_n P_n L_Y_n: X (N, H, W, C), L_Y (N, Ho, Wo, K) -> (R, S, C, K); sums over images in order."""
+    N, Ho, Wo, K = L_Y.shape
+    rows = window.size[0] * window.size[1] * X.shape[3]
+
+    def some(blocks: list[slice]) -> Array:
+        L_W = np.zeros((rows, K), X.dtype)
+        for images in blocks:
+            L_W += np.matmul(_planes(X[images], window), L_Y[images].reshape(-1, Ho * Wo, K)).sum(0)
+        return L_W
+
+    L_W, *others = share(some, _blocks(N, Ho * Wo * rows))
+    for other in others:
+        L_W += other
+    return L_W.reshape(shape)
+
+
+def turn(W: Array) -> Array:
+    """The filters (R, S, K, C) that lead from outputs back to inputs with stride 1: turned by 180 degrees."""
+    return np.ascontiguousarray(W[::-1, ::-1].swapaxes(2, 3))
+
+
+def _planes(X: Array, window: Window) -> Array:
+    """(n, R S C, Ho Wo), valid until the thread's next call."""
+    (n, H, W, C), (R, S) = X.shape, window.size
+    (Ho, Wo), ((top, bottom), (left, right)) = window.output_size(X.shape), window.padding
+    padded = workspace("padded planes", (n, C, H + top + bottom, W + left + right))
+    padded[...] = 0
+    padded[:, :, top : top + H, left : left + W] = X.transpose(0, 3, 1, 2)
+    image, channel, i, j = padded.strides
+    (a, b), (c, d) = window.dilation, window.stride
+    view = np.lib.stride_tricks.as_strided(
+        padded, (n, R, S, C, Ho, Wo), (image, a * i, b * j, channel, c * i, d * j), writeable=False
+    )
+    P = workspace("planes", (n, R, S, C, Ho, Wo))
+    P[...] = view
+    return P.reshape(n, R * S * C, Ho * Wo)
+
+
+def _blocks(images: int, entries: int) -> list[slice]:
+    step = max(1, _BLOCK // max(1, entries))
+    return [slice(i, min(i + step, images)) for i in range(0, images, step)] or [slice(0, 0)]
