@@ -1,8 +1,9 @@
 // CUDA on the host, as far as the kernels use it: what a kernel sees. The machinery behind it is host/runtime.cpp.
 //
 // A block's threads are fibers that run one at a time, in random order, each until it has to wait for others; so a
-// missing barrier shows as a wrong result. Unlike a GPU, the stand-in does not forgive: memory starts as NaN, arrays end
-// at protected pages, copies land as late as they may, and threads that do not arrive are reported.
+// missing barrier shows as a wrong result. Unlike a GPU, the stand-in does not forgive: shared memory starts as NaN,
+// arrays end at protected pages, asynchronous copies spoil their target at once and land as late as they may, and threads
+// that do not arrive are reported.
 
 #include <math.h>
 #include <stddef.h>

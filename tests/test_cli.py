@@ -11,6 +11,7 @@ from PIL import Image
 
 import tinydiff as td
 from tinydiff.cli import main
+from tinydiff.kernels import host
 from tinydiff.run import read_log
 
 SMALL = [
@@ -281,7 +282,19 @@ def test_gradcheck_of_homework(tmp_path, capsys):
         assert ("WRONG" in capsys.readouterr().out) == bool(status)
 
 
+def test_gradcheck_of_the_kernels(capsys):
+    if host.missing():
+        pytest.skip(host.missing())
+    for seed in ("0", "34"):
+        assert main(["gradcheck", "--kernels", "--seed", seed]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) > 30 and not [line for line in lines if "WRONG" in line]
+        assert "kernels agree with float64" in lines[-1]
+    assert "takes no function" in fails(capsys, ["gradcheck", "--kernels", "a:b"])
+
+
 def test_gradcheck_of_nothing(capsys):
+    assert "MODULE:FUNCTION" in fails(capsys, ["gradcheck"])
     assert "MODULE:FUNCTION" in fails(capsys, ["gradcheck", "nothing"])
     assert "no_such_module" in fails(capsys, ["gradcheck", "no_such_module:f"])
 

@@ -71,7 +71,6 @@ WARNINGS = {
     "one pixel in each group": ((noise(9, 8, 8), None), ["--mults", "1,1,1,1", "--groups", "8"], "turns to 0"),
     "noise does not end in noise": ((noise(9, 8, 8), None), ["--timesteps", "1"], "alpha_bar_T is .* raise --timesteps"),
     "long warm-up": ((noise(9, 8, 8), None), ["--warmup", "40"], "--warmup 40 is not over"),
-    "saved at the end": ((noise(9, 8, 8), None), ["--save-every", "41"], "--save-every 41: the run is saved at its end"),
     "more threads": ((noise(9, 8, 8), None), ["--threads", "99"], "--threads 99, and the process may use"),
     "many previews": ((noise(9, 8, 8), None), ["--preview-every", "1"], "previews take longer than the training"),
 }  # fmt: skip

@@ -55,6 +55,9 @@ def test_the_largest_batch_that_fits():
     assert need.total(3) == 10 + 10 + 20 + 100 + 60 + 21
     assert need.largest_batch(200) == 0 and need.largest_batch(207) == 1 and need.largest_batch(213) == 1
     assert need.largest_batch(150) == 0
+    large = Estimate(weights=10, average=10, optimizer=20, fixed=60, per_image=7, rest=100, saving=80)
+    assert large.total(1) == 220 and large.total(3) == 221
+    assert large.largest_batch(219) == 0 and large.largest_batch(220) == 2 and large.largest_batch(221) == 3
 
 
 def test_a_gpu_too_small_is_refused_before_training(monkeypatch):

@@ -123,10 +123,6 @@ def _fit(trainer: Trainer, line: Line, warnings: list[str]) -> None:
         )
     if config.warmup >= config.steps:
         warnings.append(f"--warmup {config.warmup} is not over before the run is, so --lr {config.lr:g} is never used")
-    if config.save_every > config.steps:
-        warnings.append(
-            f"--save-every {config.save_every}: the run is saved at its end or when interrupted, not before"
-        )
 
 
 def _network(trainer: Trainer, line: Line, warnings: list[str]) -> None:
@@ -215,6 +211,8 @@ def _memory_and_time(trainer: Trainer, line: Line, warnings: list[str]) -> None:
     short = free is not None and total > 0.9 * free
     seconds, tried = _time(trainer, short)
     peak = machine.peak_resident() if tried and not cuda else None
+    if peak is not None and peak < 0.9 * needed.total(0):  # saving was not tried
+        peak, total = None, needed.total(0)
     source = "estimated, give or take 20 %" if peak is None else "measured"
     line("memory", f"{show(peak or total)} ({source})" + (f"; {show(free)} are free" if free is not None else ""))
     parts = (

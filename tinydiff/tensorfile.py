@@ -44,14 +44,19 @@ def read(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    lacks = f"{path} holds numbers of a kind that NumPy lacks, save them as float32"
     try:
-        return load_file(path)
+        arrays = load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path} is damaged or was cut off: {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except TypeError as error:
-        raise InputError(f"{path} holds numbers of a kind that NumPy lacks, save them as float32: {error}") from None
+        raise InputError(f"{lacks}: {error}") from None
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiub":  # a package such as ml_dtypes, if it is loaded, gives NumPy more kinds
+            raise InputError(f"{lacks}: {name} is {array.dtype}")
+    return arrays
 
 
 def read_metadata(path: Path) -> dict[str, str]:

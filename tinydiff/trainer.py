@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import tinydiff
-from tinydiff import checkpoint, images, machine, memory, optim, random, tape, workers
+from tinydiff import checkpoint, images, kernels, machine, memory, optim, random, tape, workers
 from tinydiff.backend import module_for, resolve_device
 from tinydiff.config import TrainConfig
 from tinydiff.data import Dataset
@@ -169,10 +169,8 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise RunFailed(self._explain_non_finite(step, loss))
         self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
-        with section("Adam"):
-            self.optimizer.step()
-        with section("EMA"):
-            self.ema.update()
+        with section("Adam and EMA"):
+            self.optimizer.step(self.ema)
         return loss, norm, self.optimizer.lr
 
     def _gradients(self, step: int) -> tuple[float, float]:
@@ -183,17 +181,19 @@ class Trainer:
             x0, labels = self.data.batch(step, n, self.generator)
             labels = None if labels is None or self.unet.num_classes is None else self._drop_labels(labels, step)
             x0 = xp.asarray(x0)
-        with section("noise and times"):
-            t, eps = self.diffusion.draw(x0, self.generator.at(random.TIME, step))
+        generator = self.generator.at(random.TIME, step)
+        t = eps = None
+        if parts > 1 or not kernels.takes(x0):  # kernels make the noise of a whole batch where they need it
+            with section("noise and times"):
+                t, eps = self.diffusion.draw(x0, generator)
         self.unet.train(self.generator.at(random.DROPOUT, step))
         self.optimizer.zero_grad()
         total = 0.0
         for part in range(parts):
             rows = slice(part * config.batch_size, (part + 1) * config.batch_size)
             with section("forward, between operations"):
-                loss = self.diffusion.loss(
-                    self.unet, x0[rows], None, None if labels is None else labels[rows], t[rows], eps[rows]
-                )
+                x0_part, labels_part, *noise = (None if a is None else a[rows] for a in (x0, labels, t, eps))
+                loss = self.diffusion.loss(self.unet, x0_part, generator, labels_part, *noise)
             with section("backward, sums of gradients"):
                 loss.backward(xp.asarray(1 / parts, loss.dtype))
             total += loss.item() / parts

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,195 +12,20 @@ from tinydiff.kernels import KernelError, host, launch, on_host, source
 
 pytestmark = pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
 
-SOURCE = r"""
-#include "tinydiff.cuh"
-#ifndef WAIT
-#define WAIT 0
-#endif
-#define THREAD (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z))
-
-KERNEL(indices, 64)(int* Y) {
-    const int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
-    const int thread = block * blockDim.x * blockDim.y * blockDim.z + THREAD;
-    const int values[12] = {(int)threadIdx.x, (int)threadIdx.y, (int)threadIdx.z, (int)blockIdx.x, (int)blockIdx.y,
-        (int)blockIdx.z, (int)blockDim.x, (int)blockDim.y, (int)blockDim.z, (int)gridDim.x, (int)gridDim.y, (int)gridDim.z};
-    for (int i = 0; i < 12; i++) Y[12 * thread + i] = values[i];
-}
-KERNEL(values, 1)(float* Y, float a, int b, unsigned c, unsigned long long d, const unsigned char* e, const float* f) {
-    Y[0] = a; Y[1] = b; Y[2] = c; Y[3] = d == 0x123456789abcdefull; Y[4] = e[1]; Y[5] = f == nullptr;
-}
-KERNEL(reverse, 256)(const float* X, float* Y, int n, int barrier) {  // in place through shared memory, again and again
-    SHARED(float, tile, [256]);
-    float x = X[blockIdx.x * 256 + threadIdx.x];
-    for (int i = 0; i < n; i++) {
-        tile[threadIdx.x] = x;
-        __syncthreads();
-        x = tile[255 - threadIdx.x] + 1;
-        if (barrier) __syncthreads();
-    }
-    Y[blockIdx.x * 256 + threadIdx.x] = x;
-}
-KERNEL(poison, 32)(float* Y, int* Z) {
-    SHARED(float, tile, [2][32]);
-    SHARED(int, one, );
-    DYNAMIC_SHARED(float, dynamic);
-    Y[32 * blockIdx.x + threadIdx.x] = tile[1][threadIdx.x] + dynamic[threadIdx.x];
-    if (threadIdx.x == 0) Z[blockIdx.x] = one;
-    __syncthreads();
-    tile[1][threadIdx.x] = dynamic[threadIdx.x] = one = 1;  // must not reach the next block
-}
-KERNEL(shuffles, 64)(const float* X, float* Y, int* Z, int mask, int distance) {
-    const float x = X[threadIdx.x];
-    Y[threadIdx.x] = shuffle_xor(x, mask);
-    Y[64 + threadIdx.x] = shuffle_down(x, distance);
-    Y[128 + threadIdx.x] = shuffle(x, (3 * threadIdx.x + 1) % 32);
-    Y[192 + threadIdx.x] = warp_sum(x);
-    Y[256 + threadIdx.x] = warp_max(x);
-    Z[threadIdx.x] = shuffle_xor((int)threadIdx.x - 100, mask);
-}
-KERNEL(copies, 32)(const float* X, float* Y, int n) {  // two groups; the second is waited for later
-    SHARED(float, a, [32 * 4]);
-    SHARED(float, b, [32]);
-    const int t = threadIdx.x;
-    for (int i = 0; i < 4; i++) a[4 * t + i] = b[t] = 7;
-    cp_async16(a + 4 * t, X + 4 * t, 4 * t < n);
-    cp_commit();
-    cp_async4(b + t, X + t, t < n);
-    cp_commit();
-    for (int i = 0; i < 4; i++) Y[4 * t + i] = a[4 * t + i];
-    cp_wait<1>();
-    for (int i = 0; i < 4; i++) Y[128 + 4 * t + i] = a[4 * t + i];
-    Y[256 + t] = b[t];
-    cp_wait<WAIT>();
-    Y[288 + t] = b[t];
-}
-KERNEL(matrices, 32)(const unsigned short* X, unsigned* Y) {
-    SHARED(unsigned short, tile, [32][8]);
-    for (int i = 0; i < 8; i++) tile[threadIdx.x][i] = X[8 * threadIdx.x + i];
-    __syncthreads();
-    unsigned r[4];
-    ldmatrix_x4(r, tile[threadIdx.x]);
-    for (int i = 0; i < 4; i++) Y[4 * threadIdx.x + i] = r[i];
-}
-KERNEL(product_bf16, 32)(const float* A, const float* B, float* D) {  // (16, 16) (16, 8) + D
-    const int g = threadIdx.x / 4, t = threadIdx.x % 4;
-    unsigned a[4], b[2];
-    for (int i = 0; i < 4; i++) {
-        const float* row = A + 16 * (g + 8 * (i % 2)) + 2 * t + 8 * (i / 2);
-        a[i] = pack_bf16(row[0], row[1]);
-    }
-    for (int i = 0; i < 2; i++) b[i] = pack_bf16(B[8 * (2 * t + 8 * i) + g], B[8 * (2 * t + 8 * i + 1) + g]);
-    float d[4];
-    for (int i = 0; i < 4; i++) d[i] = D[8 * (g + 8 * (i / 2)) + 2 * t + i % 2];
-    mma_bf16(d, a, b);
-    for (int i = 0; i < 4; i++) D[8 * (g + 8 * (i / 2)) + 2 * t + i % 2] = d[i];
-}
-KERNEL(product_tf32, 32)(const float* A, const float* B, float* D) {  // (16, 8) (8, 8) + D
-    const int g = threadIdx.x / 4, t = threadIdx.x % 4;
-    unsigned a[4], b[2];
-    for (int i = 0; i < 4; i++) a[i] = __float_as_uint(A[8 * (g + 8 * (i % 2)) + t + 4 * (i / 2)]);  // all bits
-    for (int i = 0; i < 2; i++) b[i] = to_tf32(B[8 * (t + 4 * i) + g]);
-    float d[4];
-    for (int i = 0; i < 4; i++) d[i] = D[8 * (g + 8 * (i / 2)) + 2 * t + i % 2];
-    mma_tf32(d, a, b);
-    for (int i = 0; i < 4; i++) D[8 * (g + 8 * (i / 2)) + 2 * t + i % 2] = d[i];
-}
-KERNEL(rounding, 32)(const float* X, unsigned* Y) {
-    Y[2 * threadIdx.x] = pack_bf16(X[threadIdx.x], -X[threadIdx.x]);
-    Y[2 * threadIdx.x + 1] = to_tf32(X[threadIdx.x]);
-}
-KERNEL(functions, 32)(const float* X, float* Y) {
-    const float x = X[threadIdx.x];
-    const float y[7] = {exp_(x), log_(x), sqrt_(x), rsqrt_(x), tanh_(x), sin_(x), cos_(x)};
-    for (int i = 0; i < 7; i++) Y[7 * threadIdx.x + i] = y[i];
-}
-
-// Mistakes, chosen by `n`; X and Y have 32 elements.
-KERNEL(mistakes, 96)(const float* __restrict__ X, float* __restrict__ Y, int n, int which) {
-    SHARED(float, tile, [4][33]);
-    SHARED(float, line, [32]);
-    DYNAMIC_SHARED(float, dynamic);
-    const int t = threadIdx.x;
-    float v = 0;
-    tile[0][t % 32] = line[t % 32] = 0;
-    if (which == 0) v = X[t + n];
-    if (which == 1) Y[t + n] = 1;
-    if (which == 2) const_cast<float*>(X)[t] = 1;
-    if (which == 3) tile[1][t + n] = 1;
-    if (which == 4) *(&line[0] + t + n) = 1;
-    if (which == 5) *(float2*)(Y + n) = make_float2(1, 1);
-    if (which == 6) v = 1 / n;
-    if (which == 7) v = n * 100000 * 1000000;
-    if (which == 8) v = 1 << n;
-    if (which == 9) cp_async16(line + 4 * (t % 8), X + n, true);
-    if (which == 10) cp_async4(Y + t, X + t, true);
-    if (which == 11) { unsigned r[4]; ldmatrix_x4(r, &line[0] + n); }
-    if (which == 12) { unsigned r[4]; ldmatrix_x4(r, X); }
-    if (which == 13) v = dynamic[t + n];
-    if (which == 14) dynamic[t + n] = 1;
-    if (which == 15) v = *(const float*)((const char*)X + ((long long)n << 46));
-    Y[t % 32] = v;
-}
-KERNEL(large, 32)(float* Y, int n) {
-    volatile float big[30000];
-    for (int i = 0; i < 30000; i++) big[i] = n;
-    Y[threadIdx.x] = big[n];
-}
-KERNEL(ends_early, 64)(float* Y, int n) {
-    if (threadIdx.x < n) return;
-    __syncthreads();
-    Y[threadIdx.x] = 1;
-}
-KERNEL(two_barriers, 64)(float* Y, int n) {
-    if (threadIdx.x < n) {
-        __syncthreads();
-    } else {
-        __syncthreads();
-    }
-    Y[threadIdx.x] = 1;
-}
-KERNEL(two_shuffles, 64)(float* Y, int n) {
-    if (threadIdx.x < n) Y[threadIdx.x] = warp_sum(1.f);
-    else Y[threadIdx.x] = warp_max(1.f) +
-        warp_sum(1.f);
-}
-KERNEL(shuffle_or_barrier, 64)(float* Y, int n) {
-    if (threadIdx.x < n) Y[threadIdx.x] = warp_sum(1.f);
-    else __syncthreads();
-}
-KERNEL(many_barriers, 256)(float* Y, int n) {
-    SHARED(float, tile, [256]);
-    float sum = 0;
-    for (int i = 0; i < n / 2; i++) {
-        tile[threadIdx.x] = i;
-        __syncthreads();
-        sum += tile[threadIdx.x ^ 255];
-        __syncthreads();
-    }
-    if (threadIdx.x == 0) Y[blockIdx.x] = sum;
-}
-"""
+SOURCE = Path(__file__).with_name("test_host.cu")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A function that runs a kernel of SOURCE: run(kernel, grid, block, *args)."""
-    path = tmp_path_factory.mktemp("kernels") / "test.cu"
-    path.write_text(SOURCE)
-
-    def call(kernel, grid, block, *args, **options):
-        grid, block = ((*x, 1, 1)[:3] if isinstance(x, tuple) else (x, 1, 1) for x in (grid, block))
-        launch(str(path), kernel, grid, block, args, **options)
-
-    call.path = path
-    return call
+def run(kernel, grid, block, *args, **options):
+    """Runs a kernel of SOURCE."""
+    grid, block = ((*x, 1, 1)[:3] if isinstance(x, tuple) else (x, 1, 1) for x in (grid, block))
+    launch(str(SOURCE), kernel, grid, block, args, **options)
 
 
 def floats(*shape):
     return np.full(shape, np.nan, np.float32)
 
 
-def test_indices(run):
+def test_indices():
     grid, block = (2, 3, 4), (3, 2, 5)
     Y = np.full((24 * 30, 12), -1, np.int32)
     run("indices", grid, block, Y)
@@ -211,14 +37,14 @@ def test_indices(run):
     np.testing.assert_array_equal(Y, expected)
 
 
-def test_values_of_every_kind(run):
+def test_values_of_every_kind():
     Y = floats(6)
     bytes_ = np.array([7, 255], np.uint8)
     run("values", 1, 1, Y, np.float32(0.5), np.int32(-3), np.uint32(2**31), np.uint64(0x123456789ABCDEF), bytes_, None)
     assert Y.tolist() == [0.5, -3, 2**31, 1, 255, 1]
 
 
-def test_barriers(run, rng):
+def test_barriers(rng):
     X, Y = rng.normal(size=(3, 256)).astype(np.float32), floats(3, 256)
     for n in (1, 2, 7):
         run("reverse", 3, 256, X, Y, np.int32(n), np.int32(1))
@@ -228,7 +54,7 @@ def test_barriers(run, rng):
         np.testing.assert_allclose(Y, expected, rtol=0, atol=1e-5)
 
 
-def test_a_missing_barrier_shows_and_depends_on_the_order(run):
+def test_a_missing_barrier_shows_and_depends_on_the_order():
     X = np.zeros((3, 256), np.float32)
     results = []
     for seed in (0, 0, 1):
@@ -241,7 +67,7 @@ def test_a_missing_barrier_shows_and_depends_on_the_order(run):
     assert (results[0] != results[2]).any()
 
 
-def test_shared_memory_is_poisoned_in_every_block(run):
+def test_shared_memory_is_poisoned_in_every_block():
     Y, Z = np.zeros((5, 32), np.float32), np.zeros(5, np.int32)
     run("poison", 5, 32, Y, Z, shared=128)
     assert np.isnan(Y).all()
@@ -249,7 +75,7 @@ def test_shared_memory_is_poisoned_in_every_block(run):
 
 
 @pytest.mark.parametrize("mask, distance", [(1, 1), (16, 31), (21, 0)])
-def test_shuffles(run, rng, mask, distance):
+def test_shuffles(rng, mask, distance):
     X, Y, Z = rng.normal(size=64).astype(np.float32), floats(5, 64), np.zeros(64, np.int32)
     run("shuffles", 1, 64, X, Y, Z, np.int32(mask), np.int32(distance))
     warps, lane = X.reshape(2, 32), np.arange(32)
@@ -263,7 +89,7 @@ def test_shuffles(run, rng, mask, distance):
     np.testing.assert_array_equal(Z, (np.arange(64) ^ mask) - 100)
 
 
-def test_copies_land_at_the_wait_and_not_before(run):
+def test_copies_land_at_the_wait_and_not_before():
     X, Y = np.arange(128, dtype=np.float32), np.zeros(320, np.float32)
     run("copies", 1, 32, X, Y, np.int32(100))
     assert np.isnan(Y[:128]).all()  # issued: the old content is gone, the new one is not there
@@ -274,13 +100,13 @@ def test_copies_land_at_the_wait_and_not_before(run):
     assert np.isnan(Y[288:]).all()
 
 
-def test_copies_that_are_not_valid_read_nothing(run):
+def test_copies_that_are_not_valid_read_nothing():
     Y = np.zeros(320, np.float32)
     run("copies", 1, 32, np.ones(8, np.float32), Y, np.int32(8))  # 120 elements less than valid copies would read
     assert Y[128:256].sum() == 8 and Y[288:].sum() == 8
 
 
-def test_ldmatrix(run):
+def test_ldmatrix():
     X, Y = np.arange(256, dtype=np.uint16).reshape(4, 8, 8), np.zeros((32, 4), np.uint32)
     run("matrices", 1, 32, X, Y)
     pairs = Y.view(np.uint16).reshape(32, 4, 2)
@@ -296,7 +122,7 @@ def round_mantissa(x, bits, ties_to_even):
     return np.ldexp(whole, exponent - bits - 1)
 
 
-def test_rounding_to_bf16_and_tf32(run, rng):
+def test_rounding_to_bf16_and_tf32(rng):
     X = rng.normal(size=32).astype(np.float32)
     X.view(np.uint32)[:4] = 0x3F808000, 0x3F818000, 0x3F801000, 0x3F803000  # halfway, with even and odd neighbours
     X[4:7] = 0, -0.0, np.inf
@@ -309,7 +135,7 @@ def test_rounding_to_bf16_and_tf32(run, rng):
 
 
 @pytest.mark.parametrize("kind, K", [("bf16", 16), ("tf32", 8)])
-def test_products_of_matrices(run, rng, kind, K):
+def test_products_of_matrices(rng, kind, K):
     A, B, D = (rng.normal(size=shape).astype(np.float32) for shape in ((16, K), (K, 8), (16, 8)))
     if kind == "bf16":
         a, b = (round_mantissa(x, 7, ties_to_even=True) for x in (A, B))
@@ -320,7 +146,7 @@ def test_products_of_matrices(run, rng, kind, K):
     np.testing.assert_allclose(D, expected, rtol=0, atol=2e-6)
 
 
-def test_functions_are_accurate(run, rng):
+def test_functions_are_accurate(rng):
     X, Y = rng.uniform(0.1, 5, 32).astype(np.float32), floats(32, 7)
     run("functions", 1, 32, X, Y)
     x = X.astype(np.float64)
@@ -336,16 +162,16 @@ MISTAKES = {
     "writes before the start": (1, -1, r"writes to Y\[-1\], and it has 32 elements"),
     "writes far before the start": (1, -5000, r"reads or writes Y\[-4\d\d\d\], and it has 32 elements"),
     "writes to const": (2, 0, "writes to X, which is const"),
-    "an index in a row": (3, 2, r"an index is outside of its array \(test.cu:\d+\)"),
+    "an index in a row": (3, 2, r"an index is outside of its array \(test_host.cu:\d+\)"),
     "past shared memory": (4, 1, r"reads or writes shared memory line\[32\], and it has 32"),
     "before shared memory": (4, -1, r"writes to shared memory line\[-1\], and it has 32"),
-    "misaligned float2": (5, 1, r"an address is not a multiple .*\(test.cu:\d+\)"),
+    "misaligned float2": (5, 1, r"an address is not a multiple .*\(test_host.cu:\d+\)"),
     "division by zero": (6, 0, "an integer is divided by zero"),
     "an index that overflows": (7, 1, "a signed product overflows"),
     "a shift by all bits": (8, 32, "a shift is by"),
-    "a misaligned copy": (9, 1, r"cp_async16 at test.cu:\d+ needs addresses that are multiples of 16"),
+    "a misaligned copy": (9, 1, r"cp_async16 at test_host.cu:\d+ needs addresses that are multiples of 16"),
     "a copy past the end": (9, 32, r"reads or writes X\[32\], and it has 32 elements"),
-    "a copy to global memory": (10, 0, r"cp_async4 at test.cu:\d+ writes outside of shared memory"),
+    "a copy to global memory": (10, 0, r"cp_async4 at test_host.cu:\d+ writes outside of shared memory"),
     "a misaligned matrix": (11, 1, "ldmatrix needs rows at multiples of 16 bytes"),
     "a matrix in part outside": (11, 32, "ldmatrix reads a row outside of shared memory"),
     "a matrix in global memory": (12, 0, "ldmatrix reads a row outside of shared memory"),
@@ -361,30 +187,30 @@ def needs_alignment_checks():
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_reported(run, mistake):
+def test_mistakes_are_reported(mistake):
     if mistake == "misaligned float2":
         needs_alignment_checks()
     which, n, sentence = MISTAKES[mistake]
     X, Y = np.ones(32, np.float32), np.zeros(32, np.float32)
-    with pytest.raises(KernelError, match=f"test.cu: kernel mistakes, block \\(0, 0, 0\\).*{sentence}"):
+    with pytest.raises(KernelError, match=f"test_host.cu: kernel mistakes, block \\(0, 0, 0\\).*{sentence}"):
         run("mistakes", 1, 32, X, Y, np.int32(n), np.int32(which), shared=128)
     assert (Y == 0).all() and (X == 1).all()  # a kernel that failed leaves nothing
     run("mistakes", 1, 32, X, Y, np.int32(0), np.int32(0), shared=128)  # and the next one runs
     assert (Y == 1).all()
 
 
-def test_reads_before_the_start_give_nan(run):
+def test_reads_before_the_start_give_nan():
     Y = np.zeros(32, np.float32)
     run("mistakes", 1, 32, np.ones(32, np.float32), Y, np.int32(-1), np.int32(0), shared=128)
     assert np.isnan(Y[0]) and (Y[1:] == 1).all()
 
 
-def test_absent_arrays_are_named(run):
+def test_absent_arrays_are_named():
     with pytest.raises(KernelError, match=r"follows a null pointer \(absent: X\)"):
         run("mistakes", 1, 32, None, np.zeros(32, np.float32), np.int32(0), np.int32(0), shared=128)
 
 
-def test_arrays_keep_their_alignment(run):
+def test_arrays_keep_their_alignment():
     """A view that starts at an odd element is as misaligned for the kernel as it would be on a GPU."""
     needs_alignment_checks()
     Y = np.zeros(33, np.float32)
@@ -393,7 +219,7 @@ def test_arrays_keep_their_alignment(run):
         run("mistakes", 1, 32, np.ones(32, np.float32), Y[1:], np.int32(0), np.int32(5), shared=128)
 
 
-def test_an_array_given_twice_is_one_and_overlaps_are_refused(run):
+def test_an_array_given_twice_is_one_and_overlaps_are_refused():
     X = np.arange(256, dtype=np.float32)
     run("reverse", 1, 256, X, X, np.int32(1), np.int32(1))
     np.testing.assert_array_equal(X, np.arange(256, 0, -1))
@@ -402,21 +228,21 @@ def test_an_array_given_twice_is_one_and_overlaps_are_refused(run):
         run("reverse", 1, 256, base[:256], base[10:266], np.int32(1), np.int32(1))
 
 
-def test_deadlocks_say_who_waits_for_what(run):
-    line = SOURCE.splitlines().index("KERNEL(ends_early, 64)(float* Y, int n) {") + 3
+def test_deadlocks_say_who_waits_for_what():
+    line = SOURCE.read_text().splitlines().index("KERNEL(ends_early, 64)(float* Y, int n) {") + 3
     with pytest.raises(KernelError) as caught:
         run("ends_early", 1, 64, floats(64), np.int32(7))
     assert str(caught.value).endswith(
-        "test.cu: kernel ends_early, block (0, 0, 0): deadlock: thread (0, 0, 0) of warp 0 and 6 more ended; "
-        f"thread (7, 0, 0) of warp 0 and 56 more wait at __syncthreads (test.cu:{line})"
+        "test_host.cu: kernel ends_early, block (0, 0, 0): deadlock: thread (0, 0, 0) of warp 0 and 6 more ended; "
+        f"thread (7, 0, 0) of warp 0 and 56 more wait at __syncthreads (test_host.cu:{line})"
     )
     with pytest.raises(KernelError, match=r"deadlock: thread \(0, 0, 0\) of warp 0 ended; thread \(1, 0, 0\)"):
         run("ends_early", 1, 64, floats(64), np.int32(1))
 
 
-def test_divergence_is_reported(run):
+def test_divergence_is_reported():
     with pytest.raises(
-        KernelError, match=r"diverged barriers: it is at __syncthreads \(test.cu:\d+\), thread .* at that of"
+        KernelError, match=r"diverged barriers: it is at __syncthreads \(test_host.cu:\d+\), thread .* at that of"
     ):
         run("two_barriers", 1, 64, floats(64), np.int32(5))
     with pytest.raises(KernelError, match=r"warp 1 diverged: it is at a shuffle \(.*other lanes are at a shuffle \("):
@@ -428,12 +254,12 @@ def test_divergence_is_reported(run):
     run("two_shuffles", 1, 64, floats(64), np.int32(32))
 
 
-def test_collectives_need_whole_warps(run):
+def test_collectives_need_whole_warps():
     with pytest.raises(KernelError, match="a shuffle in warp 1, which has only 8 lanes"):
         run("two_shuffles", 1, 40, floats(64), np.int32(64))
 
 
-def test_limits(run):
+def test_limits():
     with pytest.raises(KernelError, match="uses more than 64 KiB of local memory"):
         run("large", 1, 32, floats(32), np.int32(1))
     with pytest.raises(KernelError, match="blocks of 128 threads, and it is declared for at most 64"):
@@ -442,7 +268,7 @@ def test_limits(run):
         run("poison", 1, 32, floats(32), np.zeros(1, np.int32), shared=240000)
 
 
-def test_a_thousand_blocks_take_no_time(run):
+def test_a_thousand_blocks_take_no_time():
     """5 million changes of fiber: 0.1 s (measured); fibers and stacks are used again."""
     import time
 
@@ -454,7 +280,7 @@ def test_a_thousand_blocks_take_no_time(run):
     assert (Y == 45).all()
 
 
-def test_the_c_librarys_fibers_do_as_well(run, monkeypatch):
+def test_the_c_librarys_fibers_do_as_well(monkeypatch):
     """Where nobody wrote a change of stacks for the processor."""
     monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DTD_OWN_SWITCH=0"))
     host._library.cache_clear()
@@ -469,12 +295,12 @@ def test_the_c_librarys_fibers_do_as_well(run, monkeypatch):
     host._library.cache_clear()
 
 
-def test_the_process_keeps_its_own_signal_handlers(run):
+def test_the_process_keeps_its_own_signal_handlers():
     """A segmentation fault that is not a kernel's still ends the process as ever."""
     code = (
         "import faulthandler, numpy as np\n"
         "from tinydiff.kernels import launch\n"
-        f"launch({str(run.path)!r}, 'ends_early', (1, 1, 1), (64, 1, 1), (np.zeros(64, 'f4'), np.int32(0)))\n"
+        f"launch({str(SOURCE)!r}, 'ends_early', (1, 1, 1), (64, 1, 1), (np.zeros(64, 'f4'), np.int32(0)))\n"
         "print('ran', flush=True)\n"
         "faulthandler._sigsegv()\n"
     )
@@ -491,7 +317,7 @@ def test_messages_of_the_compiler_point_into_the_source(tmp_path):
         launch(str(path), "wrong", (1, 1, 1), (32, 1, 1), (floats(1),))
 
 
-def test_without_a_compiler_a_sentence_says_so(run, monkeypatch):
+def test_without_a_compiler_a_sentence_says_so(monkeypatch):
     monkeypatch.setattr(host, "compiler", lambda: None)
     host._library.cache_clear()
     with pytest.raises(KernelError, match=re.escape("install g++ or clang++, or set CXX")):

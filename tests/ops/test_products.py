@@ -7,8 +7,8 @@ from tinydiff.ops import products
 from tinydiff.ops.products import add_row, multiply
 
 SHAPES = [
-    ((64, 8), (8, 64)), ((32, 5), (5, 7)), ((64, 256), (256, 128)), ((2048, 3), (3, 192)), ((33, 4), (4, 64)),
-    ((3, 64, 16), (3, 16, 256)), ((2, 96, 300), (2, 300, 128)), ((2, 32, 600), (2, 600, 64)), ((1, 1), (1, 1)),
+    ((64, 8), (8, 64)), ((32, 5), (5, 7)), ((64, 256), (256, 128)), ((2048, 5), (5, 192)), ((33, 4), (4, 64)),
+    ((3, 64, 160), (3, 160, 128)), ((2, 96, 300), (2, 300, 128)), ((2, 32, 600), (2, 600, 64)), ((1, 1), (1, 1)),
     ((0, 4), (4, 3)), ((3, 0), (0, 4)), ((3, 4), (4, 0)), ((0, 32, 4), (0, 4, 64)),
 ]  # fmt: skip
 
@@ -26,9 +26,9 @@ def test_multiply(shapes, turned, dtype, rng):
 
 
 def test_multiply_writes_to_a_part_of_an_array_and_nowhere_else(rng):
-    A, B, all_of_it = rng.normal(size=(64, 16)), rng.normal(size=(16, 128)), np.zeros((66, 130))
+    A, B, all_of_it = rng.normal(size=(64, 300)), rng.normal(size=(300, 128)), np.zeros((66, 130))
     multiply(A, B, all_of_it[1:65, 1:129])
-    np.testing.assert_allclose(all_of_it[1:65, 1:129], A @ B, atol=1e-12)
+    np.testing.assert_allclose(all_of_it[1:65, 1:129], A @ B, atol=1e-11)
     assert not all_of_it[0].any() and not all_of_it[65].any() and not all_of_it[:, [0, 129]].any()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +62,8 @@ def folder() -> Path:
     beside = Path(__file__).resolve().parents[2] / "kernels"
     if (beside / "tinydiff.cuh").is_file():
         return beside
+    from importlib.resources import files
+
     try:
         return Path(str(files("tinydiff.kernels_src")))
     except ModuleNotFoundError:

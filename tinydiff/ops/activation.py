@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.kernels import accelerated
 from tinydiff.ops._erf import erfc
 from tinydiff.ops.arguments import as_real
 from tinydiff.ops.broadcasting import Elementwise
@@ -43,19 +44,26 @@ class Silu(Elementwise):
     """y = a s(a) with s the logistic sigmoid; dy/da = s + y (1 - s)."""
 
     def forward(self, A):
-        S = sigmoid_by_tanh(A)
-        Y = A * S
-        if self.needs[0]:
-            self.save(S, Y)
-        return Y
+        self.save(A)
+        return silu_forward(A)
 
     def L_A(self, L_Y):
-        S, Y = self.saved
-        slope = 1 - S
-        slope *= Y
-        slope += S
-        slope *= L_Y
-        return slope
+        (A,) = self.saved
+        return silu_backward(L_Y, A)
+
+
+@accelerated("normalization.silu")
+def silu_forward(A: Any) -> Any:
+    return A * sigmoid_by_tanh(A)
+
+
+@accelerated("normalization.silu_backward")
+def silu_backward(L_Y: Any, A: Any) -> Any:
+    S = sigmoid_by_tanh(A)
+    slope = 1 - S
+    slope *= A * S
+    slope += S
+    return slope * L_Y
 
 
 class Sigmoid(Elementwise):

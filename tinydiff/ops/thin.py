@@ -7,8 +7,8 @@ Copied pixel by pixel, the patches of an image with one channel are copies of th
 one for each entry of the filter, which are copies of whole rows of pixels. A convolution to few channels is, with stride 1,
 the input gradient of one from few channels, its filters turned by 180 degrees, and reads its large image only once.
 
-Measured on one AVX-512 core for 64 images of 32x32, against the definition: 1 to 32 channels 2.4, its weight gradient 3.3,
-32 channels to 1 9, its input gradient 2.3 and its weight gradient 9 times as fast.
+Measured on one AVX-512 core for 64 images of 32x32, against the definition: from 1 channel to 32 2.3 against 1.3 ms, weight
+gradient 2.0 against 0.64; from 32 to 1 5.9 against 2.2 ms, input gradient 1.7 against 0.68, weight gradient 5.7 against 0.65.
 """
 
 from __future__ import annotations

@@ -27,8 +27,10 @@ definition in float32, with the usual integers 0, +-1, +-2 it is 4 to 11 times. 
 0 and 1, and there are none to save where the transforms are products of matrices.
 
 The transforms of images are in `tiles.py`. Images go through all steps in blocks whose arrays stay in the cache, each
-worker on its own images. The product for each frequency is cut to `_ROWS` rows by `_PANEL` columns: OpenBLAS does not pack
-the operands of a product of up to 10^6 multiplications, and stacks of such products run at 105 to 115 GFLOP/s a core here.
+worker on its own images. With many channels and few images that would read and write more numbers of U than of V and M;
+then workers take images for the transforms, and in between panels of filters for the products of all images.
+The product for each frequency is cut to `_ROWS` rows by `_PANEL` columns: OpenBLAS does not pack the operands of a product
+of up to 10^6 multiplications, and stacks of such products run at 105 to 115 GFLOP/s a core here.
 """
 
 from __future__ import annotations
