@@ -97,6 +97,16 @@ def test_sampling_gives_the_images_of_the_cpu(sampler, options, guidance):
     np.testing.assert_allclose(ours.get(), expected, atol=1e-3 * np.abs(expected).max())
 
 
+def test_a_model_that_returns_float64_has_a_loss_as_on_the_cpu():
+    def loss(device):
+        x0 = backend.to_device(Generator(3).uniform((2, 8, 8, 2)) * 2 - 1, device)
+        return (
+            Diffusion(Schedule.cosine(50)).loss(lambda x, t, labels=None: x.astype("float64"), x0, Generator(0, 3, 1)).item()
+        )
+
+    assert loss("cuda") == pytest.approx(loss("cpu"), rel=1e-6)
+
+
 def test_the_bound_is_that_of_the_cpu():
     def bound(device):
         x0 = backend.to_device(np.rint(Generator(3).uniform((3, 8, 8, 2), np.float64) * 255) / 127.5 - 1, device)

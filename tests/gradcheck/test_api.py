@@ -412,3 +412,19 @@ def test_arguments_that_make_no_check(args, options, sentence):
 def test_outputs_that_are_not_finite_are_left_out():
     report = gradcheck(lambda x: ops.log_softmax(ops.where(np.arange(4) < 3, x, -np.inf)), arrays((2, 4)))
     assert "2 elements of the output are not finite" in str(report)
+
+
+@pytest.mark.parametrize("seed", [619, 683])
+def test_where_every_difference_leaves_the_domain_the_complex_step_acquits(seed):
+    x = [np.array([1e-10, 1e-3, 0.5, 2.0])]
+    assert gradcheck(ops.log, x, seed=seed).verdicts[0].method == "complex step"
+
+    class Wrong(td.Function):
+        def forward(self, X):
+            self.save(X)
+            return np.log(X)
+
+        def backward(self, L):
+            return 1.01 * L / self.saved[0]
+
+    failure(Wrong, x, seed=seed)

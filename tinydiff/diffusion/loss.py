@@ -51,6 +51,11 @@ def training_loss(
     xt = diffusion.q_sample(x0, t, eps)
     t = as_steps(t, len(x0), diffusion.schedule.T)
     output = call(model, xt, diffusion.schedule.timesteps[t], labels)
+    return _loss_of(diffusion, output, x0, xt, t, eps)
+
+
+def _loss_of(diffusion: Diffusion, output: Any, x0: Any, xt: Any, t: np.ndarray, eps: Any) -> Tensor:
+    """The loss of a model's output for x_t = q_sample(x0, t, eps)."""
     prediction, v = diffusion.split(output, xt)
     target = diffusion.target(x0, eps, t)
     if diffusion.min_snr is None:
@@ -73,6 +78,8 @@ def _fused_loss(diffusion: Diffusion, model: Any, x0: Any, generator: Generator,
     xt = noise.q_sample(x0, signal, noise_level, state)
     output = call(model, xt, s.timesteps[t], labels)
     prediction, v = diffusion.split(output, xt)
+    if prediction.dtype != np.float32:  # the kernels take no other
+        return _loss_of(diffusion, output, x0, xt, t, Generator(*state).normal(x0.shape, x0.dtype, device_of(x0)))
     weight = None if diffusion.min_snr is None else min_snr_weight(diffusion, diffusion.min_snr, t)
     of_target = (
         {} if diffusion.predict == "eps" else {"x0": x0, "sqrt_alpha_bar": signal, "sqrt_one_minus": noise_level}

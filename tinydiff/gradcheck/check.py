@@ -212,6 +212,7 @@ class Check:
         settled = slope.error <= 1e-3 * size or slope.error <= 1e-6 * natural
         slope = numeric.sharpen(self.forward, self.point, v, self.centre, self.U, slope, self.ground_dtype)
         if slope.exact:
+            size = size if np.isfinite(size) else slope.size
             if self.dtype == self.ground_dtype and self.asked_rtol is None:
                 rtol *= 1e-2
             settled |= abs(claimed - slope.value) <= rtol * size

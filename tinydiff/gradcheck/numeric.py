@@ -116,7 +116,10 @@ def sharpen(
             sharp = method(forward, point, direction, centre, U, eps)
         except Exception:
             continue  # fn does not take complex numbers, or not so large a step
-        if sharp is not None and abs(sharp.value - slope.value) <= slope.error + 1e-6 * slope.size:
+        if sharp is None:
+            continue
+        # where every difference left the domain there is nothing to agree with: it can then acquit, not accuse
+        if not np.isfinite(slope.value) or abs(sharp.value - slope.value) <= slope.error + 1e-6 * slope.size:
             return sharp
     return slope
 
