@@ -324,3 +324,30 @@ def test_training_starts_from_a_checkpoint(run, pictures, tmp_path, capsys):
     assert "needs labels" in fails(
         capsys, ["train", "--data", str(pictures), "--out", str(tmp_path / "r"), "--init", str(run)]
     )
+
+
+def test_samples_do_not_overwrite_those_of_other_settings(tmp_path, monkeypatch):
+    import argparse
+
+    from tinydiff.cli import _default_output
+
+    (tmp_path / "config.toml").touch()
+    plain = {
+        "sampler": "ddim",
+        "steps": 5,
+        "eta": 0.0,
+        "label": None,
+        "guidance": None,
+        "n": None,
+        "raw": False,
+        "seed": 0,
+    }
+    changes = [{}, {"n": 4}, {"guidance": -3.0}, {"label": "3"}, {"label": "3", "guidance": 3.0}, {"steps": 6}, {"eta": 0.5},
+               {"raw": True}, {"seed": 1}, {"sampler": "ddpm"}]  # fmt: skip
+    files = {_default_output(tmp_path, argparse.Namespace(**plain | change)) for change in changes}
+    assert len(files) == len(changes)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    for name in ("samples.png", "samples_2.png"):
+        assert str(_default_output(Path("checkpoint"), argparse.Namespace(**plain))) == name
+        Path(name).touch()

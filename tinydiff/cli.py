@@ -6,7 +6,9 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +24,8 @@ INTERRUPTED = 128  # plus the signal's number: 130 for SIGINT, 143 for SIGTERM
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status: 0 done, 1 the run failed, 2 wrong input, 130 and 143 interrupted."""
+    # Numbers out of range are told in our own words; NumPy's would come first, with lines of source.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"tinydiff\.")
     try:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
@@ -86,6 +90,8 @@ def _add_train(commands: Any) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     wish = flags.read(vars(arguments))
     trainer = flags.build(wish)
+    if not wish.resume:
+        trainer.check_start(force=wish.force)  # before anything is announced
     _say_what_will_happen(trainer)
     step = trainer.run(wish.resume, wish.force, vars(arguments).get("profile", False))
     out = trainer.config.out
@@ -187,10 +193,13 @@ def _label(text: str, classes: int | None, names: Sequence[str] | None) -> int:
 
 
 def _default_output(path: Path, a: argparse.Namespace) -> Path:
+    """A file that is named by all that decides what is drawn, so that no other samples are overwritten."""
     if not (path / "config.toml").exists():
-        return Path("samples.png")
-    parts = [a.sampler, None if a.steps is None else f"{a.steps}steps", None if a.label is None else f"label-{a.label}"]
-    return path / "samples" / ("_".join([p for p in parts if p] + [f"seed{a.seed}"]) + ".png")
+        names = (Path(f"samples{'' if i == 1 else f'_{i}'}.png") for i in count(1))
+        return next(name for name in names if not name.exists())
+    given = {"steps": a.steps, "eta": a.eta or None, "label": a.label, "guidance": a.guidance, "n": a.n}
+    parts = [a.sampler, *(f"{name}-{value}" for name, value in given.items() if value is not None)]
+    return path / "samples" / ("_".join([*parts, *["raw"] * a.raw, f"seed-{a.seed}"]) + ".png")
 
 
 # -------------------------------------------------------------------------------------------------------- tinydiff info

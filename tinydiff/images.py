@@ -47,7 +47,10 @@ def to_bytes(x: Any) -> Any:
         raise TypeError(f"to_bytes takes floating-point images, not {x.dtype}")
     xp = array_module(x)
     if xp.isnan(x).any():
-        raise RunFailed(f"the images hold NaN in {int(xp.isnan(x).sum())} of {x.size} values")
+        raise RunFailed(
+            f"the images hold NaN in {int(xp.isnan(x).sum())} of {x.size} values; "
+            "if a model drew them, its training went wrong: a lower --lr is the first thing to try"
+        )
     return xp.rint(xp.clip((x + 1) * 127.5, 0, 255)).astype(np.uint8)
 
 

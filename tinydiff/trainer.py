@@ -293,7 +293,11 @@ class Trainer:
         """The pictures of a finished run: the loss, a grid of samples, and how they came out of noise."""
         images.plot_loss(self.folder.log_file, self.folder.path / "loss.png")
         say("drawing samples")
-        sheet = self._draw(self.generator.at(random.SAMPLING), animate=True)
+        try:
+            sheet = self._draw(self.generator.at(random.SAMPLING), animate=True)
+        except KeyboardInterrupt:
+            say(f"the training is done and saved; draw samples with: tinydiff sample {self.folder.path}")
+            raise
         images.save_png(self.folder.path / "samples.png", sheet.picture())
         images.save_gif(self.folder.path / "samples.gif", sheet.animation())
 

@@ -81,6 +81,8 @@ def run_check(check: Check, seed: int = 0) -> Outcome:
             if not error <= TOLERANCE and not failure:
                 failure = f"off by {error:.1e} of the largest entry, shape {np.shape(truth)}"
     except source.KernelError as error:
+        if "does not compile" in str(error):
+            raise RunFailed(f"the kernels cannot be checked: {error}") from None
         failure = failure or str(error)
     return Outcome(frozenset(ran), worst, failure)
 
