@@ -156,7 +156,7 @@ KERNEL(reverse_step, THREADS)(const float* output, const float* xt, const float*
     UNROLL
     for (int k = 0; k < 4; k++) {
         float image = c[0] * x[k] + c[1] * o[k];
-        if (clip) image = fminf(fmaxf(image, -1.f), 1.f);
+        if (clip) image = image < -1.f ? -1.f : image > 1.f ? 1.f : image;  // NaN stays NaN, which fminf would hide
         const float D = x0_before ? image + c[7] * (image - before[k]) : image;
         const float sigma = learned ? c[4] * exp_((c[5] + c[6] * (v[k] + 1.f)) / 2.f) : c[4];
         x[k] = c[2] * D + c[3] * x[k] + sigma * z[k];

@@ -193,11 +193,7 @@ class Device(contextlib.nullcontext):
         super().__init__()
         self.id = device
 
-    def __eq__(self, other):
-        return self.id == other.id
-
-    def __hash__(self):
-        return self.id
+    __hash__ = None  # as CuPy's
 
     attributes = {"MaxSharedMemoryPerBlockOptin": 232448, "MultiProcessorCount": 132}  # noqa: RUF012
 

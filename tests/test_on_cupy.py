@@ -101,7 +101,9 @@ def test_a_model_that_returns_float64_has_a_loss_as_on_the_cpu():
     def loss(device):
         x0 = backend.to_device(Generator(3).uniform((2, 8, 8, 2)) * 2 - 1, device)
         return (
-            Diffusion(Schedule.cosine(50)).loss(lambda x, t, labels=None: x.astype("float64"), x0, Generator(0, 3, 1)).item()
+            Diffusion(Schedule.cosine(50))
+            .loss(lambda x, t, labels=None: x.astype("float64"), x0, Generator(0, 3, 1))
+            .item()
         )
 
     assert loss("cuda") == pytest.approx(loss("cpu"), rel=1e-6)

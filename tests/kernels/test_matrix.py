@@ -171,3 +171,13 @@ def test_costs():
     assert matrix.matmul_cost(A, B[0], bias=normal(5)) == Cost(240, 4 * (24 + 20 + 30 + 5))
     assert matrix.column_sum_cost(normal(6, 7)) == Cost(42, 4 * 49)
     assert matrix.sum_pixels_cost(normal(2, 3, 4, 5)) == Cost(120, 4 * (120 + 10))
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3), (0,)])
+def test_rows_are_added_where_they_were_picked(device, shape):
+    rng = np.random.default_rng(0)
+    L_Y, indices = rng.standard_normal((*shape, 5)).astype(np.float32), rng.integers(0, 4, shape)
+    truth = np.zeros((4, 5))
+    np.add.at(truth, indices, L_Y)
+    np.testing.assert_allclose(device.run(matrix.sum_picked, L_Y, indices, (4, 5)), truth, rtol=0, atol=1e-6)
+    assert device.run(matrix.sum_picked, L_Y.astype(np.float64), indices, (4, 5)) is NotImplemented

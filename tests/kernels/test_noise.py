@@ -183,3 +183,10 @@ def test_a_step_back_has_the_same_bits_whatever_the_order_of_threads(device, rng
     (x, x0), (again, x0_again) = (device.run(noise.reverse_step, output, xt, c, STATE, seed=seed) for seed in (1, 2))
     np.testing.assert_array_equal(x, again)
     np.testing.assert_array_equal(x0, x0_again)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_a_step_back_does_not_hide_what_is_not_a_number(device, clip):
+    output, xt = np.full((1, 2, 2, 1), np.nan, np.float32), np.zeros((1, 2, 2, 1), np.float32)
+    x, x0 = device.run(noise.reverse_step, output, xt, np.ones(8), (0, 7, 0, 0), clip=clip)
+    assert np.isnan(x).all() and np.isnan(x0).all()

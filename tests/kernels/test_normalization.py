@@ -245,3 +245,8 @@ def test_silu(device, rng):
     far = np.array([-200, -90, 90, 200], np.float32)
     np.testing.assert_array_equal(device.run(normalization.silu, far), [0, 0, 90, 200])
     np.testing.assert_array_equal(device.run(normalization.silu_backward, np.ones(4, np.float32), far), [0, 0, 1, 1])
+
+
+def test_silu_of_an_array_without_axes_has_none(device):
+    X = np.array(1.5, np.float32)
+    assert device.run(normalization.silu, X).shape == () == device.run(normalization.silu_backward, X, X).shape

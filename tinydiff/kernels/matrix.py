@@ -163,6 +163,17 @@ def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
     return matmul(X, L_Y, transpose_a=True)
 
 
+def sum_picked(L_Y: Any, indices: Any, shape: tuple[int, int]) -> Any:
+    """The rows of L_Y (..., D) added up in the rows of a (V, D) array that indices (...) name, as a product with a matrix of
+    zeros and ones: CuPy's add.at would add in another order each time. NotImplemented where that matrix would be large."""
+    rows, D = shape
+    if L_Y.dtype != np.float32 or indices.size * rows > 1 << 24:
+        return NotImplemented
+    xp = array_module(L_Y)
+    picked = (indices.reshape(indices.size, 1) == xp.arange(rows)).astype(np.float32)
+    return matmul(picked, L_Y.reshape(indices.size, D), transpose_a=True)
+
+
 def _multiply(
     A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
 ) -> None:

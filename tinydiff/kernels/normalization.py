@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydiff import backend
 from tinydiff.backend import address, array_module
 from tinydiff.kernels import launch
 
@@ -98,20 +99,20 @@ def silu(X: Any) -> Any:
     """X sigmoid(X), float32. NotImplemented for other dtypes."""
     if not _single(X):
         return NotImplemented
-    X = _contiguous(X)
+    shape, X = X.shape, _contiguous(X)  # which makes an array without axes one with an axis
     Y = array_module(X).empty_like(X)
     _each("silu_forward", X.size, (X, Y))
-    return Y
+    return Y.reshape(shape)
 
 
 def silu_backward(L_Y: Any, X: Any) -> Any:
     """L_X = L_Y sigmoid(X) (1 + X (1 - sigmoid(X))), float32. NotImplemented for other dtypes."""
     if not _single(L_Y, X):
         return NotImplemented
-    L_Y, X = _contiguous(L_Y), _contiguous(X)
+    shape, L_Y, X = X.shape, _contiguous(L_Y), _contiguous(X)
     L_X = array_module(X).empty_like(X)
     _each("silu_backward", X.size, (L_Y, X, L_X))
-    return L_X
+    return L_X.reshape(shape)
 
 
 def _each(kernel: str, n: int, arrays: tuple[Any, ...]) -> None:
@@ -167,12 +168,14 @@ def _divide(P: int, C: int, D: int, tiles: int, memory: int) -> _Layout | None:
 
 def shared_memory(x: Any) -> int:
     """The bytes of shared memory of a multiprocessor where the array is, as far as a block can have them."""
-    return 227 << 10 if isinstance(x, np.ndarray) else _of_gpu(x.device)
+    return 227 << 10 if isinstance(x, np.ndarray) else _of_gpu(x.device.id)
 
 
 @functools.cache
-def _of_gpu(device: Any) -> int:
-    return device.attributes["MaxSharedMemoryPerBlockOptin"]
+def _of_gpu(device: int) -> int:
+    cupy = backend.cupy()
+    assert cupy is not None
+    return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
 
 
 def _sizes(X: Any) -> tuple[int, int, int]:

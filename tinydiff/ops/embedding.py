@@ -6,6 +6,7 @@ from typing import Any
 
 from tinydiff.backend import array_module
 from tinydiff.function import Function
+from tinydiff.kernels import accelerated
 from tinydiff.ops.arguments import as_array, as_tensor
 from tinydiff.random import Generator
 from tinydiff.tensor import Tensor
@@ -19,10 +20,16 @@ class Embedding(Function):
         return W[indices]
 
     def backward(self, L_Y):
-        xp = array_module(L_Y)
-        L_W = xp.zeros(self.shapes[0], L_Y.dtype)
-        xp.add.at(L_W, self.indices, L_Y)
-        return L_W
+        return sum_picked(L_Y, self.indices, self.shapes[0])
+
+
+@accelerated("matrix.sum_picked")
+def sum_picked(L_Y: Any, indices: Any, shape: tuple[int, int]) -> Any:
+    """L_W of the given shape: L_Y (..., D) added up in the rows that indices (...) name."""
+    xp = array_module(L_Y)
+    L_W = xp.zeros(shape, L_Y.dtype)
+    xp.add.at(L_W, indices, L_Y)
+    return L_W
 
 
 class Dropout(Function):
