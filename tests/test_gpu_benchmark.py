@@ -165,7 +165,7 @@ def stand_in(monkeypatch):
     class Device(cupy.cuda.Device):
         @property
         def attributes(self):
-            return {"MultiProcessorCount": 132, "ClockRate": 1_980_000}
+            return {"MaxSharedMemoryPerBlockOptin": 232448, "MultiProcessorCount": 132, "ClockRate": 1_980_000}
 
         def synchronize(self):
             pass

@@ -284,20 +284,17 @@ def run_network(name: str, args: argparse.Namespace, peak: report.Peak, result: 
     ours, fresh = Ours(NETWORKS[name], args.batch), Ours(NETWORKS[name], 1)  # fresh: with the weights that are loaded
     tasks = [t for task in args.tasks for t in (["train"] if task == "train" else [f"sample {n}" for n in SIZES])]
     for setting in args.settings:
-        theirs = None
+        theirs, done = None, []
         try:
             theirs = Theirs(ours, setting)
             result["agreement"][f"{name}, {setting.name}"] = agreement(fresh, theirs)
-            done = []
             for task in tasks:
                 done.append(compare(ours, theirs, name, task, args))
         except Exception as error:  # out of memory, or a mode that does not compile: the others go on
             failure = f"{type(error).__name__}: {error}".splitlines()[0]
-            lost = [t for t in tasks if t not in [c.task for c in done]] if theirs else tasks
-            done = [
-                *(done if theirs else []),
-                *(report.Comparison(name, t, setting.name, 0, 0, 0, 0, 0, 0, failure) for t in lost),
-            ]
+            finished = {c.task for c in done}
+            lost = [task for task in tasks if task not in finished]
+            done += [report.Comparison(name, task, setting.name, 0, 0, 0, 0, 0, 0, failure) for task in lost]
         result["comparisons"] += done
         print(report.comparison_table(done), flush=True)
         del theirs
