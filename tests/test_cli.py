@@ -1,5 +1,6 @@
 """The command line, as a user types it: what it makes, what it says, how it ends."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tinydiff.cli import main
 from tinydiff.kernels import host
 from tinydiff.run import read_log
 
+ROOT = Path(__file__).parent.parent
 SMALL = [
     "--channels", "8", "--groups", "4", "--mults", "1,2", "--image-size", "8", "--attention", "4", "--timesteps", "20",
     "--batch-size", "4", "--threads", "1",
@@ -96,6 +98,7 @@ def test_info_tells_what_a_run_is(run, capsys):
         "T = 20",
     ):
         assert part in text, (part, text)
+    assert "\n            channels 8\n" in text  # indented below the network
 
 
 def test_sample_needs_no_flags_and_repeats_itself(run, capsys):
@@ -161,7 +164,11 @@ def test_a_broken_picture_is_named_and_skipped(run, pictures, tmp_path, capsys):
 
 TRAIN_MISTAKES = {
     "no such path": (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
-    "size not divisible": (["--image-size", "9", "--mults", "1,2,2"], "9.*divisible by 4"),
+    "size not divisible": (
+        ["--image-size", "9", "--mults", "1,2,2"],
+        "--image-size 9: for the 3 levels of --mults 1,2,2 .* divisible by 4, so give --image-size 8 or 12$",
+    ),
+    "size below the least": (["--image-size", "3", "--mults", "1,2,2"], "so give --image-size 4$"),
     "channels and groups": (["--channels", "12", "--groups", "8"], "--channels 12.*--groups 8"),
     "channels without groups": (["--channels", "12"], "--channels 12 is not divisible by 32, 16 or 8"),
     "attention": (["--attention", "5"], "--attention 5.*feature maps of"),
@@ -202,6 +209,19 @@ def test_pictures_of_two_sizes_need_a_size(tmp_path, capsys):
     assert "--image-size" in fails(capsys, ["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
 
 
+def test_the_datas_own_size_may_not_be_divisible(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.zeros((4, 9, 9), np.uint8))
+    sentence = fails(capsys, ["train", "--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run")])
+    assert "the images are 9x9: for the 3 levels of --mults 1,2,2" in sentence and "--image-size 8 or 12" in sentence
+
+
+def test_what_the_time_left_is_for_and_what_comes_after(tmp_path, pictures, capsys):
+    assert main(["train", "--data", str(pictures), "--out", str(tmp_path / "r"), "--steps", "2", *SMALL]) == 0
+    err = capsys.readouterr().err
+    assert "2 steps of 4 images, then samples" in err and "0s of training left" in err
+    assert "6 images 8x8x3 from pictures" in err and "cropped and scaled from 10x12" in err
+
+
 SAMPLE_MISTAKES = {
     "unknown sampler": (["--sampler", "euler"], "ddpm, ddim, dpm"),
     "zero steps": (["--steps", "0"], "steps"),
@@ -213,6 +233,7 @@ SAMPLE_MISTAKES = {
     "label number": (["--label", "2"], "cats, dogs"),
     "guidance": (["--guidance", "nan"], "guidance"),
     "n": (["--n", "0"], "--n must be at least 1"),
+    "more than fit": (["--n", "10" + 12 * "0"], "10,000,000,000,000 pictures on one sheet need about .* of memory"),
     "seed": (["--seed", "-1"], "--seed"),
     "not a number": (["--n", "x"], "'x' is not a whole number"),
     "no folder for the picture": (["--out", "/nowhere/a.png"], "/nowhere"),
@@ -255,6 +276,42 @@ def test_help_shows_every_default():
         assert default in done.stdout
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "words", [["info", "RUN"], ["sample", "RUN", "--n", "1", "--steps", "1"], ["gradcheck", "HOMEWORK"]]
+)
+def test_output_to_a_full_device(words, buffered, run, tmp_path):
+    (tmp_path / "homework.py").write_text(HOMEWORK.format(mistake=""))
+    names = {"RUN": str(run), "HOMEWORK": f"{tmp_path}/homework.py:forward,backward"}
+    command = [sys.executable, *["-u"] * (not buffered), "-m", "tinydiff", *(names.get(word, word) for word in words)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
+    assert (done.returncode, done.stderr) == (1, "tinydiff: the output cannot be written: No space left on device\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closed pipes as POSIX has them")
+@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+def test_nobody_reads_the_output(buffered, run):
+    command = [sys.executable, *["-u"] * (not buffered), "-m", "tinydiff", "info", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment())
+    process.stdout.close()
+    error = process.stderr.read()
+    assert (process.wait(), error) == (141, b"")
+
+
+def test_closed_output_is_no_failure(run):
+    done = subprocess.run(
+        f"{sys.executable} -m tinydiff info {run} >&-", shell=True, capture_output=True, cwd=ROOT, env=environment()
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def environment():
+    """Without what decides about buffers."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def test_importing_is_quick():
     """Under 0.3 s, of which NumPy takes most; what is slow to import must not come with it."""
     slow = ("PIL", "matplotlib", "tqdm", "safetensors", "scipy", "torch")
@@ -280,6 +337,15 @@ def test_gradcheck_of_homework(tmp_path, capsys):
         target = f"{tmp_path / name}.py:forward,backward"
         assert main(["gradcheck", target, "--shape", "5,4", "--shape", "4,3"]) == status
         assert ("WRONG" in capsys.readouterr().out) == bool(status)
+
+
+def test_gradcheck_of_a_forward_pass_that_has_a_backward_pass_beside_it(tmp_path, capsys):
+    (tmp_path / "wrong.py").write_text(HOMEWORK.format(mistake=" / len(X)"))
+    target = f"{tmp_path / 'wrong'}.py:forward"
+    assert main(["gradcheck", target]) == 0
+    said = capsys.readouterr().out
+    assert "this is forward's gradient by the tape; to check it with backward" in said
+    assert f"tinydiff gradcheck {target},backward" in said
 
 
 def test_gradcheck_of_the_kernels(capsys):

@@ -39,6 +39,7 @@ def test_learning_rate_must_be_a_finite_positive_number(value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("out", 3),
         ("steps", 0),
         ("steps", 1.5),
         ("batch_size", -3),
@@ -82,6 +83,14 @@ def test_values_out_of_range_are_named(name, value):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", -1.0), ("lr", "1e-3"), ("batch_size", 0), ("save_every", 1.5), ("device", "gpu")]
+)
+def test_from_python_settings_are_called_as_there(name, value):
+    with pytest.raises(InputError, match=f"^{name} must be "):
+        TrainConfig(**{name: value})
+
+
 def test_lists_from_toml_become_tuples():
     assert RunConfig(mults=[1, 2]).mults == (1, 2)
 
@@ -118,6 +127,8 @@ def test_flags_that_cannot_be_read(name, text):
         ("[training]\nstep = 3", "no setting 'step' in section"),
         ("[network]\nsteps = 3", "no setting 'steps' in section"),
         ("[training\n", "cannot read the configuration"),
+        ("[training]\nlr = -3", r"c\.toml: lr must be greater than 0, not -3$"),
+        ("[network]\nmults = 2", r"c\.toml: mults must be whole numbers such as 1,2,2, not 2$"),
     ],
 )
 def test_configuration_files_with_mistakes(tmp_path, text, sentence):

@@ -72,6 +72,7 @@ WARNINGS = {
     "noise does not end in noise": ((noise(9, 8, 8), None), ["--timesteps", "1"], "alpha_bar_T is .* raise --timesteps"),
     "long warm-up": ((noise(9, 8, 8), None), ["--warmup", "40"], "--warmup 40 is not over"),
     "more threads": ((noise(9, 8, 8), None), ["--threads", "99"], "--threads 99, and the process may use"),
+    "a learning rate above the weights": ((noise(9, 8, 8), None), ["--lr", "0.5"], "--lr 0.5 is more than the weights"),
     "many previews": ((noise(9, 8, 8), None), ["--preview-every", "1"], "previews take longer than the training"),
 }  # fmt: skip
 
@@ -91,9 +92,23 @@ def test_nothing_is_odd_about_good_data(examined, arrays):
     assert "warning" not in said and said.splitlines()[-1] == "ready: the run can start"
 
 
+def test_a_high_learning_rate_that_works_gets_no_warning(examined, arrays):
+    _, said, _ = examined("--data", arrays(noise(20, 8, 8)), "--preview-every", "0", "--lr", "0.03")
+    assert "warning" not in said
+
+
+def test_a_profile_of_the_steps_that_were_tried(examined, monkeypatch):
+    status, said, _ = examined("--profile")
+    assert status == 0 and "one step takes" in said and "(mean of 5)" in said and "Conv2d" in said
+    assert said.splitlines()[-1].startswith("ready: the run can start")
+    assert "one step takes" not in examined()[1]
+    monkeypatch.setattr(doctor, "LONGEST", 0.0)
+    assert "no step was tried, so there is no profile" in examined("--profile")[1]
+
+
 PREVENTED = {
     "no such data": (["--data", "/nowhere"], "there is no /nowhere"),
-    "size and levels": (["--mults", "1,2,2,2,2"], "must be divisible by 16"),
+    "size and levels": (["--mults", "1,2,2,2,2"], "must be divisible by 16, so give --image-size 16\n"),
     "groups": (["--groups", "3"], "does not divide into --groups 3"),
     "nothing to resume": (["--resume"], "no run to resume"),
     "no value": (["--lr", "fast"], "--lr must be a number"),

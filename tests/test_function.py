@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -398,6 +399,19 @@ def test_two_applications_of_one_class_do_not_share_what_they_saved():
     y = Linear.apply(Linear.apply(x, w1, np.zeros(1)), w2, np.zeros(1))
     y.backward()
     assert (x.grad.item(), w1.grad.item(), w2.grad.item()) == (10, 5, 2)
+
+
+@pytest.mark.parametrize("recording", [True, False])
+def test_an_operation_knows_the_shapes_of_its_inputs_and_which_need_a_gradient(recording):
+    class Look(Function):
+        def forward(self, A, B, c, d):
+            seen.extend([self.shapes, self.needs])
+            return A
+
+    seen = []
+    with nullcontext() if recording else tape.no_grad():
+        Look.apply(np.ones((2, 3)), Tensor(np.ones(4), requires_grad=True), 2.0, None)
+    assert seen == [((2, 3), (4,), (), None), (False, recording, False, False)]
 
 
 def test_nothing_is_saved_where_nothing_is_recorded():

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tinydiff import backend, memory
+from tinydiff import backend, machine, memory
 from tinydiff.errors import InputError
-from tinydiff.memory import Estimate, estimate, require_gpu, show
+from tinydiff.memory import Estimate, estimate, require, require_gpu, show
 
 MIB = 1 << 20
 
@@ -71,6 +71,15 @@ def test_a_gpu_too_small_is_refused_before_training(monkeypatch):
     monkeypatch.setattr(backend, "gpu_memory", lambda: (64 * MIB, 12 * MIB))
     with pytest.raises(InputError, match="not even one image fits"):
         require_gpu(need, 4)
+
+
+def test_more_than_the_machine_has_is_refused(monkeypatch):
+    monkeypatch.setattr(machine, "memory", lambda: (8 * MIB, MIB))
+    require(8 * MIB, "samples")
+    with pytest.raises(InputError, match=r"^samples need about 9.0 MiB of memory, and this machine has 8.0 MiB$"):
+        require(9 * MIB, "samples")
+    monkeypatch.setattr(machine, "memory", lambda: (None, None))
+    require(9 * MIB, "samples")
 
 
 def test_the_pool_of_a_gpu(monkeypatch):

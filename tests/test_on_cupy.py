@@ -1,6 +1,7 @@
 """Everything that runs on NumPy runs on CuPy: on a stand-in that refuses what CuPy refuses (see cupy_stand_in.py)."""
 
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -149,6 +150,23 @@ def test_the_commands_train_resume_and_sample(tmp_path, capfd, monkeypatch):
     assert cli.main(["evaluate", str(run), *words, "--device", "cuda", "--training-images"]) == 0, (
         capfd.readouterr().err
     )
+
+
+def test_a_gpu_gets_its_work_from_one_thread(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("TINYDIFF_KERNELS", "0")
+    wrap, seen = cupy_stand_in.wrap, set()
+    monkeypatch.setattr(cupy_stand_in, "wrap", lambda *args: (seen.add(threading.current_thread()), wrap(*args))[1])
+    run, common = tmp_path / "run", ["--device", "cuda", "--threads", "2"]
+    small = "--channels 8 --groups 4 --mults 1,2 --timesteps 4 --image-size 8 --batch-size 8".split()
+    for words in (
+        ["train", "--steps", "1", "--preview-every", "0", "--holdout", "0.1", "--out", run, *small],
+        ["sample", run, "--n", "300", "--steps", "1"],
+        ["evaluate", run, "--only", "bits", "--images", "300", "--terms", "3"],
+        ["doctor", "--steps", "1", "--preview-every", "0", "--out", tmp_path / "other", *small],
+    ):
+        seen.clear()
+        assert cli.main([*map(str, words), *common]) == 0, capfd.readouterr().err
+        assert seen == {threading.main_thread()}, words[0]
 
 
 def test_editing_gives_the_images_of_the_cpu():

@@ -121,9 +121,21 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "died")
 
 
+def test_from_python_arguments_are_called_as_there(tmp_path):
+    tiny_trainer(tmp_path / "run", steps=1).run()
+    with pytest.raises(InputError, match="already holds a run; resume goes on with it, force overwrites it"):
+        tiny_trainer(tmp_path / "run").run()
+    with pytest.raises(InputError, match=r"to go on, give a larger steps$"):
+        tiny_trainer(tmp_path / "run", steps=1).run(resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    with pytest.raises(InputError, match=r"choose another out$"):
+        tiny_trainer(tmp_path / "other").run()
+
+
 def test_resuming_a_finished_run_asks_for_more_steps(tmp_path):
     tiny_trainer(tmp_path / "run", steps=2).run()
-    with pytest.raises(InputError, match=r"has done its 2 steps.*larger --steps"):
+    with pytest.raises(InputError, match=r"has done its 2 steps.*larger steps"):
         tiny_trainer(tmp_path / "run", steps=2).run(resume=True)
 
 
@@ -146,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_origin(tmp_path):
         trainer.run()
     sentence = str(caught.value)
     step = int(sentence.split("at step ")[1].split(":")[0])
-    assert "came from" in sentence and "lower --lr" in sentence and f"step {step - 1} is kept" in sentence
+    assert "came from" in sentence and sentence.endswith("try a lower lr") and f"step {step - 1} is kept" in sentence
     assert trainer.step == step - 1
     assert all(np.isfinite(array).all() for array in weights(tmp_path / "run").values())
 

@@ -267,3 +267,33 @@ def test_the_buffer_is_put_back_also_after_an_error():
     assert np.getbufsize() == before
     with workers.long_rows(8):
         assert np.getbufsize() == before  # short rows are faster with the large one
+
+
+def test_layouts_are_kept_until_a_workspace_is_replaced():
+    made = []
+
+    def make(size):
+        made.append(size)
+        return workers.workspace("layout", (size,))
+
+    first = workers.prepared(make, 10)
+    assert workers.prepared(make, 10) is first and made == [10]
+    assert np.shares_memory(workers.prepared(make, 5), first) and made == [10, 5]
+    larger = workers.prepared(make, 1000)
+    assert workers.prepared(make, 1000) is larger and made == [10, 5, 1000]
+    assert np.shares_memory(workers.prepared(make, 10), larger) and made == [10, 5, 1000, 10]
+
+
+def test_each_thread_has_layouts_of_its_own():
+    def make():
+        return workers.workspace("layout of a thread", (10,))
+
+    with workers.threads(2):
+        a, b = workers.share(lambda _: (workers.prepared(make), time.sleep(0.05))[0], range(2))
+    assert not np.shares_memory(a, b)
+
+
+def test_layouts_do_not_pile_up():
+    for i in range(3 * workers._KEPT):
+        assert workers.prepared(lambda i: i, i) == i
+    assert len(workers._workspaces.prepared) <= workers._KEPT

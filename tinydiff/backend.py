@@ -94,6 +94,12 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def host_threads(device: str, wish: int | None = None) -> int | None:
+    """How many threads may give work to a resolved device, of those wished for: only one to a GPU, because CuPy's current
+    device and stream are a thread's own, so that helpers would work on others."""
+    return 1 if device == "cuda" else wish
+
+
 def is_array(x: Any) -> bool:
     """True for a NumPy or CuPy array."""
     return isinstance(x, np.ndarray) or _is_cupy(x)

@@ -52,6 +52,7 @@ def resolve(config: RunConfig, data: Dataset, start: Pipeline | None = None) -> 
         raise InputError(f"the images are {height}x{width}; --image-size N makes them square")
     if start is not None:
         return _resolve_start(config, data, start)
+    _check_size(config, height)
     labels = data.labels is not None if config.labels is None else config.labels
     label_dropout = config.label_dropout
     if not labels:
@@ -95,6 +96,18 @@ def _resolve_start(config: RunConfig, data: Dataset, start: Pipeline) -> RunConf
         predict=diffusion.predict,
         variance=diffusion.variance,
     )
+
+
+def _check_size(config: RunConfig, size: int) -> None:
+    """InputError unless every level but the last can halve the images."""
+    factor = 2 ** (len(config.mults) - 1)
+    if size % factor:
+        given = f"--image-size {size}" if config.image_size else f"the images are {size}x{size}"
+        fitting = [str(n) for n in (size // factor * factor, (size // factor + 1) * factor) if n]
+        raise InputError(
+            f"{given}: for the {len(config.mults)} levels of --mults {','.join(map(str, config.mults))} the size must be "
+            f"divisible by {factor}, so give --image-size {' or '.join(fitting)}"
+        )
 
 
 def _attention(config: RunConfig, size: int) -> tuple[int, ...]:

@@ -3,47 +3,76 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tinydiff
 from tinydiff import doctor, flags
-from tinydiff.backend import resolve_device
+from tinydiff.backend import host_threads, resolve_device
 from tinydiff.bench import command as bench
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.evaluation import command as evaluation
 
-INTERRUPTED = 128  # plus the signal's number: 130 for SIGINT, 143 for SIGTERM
+INTERRUPTED = 128  # plus the signal's number: 130 for SIGINT, 141 for SIGPIPE, 143 for SIGTERM
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit status: 0 done, 1 the run failed, 2 wrong input, 130 and 143 interrupted."""
+    """Runs a command; returns its exit status: 0 done, 1 the run failed, 2 wrong input, 130 and 143 interrupted, 141
+    nobody reads the output any more."""
+    try:
+        status = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a failure can be told
+        return status
+    except BrokenPipeError:  # somebody closed our output, as `head` does
+        _drop_output()
+        return INTERRUPTED + 13
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # files say so themselves; this is the output
+            raise
+        _drop_output()
+        return _fail(f"the output cannot be written: {error.strerror}", 1)
+
+
+def _drop_output() -> None:
+    """So that flushing it at exit is quiet."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: Sequence[str] | None) -> int:
     # Numbers out of range are told in our own words; NumPy's would come first, with lines of source.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"tinydiff\.")
     try:
         arguments = _parser().parse_args(argv)
+    except SystemExit:  # after --help and --version
+        return 0
+    except InputError as error:
+        return _fail(error, 2)
+    try:
         return arguments.run(arguments)
     except InputError as error:
         return _fail(error, 2)
     except RunFailed as error:
         return _fail(error, 1)
     except MemoryError:
-        return _fail("out of memory; a smaller --batch-size with a larger --accumulate needs less", 1)
+        training = arguments.command in ("train", "doctor")
+        advice = "; a smaller --batch-size with a larger --accumulate needs less" if training else ""
+        return _fail(f"out of memory{advice}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED + signal.SIGINT)
-    except BrokenPipeError:  # somebody closed our output, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit is quiet
-        return 0
 
 
 def _fail(message: object, status: int) -> int:
-    print(f"tinydiff: {message}", file=sys.stderr)
+    with suppress(OSError):  # of standard error: then only the status tells
+        print(f"tinydiff: {message}", file=sys.stderr)
     return status
 
 
@@ -83,7 +112,6 @@ def _add_train(commands: Any) -> None:
         argument_default=argparse.SUPPRESS,
     )
     flags.add_to(train)
-    train.add_argument("--profile", action="store_true", help="measure where the time goes, and tell at the end")
     train.set_defaults(run=_train)
 
 
@@ -93,7 +121,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if not wish.resume:
         trainer.check_start(force=wish.force)  # before anything is announced
     _say_what_will_happen(trainer)
-    step = trainer.run(wish.resume, wish.force, vars(arguments).get("profile", False))
+    step = trainer.run(wish.resume, wish.force, wish.profile)
     out = trainer.config.out
     if trainer.stopped_by is not None:
         print(f"stopped after step {step}; go on with: tinydiff train --resume --out {out}", file=sys.stderr)
@@ -109,9 +137,12 @@ def _say_what_will_happen(trainer: Any) -> None:
     height, width = data.image_size
     classes = f" in {data.num_classes} classes" if unet.num_classes else ""
     held_out = f", {len(data.held_out)} held out" if data.held_out is not None else ""
-    say(f"data: {len(data)} images {height}x{width}x{data.channels}{classes} from {data.name}{held_out}")
+    fitted = f", {data.fitted}" if data.fitted else ""
+    say(f"data: {len(data)} images {height}x{width}x{data.channels}{classes} from {data.name}{fitted}{held_out}")
     say(f"network: {sum(p.size for p in unet.parameters()):,} parameters")
-    say(f"training: {config.steps} steps of {config.batch_size * config.accumulate} images, in {config.out}")
+    say(
+        f"training: {config.steps} steps of {config.batch_size * config.accumulate} images, then samples, in {config.out}"
+    )
     final = trainer.diffusion.schedule.alpha_bar[-1]
     if final > 0.01:
         say(f"warning: alpha_bar_T is {final:.3g}: x_T still shows the image, samples will be off; raise --timesteps")
@@ -160,14 +191,15 @@ def _sample(arguments: argparse.Namespace) -> int:
         raise InputError(f"--threads must be at least 1, not {a.threads}")
     pipeline = checkpoint.load(a.path, raw=a.raw)
     unet, diffusion = pipeline.unet, pipeline.diffusion
-    unet.to(resolve_device(a.device))
+    device = resolve_device(a.device)
+    unet.to(device)
     label = None if a.label is None else _label(a.label, class_count(unet), pipeline.class_names)
     steps = a.steps if a.steps is not None or a.sampler == "ddpm" else min(50, diffusion.schedule.T)
     out = Path(a.out) if a.out else _default_output(Path(a.path), a)
     images.check_place(out, ".png")
     if a.gif:
         images.check_place(a.gif, ".gif")
-    with threads(a.threads):
+    with threads(host_threads(device, a.threads)):
         generator = Generator(a.seed).at(SAMPLING)
         sheet = draw_sheet(
             unet, diffusion, generator, a.n, label, a.sampler, steps, a.eta, a.guidance, animate=a.gif is not None

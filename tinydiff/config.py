@@ -75,7 +75,12 @@ class TrainConfig:
             value = getattr(self, f.name)
             if isinstance(value, list):
                 object.__setattr__(self, f.name, tuple(value))
-            check_value(f.name, value, _kinds(type(self))[f.name], f.metadata["check"])
+            check_value(self.called(f.name), value, _kinds(type(self))[f.name], f.metadata["check"])
+
+    @staticmethod
+    def called(name: str) -> str:
+        """What a setting, or an argument of `Trainer.run`, is called by whoever gave it."""
+        return name
 
     def save(self, path: Path, extra: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Writes the settings as TOML, in sections; None is left out. `extra`: more sections, to record what they
@@ -136,14 +141,23 @@ class RunConfig(TrainConfig):
         None, "network", "checkpoint whose network and weights to start from", metavar="CHECKPOINT"
     )
 
+    @staticmethod
+    def called(name: str) -> str:
+        return flag(name)
+
 
 # With --resume these may differ from what the run was started with; nothing that was computed depends on them.
 FREE_ON_RESUME = ("out", "steps", "save_every", "preview_every", "device", "threads")
 
 
+def flag(name: str) -> str:
+    """The flag of a setting: "batch_size" -> "--batch-size"."""
+    return "--" + name.replace("_", "-")
+
+
 def load(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file, by name. InputError for a file that is missing or broken, and for unknown
-    settings."""
+    """The settings in a TOML file, by name. InputError for a file that is missing or broken, for unknown settings, and for
+    values out of range."""
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -158,28 +172,29 @@ def load(path: Path) -> dict[str, Any]:
         for name, value in values.items():
             if name not in fields or fields[name].metadata["section"] != section:
                 raise InputError(f"{path}: there is no setting {name!r} in section [{section}]")
+            check_value(f"{path}: {name}", value, _kinds(RunConfig)[name], fields[name].metadata["check"])
             settings[name] = value
     return settings
 
 
 def check_value(name: str, value: Any, kind: Any, check: Any) -> None:
-    """InputError, one sentence, unless the value is of its kind and within its bounds. An int passes for a float."""
+    """InputError, a sentence on `name`, unless the value is of its kind and within its bounds. An int passes for a
+    float."""
     optional = type(None) in typing.get_args(kind)
     if value is None and optional:
         return
     kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind) if optional else kind
-    flag = "--" + name.replace("_", "-")
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, tuple | list) or not all(type(v) is int for v in value):
-            raise InputError(f"{flag} must be whole numbers such as 1,2,2, not {value!r}")
+            raise InputError(f"{name} must be whole numbers such as 1,2,2, not {value!r}")
     elif kind is float:
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise InputError(f"{flag} must be a finite number, not {value!r}")
+            raise InputError(f"{name} must be a finite number, not {value!r}")
     elif type(value) is not kind:
         names = {int: "a whole number", str: "a text", bool: "true or false"}
-        raise InputError(f"{flag} must be {names[kind]}, not {value!r}")
+        raise InputError(f"{name} must be {names[kind]}, not {value!r}")
     if check is not None and not check[0](value):
-        raise InputError(f"{flag} must be {check[1]}, not {value}")
+        raise InputError(f"{name} must be {check[1]}, not {value}")
 
 
 def _kinds(cls: type) -> dict[str, Any]:
@@ -191,14 +206,13 @@ def parse_value(name: str, text: str) -> Any:
     kind = _kinds(RunConfig)[name]
     if isinstance(kind, types.UnionType):
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    flag = "--" + name.replace("_", "-")
     try:
         if typing.get_origin(kind) is tuple:
             return () if text.strip().lower() in ("none", "") else tuple(int(part) for part in text.split(","))
         return kind(text)
     except ValueError:
         what = {int: "a whole number", float: "a number"}.get(kind, "whole numbers such as 1,2,2")
-        raise InputError(f"{flag} must be {what}, not {text!r}") from None
+        raise InputError(f"{flag(name)} must be {what}, not {text!r}") from None
 
 
 def _sections() -> str:

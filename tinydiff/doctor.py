@@ -1,7 +1,8 @@
 """`tinydiff doctor`: what a training run would be like, found out before it starts.
 
-It takes the flags of `tinydiff train`, loads the data, builds the network, does a few real steps and throws them away.
-Nothing is written. Exit status 0: the run can start; 2: it cannot, with one sentence that says why.
+It takes the flags of `tinydiff train`, loads the data, builds the network, does a few real steps and throws them away;
+with --profile it tells where their time went. Nothing is written. Exit status 0: the run can start; 2: it cannot, with
+one sentence that says why.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ import numpy as np
 from tinydiff import backend, flags, machine, memory, random, workers
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.memory import show
+from tinydiff.profile import Profile
 from tinydiff.progress import duration
 
 if TYPE_CHECKING:
@@ -46,13 +49,19 @@ def add_command(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     wish = flags.read(vars(arguments))
     trainer = flags.build(wish)
-    examine(trainer, wish.resume, wish.force)
+    examine(trainer, wish.resume, wish.force, Profile() if wish.profile else None)
     return 0
 
 
-def examine(trainer: Trainer, resume: bool = False, force: bool = False, say: Callable[[str], None] = print) -> None:
-    """Tells, line by line, what a run would be like. InputError, one sentence, where it cannot start. The trainer has
-    taken a few steps afterwards and is not to be used."""
+def examine(
+    trainer: Trainer,
+    resume: bool = False,
+    force: bool = False,
+    profile: Profile | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Tells, line by line, what a run would be like, and where the time of its steps goes if there is a `profile` to fill.
+    InputError, one sentence, where it cannot start. The trainer has taken a few steps afterwards and is not to be used."""
     warnings: list[str] = []
 
     def line(name: str, text: str) -> None:
@@ -62,11 +71,15 @@ def examine(trainer: Trainer, resume: bool = False, force: bool = False, say: Ca
     _fit(trainer, line, warnings)
     _network(trainer, line, warnings)
     _diffusion(trainer, line, warnings)
+    _learning_rate(trainer, warnings)
     _folder(trainer, resume, force, line)
     _device(trainer, line, warnings)
-    with workers.threads(trainer.config.threads):
-        _memory_and_time(trainer, line, warnings)
+    with workers.threads(backend.host_threads(trainer.device, trainer.config.threads)):
+        _memory_and_time(trainer, profile, line, warnings)
     _disk(trainer, line)
+    if profile is not None:
+        untried = "no step was tried, so there is no profile"
+        say(f"\n{profile.table()}\n" if profile.steps else untried)
     for warning in warnings:
         say(f"warning: {warning}")
     say("ready: the run can start" + (f"; {len(warnings)} warning{'s' * (len(warnings) > 1)}" if warnings else ""))
@@ -79,7 +92,8 @@ def _data(data: Dataset, labelled: bool, line: Line, warnings: list[str]) -> Non
     images, (height, width) = data.images, data.image_size
     held_out = f", {len(data.held_out)} more held out" if data.held_out is not None else ""
     skipped = f", {len(data.skipped)} unreadable" if data.skipped else ""
-    line("data", f"{len(data)} images {height}x{width}x{data.channels} from {data.name}{held_out}{skipped}")
+    fitted = f", {data.fitted}" if data.fitted else ""
+    line("data", f"{len(data)} images {height}x{width}x{data.channels} from {data.name}{fitted}{held_out}{skipped}")
     low, high = int(images.min()), int(images.max())
     line("values", f"bytes {low}..{high}, mean {images.mean():.0f}, as {low / 127.5 - 1:.2g}..{high / 127.5 - 1:.2g}")
     flat = images.reshape(len(images), -1)
@@ -158,6 +172,19 @@ def _diffusion(trainer: Trainer, line: Line, warnings: list[str]) -> None:
         )
 
 
+def _learning_rate(trainer: Trainer, warnings: list[str]) -> None:
+    """Adam moves a weight by about the learning rate (Kingma and Ba, 2015, section 2.1), so one above the size of the
+    weights replaces them at every step: such runs, warmed up or not, fell back to the loss they began with, or to NaN."""
+    lr = trainer.config.lr
+    arrays = [p.data for p in trainer.parameters if p.ndim > 1]
+    size = (sum(float((a * a).sum()) for a in arrays) / sum(a.size for a in arrays)) ** 0.5
+    if lr > size:
+        warnings.append(
+            f"--lr {lr:g} is more than the weights themselves, {size:.2g} (root mean square), and a step of Adam moves each "
+            "by about that much: the run will hardly learn, if it does not diverge; 0.001 is usual"
+        )
+
+
 def _folder(trainer: Trainer, resume: bool, force: bool, line: Line) -> None:
     folder = trainer.folder
     existed = folder.config_file.exists()
@@ -189,7 +216,7 @@ def _device(trainer: Trainer, line: Line, warnings: list[str]) -> None:
         warnings.append(f"{given}, and the process may use {usable} processors: more threads than that are slower")
 
 
-def _memory_and_time(trainer: Trainer, line: Line, warnings: list[str]) -> None:
+def _memory_and_time(trainer: Trainer, profile: Profile | None, line: Line, warnings: list[str]) -> None:
     config, cuda = trainer.config, trainer.device == "cuda"
     everything: int | None
     free: int | None
@@ -209,7 +236,7 @@ def _memory_and_time(trainer: Trainer, line: Line, warnings: list[str]) -> None:
             f"{show(everything)}; {advice} (--accumulate keeps the images per step)"
         )
     short = free is not None and total > 0.9 * free
-    seconds, tried = _time(trainer, short)
+    seconds, tried = _time(trainer, short, profile)
     peak = machine.peak_resident() if tried and not cuda else None
     if peak is not None and peak < 0.9 * needed.total(0):  # saving was not tried
         peak, total = None, needed.total(0)
@@ -231,7 +258,7 @@ def _memory_and_time(trainer: Trainer, line: Line, warnings: list[str]) -> None:
     _say_time(trainer, seconds, line, warnings)
 
 
-def _time(trainer: Trainer, short: bool) -> tuple[float, int]:
+def _time(trainer: Trainer, short: bool, profile: Profile | None) -> tuple[float, int]:
     """Seconds per step, and the number of real steps that this is the median of; 0 for what was scaled up from a small
     batch, because a step takes too long or more memory than there is (`short`)."""
     config = trainer.config
@@ -247,7 +274,8 @@ def _time(trainer: Trainer, short: bool) -> tuple[float, int]:
     try:
         for step in range(trainer.step + 1, min(trainer.step + TRIES, config.steps) + 1):
             start = time.perf_counter()
-            trainer.train_step(step)
+            with profile.step() if profile is not None and times else nullcontext():
+                trainer.train_step(step)
             backend.synchronize()
             times.append(time.perf_counter() - start)
             if time.perf_counter() - begun > BUDGET:

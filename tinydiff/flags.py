@@ -19,21 +19,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wish:
-    """What was asked for: the settings, and whether to go on with the run in `config.out` or to overwrite it."""
+    """What was asked for: the settings, whether to go on with the run in `config.out` or to overwrite it, and whether to
+    measure where the time goes."""
 
     config: RunConfig
     resume: bool
     force: bool
+    profile: bool
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for every setting, --config, --resume and --force; only what is given appears among the arguments."""
+    """Adds a flag for every setting, --config, --resume, --force and --profile; only what is given appears among the
+    arguments."""
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(RunConfig):
         section = field.metadata["section"]
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
-        flag = "--" + field.name.replace("_", "-")
+        flag = configuration.flag(field.name)
         default = "" if field.default is None else f" [{_shown(field.default)}]"
         help_text = (field.metadata["help"] + default).replace("%", "%%")
         if "bool" in str(field.type):
@@ -44,6 +47,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE.toml", help="settings from a file, such as another run's config.toml")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--force", action="store_true", help="overwrite the run in --out")
+    parser.add_argument("--profile", action="store_true", help="measure where the time goes, and tell at the end")
 
 
 def read(given: Mapping[str, Any]) -> Wish:
@@ -61,7 +65,7 @@ def read(given: Mapping[str, Any]) -> Wish:
     settings = from_file | flags
     config = _resumed(settings) if resume else RunConfig(**settings)
     _check_init(config, flags)
-    return Wish(config, resume, force)
+    return Wish(config, resume, force, given.get("profile", False))
 
 
 def build(wish: Wish) -> Trainer:
@@ -82,7 +86,7 @@ def _check_init(config: RunConfig, flags: Mapping[str, Any]) -> None:
     sections = {f.name: f.metadata["section"] for f in dataclasses.fields(RunConfig)}
     for name in flags if config.init is not None and "init" in flags else ():
         if name != "init" and sections[name] in ("network", "diffusion"):
-            flag = "--" + name.replace("_", "-")
+            flag = configuration.flag(name)
             raise InputError(f"{flag} and --init do not go together: network and diffusion are those of {config.init}")
 
 
@@ -97,7 +101,7 @@ def _resumed(changes: dict[str, Any]) -> RunConfig:
         wanted, had = getattr(after, name), getattr(before, name)
         if name not in configuration.FREE_ON_RESUME and wanted != had:
             raise InputError(
-                f"--{name.replace('_', '-')} {_shown(wanted)} differs from the {_shown(had)} of the run in {out}; "
+                f"{configuration.flag(name)} {_shown(wanted)} differs from the {_shown(had)} of the run in {out}; "
                 "a resumed run keeps its settings"
             )
     return dataclasses.replace(after, out=str(out))

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinydiff.backend import array_module, device_of, is_array
-from tinydiff.tape import Edge, Node, current_observer, edge_to, is_recording, note_inputs, refuse_non_finite
+from tinydiff.tape import Node, edge_to, mode, note_inputs, refuse_non_finite
 
 _tensor_type: Any = None
 
@@ -66,26 +66,28 @@ class Function:
         op = cls()
         tensors = [x for x in inputs if isinstance(x, _tensor_type)]
         arrays = _arrays(inputs, cls.__name__)
-        edges: tuple[Edge | None, ...] = ()
-        if is_recording():
+        recording = mode.recording
+        if recording:
             edges = tuple([edge_to(x) if isinstance(x, _tensor_type) else None for x in inputs])
+            op.needs = tuple([edge is not None for edge in edges])
+            recording = True in op.needs
         else:
             note_inputs(tensors)
-        op.needs = tuple([edge is not None for edge in edges]) or (False,) * len(inputs)
-        op.shapes = tuple([a.shape if hasattr(a, "shape") else None if a is None else () for a in arrays])
+            op.needs = (False,) * len(inputs)
+        op.shapes = tuple([None if a is None else getattr(a, "shape", ()) for a in arrays])
 
-        observer = current_observer()
+        observer = mode.observer
         results = op.forward(*arrays, **options) if observer is None else observer(op, "forward", arrays, options)
         several = isinstance(results, tuple)
         results = results if several else (results,)
-        if not all(isinstance(y, np.ndarray) for y in results):
+        if not all([isinstance(y, np.ndarray) for y in results]):
             results = _as_arrays(results, arrays, cls.__name__)
         refuse_non_finite(results, cls.__name__)
 
-        memories = [(_memory(x.data), x._version) for x in tensors]  # tensors made apart may share one
-        outputs = tuple([_tensor_type._wrap(y, _version(y, memories)) for y in results])
-        if any(op.needs):
-            memories += [(_memory(y), x._version) for x, y in zip(outputs, results, strict=True)]
+        outputs = tuple([_tensor_type._wrap(y, _version(y, tensors)) for y in results])
+        if recording:
+            # tensors made apart may share one piece of memory
+            memories = [(_memory(x.data), x._version) for x in (*tensors, *outputs)]
             saved = {id(_memory(a)) for a in op._saved if is_array(a)}
             op._watched = tuple({v: v.count for memory, v in memories if id(memory) in saved}.items())
             node = Node(op, edges, results)
@@ -120,15 +122,13 @@ class Function:
 def _arrays(inputs: tuple[Any, ...], name: str) -> list[Any]:
     """The plain arrays of the inputs. Numbers beside an array stay numbers, so that they take its dtype."""
     arrays = [x.data if isinstance(x, _tensor_type) else x for x in inputs]
-    others = [i for i, a in enumerate(arrays) if not (a is None or isinstance(a, np.ndarray))]
-    if not others:
+    if all([a is None or isinstance(a, np.ndarray) for a in arrays]):
         return arrays
     devices = {device_of(a) for a in arrays if is_array(a)}
     if len(devices) > 1:
         raise ValueError(f"{name}: the inputs are on different devices (cpu and cuda); move them with .to(device)")
-    for i in others:
-        a = arrays[i]
-        if not is_array(a) and not (devices and isinstance(a, int | float)):
+    for i, a in enumerate(arrays):
+        if not (a is None or is_array(a) or (devices and isinstance(a, int | float))):
             arrays[i] = np.asarray(a) if isinstance(a, np.generic) else np.asarray(a, np.float32)
     return arrays
 
@@ -147,10 +147,13 @@ def _memory(a: Any) -> Any:
     return a if base is None or not is_array(base) else base
 
 
-def _version(a: Any, memories: list[tuple[Any, Version]]) -> Version | None:
-    """The version of the piece of memory that the array lies in, if it is among those."""
-    memory = _memory(a)
-    return next((version for known, version in memories if known is memory), None)
+def _version(y: Any, tensors: list[Any]) -> Version | None:
+    """The version of the piece of memory that the array lies in, if one of the tensors lies in it too."""
+    memory = _memory(y)
+    for x in tensors:
+        if x.data is memory or x.data.base is memory:
+            return x._version
+    return None
 
 
 def _types(values: tuple[Any, ...]) -> str:

@@ -49,7 +49,7 @@ def to_bytes(x: Any) -> Any:
     if xp.isnan(x).any():
         raise RunFailed(
             f"the images hold NaN in {int(xp.isnan(x).sum())} of {x.size} values; "
-            "if a model drew them, its training went wrong: a lower --lr is the first thing to try"
+            "if a model drew them, its training went wrong: a lower learning rate is the first thing to try"
         )
     return xp.rint(xp.clip((x + 1) * 127.5, 0, 255)).astype(np.uint8)
 
@@ -113,12 +113,13 @@ def grid(images: Any, columns: int | None = None, padding: int = 2, scale: int =
     n, _, _, channels = images.shape
     columns = min(n, columns or math.ceil(math.sqrt(n)))
     rows = -(-n // columns)
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = images.shape[1] + padding, images.shape[2] + padding
-    sheet = np.full((rows * height + padding, columns * width + padding, channels), 255, np.uint8)
+    height, width = images.shape[1] * scale, images.shape[2] * scale
+    sheet = np.full(
+        (rows * (height + padding) + padding, columns * (width + padding) + padding, channels), 255, np.uint8
+    )
     for i, image in enumerate(images):
-        top, left = padding + i // columns * height, padding + i % columns * width
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+        top, left = padding + i // columns * (height + padding), padding + i % columns * (width + padding)
+        sheet[top : top + height, left : left + width] = image.repeat(scale, 0).repeat(scale, 1)
     return sheet
 
 

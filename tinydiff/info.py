@@ -19,7 +19,7 @@ def describe(path: Path) -> str:
     lines = []
 
     def line(name: str, text: str) -> None:
-        lines.append(f"{name + ':':<12}{text}")
+        lines.append(f"{name and name + ':':<12}{text}")
 
     folder = RunFolder(path)
     line("run" if folder.config_file.exists() else "checkpoint", str(path))

@@ -84,6 +84,13 @@ def require_gpu(needed: Estimate, batch_size: int) -> None:
         )
 
 
+def require(needed: int, what: str) -> None:
+    """InputError if `what`, in the plural, needs more bytes of memory than this machine has."""
+    everything, _ = machine.memory()
+    if everything is not None and needed > everything:
+        raise InputError(f"{what} need about {show(needed)} of memory, and this machine has {show(everything)}")
+
+
 Peak = Callable[[Callable[[int], None], int], int]
 
 

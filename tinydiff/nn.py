@@ -23,6 +23,7 @@ import numpy as np
 from tinydiff import ops
 from tinydiff.backend import array_module, to_device, to_numpy
 from tinydiff.errors import InputError
+from tinydiff.ops.linear import linears
 from tinydiff.random import INIT, Generator
 from tinydiff.tensor import Tensor
 
@@ -386,7 +387,8 @@ class Attention(Module):
         shape = x.shape
         h = x if self.group_norm is None else self.group_norm(x)
         h = ops.reshape(h, shape[0], math.prod(shape[1:-1]), shape[-1])
-        q, k, v = (self._split(project(h)) for project in (self.to_q, self.to_k, self.to_v))
+        layers = [(layer.weight, layer.bias) for layer in (self.to_q, self.to_k, self.to_v)]
+        q, k, v = (self._split(y) for y in linears(h, layers))
         y = ops.attention(q, k, v)
         if self.heads > 1:
             y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), h.shape)

@@ -8,17 +8,18 @@ from typing import Any
 
 
 class Progress:
-    """Steps first+1..last of a training run, each `images` images. On a terminal a tqdm bar, otherwise a line at the
-    first and last step and every `seconds` in between, with loss, speed and the time that is left, on stderr."""
+    """Steps first+1..last of a training run. On a terminal a tqdm bar, otherwise a line at the
+    first and last step and every `seconds` in between, with loss, speed and the time that is left for these steps, on
+    stderr."""
 
-    def __init__(self, first: int, last: int, images: int, seconds: float = 15) -> None:
-        self.first, self.last, self.images, self.seconds = first, last, images, seconds
+    def __init__(self, first: int, last: int, seconds: float = 15) -> None:
+        self.first, self.last, self.seconds = first, last, seconds
         self.start = self.shown = time.monotonic()
         self.bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=last, initial=first, unit="step", dynamic_ncols=True)
+            self.bar = tqdm(total=last, initial=first, desc="training", unit="step", dynamic_ncols=True)
 
     def update(self, step: int, loss: float, images_per_second: float) -> None:
         if self.bar is not None:
@@ -29,7 +30,8 @@ class Progress:
         if step in (self.first + 1, self.last) or now - self.shown >= self.seconds:
             self.shown = now
             left = (now - self.start) / (step - self.first) * (self.last - step)
-            say(f"step {step}/{self.last}  loss {loss:.4f}  {images_per_second:.0f} images/s  {duration(left)} left")
+            speed = f"{images_per_second:.0f} images/s"
+            say(f"step {step}/{self.last}  loss {loss:.4f}  {speed}  {duration(left)} of training left")
 
     def close(self) -> None:
         if self.bar is not None:

@@ -11,10 +11,11 @@ import csv
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tinydiff.config import TrainConfig
+from tinydiff.config import TrainConfig, flag
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.profile import Profile
 
@@ -31,20 +32,24 @@ class RunFolder:
         self.samples, self.profile_file = self.path / "samples", self.path / "profile.csv"
         self._log: Any = None
 
-    def check_free(self, force: bool = False) -> None:
-        """InputError if something is there, unless it is a run and `force` is set."""
+    def check_free(self, force: bool = False, called: Callable[[str], str] = flag) -> None:
+        """InputError if something is there, unless it is a run and `force` is set. called: see `TrainConfig.called`."""
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is not a folder; choose another --out")
+            raise InputError(f"{self.path} is not a folder; choose another {called('out')}")
         if self.path.is_dir() and any(self.path.iterdir()):
             if not self.config_file.exists():
-                raise InputError(f"{self.path} holds files that are not a run of tinydiff; choose another --out")
+                raise InputError(
+                    f"{self.path} holds files that are not a run of tinydiff; choose another {called('out')}"
+                )
             if not force:
-                raise InputError(f"{self.path} already holds a run; --resume goes on with it, --force overwrites it")
+                raise InputError(
+                    f"{self.path} already holds a run; {called('resume')} goes on with it, {called('force')} overwrites it"
+                )
 
     def create(self, config: TrainConfig, extra: dict[str, dict[str, Any]], force: bool = False) -> None:
         """Makes the folder with its config.toml, where `check_free` has nothing against it; the files of an old run (no
         others) are removed."""
-        self.check_free(force)
+        self.check_free(force, config.called)
         if self.config_file.exists():
             self._remove_run()
         with _writing(self.path):

@@ -19,7 +19,7 @@ import numpy as np
 
 import tinydiff
 from tinydiff import checkpoint, images, kernels, machine, memory, optim, random, tape, workers
-from tinydiff.backend import module_for, resolve_device
+from tinydiff.backend import host_threads, module_for, resolve_device
 from tinydiff.config import TrainConfig
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
@@ -99,7 +99,7 @@ class Trainer:
         self.stopped_by: int | None = None
         self._begin(resume, force)
         try:
-            with workers.threads(self.config.threads), _Interrupts() as interrupts:
+            with workers.threads(host_threads(self.device, self.config.threads)), _Interrupts() as interrupts:
                 self._train(interrupts)
                 if interrupts.received is None:
                     interrupts.release()
@@ -113,14 +113,15 @@ class Trainer:
         """InputError where `run` could not start. With `resume` it takes weights, optimiser and counters from the run's
         newest checkpoint; nothing is written."""
         if not resume:
-            self.folder.check_free(force)
+            self.folder.check_free(force, self.config.called)
             return
         if not self.folder.config_file.exists():
             raise InputError(f"there is no run to resume in {self.folder.path}")
         self._restore()
         if self.step >= self.config.steps:
             raise InputError(
-                f"the run in {self.folder.path} has done its {self.step} steps; to go on, give a larger --steps"
+                f"the run in {self.folder.path} has done its {self.step} steps; to go on, give a larger "
+                f"{self.config.called('steps')}"
             )
 
     def _begin(self, resume: bool, force: bool) -> None:
@@ -135,7 +136,7 @@ class Trainer:
 
     def _train(self, interrupts: _Interrupts) -> None:
         config, images_per_step = self.config, self.config.batch_size * self.config.accumulate
-        progress, first = Progress(self.step, config.steps, images_per_step), self.step
+        progress, first = Progress(self.step, config.steps), self.step
         try:
             while self.step < config.steps and interrupts.received is None:
                 start = time.perf_counter()
@@ -235,7 +236,7 @@ class Trainer:
         kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
         return (
             f"the loss became {loss:g} at step {step}: the first value that is not finite came from {origin}; {kept}; "
-            "try a lower --lr"
+            f"try a lower {self.config.called('lr')}"
         )
 
     # ---------------------------------------------------------------------------------------------- on the disk

@@ -2,12 +2,13 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from tinydiff import machine
-from tinydiff.bench import command
-from tinydiff.bench.timing import Ceiling
+from tinydiff.bench import command, torch
+from tinydiff.bench.timing import Ceiling, Work
 from tinydiff.cli import main
 
 
@@ -37,7 +38,22 @@ def test_a_table_and_a_file_that_agree(tmp_path, capsys):
 def test_a_busy_machine_is_noticed(monkeypatch, capsys):
     monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0.0, 0.0))
     assert main(["bench", "--quick", "--only", "linear", "--no-torch", "--threads", "1"]) == 0
-    assert "other programs keep about 3.0 processors busy" in capsys.readouterr().err
+    said, error = capsys.readouterr()
+    assert "other programs keep about 3.0 processors busy; the times will be off\n" in error and "x?" not in said
+
+
+@pytest.mark.parametrize("load", [0.0, 3.0])
+def test_comparisons_on_a_busy_machine_are_marked(load, monkeypatch, capsys, tmp_path):
+    rival = SimpleNamespace(__version__="2.0")
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(command, "_torch", lambda device, threads: rival)
+    monkeypatch.setattr(torch, "competitors", lambda *_: {"channels first": Work(lambda: None)})
+    file = tmp_path / "bench.json"
+    assert main(["bench", "--quick", "--only", "linear", "--threads", "1", "--json", str(file)]) == 0
+    said, error = capsys.readouterr()
+    line = next(line for line in said.splitlines() if line.startswith("linear"))
+    assert line.endswith("x?" if load else "x") and ("marked with ?" in error) == bool(load)
+    assert json.loads(file.read_text())["machine"]["others_busy"] == (load or None)
 
 
 MISTAKES = {

@@ -35,6 +35,19 @@ def test_the_name_glyphs_is_the_built_in_set(folder, monkeypatch):
     assert len(load("./glyphs")) == 1
 
 
+def test_what_was_done_to_the_images_is_told(folder, tmp_path_factory):
+    assert load(folder).fitted == load(folder, image_size=6).fitted == ""
+    assert load(folder, image_size=4).fitted == "scaled from 6x6"
+    Image.new("L", (9, 8)).save(folder / "wide.png")
+    assert load(folder, image_size=8).fitted == "cropped and scaled from several sizes"
+    file = tmp_path_factory.mktemp("arrays") / "x.npy"
+    np.save(file, np.zeros((5, 6, 6, 3), np.uint8))
+    assert load(file).fitted == load(file, image_size=6, channels=3).fitted == ""
+    assert load(file, channels=1).fitted == "made grey"
+    data = load(file, image_size=4, channels=1, holdout=0.2)
+    assert data.fitted == data.held_out.fitted == "scaled from 6x6, made grey"
+
+
 def test_options_reach_the_data(folder):
     data = load(folder, image_size=4, channels=3, flip=True, holdout=0.25, seed=2)
     assert data.images.shape == (6, 4, 4, 3) and data.held_out.images.shape == (2, 4, 4, 3)

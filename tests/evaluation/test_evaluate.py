@@ -36,7 +36,7 @@ def test_results_of_a_run(evaluated):
         "10 held-out images", "30 training images", "means memorisation", "8 samples by ddim in 3 steps",
     ):  # fmt: skip
         assert part in text, (part, text)
-    assert "TRAINING" not in text
+    assert "TRAINING" not in text and "to fit the network" not in text
     assert (run / "evaluation/report.txt").read_text().strip() in text
     files = sorted(file.name for file in (run.parent / "png").iterdir())
     assert files == [f"{i:06d}.png" for i in range(8)]
@@ -125,6 +125,7 @@ def test_a_run_without_held_out_images_is_told_so(tmp_path, pictures, make_run):
     np.savez(tmp_path / "other.npz", images=pictures(7, 8, size=10))  # they are scaled to the network's size
     evaluate(run, dataclasses.replace(settings, data=str(tmp_path / "other.npz")), text.append)
     assert "6 of 7 images of other.npz" in "\n".join(text)
+    assert "were scaled from 10x10 to fit the network: the figures are not those of the images as they came" in text[1]
 
 
 def test_a_checkpoint_alone_has_its_bits_measured(run, tmp_path, monkeypatch, pictures):
@@ -164,6 +165,7 @@ def test_input_that_does_not_fit(run, tmp_path, pictures):
         ({"data": str(tmp_path / "nothing")}, "there is no .*nothing"),
         ({"png_folder": str(tmp_path / "full")}, "holds files already"),
         ({"out": str(tmp_path / "x.npz/inside")}, "cannot be written"),
+        ({"samples": 10**15}, "1,000,000,000,000,000 samples need about .* of memory"),
     ):
         with pytest.raises(InputError, match=sentence):
             evaluate(run, dataclasses.replace(SMALL, **changes))

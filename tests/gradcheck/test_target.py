@@ -113,6 +113,17 @@ def test_a_wrong_gradient_is_reported_not_raised(homework, tmp_path):
     assert (tmp_path / "e.png").exists()
 
 
+def test_a_backward_pass_beside_the_function_is_pointed_out(homework):
+    (note,) = check_target(f"{homework}:affine").notes
+    assert note.endswith(f"which {homework} has as well: tinydiff gradcheck {homework}:affine,affine_backward")
+    pair = check_target(f"{homework}:affine,affine_backward").notes
+    assert not check_target(f"{homework}:silu").notes and not [note for note in pair if "has as well" in note]
+    with pytest.raises(
+        InputError, match=r"no inputs for .* were found by trying.* homework_sheet:cached,cached_backward$"
+    ):
+        check_target(f"{homework}:cached")
+
+
 def test_other_kinds_of_targets(homework):
     assert check_target(f"{homework}:silu").ok
     assert check_target(f"{homework}:Cube").ok

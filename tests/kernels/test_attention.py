@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
+from tinydiff.backend import array_module
 from tinydiff.kernels import attention
 from tinydiff.tensor import Tensor
 
@@ -148,3 +149,80 @@ def test_what_the_kernels_leave_to_others(device, rng):
     assert device.run(attention.attend, Q, K.astype(np.float64), V, 1.0) is NotImplemented
     assert device.run(attention.attend, Q, K[:1], V[:1], 1.0) is NotImplemented
     assert device.run(attention.attend, Q, K[:, :0], V[:, :0], 1.0) is NotImplemented
+
+
+# the operations of ops.attention that reach these kernels
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the softmax kernels' functions that computed something."""
+    names = []
+
+    def watch(name, function):
+        def watched(*args):
+            result = function(*args)
+            names.extend([] if result is NotImplemented else [name])
+            return result
+
+        monkeypatch.setattr(attention, name, watched)
+
+    for name in ("softmax", "softmax_backward"):
+        watch(name, getattr(attention, name))
+    return names
+
+
+def gradients(function, *arrays):
+    """function(*tensors) and the gradients of the sum of sin of it, from arrays of one module."""
+    leaves = [Tensor(a, requires_grad=True) for a in arrays]
+    y = function(*leaves)
+    ops.sum(ops.sin(y)).backward()
+    return [y.data, *(leaf.grad for leaf in leaves)]
+
+
+def check_on(device, function, *arrays):
+    ours = device.run(lambda *xs: gradients(function, *xs), *arrays)
+    exact = gradients(function, *(a.astype(np.float64) for a in arrays))
+    for a, e in zip(ours, exact, strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, e, rtol=0, atol=3e-6 * np.abs(e).max(initial=0.1))
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (5,), (2, 3, 1100), (0, 4), (3, 1)], ids=str)
+def test_softmax_over_the_last_axis_runs_on_kernels(shape, device, ran, rng):
+    X = rng.normal(size=shape).astype(np.float32)
+    for axis in (-1, len(shape) - 1):
+        check_on(device, lambda x, axis=axis: ops.softmax(x, axis), X)
+    assert ran == ["softmax", "softmax_backward"] * 2
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((3, 40), 0), ((2, 3, 5), 1), ((2, 3, 5), -3)], ids=str)
+def test_softmax_over_another_axis_does_not(shape, axis, device, ran, rng):
+    check_on(device, lambda x: ops.softmax(x, axis), rng.normal(size=shape).astype(np.float32))
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"), [(-1, ["softmax"]), ((1,), ["softmax"]), (0, []), ((0, 1), []), (None, [])], ids=str
+)
+def test_the_gradient_of_logsumexp_is_a_softmax(axis, expected, device, ran, rng):
+    check_on(device, lambda x: ops.logsumexp(x, axis), rng.normal(size=(4, 33)).astype(np.float32))
+    assert ran == expected
+
+
+def test_masked_attention_runs_its_softmax_on_kernels(device, ran, rng):
+    Q, K, V, _ = qkv(rng, (2,), 4, 9, 3, 6)
+    mask = rng.uniform(size=(4, 9)) < 0.7
+    mask[2] = False
+
+    def masked(q, k, v):
+        return ops.attention(q, k, v, array_module(q.data).asarray(mask))
+
+    check_on(device, masked, Q, K, V)
+    assert ran == ["softmax", "softmax_backward"]
+
+
+def test_broadcast_attention_leaves_what_does_not_fit_to_others(device, ran, rng):
+    Q, K, V, _ = qkv(rng, (), 4, 9, 3, 6)
+    check_on(device, ops.attention, Q, K, np.stack([V, 2 * V]))  # L_P has one axis more than P
+    assert ran == ["softmax"]

@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from tinydiff import ops
+from tinydiff import ops, workers
+from tinydiff.ops import convolution
 from tinydiff.tensor import Tensor
 
 
@@ -406,3 +407,20 @@ def test_impossible_options_are_named(function, options):
 def test_impossible_output_paddings_are_named(output_padding):
     with pytest.raises((ValueError, TypeError), match=r"conv_transpose2d.*output_padding"):
         ops.conv_transpose2d(np.ones((1, 4, 4, 4)), np.ones((2, 2, 4, 4)), stride=2, output_padding=output_padding)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("shape", "filters", "stride"),
+    [((1, 4, 4, 64), (3, 3, 64, 50), 1), ((1, 16, 20, 64), (1, 1, 64, 40), 1), ((2, 32, 32, 16), (3, 3, 16, 24), 2)],
+)
+def test_an_image_that_is_shared_by_threads(shape, filters, stride, threads, rng, monkeypatch):
+    monkeypatch.setattr(convolution, "_WORTH", 0)
+    X, W, b = rng.standard_normal(shape), rng.standard_normal(filters), rng.standard_normal(filters[3])
+    options = {"stride": stride, "padding": filters[0] // 2}
+    expected = ops.conv2d(X, W, b, **options).data
+    E, R = rng.standard_normal((len(X), filters[3])), rng.standard_normal(expected.shape)
+    with workers.threads(threads):
+        np.testing.assert_allclose(ops.conv2d(X, W, b, **options).data, expected, rtol=1e-12, atol=1e-12)
+        Y = convolution.conv2d_add(X, W, b, E, R, **options).data
+    np.testing.assert_allclose(Y, expected + E[:, None, None] + R, rtol=1e-12, atol=1e-12)

@@ -1,12 +1,18 @@
 """tinydiff/ops/linear.py against NumPy and loops, gradients by gradcheck and as the sources have them."""
 
+import importlib
 import itertools
 
 import numpy as np
 import pytest
 
 from tinydiff import ops
+from tinydiff.kernels import matrix, on_host
+from tinydiff.ops.linear import linears
 from tinydiff.tensor import Tensor
+from tinydiff.workers import share_blocks, threads
+
+module = importlib.import_module("tinydiff.ops.linear")  # tinydiff.ops.linear is the function
 
 
 def leaf(array):
@@ -61,6 +67,98 @@ def test_linear_names_the_shapes_that_do_not_fit(x, w, b):
 def test_linear_names_a_bias_that_does_not_fit(b):
     with pytest.raises(ValueError, match=r"linear.*(\(4,\)|\(3, 4\)|4)"):
         ops.linear(leaf(np.ones((5, 3))), leaf(np.ones((3, 4))), leaf(np.ones(b)))
+
+
+# several layers of one x in one operation
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3,), (2, 4, 3), (0, 3)], ids=str)
+def test_linears(shape, rng, verify):
+    x, w1, b1, w2, w3, b3 = (rng.normal(size=s) for s in (shape, (3, 4), (4,), (3, 1), (3, 2), (2,)))
+
+    def apart(x, w1, b1, w2, w3, b3):
+        return linears(x, [(w1, b1), (w2, None), (w3, b3)])
+
+    verify(apart, x, w1, b1, w2, w3, b3, expected=(x @ w1 + b1, x @ w2, x @ w3 + b3))
+
+
+def test_linears_gives_the_gradients_that_are_needed(rng):
+    X, W = rng.normal(size=(5, 3)), rng.normal(size=(3, 3, 2))
+    x, w = leaf(X), [W[0], leaf(W[1]), leaf(W[2])]
+    b = leaf(np.zeros(2))
+    ys = linears(x, [(w[0], None), (w[1], b), (w[2], np.zeros(2))])
+    (ys[0].sum() + 3 * ys[1].sum()).backward()  # the third is not used
+    ones = np.ones((5, 2))
+    np.testing.assert_allclose(x.grad, ones @ (W[0] + 3 * W[1]).T, rtol=1e-12)
+    np.testing.assert_allclose(w[1].grad, 3 * X.T @ ones, rtol=1e-12)
+    np.testing.assert_array_equal(w[2].grad, 0)
+    np.testing.assert_array_equal(b.grad, [15, 15])
+    (y,) = linears(X, [(w[1], None)])
+    y.sum().backward()
+    np.testing.assert_allclose(w[1].grad, 4 * X.T @ ones, rtol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_large_linears_fork_once_and_agree_with_float64(count, rng, monkeypatch):
+    X = rng.normal(size=(1100, 128)).astype(np.float32)
+    Ws, bs = rng.normal(size=(3, 128, 64)).astype(np.float32), rng.normal(size=(3, 64)).astype(np.float32)
+    forks = []
+
+    def fork(work, X, **options):
+        forks.append(len(X))
+        return share_blocks(work, X, **options)
+
+    monkeypatch.setattr(module, "share_blocks", fork)
+    with threads(count):
+        Ys = module.linears_forward(X, Ws, [bs[0], None, bs[2]])
+    assert forks == [1100]
+    for Y, W, b in zip(Ys, Ws.astype(np.float64), (bs[0], 0, bs[2]), strict=True):
+        np.testing.assert_allclose(Y, X @ W + b, atol=6e-5)
+
+
+def test_large_linears_run_on_kernels_where_these_take_the_arrays(rng, monkeypatch):
+    ran = []
+
+    def kernel(X, W, b):
+        ran.append(W.shape)
+        return X @ W + b
+
+    monkeypatch.setattr(matrix, "linear_forward", kernel)
+    monkeypatch.setattr(module, "SHARED", 0)  # as if these were large
+    X, W, b = rng.normal(size=(5, 3)), rng.normal(size=(2, 3, 4)), np.ones(4)
+    with on_host():
+        Ys = module.linears_forward(X, W, [b, b])
+    assert ran == [(3, 4), (3, 4)]
+    np.testing.assert_array_equal(Ys, X @ W + 1)
+
+
+def test_linears_names_the_shapes_that_do_not_fit():
+    x, w = np.ones((5, 3)), np.ones((3, 4))
+    with pytest.raises(ValueError, match=r"linear: x \(5, 3\) does not fit w \(2, 4\)"):
+        linears(x, [(w, None), (np.ones((2, 4)), None)])
+    with pytest.raises(ValueError, match=r"linear: b \(3,\) does not fit w \(3, 4\)"):
+        linears(x, [(w, np.ones(3))])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [1, 5, 300, 1025])
+def test_small_and_large_products_agree_with_float64(rows, dtype, rng):
+    """Few rows are one product, more are cut and spread, the weight gradient is summed in pieces."""
+    x, w, b = (leaf(rng.normal(size=s).astype(dtype)) for s in ((rows, 192), (192, 128), (128,)))
+    L_Y = rng.normal(size=(rows, 128)).astype(dtype)
+    X, W, B = (a.data.astype(np.float64) for a in (x, w, b))
+    with threads(2):
+        y = ops.linear(x, w, b)
+        y.backward(L_Y)
+    exact = X @ W + B, L_Y @ W.T, X.T @ L_Y, L_Y.sum(0)
+    for ours, truth in zip((y.data, x.grad, w.grad, b.grad), exact, strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours, truth, atol=(1e-6 if dtype == np.float32 else 1e-14) * np.abs(truth).max())
+
+
+def test_a_bias_of_the_wider_type_widens_the_result():
+    y = ops.linear(np.ones((1, 2), np.float32), np.ones((2, 2), np.float32), np.full(2, 1 + 2.0**-40))
+    assert y.dtype == np.float64 and (y.data == 3 + 2.0**-40).all()
 
 
 MATMUL = [

@@ -45,10 +45,10 @@ def test_reader(shape, taps, vertical, horizontal, rng):
     X, m = rng.normal(size=shape).astype(np.float32), rng.normal(size=(5, taps)).astype(np.float32)
     expected = np.einsum("fr,inxrsc,gs->fginxc", m, tiles_of(X, vertical, horizontal, taps), m)
     for n in (1, shape[0]):
-        reader = Reader("test", m, X, vertical, horizontal, n)
+        V = frequencies("V", 5, vertical.tiles, n, horizontal.tiles, shape[3])
+        read = Reader("test", m, shape, vertical, horizontal, slice(0, shape[3]), V).on(X)
         for start in (*range(0, shape[0], n), 0):  # the first block once more
-            V = frequencies("V", 5, vertical.tiles, n, horizontal.tiles, shape[3])
-            reader.read(slice(start, start + n), V)
+            read(slice(start, start + n))
             np.testing.assert_allclose(V, expected[:, :, :, start : start + n], rtol=0, atol=1e-4)
 
 
@@ -65,9 +65,11 @@ def test_writer(size, step, terms, rng):
     for n in (1, 2, 4):
         Y = np.full((N, H, W, K), np.nan, np.float32)
         given = [a if name in terms else None for name, a in (("b", b), ("E", E), ("R", R))]
-        writer = Writer(m, Y, rows, columns, n, *given)
+        block = np.empty((5, 5, rows, n, columns, K), np.float32)
+        write = Writer("test", m, Y.shape, slice(0, rows), slice(0, K), block).on(Y, *given)
         for start in range(0, N, n):
-            writer.write(np.ascontiguousarray(M[:, :, :, start : start + n]), slice(start, start + n))
+            block[...] = M[:, :, :, start : start + n]
+            write(slice(start, start + n))
         np.testing.assert_allclose(Y, expected, rtol=0, atol=1e-4)
 
 

@@ -116,22 +116,52 @@ def test_one_frequency_vanishes_on_doubled_pixels():
     np.testing.assert_allclose(transform.A_T[0::2, 2] + transform.A_T[1::2, 2], 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+DIVISIONS = {  # images, filters or rows of tiles for each worker, and images in a block
+    "filters, one block": (0, 1e9, 1 << 30),
+    "filters, blocks and a rest": (0, 1e9, 36 * 9 * 144 * 2),
+    "images": (0, 0, 1 << 30),
+    "images, blocks and a rest": (0, 0, 36 * 9 * 144 * 2),
+    "images, blocks of one": (0, 0, 1),
+    "one worker": (1e9, 0, 36 * 9 * 144 * 2),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
 @pytest.mark.parametrize(
-    "shape", [(7, 12, 12, 136, 144), (7, 12, 12, 48, 64), (1, 9, 12, 136, 144), (2, 28, 8, 64, 64)]
+    "shape", [(7, 12, 12, 136, 144), (7, 12, 12, 48, 64), (1, 9, 12, 136, 144), (2, 28, 8, 64, 96)]
 )
-def test_any_division_of_the_work(shape, threads, monkeypatch):
-    """Batches of few images, blocks of one, and rows of tiles where there are fewer images than workers."""
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_any_division_of_the_work(division, shape, threads, monkeypatch):
+    worth, filters, block = DIVISIONS[division]
     *arrays, window = problem(*shape, ((1, 1), (1, 1)))
     E, R = np.ones((len(arrays[3]), shape[4])), arrays[3] * 2
     exact = (convolution.convolve(*arrays[:3], window, 1, E, R), *three(*arrays, window)[1:])
-    monkeypatch.setattr(winograd, "_SHARED", 36 * 9 * 144 * 2)
-    monkeypatch.setattr(winograd, "_BLOCK", 1)
+    for name, value in (("_WORTH", worth), ("_FORWARD", filters), ("_BACKWARD", filters), ("_BLOCK", block)):
+        monkeypatch.setattr(winograd, name, value)
+    monkeypatch.setattr(workers._workspaces, "prepared", {})
     with workers.threads(threads):
         X, F, b, L_Y, E, R = single(*arrays, E, R)
-        found = (convolution.convolve(X, F, b, window, 1, E, R), *three(X, F, b, L_Y, window)[1:])
-    for f, e in zip(found, exact, strict=True):
-        np.testing.assert_allclose(f, e, rtol=0, atol=1e-5 * np.abs(e).max())
+        for _ in range(2):  # with new plans, then with those that were kept
+            found = (convolution.convolve(X, F, b, window, 1, E, R), *three(X, F, b, L_Y, window)[1:])
+            for f, e in zip(found, exact, strict=True):
+                np.testing.assert_allclose(f, e, rtol=0, atol=1e-5 * np.abs(e).max())
+        plans = [plan for plan in workers._workspaces.prepared.values() if isinstance(plan, winograd.Plan)]
+    assert len(plans) == 3
+    for plan in plans:
+        counts = np.zeros((shape[0], plan.vertical.tiles, plan.outputs[3]))
+        for part, steps in zip(plan.parts, plan.steps, strict=True):
+            for images in (images for step in steps for images in step.blocks):
+                counts[images, part.rows, part.filters] += 1
+        assert (counts == 1).all()
+        assert (len(plan.parts) > 1) == (threads > 1 and worth == 0)
+
+
+def test_filters_whose_last_axis_is_strided():
+    X, F, b, L_Y, window = problem(*SHAPES[0])
+    wide = np.repeat(F.astype(np.float32), 2, axis=3)[..., ::2]
+    x, f, b, l_y = single(X, F, b, L_Y)
+    for got, expected in zip(three(x, wide, b, l_y, window), three(x, f, b, l_y, window), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_gradients_of_any_memory_layout(definition):
@@ -165,7 +195,7 @@ def test_the_definition_keeps_what_winograd_does_not_do():
     assert not winograd.is_faster(X, F, size, window, 1)  # float64: gradient checks see the definition
     assert not winograd.is_faster(x, w, size, window, 2)
     assert not winograd.is_faster(x, w[:, :, :, :8], size, window, 1)
-    assert not winograd.is_faster(x[:3], w, size, window, 1)  # too little to do
+    assert not winograd.is_faster(x[:1], w, size, window, 1)  # too little to do
     for other in (
         Window((3, 3), (2, 2), window.padding, (1, 1)),
         Window((3, 3), (1, 1), window.padding, (2, 2)),

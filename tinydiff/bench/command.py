@@ -41,8 +41,9 @@ def add_command(commands: Any) -> None:
 
 
 def _run(a: argparse.Namespace) -> int:
-    threads = workers.available() if a.threads is None else _count(a.threads)
     device = backend.resolve_device(a.device)
+    wish = workers.available() if a.threads is None else _count(a.threads)
+    threads = backend.host_threads(device, wish) or 1
     if a.json is not None and not Path(a.json).absolute().parent.is_dir():
         raise InputError(f"--json {a.json}: there is no folder {Path(a.json).parent}")
     cases = [case for case in all_cases(a.quick) if a.only is None or a.only.lower() in case.name.lower()]
@@ -60,17 +61,19 @@ def _run(a: argparse.Namespace) -> int:
             f"at best: {ceiling.flops / 1e9:.0f} GFLOP/s in a matrix product, {ceiling.bytes / 1e9:.1f} GB/s in a copy\n"
         )
         if (others := _others_at_work()) is not None:
-            say(f"warning: other programs keep about {others:.1f} processors busy; the figures will be off")
+            marked = ", and so may the comparisons, marked with ?" if torch is not None else ""
+            say(f"warning: other programs keep about {others:.1f} processors busy; the times will be off{marked}")
         print(_header(torch is not None), flush=True)
         rows = []
         for case in cases:
             row = _measure(case, device, torch, ceiling, a.quick)
             rows.append(row)
-            print(_line(row), flush=True)
+            print(_line(row, doubtful=others is not None), flush=True)
     if torch is None and not a.no_torch:
         say(f"PyTorch is not installed, or not for {device}, so there is nothing to compare with")
     if a.json is not None:
         ceilings = {"flops_per_second": ceiling.flops, "bytes_per_second": ceiling.bytes}
+        about["others_busy"] = others
         result = {"command": " ".join(sys.argv), "machine": about, "ceiling": ceilings, "rows": rows}
         try:
             Path(a.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -146,13 +149,15 @@ def _header(torch: bool) -> str:
     return text + (f"{'PyTorch forward':>17}{'backward':>9}{'as fast':>9}" if torch else "")
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], doubtful: bool = False) -> str:
     text = f"{row['name']:<32}{1e3 * row['forward']:9.2f}{_milliseconds(row['backward'])}"
     moved = f"{row['bytes_per_second'] / 1e9:7.1f}" if row["bytes_per_second"] else " " * 7
     text += f"{row['flops_per_second'] / 1e9:9.1f}{moved}{row['share_of_ceiling']:9.0%}"
     if "torch" in row:
         best = row["torch"][row["torch_best"]]
-        text += f"{1e3 * best['forward']:17.2f}{_milliseconds(best['backward'])}{row['times_torch']:8.2f}x"
+        text += (
+            f"{1e3 * best['forward']:17.2f}{_milliseconds(best['backward'])}{row['times_torch']:8.2f}x" + "?" * doubtful
+        )
     return text
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tinydiff.data.arrays import read_arrays
 from tinydiff.data.cifar import batches_in, read_cifar
-from tinydiff.data.dataset import Dataset, check_share
+from tinydiff.data.dataset import Dataset, check_share, scaled_from
 from tinydiff.data.folder import read_folder
 from tinydiff.data.glyphs import SIZE, draw_glyphs
 from tinydiff.data.idx import find_images, looks_like_idx, read_idx
@@ -60,13 +60,16 @@ def load(
         source = os.path.abspath(path)
         data = _read(path, image_size, channels, labels, report)
         data = replace(data, name=os.path.basename(source) or source, source=source)
-    images = data.images if image_size is None else resize(data.images, image_size)
-    if channels is not None:
+    images, fitted = data.images, data.fitted
+    if image_size is not None and data.image_size != (image_size, image_size):
+        images, fitted = resize(images, image_size), scaled_from({data.image_size})
+    if channels not in (None, data.channels):
         try:
             images = convert_channels(images, channels)
         except InputError as error:
             raise InputError(f"{data.source}: {error}") from error
-    data = replace(data, images=images, labels=None if labels is False else data.labels, flip=flip)
+        fitted = f"{fitted}{', ' * bool(fitted)}made {'grey' if channels == 1 else 'colour'}"
+    data = replace(data, images=images, labels=None if labels is False else data.labels, flip=flip, fitted=fitted)
     return data.hold_out(holdout, Generator(seed))
 
 

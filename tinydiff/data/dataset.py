@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,8 +22,8 @@ class Dataset:
 
     `name` is for people, `source` is what a run records to find the data again, `skipped` lists (path, reason) for
     pictures that could not be read, `held_out` is the Dataset of images kept from training, if any; `flip` mirrors half
-    the images of a batch. Without `class_names`, `num_classes` is the largest label plus one. Raises InputError for
-    other arrays.
+    the images of a batch; `fitted` says what was done to images that came in another shape. Without `class_names`,
+    `num_classes` is the largest label plus one. Raises InputError for other arrays.
     """
 
     images: np.ndarray
@@ -34,6 +35,7 @@ class Dataset:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     flip: bool = False
     held_out: Dataset | None = None
+    fitted: str = ""
     _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -138,6 +140,12 @@ class Dataset:
                 del self._orders[next(iter(self._orders))]
             self._orders[key] = generator.at(DATA_ORDER, epoch).permutation(len(self))
         return self._orders[key]
+
+
+def scaled_from(sizes: Collection[tuple[int, int]]) -> str:
+    """What was done to images of these sizes (H, W) by `images.fit`, for people."""
+    crop = "cropped and " if any(height != width for height, width in sizes) else ""
+    return f"{crop}scaled from {'x'.join(map(str, *sizes)) if len(sizes) == 1 else 'several sizes'}"
 
 
 def check_share(fraction: float) -> None:

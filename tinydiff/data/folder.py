@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.data.dataset import Dataset
+from tinydiff.data.dataset import Dataset, scaled_from
 from tinydiff.errors import InputError
 from tinydiff.images import fit
 
@@ -49,10 +49,14 @@ def read_folder(
     class_names = _class_names(folder, paths) if labels else None
     images: np.ndarray | None = None
     kept: list[PurePath] = []
-    for path, picture in _decoded(folder, paths, image_size, channels):
-        if isinstance(picture, str):
-            skip(path, picture)
+    others: set[tuple[int, int]] = set()  # sizes as they came, where not as asked for
+    for path, result in _decoded(folder, paths, image_size, channels):
+        if isinstance(result, str):
+            skip(path, result)
             continue
+        picture, came = result
+        if image_size is not None and came != (image_size, image_size):
+            others.add(came)
         if images is None:
             images = np.empty((len(paths), *picture.shape), np.uint8)
         size, first_size = picture.shape[:2], images.shape[1:3]
@@ -68,7 +72,10 @@ def read_folder(
     values = None
     if class_names is not None:
         values = np.array([class_names.index(path.parts[0]) for path in kept], np.int64)
-    return Dataset(images[: len(kept)], values, class_names, name=folder.name, source=str(folder), skipped=skipped)
+    return Dataset(
+        images[: len(kept)], values, class_names, name=folder.name, source=str(folder), skipped=skipped,
+        fitted=scaled_from(others) if others else "",
+    )  # fmt: skip
 
 
 def _find(folder: Path, skip: Callable[[PurePath, str], None]) -> list[PurePath]:
@@ -126,11 +133,12 @@ def _wide(size: tuple[int, int]) -> str:
 
 def _decoded(
     folder: Path, paths: list[PurePath], image_size: int | None, channels: int | None
-) -> Iterator[tuple[PurePath, np.ndarray | str]]:
-    """Each path with its picture, or with the reason why there is none, in order; Pillow decodes without the GIL."""
+) -> Iterator[tuple[PurePath, tuple[np.ndarray, tuple[int, int]] | str]]:
+    """Each path with its picture and the size it came in, or with the reason why there is none, in order; Pillow decodes
+    without the GIL."""
     from concurrent.futures import ThreadPoolExecutor
 
-    def read(path: PurePath) -> np.ndarray | str:
+    def read(path: PurePath) -> tuple[np.ndarray, tuple[int, int]] | str:
         try:
             return _decode(folder / path, image_size, channels)
         except Exception as error:  # Pillow's readers fail on damaged files with whatever comes up
@@ -155,13 +163,15 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _decode(path: Path, image_size: int | None, channels: int | None) -> np.ndarray:
-    """A picture as uint8 (H, W, 1) or (H, W, 3); grey unless its colours differ, where `channels` does not say."""
+def _decode(path: Path, image_size: int | None, channels: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+    """A picture as uint8 (H, W, 1) or (H, W, 3), and the size (H, W) that it came in; grey unless its colours differ,
+    where `channels` does not say."""
     from PIL import Image, ImageOps
 
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("not a file")  # a pipe would be waited on for ever
     with Image.open(path) as file:
+        came = file.height, file.width
         if image_size is not None:
             file.draft(None, (2 * image_size, 2 * image_size))  # a JPEG far larger is decoded smaller
         picture = _to_eight_bits(ImageOps.exif_transpose(file))
@@ -173,9 +183,9 @@ def _decode(path: Path, image_size: int | None, channels: int | None) -> np.ndar
         picture = fit(picture, image_size)
     pixels = np.atleast_3d(np.asarray(picture))
     if channels == 3:
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3)), came
     grey = pixels[..., :1]
-    return grey if (pixels == grey).all() else pixels
+    return (grey if (pixels == grey).all() else pixels), came
 
 
 def _to_eight_bits(picture: Any) -> Any:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import images, workers
-from tinydiff.backend import resolve_device
+from tinydiff import images, memory, workers
+from tinydiff.backend import host_threads, resolve_device
 from tinydiff.data import Dataset
 from tinydiff.diffusion.sampler import SAMPLERS
 from tinydiff.errors import InputError
@@ -81,17 +81,21 @@ def evaluate(
 ) -> Path:
     """Evaluates the run at `path`; returns the folder with the results. `report` is given the text, piece by piece.
 
-    InputError for a run without the images that are needed, and for settings that do not fit it.
+    InputError for a run without the images that are needed, for settings that do not fit it, and for more samples than
+    this machine has memory for.
     """
     path, settings = Path(path), settings or Settings()
     with_training = set(settings.only) != {"bits"} or settings.png_folder is not None
     subject = load_subject(path, settings.data, settings.training_images, settings.raw, settings.clip, with_training)
-    subject.unet.to(resolve_device(settings.device))
+    pixels, most = subject.unet.image_size**2 * subject.unet.in_channels, max(settings.samples, settings.each)
+    memory.require(2 * most * pixels, f"{most:,} samples")  # twice, where batches are joined
+    device = resolve_device(settings.device)
+    subject.unet.to(device)
     own = path / "evaluation" if RunFolder(path).config_file.exists() else Path("evaluation")
     folder = _make_folder(Path(settings.out) if settings.out else own)
     if settings.png_folder is not None:
         _make_folder(Path(settings.png_folder), empty=True)
-    with workers.threads(settings.threads):
+    with workers.threads(host_threads(device, settings.threads)):
         return _Evaluation(path, subject, settings, folder, report).run()
 
 
@@ -108,6 +112,11 @@ class _Evaluation:
         only, subject = self.settings.only, self.subject
         clipped = "clipped to [-1, 1]" if subject.diffusion.clip_x0 else "not clipped"
         self.say(f"{self.path}: {subject.weights}, predicted x0 {clipped}")
+        if subject.test.fitted:
+            self.say(
+                f"The {subject.test_name} were {subject.test.fitted} to fit the network: the figures are not those of the "
+                "images as they came."
+            )
         if "bits" in only:
             self.bits()
         if {"frechet", "neighbours"} & set(only) or self.settings.png_folder is not None:

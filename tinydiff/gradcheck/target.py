@@ -46,8 +46,6 @@ def check_target(
     and 2: "4 int". Without shapes, common ones are tried. kernels: as for gradcheck. InputError where all this makes
     nothing to check, or where what is checked raises by itself.
     """
-    from tinydiff.gradcheck.api import gradcheck
-
     if seed < 0:
         raise InputError(f"seed must be an integer of at least 0, not {seed}")
     module_name, colon, names = target.partition(":")
@@ -61,6 +59,35 @@ def check_target(
         )
     if len(found) == 1 and (pair := _methods(found[0], target)) is not None:
         found = pair
+    if len(found) == 2 or (other := _backward_of(names, module)) is None:
+        return _check(target, names, found, shapes, seed, png, kernels)
+    hint = f"to check it with {other}, which {module_name} has as well: tinydiff gradcheck {target},{other}"
+    try:
+        report = _check(target, names, found, shapes, seed, png, kernels)
+    except InputError as error:
+        raise InputError(f"{error}; {hint}") from error
+    report.notes.append(f"this is {names}'s gradient by the tape; {hint}")
+    return report
+
+
+def _backward_of(name: str, module: Any) -> str | None:
+    """The name of the function that looks like the backward pass of the one named, if the module has one."""
+    other = name.replace("forward", "backward") if "forward" in name else f"{name}_backward"
+    return other if callable(getattr(module, other, None)) else None
+
+
+def _check(
+    target: str,
+    names: str,
+    found: list[Any],
+    shapes: Sequence[str],
+    seed: int,
+    png: str | Path | None,
+    kernels: bool,
+) -> Report:
+    """The report on a function, or on a forward and a backward function."""
+    from tinydiff.gradcheck.api import gradcheck
+
     options: dict[str, Any] = {"backward": found[1]} if len(found) == 2 else {}
     fn, inputs = found[0], None
     if len(found) == 1 and not shapes and _count(fn) == 0:

@@ -16,10 +16,10 @@ VARIANTS = tuple(("attention.cu", {"PER_LANE": k}) for k in _PER_LANE)
 _ROWS = 8  # of a block, one for each warp
 
 
-def softmax(X: Any) -> Any:
+def softmax(X: Any, axis: Any = -1) -> Any:
     """exp(x) / sum exp(x) over the last axis, float32; a row of -inf alone gives zeros. NotImplemented for other
-    dtypes."""
-    if X.dtype != np.float32 or not X.ndim:
+    dtypes and axes."""
+    if X.dtype != np.float32 or not _is_last(axis, X.ndim):
         return NotImplemented
     X = array_module(X).ascontiguousarray(X)
     P = array_module(X).empty_like(X)
@@ -27,14 +27,20 @@ def softmax(X: Any) -> Any:
     return P
 
 
-def softmax_backward(P: Any, L_P: Any) -> Any:
-    """L_X = P (L_P - sum(L_P P)), sums over the last axis, float32. NotImplemented for other dtypes."""
-    if P.dtype != np.float32 or L_P.dtype != np.float32:
+def softmax_backward(P: Any, L_P: Any, axis: Any = -1) -> Any:
+    """L_X = P (L_P - sum(L_P P)), sums over the last axis, float32. NotImplemented for other dtypes and axes, and where
+    one array would have to be broadcast."""
+    if P.dtype != np.float32 or L_P.dtype != np.float32 or P.shape != L_P.shape or not _is_last(axis, P.ndim):
         return NotImplemented
     xp = array_module(P)
     L_X = xp.empty(P.shape, np.float32)
     _softmax_backward(xp.ascontiguousarray(P), None, xp.ascontiguousarray(L_P), None, L_X)
     return L_X
+
+
+def _is_last(axis: Any, ndim: int) -> bool:
+    """Whether the axis, or the only one of a tuple, is the last of an array that has any."""
+    return ndim > 0 and axis in (-1, ndim - 1, (ndim - 1,))
 
 
 def _softmax(X: Any, P: Any, z: Any = None) -> None:

@@ -28,7 +28,7 @@ def as_real(x: Any) -> Tensor:
 
 def add_bias(Y: Any, b: Any) -> Any:
     """The array Y, which is the caller's own, plus b; in place unless b has the wider dtype."""
-    if array_module(Y).result_type(Y, b) != Y.dtype:
+    if b.dtype != Y.dtype and array_module(Y).result_type(Y, b) != Y.dtype:
         return Y + b
     Y += b
     return Y
@@ -55,6 +55,8 @@ def normalize_axes(name: str, axis: Any, ndim: int) -> tuple[int, ...]:
 
 def pair(name: str, what: str, value: Any, least: int) -> tuple[int, int]:
     """(height, width) of an int or a pair of ints, each at least `least`."""
+    if type(value) is int and value >= least:
+        return value, value
     values = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(values) != 2 or any(not isinstance(v, int | np.integer) or v < least for v in values):
         raise ValueError(f"{name}: {what} must be an int or a pair of ints of at least {least}, not {value!r}")

@@ -12,9 +12,9 @@ from tinydiff.function import Function
 from tinydiff.kernels import accelerated
 from tinydiff.ops.arguments import as_array, as_real, as_tensor, normalize_axes, normalize_axis
 from tinydiff.ops.broadcasting import unbroadcast
-from tinydiff.ops.products import multiply
+from tinydiff.ops.products import SHARED, multiply, multiply_panels, panel_width
 from tinydiff.tensor import Tensor
-from tinydiff.workers import share_blocks, workspace
+from tinydiff.workers import BLOCK, count, share_blocks, share_tasks, workspace
 
 _SAFE = 50  # logits of this size neither overflow nor vanish when exponentiated, so the maximum need not be taken off
 
@@ -28,6 +28,7 @@ def shifted(X: Any, axis: Any) -> tuple[Any, Any]:
     return X - top, top
 
 
+@accelerated("attention.softmax")
 def softmax_array(X: Any, axis: Any) -> Any:
     """exp(x) / sum exp(x); a row of -inf alone gives zeros."""
     xp = array_module(X)
@@ -38,6 +39,7 @@ def softmax_array(X: Any, axis: Any) -> Any:
     return P
 
 
+@accelerated("attention.softmax_backward")
 def softmax_backward(P: Any, L_P: Any, axis: int) -> Any:
     """From dp_i/dx_j = p_i (delta_ij - p_j): L_X = P * (L_P - sum(L_P * P))."""
     L_X = L_P * P
@@ -145,26 +147,41 @@ def attend(Q: Any, K: Any, V: Any, scale: float) -> tuple[Any, Any]:
     """Y = softmax(scale Q K^T) V for Q (..., L, D), K (..., M, D), V (..., M, E) of equal leading axes.
 
     Also returns z = log sum exp(S) (..., L, 1): P is not kept but computed again in backward, as exp(S - z) (Dao et al.,
-    2022, 3.1). Each thread takes a few (L, M) matrices at a time through all steps, in memory that it uses again.
+    2022, 3.1). Each thread takes a few (L, M) matrices, or some rows of one, through all steps, in memory that it uses
+    again.
     """
     xp = array_module(Q)
     Y, z = xp.empty((*Q.shape[:-1], V.shape[-1]), Q.dtype), xp.empty((*Q.shape[:-1], 1), Q.dtype)
     q, k, v, y, zs = (_stack(X) for X in (Q, K, V, Y, z))
 
-    def some(items: slice) -> None:
-        P = _less(q[items], k[items], None, scale, "P")
+    def some(block: tuple[slice, slice]) -> None:
+        items, _ = block
+        P = _less(q[block], k[items], None, scale, "P")
         top = 0
-        if xp is not np or not (P.size and P.min() > -_SAFE and P.max() < _SAFE):
+        if xp is not np or not (P.min() > -_SAFE and P.max() < _SAFE):
             top = P.max(-1, keepdims=True)
             P -= top
         xp.exp(P, out=P)
         total = P @ xp.ones((P.shape[-1], 1), P.dtype)
-        multiply(P, v[items], out=y[items])
-        y[items] /= total
-        xp.add(xp.log(total), top, out=zs[items])
+        part = multiply(P, v[items], out=y[block])
+        part /= total
+        xp.add(xp.log(total), top, out=zs[block])
 
-    share_blocks(some, q, Q.shape[-2] * K.shape[-2])
+    (n, L, D), (M, E) = q.shape, v.shape[1:]
+    if xp is np and n * L * M * (D + E) >= SHARED:
+        share_tasks(some, _blocks(n, L, M))
+    else:
+        some((slice(0, n), slice(0, L)))
     return Y, z
+
+
+def _blocks(n: int, L: int, M: int) -> list[tuple[slice, slice]]:
+    """(matrices, rows of them) of the blocks of n matrices (L, M). Matrices are cut only where there are fewer than
+    threads: each part has to transpose the keys again."""
+    parts = -(-count() // n)
+    rows = -(-L // (32 * parts)) * 32  # a multiple that suits `multiply`
+    items = max(1, min(BLOCK // (L * M), -(-n // count())))
+    return [(slice(i, i + items), slice(j, j + rows)) for i in range(0, n, items) for j in range(0, L, rows)]
 
 
 @accelerated("attention.attend_backward")
@@ -181,13 +198,11 @@ def attend_backward(L_Y: Any, Q: Any, K: Any, V: Any, z: Any, Y: Any, scale: flo
         P = _less(q[items], k[items], zs[items], scale, "P")
         xp.exp(P, out=P)
         multiply(P.swapaxes(1, 2), l_y[items], out=l_v[items])
-        d = (y[items] * l_y[items]).sum(-1, keepdims=True)
-        L_S = _less(l_y[items], v[items], d, 1, "L_S")
-        L_S *= P
-        multiply(L_S, k[items], out=l_q[items])
-        multiply(L_S.swapaxes(1, 2), q[items], out=l_k[items])
-        l_q[items] *= scale
-        l_k[items] *= scale
+        d = xp.einsum("nle,nle->nl", y[items], l_y[items])[..., None]
+        scaled = _less(l_y[items], v[items], scale * d, scale, "L_S")
+        scaled *= P  # scale L_S
+        multiply(scaled, k[items], out=l_q[items])
+        multiply(scaled.swapaxes(1, 2), q[items], out=l_k[items])
 
     share_blocks(some, q, Q.shape[-2] * K.shape[-2])
     return L_Q, L_K, L_V
@@ -211,14 +226,18 @@ def _less(A: Any, B: Any, c: Any, scale: float, name: str) -> Any:
     """
     xp, (n, L, D), M = array_module(A), A.shape, B.shape[1]
     inner = D + (c is not None)
-    left = workspace("left", (n, L, inner), A.dtype, xp)
-    right = workspace("right", (n, inner, M), A.dtype, xp)  # products with a transposed matrix are slower
-    xp.multiply(A, A.dtype.type(scale), out=left[:, :, :D])
-    right[:, :D] = B.swapaxes(1, 2)
+    width = panel_width(inner, M) if xp is np else M
+    # B^T is written out: products with a matrix that is transposed on the way are slower.
+    right = workspace("right", (n, M // width, inner, width), A.dtype, xp)
+    xp.multiply(B.reshape(n, M // width, width, D).swapaxes(2, 3), A.dtype.type(scale), out=right[:, :, :D])
     if c is not None:
+        left = workspace("left", (n, L, inner), A.dtype, xp)
+        left[:, :, :D] = A
         xp.negative(c, out=left[:, :, D:])
-        right[:, D:] = 1
-    return multiply(left, right, out=workspace(name, (n, L, M), A.dtype, xp))
+        right[:, :, D:] = 1
+        A = left
+    out = workspace(name, (n, L, M), A.dtype, xp)
+    return multiply(A, right[:, 0], out) if width == M else multiply_panels(A, right, out)
 
 
 def _stack(X: Any) -> Any:

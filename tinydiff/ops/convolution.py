@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tinydiff import workers
 from tinydiff.backend import array_module
 from tinydiff.function import Function
 from tinydiff.kernels import accelerated
@@ -36,6 +37,8 @@ from tinydiff.ops.tall_products import multiply_transposed, sum_pixels
 from tinydiff.ops.windows import Window, add_terms, fold, image_blocks, unfold
 from tinydiff.tensor import Tensor
 from tinydiff.workers import share
+
+_WORTH = 1 << 23  # multiplications of one image that are worth a second thread
 
 
 class Patches(Function):
@@ -93,15 +96,15 @@ class UpsampleConv2d(Function):
     def forward(self, X, W, b):
         self.save(X, W)
         _, height, width, _ = X.shape
-        return winograd.convolve(X, W, (b, None, None), (2 * height, 2 * width), (1, 1), winograd.UP)
+        return winograd.convolve(X, W, (b, None, None), (2 * height, 2 * width), (1, 1), "UP")
 
     def backward(self, L_Y):
         X, W = self.saved
         L_X = L_W = L_b = None
         if self.needs[0]:
-            L_X = winograd.convolve(L_Y, W, (None,) * 3, X.shape[1:3], (1, 1), winograd.UP_GRADIENT, turned=True)
+            L_X = winograd.convolve(L_Y, W, (None,) * 3, X.shape[1:3], (1, 1), "UP_GRADIENT", turned=True)
         if self.needs[1]:
-            L_W = winograd.weight_gradient(X, L_Y, (1, 1), winograd.UP)
+            L_W = winograd.weight_gradient(X, L_Y, (1, 1), "UP")
         if self.needs[2]:
             L_b = sum_pixels(L_Y).sum(0)
         return L_X, L_W, L_b
@@ -144,6 +147,10 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = N
     if dtype == X.dtype and turned is not None and thin.is_faster(K, C, groups, X, W):
         return thin.input_gradient(X, thin.turn(W), (b, E, R), (len(X), Ho, Wo, K), turned)
     Y = xp.empty((X.shape[0], Ho, Wo, K), dtype)
+    if groups == 1 and len(X) < workers.count() and Y.size * r * s * C >= _WORTH:
+        _convolve_together(X, W.reshape(r * s * C, K), window, Y)
+        add_terms(Y, slice(None), b, E, R)
+        return Y
     Wg = W.reshape(r * s * C, groups, K // groups)
 
     def some(blocks: Sequence[slice]) -> None:
@@ -158,6 +165,23 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = N
 
     share(some, image_blocks(X.shape[0], Ho * Wo * r * s * C))
     return Y
+
+
+def _convolve_together(X: Any, W: Any, window: Window, Y: Any) -> None:
+    """Y = P W with several workers for one image: each computes some rows, or of few rows some columns."""
+    K = W.shape[1]
+    P, y = unfold(X, window, reuse=True).reshape(-1, len(W)), Y.reshape(-1, K)
+
+    def rows(some: range) -> None:
+        multiply(P[some.start : some.stop], W, y[some.start : some.stop])
+
+    def columns(some: range) -> None:
+        array_module(X).matmul(P, W[:, some.start : some.stop], out=y[:, some.start : some.stop])
+
+    if len(P) >= 64 * workers.count():
+        share(rows, range(len(P)))
+    else:
+        share(columns, range(K))
 
 
 @accelerated("convolution.convolve_input_gradient")

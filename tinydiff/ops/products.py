@@ -2,8 +2,11 @@
 up to rounding.
 
 Measured on cores with AVX-512, OpenBLAS 0.3.31 and NumPy 2.4, in one thread:
-- A float32 product of up to 10^6 multiplications works on its operands as they lie, a larger one copies them first. In
-  small products (16384, 64) (64, 64) ran at 113 instead of 96 GFLOP/s, (1024, 256) (256, 256) at 115 instead of 104.
+- OpenBLAS's code for AVX-512 works on the operands of a float32 product of up to 10^6 multiplications as they lie; those
+  of a larger one it copies first. In small products (16384, 64) (64, 64) ran at 112 instead of 95 GFLOP/s, (256, 256)
+  (256, 256) at 114 instead of 104, (64, 512) (512, 256) at 113 instead of 96. One of 2^20 multiplications is no longer
+  small: cut into such, (256, 512) (512, 256) ran at 83. Its code for AVX2 copies always; there (256, 256) (256, 256) ran
+  at 109 GFLOP/s whole, at 87 in pieces of 32 rows and at 58 in pieces of 8.
 - NumPy adds a row of 64 numbers to each row of a matrix at 3.5 numbers a nanosecond, one of 1,024 numbers at 8, if its
   buffer is small: into a large one it copies the row again and again.
 """
@@ -11,15 +14,22 @@ Measured on cores with AVX-512, OpenBLAS 0.3.31 and NumPy 2.4, in one thread:
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from tinydiff import machine
 from tinydiff.backend import array_module
 from tinydiff.workers import long_rows
 
-_LIMIT = 1 << 20  # multiplications of a small product
-_ROWS, _COLUMNS = 32, 64  # of a small product
+LIMIT = 1_000_000  # multiplications of a small product
+_ROWS, _COLUMNS = (32, 16, 8), 64  # of a small product
+_CACHED = 1 << 13  # numbers of which a core's nearest cache has room
+_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # what OpenBLAS calls its code for processors with AVX-512
+SHARED = (
+    12 << 20
+)  # multiplications that are worth a second thread: it took 8 << 20 from 184 to 242 us, these from 273 to 232
 ROW = 1024  # numbers in a row that is broadcast, at most
 _FEW = 1 << 15  # numbers for which a longer row does not pay
 
@@ -27,16 +37,50 @@ _FEW = 1 << 15  # numbers for which a longer row does not pay
 def multiply(A: Any, B: Any, out: Any) -> Any:
     """out = A B for A (n, L, D), B (n, D, M), out (n, L, M), or all without n."""
     xp, (L, D), M = array_module(out), A.shape[-2:], B.shape[-1]
-    columns = M if _ROWS * D * M <= _LIMIT else _COLUMNS
-    cuts = L * D * M > _LIMIT and L % _ROWS == 0 and M % columns == 0 and _ROWS * D * columns <= _LIMIT
-    if not (cuts and xp is np and B.strides[-1] == B.itemsize):  # a transposed B would be slower
+    # A transposed B is left whole: small products with one are slower.
+    if L * D * M <= LIMIT or xp is not np or B.strides[-1] != B.itemsize or not (columns := _columns(L, D, M)):
         return xp.matmul(A, B, out=out)
-    stack = A.shape[:-2]
-    left = A.reshape(*stack, 1, L // _ROWS, _ROWS, D)
-    right = B.reshape(*stack, D, 1, M // columns, columns).swapaxes(-2, -4)  # (..., M / columns, 1, D, columns)
-    to = out.reshape(*stack, L // _ROWS, _ROWS, M // columns, columns)
-    xp.matmul(left, right, out=to.swapaxes(-2, -3).swapaxes(-3, -4))  # (..., M / columns, L / _ROWS, _ROWS, columns)
+    return multiply_panels(A, B.reshape(*B.shape[:-1], M // columns, columns).swapaxes(-2, -3), out)
+
+
+def multiply_panels(A: Any, B: Any, out: Any) -> Any:
+    """out = A [B_0 B_1 ...] for A (n, L, D), B (n, panels, D, columns), out (n, L, panels columns), or all without n."""
+    (L, D), (panels, _, columns), stack = A.shape[-2:], B.shape[-3:], A.shape[:-2]
+    rows = _rows(L, D, columns) or L
+    left = A.reshape(*stack, 1, L // rows, rows, D)
+    to = out.reshape(*stack, L // rows, rows, panels, columns).swapaxes(-2, -3).swapaxes(-3, -4)
+    array_module(out).matmul(left, B[..., None, :, :], out=to)  # (..., panels, L / rows, rows, columns)
     return out
+
+
+def panel_width(D: int, M: int) -> int:
+    """Columns of the panels in which a matrix (D, M) is best written where it is made by transposing another.
+
+    Reading down a panel's columns has to stay within the nearest cache: NumPy transposes (256, 256) in 60 us, into panels
+    of 32 columns in 24.
+    """
+    fits = (width for width in (64, 32, 16) if M % width == 0 and D * width <= _CACHED)
+    return next(fits, M) if _has_small_products() else M
+
+
+def _columns(L: int, D: int, M: int) -> int | None:
+    """The columns of B that a small product takes of (L, D) (D, M); None to leave it whole."""
+    if _has_small_products():
+        if L % _ROWS[0] == 0 and _ROWS[0] * D * M <= LIMIT:
+            return M
+        if M % _COLUMNS == 0 and _rows(L, D, _COLUMNS):
+            return _COLUMNS
+    return None
+
+
+def _rows(L: int, D: int, columns: int) -> int | None:
+    """The rows of A that a small product takes with so many columns of B."""
+    return next((rows for rows in _ROWS if L % rows == 0 and rows * D * columns <= LIMIT), None)
+
+
+@cache
+def _has_small_products() -> bool:
+    return any(name in machine.blas() for name in _KERNELS)
 
 
 def add_row(Y: Any, b: Any) -> Any:

@@ -17,6 +17,7 @@ Measured on 2 cores with AVX-512 and OpenBLAS 0.3.31:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ Array = np.ndarray
 
 _RUN = 24_000  # numbers in a line of one product: 6 * 6 * _RUN stays below 10^6 multiplications
 _PAD = 112  # numbers between two lines
+_SINGLE = np.dtype(np.float32)
 
 
 class Axis(NamedTuple):
@@ -43,7 +45,11 @@ class Axis(NamedTuple):
 
     def spans(self, taps: int, size: int) -> list[Span]:
         """The taps that lie within an image of this size for the same tiles."""
-        return _spans(self, taps, size)
+        return _spans(self, taps, size)[0]
+
+    def gaps(self, taps: int, size: int) -> list[tuple[slice, slice]]:
+        """(taps, tiles) of all pixels outside of the image."""
+        return _spans(self, taps, size)[1]
 
 
 class Span(NamedTuple):
@@ -55,94 +61,138 @@ class Span(NamedTuple):
 
 
 @lru_cache(1024)
-def _spans(axis: Axis, taps: int, size: int) -> list[Span]:
-    spans, start, tiles = [], 0, (0, 0)
+def _spans(axis: Axis, taps: int, size: int) -> tuple[list[Span], list[tuple[slice, slice]]]:
+    spans, gaps, start, tiles = [], [], 0, (0, 0)
     for tap in range(taps + 1):
-        first = max(0, -(-(axis.before - tap) // axis.step))
-        end = min(axis.tiles, -(-(axis.before + size - tap) // axis.step)) if tap < taps else -1
+        first = min(axis.tiles, max(0, -(-(axis.before - tap) // axis.step)))
+        end = max(first, min(axis.tiles, -(-(axis.before + size - tap) // axis.step))) if tap < taps else -1
         if (first, end) != tiles:
+            run = slice(start, tap)
             if tiles[0] < tiles[1]:
-                spans.append(Span(slice(start, tap), slice(*tiles), axis.step * tiles[0] + start - axis.before))
+                spans.append(Span(run, slice(*tiles), axis.step * tiles[0] + start - axis.before))
+            outside = (slice(0, tiles[0]), slice(tiles[1], axis.tiles))
+            gaps += [(run, tile) for tile in outside if start < tap and tile.start < tile.stop]
             start, tiles = tap, (first, end)
-    return spans
+    return spans, gaps
 
 
 class Reader:
-    """m d m^T for the tiles d of X (N, H, W, C), a C-contiguous array, in blocks of n images; m is (F, taps)."""
+    """m d m^T for the tiles d of some channels of X (N, H, W, C), a C-contiguous array, in blocks of n images, to V (F, F,
+    rows, n, columns, c), whose last three axes are contiguous; m is (F, taps)."""
 
-    def __init__(self, name: str, m: Array, X: Array, vertical: Axis, horizontal: Axis, n: int) -> None:
-        (F, taps), (N, H, W, C) = m.shape, X.shape
-        line, height = n * horizontal.tiles * C, vertical.step * (vertical.tiles - 1) + taps
-        # pixels[s, i, :, j] is pixel s of the j-th tile in row i of the padded images
-        pixels, half = aligned(f"pixels of {name}", (taps,), height * line), aligned("half", (F,), height * line)
-        pixels[...] = 0
-        self.m, self.pixels, self.half = m, _runs(pixels), _runs(half)
-        (f, item), step = half.strides, vertical.step
-        self.windows = _view(half, (F, vertical.tiles, taps, line), (f, step * line * item, line * item, item))
+    def __init__(
+        self, name: str, m: Array, shape: Sequence[int], vertical: Axis, horizontal: Axis, channels: slice, V: Array
+    ) -> None:
+        (F, taps), (N, H, W, C), n, c = m.shape, shape, V.shape[3], V.shape[5]
+        line, height = n * horizontal.tiles * c, vertical.step * (vertical.tiles - 1) + taps
+        pixels, half = (
+            _Place(f"pixels of {name}", (taps,), height * line),
+            _Place(f"half of {name}", (F,), height * line),
+        )
+        self.m, self.pixels, self.half = m, _runs(pixels.array()), _runs(half.array())
+        self.windows = half.view((F, vertical.tiles, taps, line), (4 * vertical.step * line, 4 * line, 4))
+        self.V = _lines(V).transpose(1, 2, 0, 3)
+        # to[s, i, :, j] is pixel s of the j-th tile in row i of the padded images, all its channels as one opaque item
+        self.item, pixel = np.dtype(f"V{4 * c}"), 4 * c
+        to = pixels.view((taps, height, n, horizontal.tiles), (4 * line, pixel * horizontal.tiles, pixel), self.item)
+        top, bottom = max(0, vertical.before), max(0, min(vertical.before + H, height))
+        inside = slice(top, bottom)
+        self.nothing = np.zeros((), self.item)
+        self.outside = [to[:, rows] for rows in (slice(0, top), slice(bottom, height)) if rows.start < rows.stop]
+        self.outside += [to[tap, inside, :, tile] for tap, tile in horizontal.gaps(taps, W)]
+        image, row, column = 4 * H * W * C, 4 * W * C, 4 * C
+        first = max(0, -vertical.before) * row + 4 * channels.start  # of the rows and channels of the images
+        strides = column, row, image, horizontal.step * column
         self.copies = []
-        inside = slice(max(0, vertical.before), max(0, min(vertical.before + H, height)))
-        above = max(0, -vertical.before)  # rows of the images before the first of the tiles
-        to, pixel = _items(pixels.reshape(taps, height, n, horizontal.tiles, C)), _items(X)
-        image, row, column = pixel.strides
-        for tap, tile, first in horizontal.spans(taps, W):
-            shape = (tap.stop - tap.start, inside.stop - inside.start, N, tile.stop - tile.start)
-            source = _view(pixel[:, above:, first:], shape, (column, row, image, horizontal.step * column))
-            self.copies.append((to[tap, inside, :, tile], source))
+        for tap, tile, left in horizontal.spans(taps, W):
+            into = to[tap, inside, :, tile]
+            self.copies.append((into, (*into.shape[:2], N, into.shape[3]), first + left * column, strides))
 
-    def read(self, images: slice, V: Array) -> None:
-        """The block's tiles, transformed, to V (F, F, rows, n, columns, C), whose last three axes are contiguous."""
-        for to, source in self.copies:
-            to[...] = source[:, :, images]
-        np.matmul(self.m, self.pixels, out=self.half)
-        np.matmul(self.m, self.windows, out=_lines(V).transpose(1, 2, 0, 3))
+    def on(self, X: Array) -> Callable[[slice], None]:
+        """What reads some images of X, as many as a block has."""
+        copies = [(to, np.ndarray(shape, self.item, X, offset, strides)) for to, shape, offset, strides in self.copies]
+        for pixels in self.outside:
+            pixels[...] = self.nothing
+
+        def read(images: slice) -> None:
+            for to, source in copies:
+                to[...] = source[:, :, images]
+            np.matmul(self.m, self.pixels, out=self.half)
+            np.matmul(self.m, self.windows, out=self.V)
+
+        return read
 
 
 class Writer:
-    """Y (N, Ho, Wo, K) of the tiles m e m^T, plus terms, in blocks of n images; m is (step, F)."""
+    """Some channels and some rows of tiles of Y (N, Ho, Wo, K), a C-contiguous array, from tiles m e m^T in blocks of n
+    images of M (F, F, rows, n, columns, k), whose last three axes are contiguous; m is (step, F)."""
 
-    def __init__(
-        self, m: Array, Y: Array, rows: int, columns: int, n: int, b: Array | None, E: Array | None, R: Array | None
-    ) -> None:
-        (p, F), (N, Ho, Wo, K) = m.shape, Y.shape
-        size, bias = rows * n * columns * K, b is not None or E is not None
+    def __init__(self, name: str, m: Array, shape: Sequence[int], rows: slice, channels: slice, M: Array) -> None:
+        (p, F), (N, Ho, Wo, K), (*_, tiles, n, columns, k) = m.shape, shape, M.shape
+        size = tiles * n * columns * k
         # half[q, f] is frequency f along the row of pixels q of each tile; a bias is one frequency more, of weight 1
-        half, pixels = aligned("half and bias", (p, F + 1), size), aligned("pixels", (p, p), size)
-        self.first, self.second = m, np.concatenate([m, np.ones((p, 1), m.dtype)], 1) if bias else m
-        self.half_out = half[:, :F].reshape(p, F, rows, -1).transpose(1, 2, 0, 3)
-        self.half, self.pixels = _runs(half[:, : F + bias]), _runs(pixels)
-        self.Y, self.b, self.E, self.R = Y, b, E, R
-        self.bias = half[:, F].reshape(p, rows, n, columns, K)
-        if b is not None:
-            self.bias[...] = b
+        half, pixels = aligned(f"half and bias of {name}", (p, F + 1), size), _Place(f"pixels of {name}", (p, p), size)
+        self.M, self.half = _lines(M).transpose(1, 2, 0, 3), half[:, :F].reshape(p, F, tiles, -1).transpose(1, 2, 0, 3)
+        self.bias = half[:, F].reshape(p, tiles, n, columns, k)
+        self.m, self.m_bias = m, np.concatenate([m, np.ones((p, 1), m.dtype)], 1)
+        self.without, self.with_bias, self.pixels = _runs(half[:, :F]), _runs(half), _runs(pixels.array())
+        self.here = slice(None), slice(rows.start * p, min(rows.stop * p, Ho)), slice(None), channels
+        self.item, pixel = np.dtype(f"V{4 * k}"), 4 * k
+        image, row, column = 4 * Ho * Wo * K, 4 * Wo * K, 4 * K
+        tile = pixels.view((p, p, tiles, n, columns), (pixel * n * columns, pixel * columns, pixel), self.item)
+        strides, start = (image, p * row, row, p * column, column), self.here[1].start * row + 4 * channels.start
         self.copies = []
-        tile, pixel = _items(pixels.reshape(p, p, rows, n, columns, K)), _items(Y)
-        image, row, column = pixel.strides
-        for a, i, top in Axis(rows, p).spans(p, Ho):
+        for a, i, top in Axis(tiles, p).spans(p, self.here[1].stop - self.here[1].start):
             for c, j, left in Axis(columns, p).spans(p, Wo):
-                shape = (N, i.stop - i.start, a.stop - a.start, j.stop - j.start, c.stop - c.start)
-                to = _view(pixel[:, top:, left:], shape, (image, p * row, row, p * column, column))
-                self.copies.append((to, tile[a, c, i, :, j].transpose(3, 2, 0, 4, 1)))
+                source = tile[a, c, i, :, j].transpose(3, 2, 0, 4, 1)
+                self.copies.append((source, (N, *source.shape[1:]), start + top * row + left * column, strides))
 
-    def write(self, M: Array, images: slice) -> None:
-        """The block's images from M (F, F, rows, n, columns, K), whose last three axes are contiguous."""
-        if self.E is not None:
-            e = self.E[images] if self.b is None else self.E[images] + self.b
-            self.bias[...] = e[:, None]
-        np.matmul(self.first, _lines(M).transpose(1, 2, 0, 3), out=self.half_out)
-        np.matmul(self.second, self.half, out=self.pixels)
-        for to, tile in self.copies:
-            to[images] = tile
-        if self.R is not None:
-            self.Y[images] += self.R[images]
+    def on(self, Y: Array, b: Array | None, E: Array | None, R: Array | None) -> Callable[[slice], None]:
+        """What writes some images of Y, as many as a block has, plus terms b (K,), E (N, K), R like Y or None."""
+        copies = [
+            (np.ndarray(shape, self.item, Y, offset, strides), tile) for tile, shape, offset, strides in self.copies
+        ]
+        *_, channels = self.here
+        m, half = (self.m, self.without) if b is None and E is None else (self.m_bias, self.with_bias)
+        if b is not None and E is None:
+            self.bias[...] = b[channels]
+        elif E is not None:
+            E = E[:, channels] if b is None else E[:, channels] + b[channels]
+
+        def write(images: slice) -> None:
+            if E is not None:
+                self.bias[...] = E[images, None]
+            np.matmul(self.m, self.M, out=self.half)
+            np.matmul(m, half, out=self.pixels)
+            for to, tile in copies:
+                to[images] = tile
+            if R is not None:
+                Y[self.here][images] += R[self.here][images]
+
+        return write
+
+
+class _Place:
+    """Where a workspace of lines has its lines: at multiples of 64 bytes, some of them apart."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], line: int) -> None:
+        stride = -(-line // 16) * 16 + _PAD
+        self.memory = workspace(name, (math.prod(shape) * stride + 16,))
+        self.offset = -self.memory.__array_interface__["data"][0] % 64
+        self.shape = (*shape, line)
+        self.strides = tuple(4 * stride * math.prod(shape[i + 1 :]) for i in range(len(shape)))  # from line to line
+
+    def array(self) -> Array:
+        return self.view(self.shape, (4,))
+
+    def view(self, shape: tuple[int, ...], within: tuple[int, ...], dtype: np.dtype = _SINGLE) -> Array:
+        """The lines as arrays with these strides within them."""
+        return np.ndarray(shape, dtype, self.memory, self.offset, (*self.strides, *within))
 
 
 def aligned(name: str, shape: tuple[int, ...], line: int) -> Array:
     """A workspace (*shape, line) whose lines begin at multiples of 64 bytes, some of them apart."""
-    stride = -(-line // 16) * 16 + _PAD
-    memory = workspace(name, (math.prod(shape) * stride + 16,))
-    offset = -memory.__array_interface__["data"][0] % 64
-    strides = [4 * stride * math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    return np.ndarray((*shape, line), np.float32, memory, offset, (*strides, 4))
+    return _Place(name, shape, line).array()
 
 
 def frequencies(name: str, F: int, rows: int, images: int, columns: int, channels: int) -> Array:
@@ -168,10 +218,6 @@ def _runs(X: Array) -> Array:
     return X.reshape(*X.shape[:-1], count, L // count).swapaxes(-2, -3)
 
 
-def _items(X: Array) -> Array:
+def items(X: Array) -> Array:
     """(..., C) as (...) of opaque items: copies of them are memory moves of all channels at once."""
     return X.view(f"V{X.shape[-1] * X.itemsize}")[..., 0]
-
-
-def _view(X: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-    return np.lib.stride_tricks.as_strided(X, shape, strides)

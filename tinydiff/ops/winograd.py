@@ -26,38 +26,47 @@ depends on the points: with 0, +-1/sqrt(2), +-sqrt(2) and infinity the error aga
 definition in float32, with the usual integers 0, +-1, +-2 it is 4 to 11 times. Integers would only save multiplications by
 0 and 1, and there are none to save where the transforms are products of matrices.
 
-The transforms of images are in `tiles.py`. Images go through all steps in blocks whose arrays stay in the cache, each
-worker on its own images. With many channels and few images that would read and write more numbers of U than of V and M;
-then workers take images for the transforms, and in between panels of filters for the products of all images.
-The product for each frequency is cut to `_ROWS` rows by `_PANEL` columns: OpenBLAS does not pack the operands of a product
+The transforms of images are in `tiles.py`. Images go through all steps in blocks whose V and M stay in the cache. Workers
+take images, or rows of tiles of an image, and share the transformed filters. Where there are few tiles for many filters it
+is cheaper that each worker transforms all images but only some of the filters. Either way they meet once: a fork and join
+takes 50 to 80 microseconds, as long as a small convolution.
+The product for each frequency is cut to `_ROWS` rows and panels of filters: OpenBLAS does not pack the operands of a product
 of up to 10^6 multiplications, and stacks of such products run at 105 to 115 GFLOP/s a core here.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinydiff import workers
-from tinydiff.ops.tiles import Axis, Reader, Writer, aligned, frequencies, multiply_lines
+from tinydiff.ops.tiles import Axis, Reader, Writer, aligned, frequencies, items, multiply_lines
 from tinydiff.ops.windows import Window
-from tinydiff.workers import share
+from tinydiff.workers import prepared, share
 
 Array = np.ndarray
+Size = tuple[int, int]
+Shape = tuple[int, ...]
 Terms = Sequence[Array | None]  # b (K,), E (N, K) and R (N, Ho, Wo, K), what is added to a convolution
 
 TILE = 4  # outputs of a tile along one axis; with 3 filter taps it reads TILE + 2 inputs
 _LIMIT = 1_000_000  # multiplications up to which OpenBLAS does not pack the operands,
 _LIMIT_TRANSPOSED = 1 << 18  # and where the second is transposed (measured)
 _ROWS = 64  # rows in one product, at most
-_PANEL = 64  # filters in one product, at most
-_BLOCK = 1 << 19  # entries of V or M at once, where workers take images
-_SHARED = 1 << 22  # entries of V or M at once, where workers take panels of filters,
-_MANY = 128 * 128  # which they do from this C K: transformed filters are then so large that each is best used once
-_LITTLE = 1 << 16  # T C K up to which the definition is as fast
+_FEW = 32  # rows for which a transposed matrix of filters is as good as a copy
+_PANEL = 1 << 14  # entries of U_f in one product, at most; twice as many up to _ROWS tiles (measured)
+_BLOCK = 1 << 19  # entries of V or M at once
+_TRANSFORM = 12  # multiplications in the time that one entry of V, M or U takes, for one frequency,
+_WORTH = 400_000  # and how many are worth a second thread: 0.25 ms
+_FORWARD = (
+    0.5  # tiles per filter up to which workers take filters: twice as many filters as tiles are transformed in a time,
+)
+_BACKWARD = 2  # and workers that take images have to add up their weight gradients (measured for batches of 1 to 8)
+_LITTLE = 1 << 14  # T C K up to which the definition is as fast
 
 
 class Transform(NamedTuple):
@@ -108,90 +117,99 @@ def _upsampled(transform: Transform, zero: int) -> tuple[Transform, Transform]:
 
 # With 0.6 the errors are the least of a few values tried.
 UP, UP_GRADIENT = _upsampled(_toom_cook([0, 1, -1, 0.6, -0.6]), 2)
+TRANSFORMS = {"F4": F4, "UP": UP, "UP_GRADIENT": UP_GRADIENT}
 
 
 class Part(NamedTuple):
-    """Some rows of the tiles of some images."""
+    """What one worker computes: some filters for some rows of tiles of some images."""
 
     images: slice
     rows: slice
-
-    def of(self, V: Array, batch: slice) -> Array:
-        """This part of frequencies V (F, F, rows, n, columns, C) of a batch."""
-        return V[:, :, self.rows, self.images.start - batch.start : self.images.stop - batch.start]
-
-    @property
-    def shape(self) -> tuple[int, slice]:
-        return self.images.stop - self.images.start, self.rows
+    filters: slice
 
 
-class Plan(NamedTuple):
-    """The tiles of a convolution and how the work on them is shared."""
+class Step(NamedTuple):
+    """Blocks of equally many images of a part, and where their frequencies go."""
 
-    transform: Transform
-    vertical: Axis  # of the inputs
-    horizontal: Axis
-    images: int
-    width: int  # the larger number of channels
-    panels: bool  # whether workers take panels of filters for all images, rather than images with all filters
+    blocks: list[slice]
+    V: Array  # (F F, T, C)
+    M: Array  # (F F, T, k)
+    reader: Reader  # of X
+    other: Any  # the Writer of Y, or in a weight gradient the Reader of L_Y
 
-    @classmethod
-    def of(
-        cls, transform: Transform, images: int, size: tuple[int, int], before: tuple[int, int], C: int, K: int
-    ) -> Plan:
-        """size: of the outputs; before: rows above and columns left of the input that the first tile reads."""
-        outputs, step = len(transform.A_T), transform.B_T.shape[1] - 2
-        vertical, horizontal = (Axis(-(-n // outputs), step, m) for n, m in zip(size, before, strict=True))
-        return cls(transform, vertical, horizontal, images, max(C, K), C * K >= _MANY)
 
-    @property
-    def frequencies(self) -> int:
-        return len(self.transform.G)
+class Plan:
+    """How the work on the tiles of a convolution, or of its weight gradient, is shared, and the memory for it.
 
-    def batches(self) -> list[slice]:
-        """The images in as few parts as keep V within _SHARED entries."""
-        most = max(1, _SHARED // (36 * self.vertical.tiles * self.horizontal.tiles * self.width))
-        return [slice(i, min(i + most, self.images)) for i in range(0, self.images, most)]
+    The calling thread makes it, once for all convolutions of these shapes (`workers.prepared`): it would take half of the
+    time of a small one, and workers that set up arrays side by side wait for the interpreter's lock again and again.
+    """
 
-    def parts(self, batch: slice) -> list[Part]:
-        """Blocks of images, or of rows of tiles where there are fewer images than workers."""
-        rows, count, images = self.vertical.tiles, workers.count(), range(batch.start, batch.stop)
-        if len(images) < count:
-            step = -(-rows // -(-count // max(1, len(images))))
-            ranges = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
-            return [Part(slice(n, n + 1), r) for n in images for r in ranges]
-        most = max(1, _BLOCK // (36 * rows * self.horizontal.tiles * self.width))
-        blocks = count * -(-len(images) // (count * most))
-        step = -(-len(images) // blocks)
-        return [Part(slice(i, min(i + step, images.stop)), slice(0, rows)) for i in images[::step]]
+    def __init__(
+        self, transform: str, shape: Shape, size: Size, before: Size, filters: int, count: int, gradient: bool = False
+    ) -> None:
+        """shape: of X; size: of the outputs; before: rows above and columns left of the input that the first tile reads;
+        count: of workers."""
+        self.transform = TRANSFORMS[transform]
+        self.inputs, self.outputs = shape, (shape[0], *size, filters)
+        outputs, step = len(self.transform.A_T), self.transform.B_T.shape[1] - 2
+        self.vertical, self.horizontal = (Axis(-(-n // outputs), step, m) for n, m in zip(size, before, strict=True))
+        self.tiles = shape[0] * self.vertical.tiles * self.horizontal.tiles
+        self.parts = self._parts(count, _BACKWARD if gradient else _FORWARD)
+        self.steps = [[*self._steps(i, part, gradient)] for i, part in enumerate(self.parts)]
+        self.by_filters = self.parts[-1].filters != self.parts[0].filters
+        # whether each filter meets one block of images only
+        blocks = max(sum(len(step.blocks) for step in steps) for steps in self.steps)
+        self.once = (self.by_filters or len(self.parts) == 1) and blocks == 1
 
-    def memory(self, name: str, part: Part, channels: int) -> Array:
-        """Frequencies of the part."""
-        n, rows = part.shape
-        return frequencies(name, self.frequencies, rows.stop - rows.start, n, self.horizontal.tiles, channels)
+    def _parts(self, count: int, tiles_per_filter: float) -> list[Part]:
+        """A part for each worker, or a single one where there is too little to do.
 
-    def reader(self, name: str, X: Array, part: Part) -> Reader:
-        """B^T d B for parts of this shape."""
-        n, rows = part.shape
-        return Reader(name, self.transform.B_T, X, self.vertical.part(rows), self.horizontal, n)
+        With up to tiles_per_filter K tiles a worker takes some filters for all images, else some images with all filters.
+        """
+        N, C, K, T, rows = self.inputs[0], self.inputs[3], self.outputs[3], self.tiles, self.vertical.tiles
+        whole = Part(slice(0, N), slice(0, rows), slice(0, K))
+        if count == 1 or T * C * K + _TRANSFORM * (T * (C + K) + C * K) < _WORTH:
+            return [whole]
+        if tiles_per_filter * K >= T and 16 * count <= K:
+            return [whole._replace(filters=k) for k in _cut(K, count)]
+        if count <= N:
+            return [whole._replace(images=images) for images in _cut(N, count)]
+        each = _cut(rows, min(rows, -(-count // N)))
+        return [whole._replace(images=slice(n, n + 1), rows=r) for n in range(N) for r in each]
 
-    def gradient_reader(self, name: str, L_Y: Array, part: Part) -> Reader:
-        """A L_y A^T for parts of this shape."""
-        (n, rows), A = part.shape, self.transform.A
-        vertical, horizontal = (Axis(axis.tiles, A.shape[1]) for axis in (self.vertical, self.horizontal))
-        return Reader(name, A, L_Y, vertical.part(rows), horizontal, n)
+    def _steps(self, worker: int, part: Part, gradient: bool) -> Iterator[Step]:
+        """Images of the part in blocks whose V and M stay in the cache; the last may have fewer."""
+        (images, rows, k), B_T, A_T = part, self.transform.B_T, self.transform.A_T
+        F, tiles, C, K = len(B_T), _length(rows), self.inputs[3], _length(k)
+        most = max(1, _BLOCK // (36 * tiles * self.horizontal.tiles * max(C, K)))
+        n = -(-_length(images) // -(-_length(images) // most))
+        blocks = [slice(i, min(i + n, images.stop)) for i in range(images.start, images.stop, n)]
+        whole = len(blocks) - (_length(blocks[-1]) < n)
+        vertical, columns = self.vertical.part(rows), self.horizontal.tiles
+        for name, same in ((f"{worker}", blocks[:whole]), (f"{worker}, the last", blocks[whole:])):
+            if not same:
+                continue
+            n = _length(same[0])
+            V = frequencies(f"V {worker}", F, tiles, n, columns, C)
+            M = frequencies(f"M {worker}", F, tiles, n, columns, K)
+            reader = Reader(f"X {name}", B_T, self.inputs, vertical, self.horizontal, slice(0, C), V)
+            other: Reader | Writer
+            if gradient:
+                step = len(A_T)
+                down, right = Axis(self.vertical.tiles, step).part(rows), Axis(columns, step)
+                other = Reader(f"L_Y {name}", self.transform.A, self.outputs, down, right, k, M)
+            else:
+                other = Writer(f"Y {name}", A_T, self.outputs, rows, k, M)
+            yield Step(same, _flat(V), _flat(M), reader, other)
 
-    def writer(self, Y: Array, terms: Terms, part: Part) -> Writer:
-        """A^T M A for parts of this shape."""
-        (n, rows), A_T, (b, E, R) = part.shape, self.transform.A_T, terms
-        here = slice(rows.start * len(A_T), rows.stop * len(A_T))
-        tiles = rows.stop - rows.start, self.horizontal.tiles
-        return Writer(A_T, Y[:, here], *tiles, n, b, E, R if R is None else R[:, here])
-
-    def filter_panels(self, K: int) -> list[slice]:
-        """The filters in panels of equal width, at least one for each worker."""
-        width = min(_PANEL, max(16, -(-K // workers.count()))) if self.panels else _PANEL
-        return [slice(k, min(k + width, K)) for k in range(0, K, width)]
+    def panels(self, part: Part) -> list[tuple[slice, slice]]:
+        """The part's filters, as many at a time as are best multiplied at once, and their places in M."""
+        few = 1 + (_length(part.images) * _length(part.rows) * self.horizontal.tiles <= _ROWS)
+        K, first = _length(part.filters), part.filters.start
+        width = min(max(few * _PANEL // self.inputs[3], 32), few * 64)
+        some = _cut(K, -(-K // width))
+        return [(slice(k.start + first, k.stop + first), k) for k in some]
 
 
 def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, groups: int) -> bool:
@@ -202,7 +220,7 @@ def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, 
     channels, and their rounding must pay: below 16 channels on either side they lost (measured with 28x28 images). Tiles
     that stick out of the image are wasted work: with less than half of the multiplications saved (outputs of 1, 2 or 5
     pixels squared, say) the definition won too, and where there is little to do at all: in one thread it was as fast with
-    32 channels and 64 tiles, 64 and 16, and with 256 and 4, where the transformed filters are what takes the time.
+    64 channels and 4 tiles.
     """
     if not (enabled() and isinstance(X, np.ndarray) and X.dtype == other.dtype == np.float32 and groups == 1):
         return False
@@ -210,7 +228,7 @@ def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, 
         return False
     (Ho, Wo), C, K = output_size, X.shape[-1], other.shape[-1]
     tiles = -(-Ho // TILE) * -(-Wo // TILE)
-    few = min(C, K) < 16 or len(X) * tiles < 4 or len(X) * tiles * C * K < _LITTLE
+    few = min(C, K) < 16 or len(X) * tiles < 4 or len(X) * tiles * C * K <= _LITTLE
     return not few and 9 * Ho * Wo >= 2 * 36 * tiles
 
 
@@ -224,9 +242,9 @@ def convolve(
     X: Array,
     W: Array,
     terms: Terms,
-    size: tuple[int, int],
-    before: tuple[int, int],
-    transform: Transform = F4,
+    size: Size,
+    before: Size,
+    transform: str = "F4",
     turned: bool = False,
 ) -> Array:
     """X (N, H, W, C) with filters W (3, 3, C, K), plus terms -> (N, *size, K), all float32.
@@ -234,98 +252,56 @@ def convolve(
     before: rows above and columns left of X that the first tile reads. turned: the filters are W (3, 3, K, C) turned by 180
     degrees, which lead from outputs to inputs.
     """
-    N, C, K = X.shape[0], X.shape[3], W.shape[2 if turned else 3]
-    X, Y = np.ascontiguousarray(X), np.empty((N, *size, K), np.float32)
-    plan = Plan.of(transform, N, size, before, C, K)
-    panels = plan.filter_panels(K)
+    X, W = np.ascontiguousarray(X), np.ascontiguousarray(W)
+    Y = np.empty((len(X), *size, W.shape[2 if turned else 3]), np.float32)
+    plan = prepared(Plan, transform, X.shape, size, before, Y.shape[3], workers.count())
 
-    def by_images(parts: Sequence[Part]) -> None:
-        for part, same in _by_shape(parts):
-            V, M = plan.memory("V", part, C), plan.memory("M", part, K)
-            reader, writer = plan.reader("X", X, part), plan.writer(Y, terms, part)
-            for images, _ in same:
-                reader.read(images, V)
-                for k, U in zip(panels, Us, strict=True):
-                    _multiply(_flat(V), U, _flat(M)[..., k])
-                writer.write(M, images)
+    def filters(part: Part) -> Iterator[tuple[slice, Array]]:
+        """Panels of transformed filters and their places in M; they are kept if they are used again."""
+        for i, (k, here) in enumerate(plan.panels(part)):
+            name = "U" if plan.once else f"U {i}"
+            yield here, transform_filters(W, k, plan.transform.G, turned, plan.tiles, name)
 
-    def by_panels(batch: slice) -> None:
-        every = Part(batch, slice(0, plan.vertical.tiles))
-        V, M = plan.memory("V of all", every, C), plan.memory("M of all", every, K)
-        T = _flat(V).shape[1]
+    of_all = None if plan.by_filters or plan.once else [*filters(plan.parts[0])]
 
-        def read(parts: Sequence[Part]) -> None:
-            for part, same in _by_shape(parts):
-                reader = plan.reader("X", X, part)
-                for other in same:
-                    reader.read(other.images, other.of(V, batch))
+    def work(parts: Sequence[tuple[Part, list[Any]]]) -> None:
+        for part, steps in parts:
+            panels = of_all or (filters(part) if plan.once else [*filters(part)])
+            for blocks, V, M, read, write in steps:
+                for images in blocks:
+                    read(images)
+                    for k, U in panels:
+                        _multiply(V, U, M[..., k])
+                    write(images)
 
-        def multiply(some: Sequence[slice]) -> None:
-            for k in some:
-                _multiply(_flat(V), transform_filters(W, k, transform.G, turned, T), _flat(M)[..., k])
-
-        def write(parts: Sequence[Part]) -> None:
-            for part, same in _by_shape(parts):
-                writer = plan.writer(Y, terms, part)
-                for other in same:
-                    writer.write(other.of(M, batch), other.images)
-
-        parts = plan.parts(batch)
-        share(read, parts)
-        share(multiply, panels)
-        share(write, parts)
-
-    if plan.panels:
-        for batch in plan.batches():
-            by_panels(batch)
-    else:
-        Us = [transform_filters(W, k, transform.G, turned, name=f"U{k.start}") for k in panels]
-        share(by_images, plan.parts(slice(0, N)))
+    steps = [[(s.blocks, s.V, s.M, s.reader.on(X), s.other.on(Y, *terms)) for s in steps] for steps in plan.steps]
+    share(work, [*zip(plan.parts, steps, strict=True)])
     return Y
 
 
-def weight_gradient(X: Array, L_Y: Array, before: tuple[int, int], transform: Transform = F4) -> Array:
+def weight_gradient(X: Array, L_Y: Array, before: Size, transform: str = "F4") -> Array:
     """L_W (3, 3, C, K) from X (N, H, W, C) and L_Y (N, Ho, Wo, K), all float32; sums over images in order."""
-    (N, Ho, Wo, K), C = L_Y.shape, X.shape[3]
+    (_, Ho, Wo, K), C = L_Y.shape, X.shape[3]
     X, L_Y = np.ascontiguousarray(X), np.ascontiguousarray(L_Y)
-    plan = Plan.of(transform, N, (Ho, Wo), before, C, K)
-    F, G_T = plan.frequencies, np.ascontiguousarray(transform.G.T)
+    plan = prepared(Plan, transform, X.shape, (Ho, Wo), before, K, workers.count(), True)
+    G_T, total = np.ascontiguousarray(plan.transform.G.T), np.zeros((3, 3, C, K), np.float32)
 
-    def read(parts: Sequence[Part], place: Callable[[Part], tuple[Array, Array]]) -> Iterator[tuple[Array, Array]]:
-        for part, same in _by_shape(parts):
-            inputs, gradients = plan.reader("X", X, part), plan.gradient_reader("L_Y", L_Y, part)
-            for other in same:
-                V, L_M = place(other)
-                inputs.read(other.images, V)
-                gradients.read(other.images, L_M)
-                yield _flat(V), _flat(L_M)
+    def work(parts: Sequence[tuple[Part, list[Any]]]) -> Array:
+        own = total if plan.by_filters or parts[0][0] is plan.parts[0] else np.zeros_like(total)
+        for part, steps in parts:
+            for blocks, V, L_M, read, read_gradient in steps:
+                for images in blocks:
+                    read(images)
+                    read_gradient(images)
+                    for k, here in plan.panels(part):
+                        own[..., k] += transform_filters_back(_multiply_transposed(V, L_M[..., here]), G_T)
+        return own
 
-    def by_images(parts: Sequence[Part]) -> Array:
-        L_U = np.zeros((F * F, C, K), np.float32)
-        for V, L_M in read(parts, lambda part: (plan.memory("V", part, C), plan.memory("M", part, K))):
-            L_U += _multiply_transposed(V, L_M)
-        return L_U
-
-    def by_panels(batch: slice) -> None:
-        every = Part(batch, slice(0, plan.vertical.tiles))
-        V, L_M = plan.memory("V of all", every, C), plan.memory("M of all", every, K)
-
-        def multiply(some: Sequence[slice]) -> None:
-            for k in some:
-                L_W[..., k] += transform_filters_back(_multiply_transposed(_flat(V), _flat(L_M)[..., k]), G_T)
-
-        share(lambda parts: [*read(parts, lambda part: (part.of(V, batch), part.of(L_M, batch)))], plan.parts(batch))
-        share(multiply, plan.filter_panels(K))
-
-    if plan.panels:
-        L_W = np.zeros((3, 3, C, K), np.float32)
-        for batch in plan.batches():
-            by_panels(batch)
-        return L_W
-    L_U, *others = share(by_images, plan.parts(slice(0, N)))
-    for other in others:
-        L_U += other
-    return transform_filters_back(L_U, G_T).copy()
+    steps = [[(s.blocks, s.V, s.M, s.reader.on(X), s.other.on(L_Y)) for s in steps] for steps in plan.steps]
+    for own in share(work, [*zip(plan.parts, steps, strict=True)]):
+        if own is not total:
+            total += own
+    return total
 
 
 def transform_filters(
@@ -336,16 +312,19 @@ def transform_filters(
     rows: of the matrices that U will be multiplied with. Where they are few, copying filters to turn them takes longer than
     products with a transposed matrix, which run at 100 rather than 114 GFLOP/s.
     """
-    w, few = (W[:, :, k], rows <= _ROWS) if turned else (W[..., k], False)
+    w, few = (W[:, :, k], rows <= _FEW) if turned else (W[..., k], False)
     if turned:
         G = np.ascontiguousarray(G[:, ::-1])
         w = w if few else w.swapaxes(2, 3)
-    (_, _, C, n), F = w.shape, len(G)
-    flat, half, U = aligned("w", (3, 3), C * n), aligned("G w", (3, F), C * n), aligned(name, (F, F), C * n)
-    flat.reshape(w.shape)[...] = w
+    (_, _, a, b), F = w.shape, len(G)
+    flat, half, U = aligned("w", (3, 3), a * b), aligned("G w", (3, F), a * b), aligned(name, (F, F), a * b)
+    if w.strides[3] == w.itemsize:
+        items(flat.reshape(w.shape))[...] = items(w)
+    else:
+        flat.reshape(w.shape)[...] = w
     multiply_lines(G, flat.swapaxes(0, 1), half)  # (3, F, C k)
     multiply_lines(G, half.swapaxes(0, 1), U)
-    U = U.reshape(F * F, C, n)
+    U = U.reshape(F * F, a, b)
     return U.swapaxes(1, 2) if few else U
 
 
@@ -390,10 +369,11 @@ def _flat(V: Array) -> Array:
     return V.reshape(F * F, rows * n * columns, C)
 
 
-def _by_shape(parts: Sequence[Part]) -> Iterator[tuple[Part, Sequence[Part]]]:
-    """Neighbours of the same shape together, after the first of them."""
-    start = 0
-    for i in range(1, len(parts) + 1):
-        if i == len(parts) or parts[i].shape != parts[start].shape:
-            yield parts[start], parts[start:i]
-            start = i
+def _length(s: slice) -> int:
+    return s.stop - s.start
+
+
+def _cut(length: int, pieces: int, start: int = 0) -> list[slice]:
+    """start, start + 1, .. start + length - 1 in pieces of lengths as equal as can be."""
+    ends = [start + length * i // pieces for i in range(pieces + 1)]
+    return [slice(a, b) for a, b in pairwise(ends)]
