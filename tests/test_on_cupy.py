@@ -157,7 +157,7 @@ def test_a_gpu_gets_its_work_from_one_thread(tmp_path, capfd, monkeypatch):
     wrap, seen = cupy_stand_in.wrap, set()
     monkeypatch.setattr(cupy_stand_in, "wrap", lambda *args: (seen.add(threading.current_thread()), wrap(*args))[1])
     run, common = tmp_path / "run", ["--device", "cuda", "--threads", "2"]
-    small = "--channels 8 --groups 4 --mults 1,2 --timesteps 4 --image-size 8 --batch-size 8".split()
+    small = ["--channels=8", "--groups=4", "--mults=1,2", "--timesteps=4", "--image-size=8", "--batch-size=8"]
     for words in (
         ["train", "--steps", "1", "--preview-every", "0", "--holdout", "0.1", "--out", run, *small],
         ["sample", run, "--n", "300", "--steps", "1"],

@@ -8,6 +8,7 @@ import pytest
 
 from tinydiff import ops
 from tinydiff.kernels import matrix, on_host
+from tinydiff.ops import products
 from tinydiff.ops.linear import linears
 from tinydiff.tensor import Tensor
 from tinydiff.workers import share_blocks, threads
@@ -142,8 +143,11 @@ def test_linears_names_the_shapes_that_do_not_fit():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("rows", [1, 5, 300, 1025])
-def test_small_and_large_products_agree_with_float64(rows, dtype, rng):
-    """Few rows are one product, more are cut and spread, the weight gradient is summed in pieces."""
+@pytest.mark.parametrize("cut", [True, False])
+def test_small_and_large_products_agree_with_float64(rows, cut, dtype, rng, monkeypatch):
+    """Few rows are one product, more are spread and, where that is faster, cut; so is the sum of the weight gradient."""
+    for where in (module, products):
+        monkeypatch.setattr(where, "has_small_products", lambda: cut)
     x, w, b = (leaf(rng.normal(size=s).astype(dtype)) for s in ((rows, 192), (192, 128), (128,)))
     L_Y = rng.normal(size=(rows, 128)).astype(dtype)
     X, W, B = (a.data.astype(np.float64) for a in (x, w, b))

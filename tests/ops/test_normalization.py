@@ -237,3 +237,95 @@ def test_only_the_input_is_kept_for_the_backward_pass(rng):
     y = group_norm_silu(x, 2, w, b)
     kept = [a for a in (*y._node.op._saved, *vars(y._node.op).values()) if isinstance(a, np.ndarray)]
     assert sum(a.size for a in kept if a is not x.data and a is not w.data and a is not b.data) <= 2 * 2 * 2
+
+
+SIZES = [  # images that are one row, rows of several pixels, rows of one pixel; as many groups as channels, or one
+    ((1, 4, 4, 64), 32), ((1, 8, 8, 96), 32), ((1, 16, 16, 96), 96), ((1, 24, 24, 32), 1), ((1, 11, 11, 96), 32),
+    ((2, 8, 8, 512), 32), ((3, 7, 1, 3000), 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "groups"), SIZES, ids=str)
+@pytest.mark.parametrize("fused", [False, True])
+def test_one_image_and_few(shape, groups, fused, rng):
+    """However an image is cut into rows: values and gradients of a random projection against float64 and finite
+    differences along a random direction, with a strided gradient."""
+    C = shape[-1]
+    function = group_norm_silu if fused else ops.group_norm
+    x, w, b = rng.normal(3, 2, shape), rng.uniform(0.5, 2, C), rng.normal(size=C)
+    L_Y = rng.normal(size=(*shape[:-1], 2 * C))[..., ::2]
+
+    def run(dtype):
+        leaves = [leaf(a.astype(dtype)) for a in (x, w, b)]
+        y = function(leaves[0], groups, *leaves[1:])
+        y.backward(L_Y if dtype is float else L_Y.astype(dtype))
+        return y.data, *(a.grad for a in leaves)
+
+    y, *gradients = run(float)
+    plain = group_norm_loop(x, groups, w, b)
+    np.testing.assert_allclose(y, silu(plain) if fused else plain, atol=1e-12)
+    for i, gradient in enumerate(gradients):
+        step = [1e-6 * rng.normal(size=a.shape) if i == j else 0 for j, a in enumerate((x, w, b))]
+        ends = [function(x + s * step[0], groups, w + s * step[1], b + s * step[2]).data for s in (1, -1)]
+        np.testing.assert_allclose(((ends[0] - ends[1]) * L_Y).sum() / 2, (gradient * step[i]).sum(), rtol=1e-5)
+    for ours, exact in zip(run(np.float32), (y, *gradients), strict=True):
+        np.testing.assert_allclose(ours, exact, atol=3e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 64), (1, 32, 32, 64), (64, 8, 8, 64)], ids=str)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_runs_repeat_bit_for_bit(shape, n, rng):
+    x, L_Y = (rng.normal(1, 2, shape).astype(np.float32) for _ in range(2))
+    w, b = rng.uniform(0.5, 2, 64).astype(np.float32), rng.normal(size=64).astype(np.float32)
+
+    def run():
+        leaves = [leaf(a) for a in (x, w, b)]
+        y = group_norm_silu(leaves[0], 32, *leaves[1:])
+        y.backward(L_Y)
+        return y.data, *(a.grad for a in leaves)
+
+    exact = silu(group_norm_loop(x.astype(float), 32, w, b))
+    with threads(n):
+        first = run()
+        np.testing.assert_allclose(first[0], exact, atol=1e-5)
+        for a, again in zip(first, run(), strict=True):
+            np.testing.assert_array_equal(a, again)
+
+
+def test_a_group_far_from_0_beside_others(rng):
+    """One group at 1000, the others at 0: each keeps its own accuracy, in an image alone and among others."""
+    for shape in ((1, 8, 8, 64), (1, 32, 32, 64), (3, 16, 16, 64)):
+        x = rng.normal(size=shape).astype(np.float32)
+        x[..., 4:6] = np.float32(1000) + np.float32(0.1) * x[..., 4:6]
+        y, exact = ops.group_norm(x, 32, eps=1e-9).data, group_norm_loop(x.astype(float), 32, eps=1e-9)
+        np.testing.assert_allclose(y[..., 4:6], exact[..., 4:6], atol=1e-3)
+        others = np.delete(np.arange(64), [4, 5])
+        np.testing.assert_allclose(y[..., others], exact[..., others], atol=1e-5)
+
+
+def test_a_group_that_is_not_finite_leaves_the_others_alone(rng):
+    x = rng.normal(size=(2, 8, 8, 12)).astype(np.float32)
+    y = ops.group_norm(x, 4).data
+    x[1, 3, 3, 4] = np.inf
+    with np.errstate(invalid="ignore"):
+        ours = ops.group_norm(x, 4).data
+    assert np.isnan(ours[1, ..., 3:6]).all()
+    others = np.delete(np.arange(12), [3, 4, 5])
+    np.testing.assert_array_equal(ours[..., others], y[..., others])
+
+
+def test_dtypes_widen(rng):
+    x, w = rng.normal(size=(2, 5, 5, 4)), rng.uniform(0.5, 2, 4)
+    y = group_norm_silu(x.astype(np.float32), 2, w)
+    assert y.dtype == np.float64
+    np.testing.assert_allclose(y.data, silu(group_norm_loop(x.astype(np.float32).astype(float), 2, w)), atol=1e-12)
+    assert group_norm_silu(x.astype(np.float32), 2, w.astype(np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 3, 4), (0, 4), (2, 3, 0)], ids=str)
+def test_no_numbers(shape):
+    x, w, b = leaf(np.zeros(shape)), leaf(np.ones(shape[-1])), leaf(np.zeros(shape[-1]))
+    y = group_norm_silu(x, 2, w, b)
+    y.backward(np.zeros(shape))
+    assert y.shape == x.grad.shape == shape
+    assert (w.grad == 0).all() and (b.grad == 0).all()

@@ -49,7 +49,7 @@ def products_seen(monkeypatch):
 
 def test_large_products_are_cut(rng, monkeypatch, products_seen):
     """What the speed rests on: no product that NumPy is given has more multiplications than OpenBLAS takes as they are."""
-    monkeypatch.setattr(products, "_has_small_products", lambda: True)
+    monkeypatch.setattr(products, "has_small_products", lambda: True)
     shapes = (
         (2048, 64, 64),
         (1024, 256, 256),
@@ -72,11 +72,11 @@ def test_what_would_not_gain_is_left_whole(rng, monkeypatch, products_seen):
             rng.normal(size=(L, D)), rng.normal(size=(M, D)).T if turned else rng.normal(size=(D, M)), np.empty((L, M))
         )
 
-    monkeypatch.setattr(products, "_has_small_products", lambda: True)
+    monkeypatch.setattr(products, "has_small_products", lambda: True)
     multiply_new(100, 100, 100)  # it is small
     multiply_new(2048, 64, 64, turned=True)  # small products with a transposed matrix are slower
     multiply_new(2049, 64, 64)  # no rows that divide it
-    monkeypatch.setattr(products, "_has_small_products", lambda: False)
+    monkeypatch.setattr(products, "has_small_products", lambda: False)
     multiply_new(2048, 64, 64)  # OpenBLAS would copy the operands of every piece
     assert [ndim for _, ndim in products_seen] == [2] * 4
 
@@ -87,7 +87,7 @@ def test_what_would_not_gain_is_left_whole(rng, monkeypatch, products_seen):
     [((), 64, 300, 3, 64), ((2,), 96, 65, 2, 32), ((2, 3), 7, 5, 4, 16), ((1,), 40, 2000, 2, 64), ((), 3, 0, 2, 4)],
 )
 def test_multiply_panels(stack, L, D, panels, columns, small, rng, monkeypatch):
-    monkeypatch.setattr(products, "_has_small_products", lambda: small)
+    monkeypatch.setattr(products, "has_small_products", lambda: small)
     A, B = rng.normal(size=(*stack, L, D)), rng.normal(size=(*stack, panels, D, columns))
     out = np.full((*stack, L, panels * columns), np.nan)
     assert multiply_panels(A, B, out) is out
@@ -95,10 +95,10 @@ def test_multiply_panels(stack, L, D, panels, columns, small, rng, monkeypatch):
 
 
 def test_panels_fit_the_cache_and_divide_the_matrix(monkeypatch):
-    monkeypatch.setattr(products, "_has_small_products", lambda: True)
+    monkeypatch.setattr(products, "has_small_products", lambda: True)
     for D, M, width in ((64, 256, 64), (256, 256, 32), (257, 256, 16), (64, 96, 32), (64, 49, 49), (5000, 64, 64)):
         assert products.panel_width(D, M) == width
-    monkeypatch.setattr(products, "_has_small_products", lambda: False)
+    monkeypatch.setattr(products, "has_small_products", lambda: False)
     assert products.panel_width(256, 256) == 256
 
 
@@ -107,7 +107,7 @@ def test_panels_fit_the_cache_and_divide_the_matrix(monkeypatch):
 )
 def test_which_libraries_have_code_for_small_products(blas, small, monkeypatch):
     monkeypatch.setattr(products.machine, "blas", lambda: blas)
-    assert products._has_small_products.__wrapped__() is small
+    assert products.has_small_products.__wrapped__() is small
 
 
 @pytest.mark.parametrize("shape", [(64, 4), (48, 20), (7, 3), (1, 5), (5, 2000), (0, 3), (4, 0), (2048, 64)], ids=str)

@@ -7,6 +7,8 @@ Measured on cores with AVX-512, OpenBLAS 0.3.31 and NumPy 2.4, in one thread:
   (256, 256) at 114 instead of 104, (64, 512) (512, 256) at 113 instead of 96. One of 2^20 multiplications is no longer
   small: cut into such, (256, 512) (512, 256) ran at 83. Its code for AVX2 copies always; there (256, 256) (256, 256) ran
   at 109 GFLOP/s whole, at 87 in pieces of 32 rows and at 58 in pieces of 8.
+- A second thread has to be woken: with one, 8 x 2^20 multiplications took 242 instead of 184 us, 12 x 2^20 took 232
+  instead of 273.
 - NumPy adds a row of 64 numbers to each row of a matrix at 3.5 numbers a nanosecond, one of 1,024 numbers at 8, if its
   buffer is small: into a large one it copies the row again and again.
 """
@@ -27,9 +29,7 @@ LIMIT = 1_000_000  # multiplications of a small product
 _ROWS, _COLUMNS = (32, 16, 8), 64  # of a small product
 _CACHED = 1 << 13  # numbers of which a core's nearest cache has room
 _KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")  # what OpenBLAS calls its code for processors with AVX-512
-SHARED = (
-    12 << 20
-)  # multiplications that are worth a second thread: it took 8 << 20 from 184 to 242 us, these from 273 to 232
+SHARED = 12 << 20  # multiplications that are worth a second thread
 ROW = 1024  # numbers in a row that is broadcast, at most
 _FEW = 1 << 15  # numbers for which a longer row does not pay
 
@@ -60,12 +60,12 @@ def panel_width(D: int, M: int) -> int:
     of 32 columns in 24.
     """
     fits = (width for width in (64, 32, 16) if M % width == 0 and D * width <= _CACHED)
-    return next(fits, M) if _has_small_products() else M
+    return next(fits, M) if has_small_products() else M
 
 
 def _columns(L: int, D: int, M: int) -> int | None:
     """The columns of B that a small product takes of (L, D) (D, M); None to leave it whole."""
-    if _has_small_products():
+    if has_small_products():
         if L % _ROWS[0] == 0 and _ROWS[0] * D * M <= LIMIT:
             return M
         if M % _COLUMNS == 0 and _rows(L, D, _COLUMNS):
@@ -79,7 +79,8 @@ def _rows(L: int, D: int, columns: int) -> int | None:
 
 
 @cache
-def _has_small_products() -> bool:
+def has_small_products() -> bool:
+    """Whether the linear algebra library multiplies small matrices without copying them first."""
     return any(name in machine.blas() for name in _KERNELS)
 
 
