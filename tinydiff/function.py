@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinydiff.backend import array_module, device_of, is_array
-from tinydiff.tape import Node, edge_to, mode, note_inputs, refuse_non_finite
+from tinydiff.tape import Node, current_observer, edge_to, is_recording, note_inputs, refuse_non_finite
 
 _tensor_type: Any = None
 
@@ -66,7 +66,7 @@ class Function:
         op = cls()
         tensors = [x for x in inputs if isinstance(x, _tensor_type)]
         arrays = _arrays(inputs, cls.__name__)
-        recording = mode.recording
+        recording = is_recording()
         if recording:
             edges = tuple([edge_to(x) if isinstance(x, _tensor_type) else None for x in inputs])
             op.needs = tuple([edge is not None for edge in edges])
@@ -76,7 +76,7 @@ class Function:
             op.needs = (False,) * len(inputs)
         op.shapes = tuple([None if a is None else getattr(a, "shape", ()) for a in arrays])
 
-        observer = mode.observer
+        observer = current_observer()
         results = op.forward(*arrays, **options) if observer is None else observer(op, "forward", arrays, options)
         several = isinstance(results, tuple)
         results = results if several else (results,)

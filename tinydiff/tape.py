@@ -33,33 +33,33 @@ class _Mode(threading.local):
     observer: Any = None  # for profiles: runs the operations' passes
 
 
-mode = _Mode()
+_mode = _Mode()
 
 
 def is_recording() -> bool:
     """False inside `no_grad`."""
-    return mode.recording
+    return _mode.recording
 
 
 def note_inputs(tensors: Iterable[Any]) -> None:
     """Called by an operation that is not recorded: `recompute` wants to know what its block uses."""
-    if mode.seen is not None:
+    if _mode.seen is not None:
         for x in tensors:
             if x is not None:
-                mode.seen.setdefault(x._version, x._version.count)
-                mode.unrecorded = mode.unrecorded or x.requires_grad
+                _mode.seen.setdefault(x._version, x._version.count)
+                _mode.unrecorded = _mode.unrecorded or x.requires_grad
 
 
 @contextmanager
 def _set(**modes: Any) -> Iterator[None]:
-    before = {name: getattr(mode, name) for name in modes}
+    before = {name: getattr(_mode, name) for name in modes}
     for name, value in modes.items():
-        setattr(mode, name, value)
+        setattr(_mode, name, value)
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(mode, name, value)
+            setattr(_mode, name, value)
 
 
 def no_grad() -> Any:
@@ -81,7 +81,7 @@ def observing(observer: Callable[[Any, str, Any, dict[str, Any]], Any]) -> Any:
 
 def current_observer() -> Any:
     """What `observing` has set, None outside of it."""
-    return mode.observer
+    return _mode.observer
 
 
 class NonFiniteError(ArithmeticError):
@@ -90,7 +90,7 @@ class NonFiniteError(ArithmeticError):
 
 def refuse_non_finite(arrays: Iterable[Any], what: str) -> None:
     """Raises NonFiniteError if `check_finite` is on and one of the arrays has a NaN or an infinity."""
-    if mode.checking:
+    if _mode.checking:
         for a in arrays:
             if a is not None and a.dtype.kind == "f" and not bool(array_module(a).isfinite(a).all()):
                 raise NonFiniteError(what)
@@ -130,7 +130,7 @@ class Node:
     def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
         """The edges to the parents, each with its gradient and whether nothing else holds that array."""
         op, name = self.op, self.name
-        observer = mode.observer
+        observer = _mode.observer
         L_Xs = op.backward(*L_Ys) if observer is None else observer(op, "backward", L_Ys, {})
         L_Xs = L_Xs if isinstance(L_Xs, tuple | list) else (L_Xs,)
         if len(L_Xs) != len(self.parents):
@@ -286,7 +286,7 @@ def recompute(fn: Callable[..., Any], *xs: Any) -> Any:
     op = _Recompute(fn, xs)
     with _set(recording=False, seen=op.versions, unrecorded=False), random.recording() as op.draws:
         outputs, several = op.run()
-        needed = mode.unrecorded or any(y.requires_grad for y in outputs)
+        needed = _mode.unrecorded or any(y.requires_grad for y in outputs)
     outputs = tuple(y.detach() for y in outputs)
     if needed:
         node = _RecomputeNode(op, (), [y.data for y in outputs])

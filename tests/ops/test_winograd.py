@@ -156,6 +156,39 @@ def test_any_division_of_the_work(division, shape, threads, monkeypatch):
         assert (len(plan.parts) > 1) == (threads > 1 and worth == 0)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("C", "K"), [(32, 32), (64, 96)])
+def test_small_convolutions_see_every_change_of_their_filters(C, K, threads, monkeypatch):
+    """Transformed filters are kept, but only while the filters are the same."""
+    monkeypatch.setattr(winograd, "_WORTH", 0)
+    monkeypatch.setattr(winograd, "_recent", winograd._Recent())
+    X, F, b, L_Y, window = problem(1, 16, 16, C, K, ((1, 1), (1, 1)))
+    exact = three(X, F, b, L_Y, window)
+    X, F, b, L_Y = single(X, F, b, L_Y)
+    with workers.threads(threads):
+        first = three(X, F, b, L_Y, window)
+        again = three(X, F, b, L_Y, window)
+        assert len(winograd._recent.filters) == 2  # as they are, and turned
+        F[1, 1, -1, -1] += 1
+        changed = three(X, F, b, L_Y, window)
+        F *= np.nan
+        assert np.isnan(three(X, F, b, L_Y, window)[0]).any()
+    for a, f, e in zip(again, first, exact, strict=True):
+        np.testing.assert_array_equal(a, f)
+        np.testing.assert_allclose(f, e, rtol=0, atol=1e-5 * np.abs(e).max())
+    np.testing.assert_allclose((changed[0] - first[0])[..., -1], X[..., -1], atol=1e-4)
+    np.testing.assert_allclose((changed[1] - first[1])[..., -1], L_Y[..., -1], atol=1e-4)
+
+
+def test_few_transformed_filters_are_kept(monkeypatch):
+    recent = winograd._Recent()
+    monkeypatch.setattr(winograd, "_RECENT", 3)
+    filters = [np.full((3, 3, 16, 16), i, np.float32) for i in range(5)]
+    for W in (*filters, filters[2], filters[0]):
+        recent.transformed(W, "F4", False)
+    assert [before[0, 0, 0, 0] for before, _ in recent.filters.values()] == [4, 2, 0]
+
+
 def test_filters_whose_last_axis_is_strided():
     X, F, b, L_Y, window = problem(*SHAPES[0])
     wide = np.repeat(F.astype(np.float32), 2, axis=3)[..., ::2]
@@ -195,7 +228,7 @@ def test_the_definition_keeps_what_winograd_does_not_do():
     assert not winograd.is_faster(X, F, size, window, 1)  # float64: gradient checks see the definition
     assert not winograd.is_faster(x, w, size, window, 2)
     assert not winograd.is_faster(x, w[:, :, :, :8], size, window, 1)
-    assert not winograd.is_faster(x[:1], w, size, window, 1)  # too little to do
+    assert not winograd.is_faster(x[:1, :8, :8], w, (8, 8), window, 1)  # too little to do
     for other in (
         Window((3, 3), (2, 2), window.padding, (1, 1)),
         Window((3, 3), (1, 1), window.padding, (2, 2)),

@@ -37,6 +37,8 @@ of up to 10^6 multiplications, and stacks of such products run at 105 to 115 GFL
 from __future__ import annotations
 
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -66,7 +68,9 @@ _FORWARD = (
     0.5  # tiles per filter up to which workers take filters: twice as many filters as tiles are transformed in a time,
 )
 _BACKWARD = 2  # and workers that take images have to add up their weight gradients (measured for batches of 1 to 8)
-_LITTLE = 1 << 14  # T C K up to which the definition is as fast
+_SMALL = 1 << 13  # C K of filters that are kept in case they are used again,
+_RECENT = 128  # of so many convolutions: 200 MB at most
+_LITTLE = 1 << 14  # T C K below which the definition is faster
 
 
 class Transform(NamedTuple):
@@ -219,8 +223,8 @@ def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, 
     float64 never is, so that gradient checks see the definition. The transforms cost about as much as products with 16
     channels, and their rounding must pay: below 16 channels on either side they lost (measured with 28x28 images). Tiles
     that stick out of the image are wasted work: with less than half of the multiplications saved (outputs of 1, 2 or 5
-    pixels squared, say) the definition won too, and where there is little to do at all: in one thread it was as fast with
-    64 channels and 4 tiles.
+    pixels squared, say) the definition won too, and where there is little to do at all: with 64 channels and 4 tiles it was
+    as fast, with filters that have been transformed before half as fast.
     """
     if not (enabled() and isinstance(X, np.ndarray) and X.dtype == other.dtype == np.float32 and groups == 1):
         return False
@@ -228,7 +232,7 @@ def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, 
         return False
     (Ho, Wo), C, K = output_size, X.shape[-1], other.shape[-1]
     tiles = -(-Ho // TILE) * -(-Wo // TILE)
-    few = min(C, K) < 16 or len(X) * tiles < 4 or len(X) * tiles * C * K <= _LITTLE
+    few = min(C, K) < 16 or len(X) * tiles < 4 or len(X) * tiles * C * K < _LITTLE
     return not few and 9 * Ho * Wo >= 2 * 36 * tiles
 
 
@@ -256,11 +260,16 @@ def convolve(
     Y = np.empty((len(X), *size, W.shape[2 if turned else 3]), np.float32)
     plan = prepared(Plan, transform, X.shape, size, before, Y.shape[3], workers.count())
 
+    whole = _recent.transformed(W, transform, turned) if plan.tiles <= _ROWS and W.size <= 9 * _SMALL else None
+
     def filters(part: Part) -> Iterator[tuple[slice, Array]]:
-        """Panels of transformed filters and their places in M; they are kept if they are used again."""
+        """Panels of transformed filters and their places in M; with names of their own if they are used again."""
         for i, (k, here) in enumerate(plan.panels(part)):
             name = "U" if plan.once else f"U {i}"
-            yield here, transform_filters(W, k, plan.transform.G, turned, plan.tiles, name)
+            yield (
+                here,
+                transform_filters(W, k, plan.transform.G, turned, plan.tiles, name) if whole is None else whole[..., k],
+            )
 
     of_all = None if plan.by_filters or plan.once else [*filters(plan.parts[0])]
 
@@ -326,6 +335,32 @@ def transform_filters(
     multiply_lines(G, half.swapaxes(0, 1), U)
     U = U.reshape(F * F, a, b)
     return U.swapaxes(1, 2) if few else U
+
+
+class _Recent(threading.local):
+    """The transformed filters of a thread's last small convolutions.
+
+    With few tiles they take a third of the time, and when samples are drawn they are the same at every step. To compare
+    filters with those of the last time takes a tenth of transforming them.
+    """
+
+    def __init__(self) -> None:
+        self.filters: OrderedDict[Any, tuple[Array, Array]] = OrderedDict()
+
+    def transformed(self, W: Array, transform: str, turned: bool) -> Array:
+        """U of all filters W, a C-contiguous array: (F F, C, K)."""
+        key = W.__array_interface__["data"][0], W.shape, transform, turned
+        before, U = self.filters.pop(key, (None, None))
+        if before is None or U is None or not np.array_equal(before, W):
+            U = transform_filters(W, slice(0, W.shape[2 if turned else 3]), TRANSFORMS[transform].G, turned)
+            before, U = W.copy(), U.copy()
+        self.filters[key] = before, U  # the last one used comes last
+        if len(self.filters) > _RECENT:
+            self.filters.popitem(last=False)
+        return U
+
+
+_recent = _Recent()
 
 
 def transform_filters_back(L_U: Array, G_T: Array) -> Array:
