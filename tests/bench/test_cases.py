@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinydiff import tape, workers
+from tinydiff import nn, ops, tape, workers
 from tinydiff.bench.cases import GLYPHS, Case, _flops_of_step, all_cases
 from tinydiff.unet import UNet
 
@@ -54,6 +54,12 @@ def test_the_work_of_a_step_grows_with_the_batch():
     assert _flops_of_step(4) == 4 * _flops_of_step(1)
     exact = 2 * 28 * 28 * 9 * 32 * (1 + 1)  # first and last layer alone
     assert 50 * 3 * exact < _flops_of_step(1) < 500 * 3 * exact
+
+
+def test_several_products_of_one_input_count_as_many(monkeypatch):
+    together = _flops_of_step(1)
+    monkeypatch.setattr(nn, "linears", lambda x, layers: [ops.linear(x, w, b) for w, b in layers])
+    assert _flops_of_step(1) == together
 
 
 def test_sizes_reach_what_makes_the_work():

@@ -8,7 +8,7 @@ import pytest
 
 from tinydiff import ops
 from tinydiff.kernels import matrix, on_host
-from tinydiff.ops import products
+from tinydiff.ops import products, tall_products
 from tinydiff.ops.linear import linears
 from tinydiff.tensor import Tensor
 from tinydiff.workers import share_blocks, threads
@@ -146,7 +146,7 @@ def test_linears_names_the_shapes_that_do_not_fit():
 @pytest.mark.parametrize("cut", [True, False])
 def test_small_and_large_products_agree_with_float64(rows, cut, dtype, rng, monkeypatch):
     """Few rows are one product, more are spread and, where that is faster, cut; so is the sum of the weight gradient."""
-    for where in (module, products):
+    for where in (products, tall_products):
         monkeypatch.setattr(where, "has_small_products", lambda: cut)
     x, w, b = (leaf(rng.normal(size=s).astype(dtype)) for s in ((rows, 192), (192, 128), (128,)))
     L_Y = rng.normal(size=(rows, 128)).astype(dtype)

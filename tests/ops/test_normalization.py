@@ -329,3 +329,14 @@ def test_no_numbers(shape):
     y.backward(np.zeros(shape))
     assert y.shape == x.grad.shape == shape
     assert (w.grad == 0).all() and (b.grad == 0).all()
+    _, mean, scale = group_normalize(x.data, None, None, 2, 1e-5)
+    assert mean.shape == scale.shape == (shape[0], 2) and (mean == 0).all()
+
+
+def test_rounding_gives_no_negative_variance():
+    """Constant groups whose mean is not exact: mean(D^2) - mean(D)^2 can be below 0 by more than eps."""
+    for shape in ((64, 3, 5, 6), (64, 40, 40, 6)):
+        x = np.broadcast_to(np.linspace(1000.1, 1234.5, 64, dtype=np.float32)[:, None, None, None], shape)
+        _, mean, scale = group_normalize(x, None, None, 2, 1e-20)
+        assert np.isfinite(scale).all()
+        np.testing.assert_allclose(mean, x[:, 0, 0, :2], rtol=2e-7)

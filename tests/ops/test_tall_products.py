@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 
 from tinydiff import workers
+from tinydiff.ops import tall_products
 from tinydiff.ops.tall_products import multiply_transposed, sum_pixels
 
 
 @pytest.mark.parametrize(
     ("T", "C", "K"), [(0, 3, 2), (5, 0, 2), (1, 1, 1), (255, 8, 4), (256, 64, 32), (1000, 96, 32), (700, 300, 200), (513, 288, 40)]
 )  # fmt: skip
-def test_multiply_transposed(T, C, K, rng):
+@pytest.mark.parametrize("cut", [True, False])
+def test_multiply_transposed(T, C, K, cut, rng, monkeypatch):
+    monkeypatch.setattr(tall_products, "has_small_products", lambda: cut)
     A, B = rng.normal(size=(T, C)), rng.normal(size=(T, K))
     found = multiply_transposed(A.astype(np.float32), B.astype(np.float32))
     assert found.dtype == np.float32

@@ -96,8 +96,9 @@ def _flops_of_step(n: int) -> float:
         first = result[0] if isinstance(result, tuple) else result
         if weights:
             counted[0] += 2.0 * first.size * weights[0].size / weights[0].shape[3]
-        elif type(op).__name__ == "Linear":
-            counted[0] += 2.0 * first.size * arrays[0].shape[-1]
+        elif type(op).__name__ in ("Linear", "Linears"):
+            products = result if isinstance(result, tuple) else (result,)
+            counted[0] += 2.0 * sum(y.size for y in products) * arrays[0].shape[-1]
         elif type(op).__name__ == "Attention":
             counted[0] += 4.0 * first.size * arrays[0].shape[-2]
         return result

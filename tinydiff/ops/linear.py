@@ -25,7 +25,7 @@ from tinydiff.function import Function
 from tinydiff.kernels import accelerated, takes
 from tinydiff.ops.arguments import add_bias, as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
-from tinydiff.ops.products import LIMIT, SHARED, add_row, has_small_products, multiply
+from tinydiff.ops.products import LIMIT, SHARED, add_row, multiply
 from tinydiff.ops.tall_products import multiply_transposed
 from tinydiff.tensor import Tensor
 from tinydiff.workers import add_to, share_blocks, sum_shares
@@ -127,8 +127,7 @@ def linear_input_gradient(L_Y: Any, W: Any) -> Any:
 @accelerated("matrix.linear_weight_gradient")
 def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
     """L_W = X^T L_Y."""
-    product = multiply_transposed if has_small_products() else lambda A, B: A.T @ B
-    return sum_shares(lambda rows: product(X[rows], L_Y[rows]), L_Y, small=SHARED // max(X.shape[1], 1))
+    return sum_shares(lambda rows: multiply_transposed(X[rows], L_Y[rows]), L_Y, small=SHARED // max(X.shape[1], 1))
 
 
 @accelerated("matrix.column_sum")

@@ -6,9 +6,9 @@ from typing import Any
 
 from tinydiff.backend import array_module
 from tinydiff.kernels import accelerated
+from tinydiff.ops.products import LIMIT, has_small_products
 from tinydiff.workers import share_blocks
 
-_LIMIT = 1_000_000  # multiplications up to which OpenBLAS does not copy the operands first
 _ROWS = 256  # of a piece
 
 
@@ -20,9 +20,9 @@ def multiply_transposed(A: Any, B: Any) -> Any:
     """
     xp, (T, C), K = array_module(A), A.shape, B.shape[1]
     c = C
-    while c > 16 and c % 2 == 0 and c * _ROWS * K > _LIMIT:
+    while c > 16 and c % 2 == 0 and c * _ROWS * K > LIMIT:
         c //= 2
-    pieces = T // _ROWS if 0 < c * _ROWS * K <= _LIMIT else 0
+    pieces = T // _ROWS if 0 < c * _ROWS * K <= LIMIT and has_small_products() else 0
     if not pieces:
         return A.T @ B
     whole = pieces * _ROWS

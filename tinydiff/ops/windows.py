@@ -43,7 +43,8 @@ class Window:
     @property
     def extent(self) -> tuple[int, int]:
         """Pixels from the first to the last that a patch reads, vertically and horizontally."""
-        return tuple(d * (r - 1) + 1 for r, d in zip(self.size, self.dilation, strict=True))  # type: ignore[return-value]
+        (R, S), (d, e) = self.size, self.dilation
+        return d * (R - 1) + 1, e * (S - 1) + 1
 
     @property
     def before(self) -> tuple[int, int]:
@@ -56,10 +57,8 @@ class Window:
 
     def output_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """(Ho, Wo) for images of shape (N, H, W, C)."""
-        return tuple(
-            (n + sum(p) - e) // s + 1
-            for n, p, e, s in zip(shape[1:3], self.padding, self.extent, self.stride, strict=True)
-        )  # type: ignore[return-value]
+        ((top, bottom), (left, right)), (e, f), (a, b) = self.padding, self.extent, self.stride
+        return (shape[1] + top + bottom - e) // a + 1, (shape[2] + left + right - f) // b + 1
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """ValueError if the window does not fit into the padded images even once."""
