@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,12 @@ from tinydiff.ops.arguments import as_real, as_tensor
 from tinydiff.tensor import Tensor
 from tinydiff.workers import long_rows, share_blocks, workspace
 
-_ROW = 1 << 11  # numbers in a row that is broadcast, at most: 2 % faster than half or twice as many
-_WHOLE = 1 << 13  # numbers of an image that is one row: to write such rows costs less than to broadcast shorter ones
+_ROW = 1 << 11  # numbers in a row that is broadcast, at most: half or twice as many are 2 to 4 % slower
+_WHOLE = 1 << 13  # numbers of a small image: to write it as one row takes less time than to broadcast shorter ones,
+_PIXELS = 64  # but only as long as the row has few pixels
+_BUFFER = 1 << 13  # numbers in NumPy's buffer: rows that fill it are not copied into it
+_SMALL = 1 << 18  # numbers that are not worth a second thread: with half as many it made a call 1.5 times as long, as
+# steps of 10 microseconds wait for the interpreter's lock more than they work
 
 
 class GroupNorm(Function):
@@ -158,12 +162,13 @@ class _Layout:
     broadcasting them.
     """
 
-    def __init__(self, xp: Any, shape: tuple[int, ...], groups: int, dtype: Any) -> None:
+    def __init__(self, xp: Any, shape: tuple[int, ...], groups: int, dtype: Any, alone: bool) -> None:
         self.xp, self.dtype = xp, dtype
         self.pixels, self.C = math.prod(shape[:-1]), shape[-1]
         self.size = self.C // groups  # channels of a group
-        self.repeat = _pixels_per_row(self.pixels, self.C)
+        self.repeat = _pixels_per_row(self.pixels, self.C, alone)
         self.lines = self.pixels // self.repeat
+        self.long = not alone and self.lines > 1  # rows for `long_rows`
         self.ones = xp.ones((1, self.pixels), dtype)
         self.share_of_row = xp.full(self.size, 1 / max(self.repeat * self.size, 1), dtype)
         self.share_of_image = xp.full(self.size, 1 / max(self.pixels * self.size, 1), dtype)
@@ -211,10 +216,10 @@ class _Layout:
                 work(images)
 
         if X.size:
-            share_blocks(some if self.lines > 1 else work, X)
+            share_blocks(some if self.long else work, X, small=_SMALL)
 
 
-_known_layout = lru_cache(maxsize=256)(_Layout)
+_known_layout = lru_cache(maxsize=128)(_Layout)
 
 
 def _layout(X: Any, w: Any, b: Any, groups: int) -> _Layout:
@@ -222,13 +227,21 @@ def _layout(X: Any, w: Any, b: Any, groups: int) -> _Layout:
     they would keep arrays there."""
     xp = array_module(X)
     dtype = xp.result_type(*[a for a in (X, w, b) if a is not None])
-    return (_known_layout if xp is np else _Layout)(xp, X.shape[1:], groups, dtype)
+    return (_known_layout if xp is np else _Layout)(xp, X.shape[1:], groups, dtype, len(X) == 1)
 
 
-def _pixels_per_row(pixels: int, channels: int) -> int:
-    """All of a small image, else the largest divisor of the number of pixels with which a row has at most _ROW numbers."""
-    if pixels * channels <= _WHOLE:
+@cache
+def _pixels_per_row(pixels: int, channels: int, alone: bool) -> int:
+    """All of a small image, else the largest divisor of the number of pixels with which a row has at most _ROW numbers.
+
+    Of an image alone the smallest with which a row fills NumPy's buffer: what `long_rows` sets would be of no use then,
+    which in a network takes 10 to 30 microseconds, and to write the longer rows takes 3.
+    """
+    if pixels <= _PIXELS and pixels * channels <= _WHOLE:
         return max(pixels, 1)
+    if alone:
+        least = -(-_BUFFER // max(channels, 1))
+        return next((n for n in range(least, pixels) if pixels % n == 0), max(pixels, 1))
     most = min(pixels, max(1, _ROW // channels))
     return next((n for n in range(most, 1, -1) if pixels % n == 0), 1)
 
