@@ -62,7 +62,7 @@ class Window:
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """ValueError if the window does not fit into the padded images even once."""
-        if any(n + sum(p) < e for n, p, e in zip(shape[1:3], self.padding, self.extent, strict=True)):
+        if min(self.output_size(shape)) < 1:
             raise ValueError(
                 f"{name}: a window of {self.extent[0]}x{self.extent[1]} pixels is larger than images {shape} "
                 f"with padding {self.padding}"
