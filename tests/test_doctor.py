@@ -52,7 +52,7 @@ def test_a_run_that_can_start(examined):
     assert lines["steps"] == "40 of 4 images: each image 0.02 times on average"
     assert "8x8 with 8 channels; 4x4 with 16 channels, attention" in said
     assert lines["folder"].endswith("will be made") and lines["device"].startswith("CPU")
-    assert re.match(r"[\d.]+ MiB \(measured\); .* are free", lines["memory"])
+    assert re.match(r"[\d.]+ [MG]iB \(measured\); .* are free", lines["memory"])
     assert re.match(r"[\d.e-]+ s a step \(median of 5\), \d+ images/s", lines["speed"])
     assert "0 previews" in lines["time"] and "are free" in lines["disk"]
     assert "warning: 40 steps see 2% of the images; --steps 2000 see all once" in said

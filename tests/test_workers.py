@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,3 +300,32 @@ def test_layouts_do_not_pile_up():
     for i in range(3 * workers._KEPT):
         assert workers.prepared(lambda i: i, i) == i
     assert len(workers._workspaces.prepared) <= workers._KEPT
+
+
+HEAP = """
+from pathlib import Path
+import numpy as np
+from tinydiff import workers
+
+def heap(what):
+    lines = Path("/proc/self/smaps").read_text().split("[heap]")[1:]
+    return sum(int(part.split(what + ":")[1].split()[0]) for part in lines) / 1024
+
+before = heap("Rss")
+workers.keep_freed_memory()
+taken = heap("Rss") - before
+arrays = [np.ones(1 << 18, np.float32) for _ in range(32)]  # of 1 MiB
+print(taken, heap("AnonHugePages"))
+"""
+
+
+def large_pages_are_given_on_request():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[never]" not in setting.read_text()
+
+
+@pytest.mark.skipif(not large_pages_are_given_on_request(), reason="this system gives no large pages on request")
+def test_arrays_lie_in_large_pages_and_none_are_taken_in_advance():
+    done = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True)
+    taken, large = map(float, done.stdout.split())
+    assert taken < 4 and large > 16  # MiB

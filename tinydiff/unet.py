@@ -29,6 +29,7 @@ from tinydiff.ops.normalization import group_norm_silu
 from tinydiff.random import Generator
 from tinydiff.tensor import Tensor
 from tinydiff.variant import ACTIVATIONS, Variant, check_number, check_whole
+from tinydiff.workers import keep_freed_memory
 
 
 class UNet(nn.Module):
@@ -70,14 +71,9 @@ class UNet(nn.Module):
     ) -> None:
         v = self.variant = Variant.read(variant)
         out_channels = in_channels if out_channels is None else out_channels
-        for name, value in (
-            ("image_size", image_size),
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("channels", channels),
-            ("blocks_per_level", blocks_per_level),
-            ("groups", groups),
-        ):
+        names = ("image_size", "in_channels", "out_channels", "channels", "blocks_per_level", "groups")
+        numbers = (image_size, in_channels, out_channels, channels, blocks_per_level, groups)
+        for name, value in zip(names, numbers, strict=True):
             check_whole(name, value)
         for name, values in (("channel_mults", channel_mults), ("attention_resolutions", attention_resolutions)):
             if not isinstance(values, tuple | list):
@@ -91,6 +87,7 @@ class UNet(nn.Module):
         sizes = _sizes(image_size, len(widths), (*attention_resolutions, *attention_up))
         if v.time_embedding_type == "positional" and channels // 2 == v.freq_shift:
             raise InputError(f"channels={channels} with freq_shift={v.freq_shift} leave the time without frequencies")
+        keep_freed_memory()  # before there are weights, so that they too lie in large pages
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.null_label = num_classes, null_label
 

@@ -119,15 +119,30 @@ if hasattr(os, "register_at_fork"):
 
 @cache
 def keep_freed_memory() -> None:
-    """Has the C library keep the memory of large arrays for the next ones, where it can be told so (glibc).
+    """Has the C library keep the memory of large arrays for the next ones, in large pages, where it can be told so (glibc).
 
     By default it returns such memory to the system at once, and the system clears it again, page by page, for the next
-    array: a fifth of the time of a training step (measured).
+    array: a fifth of the time of a training step (measured). To find the address of each page takes a twentieth.
     """
     with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: arrays of up to 1 GiB come from the heap,
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps up to 2 GiB of freed memory
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: arrays of up to 1 GiB come from the heap,
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps up to 2 GiB of freed memory
+        _ask_for_large_pages(libc)
+
+
+def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
+    """Grows the heap by 1 GiB of addresses, none of which take memory yet, and asks for pages of 2 MiB there."""
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.madvise.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], [ctypes.c_void_p]
+    size, page = 1 << 28, 1 << 21
+    pieces = [libc.malloc(size) for _ in range(4)]
+    for piece in pieces:
+        if piece is not None:
+            start, end = -(-piece // page) * page, (piece + size) // page * page
+            libc.madvise(start, end - start, 14)  # MADV_HUGEPAGE
+    for piece in pieces:
+        libc.free(piece)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import pytest
 from tinydiff import ops, workers
 from tinydiff.ops import convolution, winograd
 from tinydiff.ops.windows import Window
+from tinydiff.tape import no_grad
 from tinydiff.tensor import Tensor
 
 SHAPES = [  # N, H, W, C, K, padding
@@ -165,7 +166,7 @@ def test_small_convolutions_see_every_change_of_their_filters(C, K, threads, mon
     X, F, b, L_Y, window = problem(1, 16, 16, C, K, ((1, 1), (1, 1)))
     exact = three(X, F, b, L_Y, window)
     X, F, b, L_Y = single(X, F, b, L_Y)
-    with workers.threads(threads):
+    with workers.threads(threads), no_grad():
         first = three(X, F, b, L_Y, window)
         again = three(X, F, b, L_Y, window)
         assert len(winograd._recent.filters) == 2  # as they are, and turned
@@ -173,6 +174,9 @@ def test_small_convolutions_see_every_change_of_their_filters(C, K, threads, mon
         changed = three(X, F, b, L_Y, window)
         F *= np.nan
         assert np.isnan(three(X, F, b, L_Y, window)[0]).any()
+    monkeypatch.setattr(winograd, "_recent", winograd._Recent())
+    three(X, F, b, L_Y, window)
+    assert not winograd._recent.filters  # in training they are not the same again
     for a, f, e in zip(again, first, exact, strict=True):
         np.testing.assert_array_equal(a, f)
         np.testing.assert_allclose(f, e, rtol=0, atol=1e-5 * np.abs(e).max())

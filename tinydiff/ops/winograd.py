@@ -48,6 +48,7 @@ import numpy as np
 from tinydiff import workers
 from tinydiff.ops.tiles import Axis, Reader, Writer, aligned, frequencies, items, multiply_lines
 from tinydiff.ops.windows import Window
+from tinydiff.tape import is_recording
 from tinydiff.workers import prepared, share
 
 Array = np.ndarray
@@ -260,7 +261,10 @@ def convolve(
     Y = np.empty((len(X), *size, W.shape[2 if turned else 3]), np.float32)
     plan = prepared(Plan, transform, X.shape, size, before, Y.shape[3], workers.count())
 
-    whole = _recent.transformed(W, transform, turned) if plan.tiles <= _ROWS and W.size <= 9 * _SMALL else None
+    few = (
+        plan.tiles <= _ROWS and W.size <= 9 * _SMALL and not is_recording()
+    )  # in training filters change at every step
+    whole = _recent.transformed(W, transform, turned) if few else None
 
     def filters(part: Part) -> Iterator[tuple[slice, Array]]:
         """Panels of transformed filters and their places in M; with names of their own if they are used again."""
@@ -340,8 +344,8 @@ def transform_filters(
 class _Recent(threading.local):
     """The transformed filters of a thread's last small convolutions.
 
-    With few tiles they take a third of the time, and when samples are drawn they are the same at every step. To compare
-    filters with those of the last time takes a tenth of transforming them.
+    With few tiles to transform them takes a third of the time, and where nothing is recorded, as when samples are drawn,
+    they are mostly those of the last time: to compare takes a tenth of that.
     """
 
     def __init__(self) -> None:
