@@ -268,3 +268,27 @@ def test_moving_casting_and_zeroing(rng):
         np.testing.assert_array_equal(p.data, before[name])
     with pytest.raises(TypeError, match="weights must be floating point, not int64"):
         net.astype(int)
+
+
+def test_attention_calls_whatever_projects(rng):
+    """A projection that was replaced, as for low-rank adaptation, or by a class of its own, is not passed over."""
+
+    class Added(nn.Module):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x) + 1
+
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    x = rng.standard_normal((2, 3, 8))
+    module = nn.Attention(8, groups=None, init_scale=1)
+    before = [p(x).data for p in (module.to_q, module.to_k, module.to_v)]
+    module.to_q, twice = Added(module.to_q), Twice(8, 8)
+    twice.weight, twice.bias = module.to_v.weight, module.to_v.bias
+    module.to_v = twice
+    expected = td.ops.attention(before[0] + 1, before[1], 2 * before[2])
+    np.testing.assert_allclose(module(x).data, x + module.to_out[0](expected).data, atol=1e-6)

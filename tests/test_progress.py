@@ -47,3 +47,18 @@ def test_a_bar_says_what_it_is_for(monkeypatch):
 
 def test_durations_for_people():
     assert [duration(s) for s in (0.4, 45, 130, 4000)] == ["0s", "45s", "2m10s", "1h06m"]
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")], ids=repr
+)
+def test_a_line_that_cannot_be_written_ends_nothing(error, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    progress = Progress(0, 2, seconds=0)
+    for step in (1, 2):
+        progress.update(step, 0.5, 3.0)
+    progress.close()

@@ -12,12 +12,15 @@ import pytest
 from safetensors.numpy import load_file
 
 import tinydiff as td
+from tinydiff import machine
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.random import Generator
 from tinydiff.run import read_log
 from tinydiff.trainer import Trainer
+
+FINISH = Trainer._finish
 
 
 def tiny_data(n=8, size=8, channels=1, classes=None):
@@ -61,10 +64,9 @@ def assert_same_run(one, two):
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch, request):
+def no_pictures(monkeypatch):
     """The samples at the end are tested with the command line; here they would only take time."""
-    if "pictures" not in request.keywords:
-        monkeypatch.setattr(Trainer, "_finish", lambda self: None)
+    monkeypatch.setattr(Trainer, "_finish", lambda self: None)
 
 
 def test_overfits_eight_images(tmp_path):
@@ -137,6 +139,16 @@ def test_resuming_a_finished_run_asks_for_more_steps(tmp_path):
     tiny_trainer(tmp_path / "run", steps=2).run()
     with pytest.raises(InputError, match=r"has done its 2 steps.*larger steps"):
         tiny_trainer(tmp_path / "run", steps=2).run(resume=True)
+
+
+def test_a_run_whose_samples_do_not_fit_into_memory_is_done_all_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "_finish", FINISH)
+    trainer = tiny_trainer(tmp_path / "run", steps=2, preview_every=1)
+    monkeypatch.setattr(machine, "memory", lambda: (1000, 1000))
+    assert trainer.run() == 2
+    said = capsys.readouterr().err
+    assert said.count("no samples are drawn: ") == 3 and "fewer with: tinydiff sample" in said
+    assert not (tmp_path / "run" / "samples.png").exists()
 
 
 def test_resuming_nothing(tmp_path):

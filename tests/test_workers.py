@@ -329,3 +329,53 @@ def test_arrays_lie_in_large_pages_and_none_are_taken_in_advance():
     done = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True)
     taken, large = map(float, done.stdout.split())
     assert taken < 4 and large > 16  # MiB
+
+
+def test_what_helpers_still_write_to_after_an_interruption_is_not_used_again(monkeypatch):
+    memory, go = [], threading.Event()
+
+    def work(part):
+        memory.append(workers.workspace("of all", (10,)))
+        if part == [1]:
+            go.wait(10)
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with workers.threads(2):
+        mine = workers.workspace("of the caller", (10,))
+        with monkeypatch.context() as m:
+            m.setattr(workers._Helper, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                workers.share(work, [0, 1])
+        assert not np.shares_memory(mine, workers.workspace("of the caller", (10,)))
+        go.set()
+
+
+def test_the_callers_workspaces_end_with_the_block():
+    """It has some for every worker."""
+    before = workers.workspace("of the block", (10,))
+    with workers.threads(1):
+        pass
+    assert workers.workspace("of the block", (10,)) is not None
+    with workers.threads(3):
+        workers.workspace("of the block", (20,))
+        workers.prepared(list)
+        with workers.threads(2):
+            pass
+        assert workers._workspaces.prepared
+    assert not workers._workspaces.arrays and not workers._workspaces.prepared
+    assert before.size == 10
+
+
+def test_no_addresses_are_taken_where_they_are_limited():
+    code = (
+        "import resource, sys; from tinydiff import machine, workers; before = machine.addresses_are_free(); "
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); workers.keep_freed_memory(); "
+        "size = int(open('/proc/self/statm').read().split()[0]) * 4096; print(before, machine.addresses_are_free(), size)"
+    )
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not tell how many addresses a process has")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    _, free, size = done.stdout.split()
+    assert free == "False" and int(size) < 1 << 30

@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _drop_output() -> None:
     """So that flushing it at exit is quiet."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, AttributeError):  # it may be no file, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -205,10 +206,9 @@ def _sample(arguments: argparse.Namespace) -> int:
             unet, diffusion, generator, a.n, label, a.sampler, steps, a.eta, a.guidance, animate=a.gif is not None
         )
     images.save_png(out, sheet.picture())
-    print(out)
     if a.gif:
         images.save_gif(a.gif, sheet.animation())
-        print(a.gif)
+    print(*filter(None, (out, a.gif)), sep="\n")
     return 0
 
 

@@ -74,6 +74,17 @@ def peak_resident() -> int | None:
     return None
 
 
+def addresses_are_free() -> bool:
+    """Whether a process may have far more addresses than memory: no limit is set, and the system lends without counting."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limits = [resource.getrlimit(which)[0] for which in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        counting = (_PROC / "sys/vm/overcommit_memory").read_text().strip() == "2"
+        return not counting and all(limit == resource.RLIM_INFINITY for limit in limits)
+    return False
+
+
 def processor_name() -> str:
     """The processor as its maker calls it, as far as the system tells."""
     with suppress(OSError):

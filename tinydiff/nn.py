@@ -387,8 +387,12 @@ class Attention(Module):
         shape = x.shape
         h = x if self.group_norm is None else self.group_norm(x)
         h = ops.reshape(h, shape[0], math.prod(shape[1:-1]), shape[-1])
-        layers = [(layer.weight, layer.bias) for layer in (self.to_q, self.to_k, self.to_v)]
-        q, k, v = (self._split(y) for y in linears(h, layers))
+        projections = self.to_q, self.to_k, self.to_v
+        if all(type(project) is Linear for project in projections):
+            several = linears(h, [(project.weight, project.bias) for project in projections])
+        else:  # somebody put another module there
+            several = tuple(project(h) for project in projections)
+        q, k, v = (self._split(y) for y in several)
         y = ops.attention(q, k, v)
         if self.heads > 1:
             y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), h.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 
@@ -39,13 +40,14 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """One line on stderr, above a bar if there is one."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
+    """One line on stderr, above a bar if there is one. Where it cannot be written, nothing is lost but the line."""
+    with suppress(OSError):
+        if sys.stderr.isatty():
+            from tqdm import tqdm
 
-        tqdm.write(text, file=sys.stderr)
-    else:
-        print(text, file=sys.stderr, flush=True)
+            tqdm.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -288,7 +288,9 @@ class Trainer:
         classes = class_count(self.unet)
         n = None if classes is None else 2 * classes
         generator = self.generator.at(random.PREVIEWS, self.step)
-        images.save_png(self.folder.preview_file(self.step), self._draw(generator, n=n).picture())
+        sheet = self._draw(generator, n=n)
+        if sheet is not None:
+            images.save_png(self.folder.preview_file(self.step), sheet.picture())
 
     def _finish(self) -> None:
         """The pictures of a finished run: the loss, a grid of samples, and how they came out of noise."""
@@ -299,13 +301,19 @@ class Trainer:
         except KeyboardInterrupt:
             say(f"the training is done and saved; draw samples with: tinydiff sample {self.folder.path}")
             raise
-        images.save_png(self.folder.path / "samples.png", sheet.picture())
-        images.save_gif(self.folder.path / "samples.gif", sheet.animation())
+        if sheet is not None:
+            images.save_png(self.folder.path / "samples.png", sheet.picture())
+            images.save_gif(self.folder.path / "samples.gif", sheet.animation())
 
-    def _draw(self, generator: random.Generator, **options: Any) -> Sheet:
+    def _draw(self, generator: random.Generator, **options: Any) -> Sheet | None:
+        """A sheet of samples; None, and a line that says why, where so many classes do not fit into memory."""
         steps = min(PREVIEW_STEPS, self.diffusion.schedule.T)
-        with self.ema.applied():
-            return draw_sheet(self.unet, self.diffusion, generator, steps=steps, **options)
+        try:
+            with self.ema.applied():
+                return draw_sheet(self.unet, self.diffusion, generator, steps=steps, **options)
+        except InputError as error:
+            say(f"no samples are drawn: {error}; fewer with: tinydiff sample {self.folder.path} --n 16")
+            return None
 
 
 def _with_prefix(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -83,8 +84,14 @@ class _Pool:
         try:
             first = work(parts[0])
         finally:
-            outcomes = [helper.wait() for helper in busy]
-            self.free.release()  # not after an interruption of `wait`: helpers that may be at work are not asked again
+            try:
+                outcomes = [helper.wait() for helper in busy]
+            except (
+                BaseException
+            ):  # an interruption: helpers that may be at work are not asked again, and keep the memory
+                forget_workspaces()
+                raise
+            self.free.release()
         for _, error in outcomes:
             if error is not None:
                 raise error
@@ -122,13 +129,18 @@ def keep_freed_memory() -> None:
     """Has the C library keep the memory of large arrays for the next ones, in large pages, where it can be told so (glibc).
 
     By default it returns such memory to the system at once, and the system clears it again, page by page, for the next
-    array: a fifth of the time of a training step (measured). To find the address of each page takes a twentieth.
+    array: a fifth of the time of a training step (measured). To find the address of each page takes a twentieth. It holds
+    for the whole process, whose memory stays near its peak from then on.
     """
+    if sys.platform != "linux":
+        return
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: arrays of up to 1 GiB come from the heap,
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps up to 2 GiB of freed memory
-        _ask_for_large_pages(libc)
+        # M_MMAP_THRESHOLD: arrays of up to 1 GiB, or 32 MiB where glibc before 2.35 allows no more, come from the heap,
+        if libc.mallopt(-3, 1 << 30) or libc.mallopt(-3, 1 << 25):
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps up to 2 GiB of freed memory
+            if machine.addresses_are_free():
+                _ask_for_large_pages(libc)
 
 
 def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
@@ -161,6 +173,8 @@ def threads(n: int | None = None) -> Iterator[int]:
     finally:
         if _pool is not None:
             _pool.close()
+        if _count > before[0]:
+            forget_workspaces()  # the calling thread has some for every worker
         _count, _pool = before
 
 
@@ -266,6 +280,11 @@ def workspace(name: str, shape: tuple[int, ...], dtype: Any = np.float32, xp: An
         kept = _workspaces.arrays[key] = xp.empty(size, dtype)
         _workspaces.prepared.clear()  # else it would keep the smaller array
     return kept[:size].reshape(shape)
+
+
+def forget_workspaces() -> None:
+    """Has the calling thread begin with new workspaces."""
+    _workspaces.arrays, _workspaces.prepared = {}, {}
 
 
 def prepared(make: Callable[..., T], *arguments: Any) -> T:

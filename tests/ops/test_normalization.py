@@ -322,7 +322,7 @@ def test_dtypes_widen(rng):
     assert group_norm_silu(x.astype(np.float32), 2, w.astype(np.float32)).dtype == np.float32
 
 
-@pytest.mark.parametrize("shape", [(2, 0, 3, 4), (0, 4), (2, 3, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 0, 3, 4), (0, 4), (2, 3, 0), (2, 10, 10, 0)], ids=str)
 def test_no_numbers(shape):
     x, w, b = leaf(np.zeros(shape)), leaf(np.ones(shape[-1])), leaf(np.zeros(shape[-1]))
     y = group_norm_silu(x, 2, w, b)

@@ -252,3 +252,15 @@ def test_a_wider_bias_widens_the_result():
     X, F, b, _, _ = problem(*SHAPES[0])
     x, w = single(X, F)
     assert ops.conv2d(x, w, b, padding=1).dtype == np.float64
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("padding", [((24, 24), (24, 24)), ((0, 39), (0, 39)), ((39, 0), (2, 30))], ids=str)
+def test_tiles_that_lie_wholly_outside_of_the_image(padding, threads, definition, monkeypatch):
+    monkeypatch.setattr(winograd, "_WORTH", 0)
+    monkeypatch.setattr(winograd, "_FORWARD", 0)
+    X, F, b, L_Y, window = problem(1, 12, 12, 32, 32, padding)
+    X, F, b, L_Y = single(X, F, b, L_Y)
+    with workers.threads(threads):
+        found = convolution.convolve(X, F, b, window)
+    np.testing.assert_allclose(found, definition(X, F, b, L_Y, window)[0], atol=1e-4)

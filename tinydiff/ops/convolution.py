@@ -148,7 +148,7 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = N
     if dtype == X.dtype and turned is not None and thin.is_faster(K, C, groups, X, W):
         return thin.input_gradient(X, thin.turn(W), (b, E, R), (len(X), Ho, Wo, K), turned)
     Y = xp.empty((X.shape[0], Ho, Wo, K), dtype)
-    if groups == 1 and len(X) < workers.count() and Y.size * r * s * C >= _WORTH:
+    if groups == 1 and 2 * len(X) <= workers.count() and _WORTH <= Y.size * r * s * C <= _WORTH << 6:
         _convolve_together(X, W.reshape(r * s * C, K), window, Y)
         add_terms(Y, slice(None), b, E, R)
         return Y

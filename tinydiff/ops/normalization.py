@@ -242,7 +242,7 @@ def _pixels_per_row(pixels: int, channels: int, alone: bool) -> int:
     if alone:
         least = -(-_BUFFER // max(channels, 1))
         return next((n for n in range(least, pixels) if pixels % n == 0), max(pixels, 1))
-    most = min(pixels, max(1, _ROW // channels))
+    most = min(pixels, max(1, _ROW // max(channels, 1)))
     return next((n for n in range(most, 1, -1) if pixels % n == 0), 1)
 
 

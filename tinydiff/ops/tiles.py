@@ -104,7 +104,7 @@ class Reader:
         first = max(0, -vertical.before) * row + 4 * channels.start  # of the rows and channels of the images
         strides = column, row, image, horizontal.step * column
         self.copies = []
-        for tap, tile, left in horizontal.spans(taps, W):
+        for tap, tile, left in horizontal.spans(taps, W) if top < bottom else ():
             into = to[tap, inside, :, tile]
             self.copies.append((into, (*into.shape[:2], N, into.shape[3]), first + left * column, strides))
 
