@@ -379,3 +379,14 @@ def test_no_addresses_are_taken_where_they_are_limited():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     _, free, size = done.stdout.split()
     assert free == "False" and int(size) < 1 << 30
+
+
+def test_threads_that_were_only_just_asked_end_all_the_same():
+    """As after an interruption, when nobody waited for them."""
+    for _ in range(100):
+        done = []
+        pool = workers._Pool(2)
+        for helper in pool.helpers:
+            helper.begin(lambda done=done: done.append(1))
+        pool.close()
+        assert done == [1, 1] and not any(helper.is_alive() for helper in pool.helpers)

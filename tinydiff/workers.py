@@ -41,18 +41,20 @@ class _Helper(threading.Thread):
         self._go, self._done = threading.Lock(), threading.Lock()  # released by one thread, acquired by the other
         self._go.acquire()
         self._done.acquire()
+        self.busy = False  # from `begin` to the end of `wait`, also when that is interrupted
         self._work: Callable[[], Any] | None = None
         self._outcome: tuple[Any, BaseException | None] = None, None
         self.start()
 
     def begin(self, work: Callable[[], Any] | None) -> None:
         """Starts the work; None ends the thread."""
-        self._work = work
+        self._work, self.busy = work, work is not None
         self._go.release()
 
     def wait(self) -> tuple[Any, BaseException | None]:
         """The result of the work, or the error that it raised."""
         self._done.acquire()
+        self.busy = False
         outcome, self._outcome = self._outcome, (None, None)
         return outcome
 
@@ -99,6 +101,8 @@ class _Pool:
 
     def close(self) -> None:
         for helper in self.helpers:
+            if helper.busy:  # it may not even have begun
+                helper.wait()
             helper.begin(None)
             helper.join()
 
