@@ -276,7 +276,7 @@ def test_help_shows_every_default():
         assert default in done.stdout
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a device that is always full")
 @pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize(
     "words", [["info", "RUN"], ["sample", "RUN", "--n", "1", "--steps", "1"], ["gradcheck", "HOMEWORK"]]
@@ -290,7 +290,7 @@ def test_output_to_a_full_device(words, buffered, run, tmp_path):
     assert (done.returncode, done.stderr) == (1, "tinydiff: the output cannot be written: No space left on device\n")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="closed pipes as POSIX has them")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE and no status 141")
 @pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
 def test_nobody_reads_the_output(buffered, run):
     command = [sys.executable, *["-u"] * (not buffered), "-m", "tinydiff", "info", str(run)]

@@ -106,7 +106,7 @@ def test_a_system_that_tells_nothing(tmp_path, monkeypatch):
     assert machine.processors() >= 1 and machine.processor_name()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's figures")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which only Linux has")
 def test_resident_memory_grows_with_what_is_held():
     script = """if True:
         from tinydiff import machine

@@ -103,7 +103,7 @@ def test_bytes_for_people():
     assert shown == ["0 bytes", "1023 bytes", "1.5 KiB", "200 KiB", "5.0 MiB", "3.0 GiB", "5000 GiB"]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory as Linux tells it")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which only Linux has")
 def test_a_real_run_needs_what_was_estimated(tmp_path):
     """In processes of their own: what one needs, and what the other says that it needs."""
     import subprocess

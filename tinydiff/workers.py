@@ -88,10 +88,8 @@ class _Pool:
         finally:
             try:
                 outcomes = [helper.wait() for helper in busy]
-            except (
-                BaseException
-            ):  # an interruption: helpers that may be at work are not asked again, and keep the memory
-                forget_workspaces()
+            except BaseException:  # an interruption
+                forget_workspaces()  # helpers that may be at work keep this memory, and are not asked again
                 raise
             self.free.release()
         for _, error in outcomes:

@@ -46,6 +46,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff import workers
+from tinydiff.ops.products import LIMIT
 from tinydiff.ops.tiles import Axis, Reader, Writer, aligned, frequencies, items, multiply_lines
 from tinydiff.ops.windows import Window
 from tinydiff.tape import is_recording
@@ -57,8 +58,7 @@ Shape = tuple[int, ...]
 Terms = Sequence[Array | None]  # b (K,), E (N, K) and R (N, Ho, Wo, K), what is added to a convolution
 
 TILE = 4  # outputs of a tile along one axis; with 3 filter taps it reads TILE + 2 inputs
-_LIMIT = 1_000_000  # multiplications up to which OpenBLAS does not pack the operands,
-_LIMIT_TRANSPOSED = 1 << 18  # and where the second is transposed (measured)
+_LIMIT_TRANSPOSED = 1 << 18  # multiplications of a small product whose second matrix is transposed (measured)
 _ROWS = 64  # rows in one product, at most
 _FEW = 32  # rows for which a transposed matrix of filters is as good as a copy
 _PANEL = 1 << 14  # entries of U_f in one product, at most; twice as many up to _ROWS tiles (measured)
@@ -379,7 +379,7 @@ def transform_filters_back(L_U: Array, G_T: Array) -> Array:
 def _multiply(V: Array, U: Array, out: Array) -> None:
     """V (F F, T, C) times U (F F, C, k), in products of equal numbers of rows and one of what is left."""
     (F, T, C), k = V.shape, U.shape[2]
-    limit = _LIMIT if U.strides[2] == U.itemsize else _LIMIT_TRANSPOSED
+    limit = LIMIT if U.strides[2] == U.itemsize else _LIMIT_TRANSPOSED
     rows = max(1, min(_ROWS, limit // (C * k)))
     rows = -(-T // -(-T // rows))
     whole = T // rows * rows
@@ -394,9 +394,9 @@ def _multiply_transposed(V: Array, Z: Array) -> Array:
     (F, T, C), k = V.shape, Z.shape[2]
     D = aligned("L_U", (F,), C * k).reshape(F, C, k)
     c = C
-    while c > 16 and c % 2 == 0 and c * T * k > _LIMIT:
+    while c > 16 and c % 2 == 0 and c * T * k > LIMIT:
         c //= 2
-    if c * T * k > _LIMIT:
+    if c * T * k > LIMIT:
         c = C
     np.matmul(V.reshape(F, T, C // c, c).transpose(0, 2, 3, 1), Z[:, None], out=D.reshape(F, C // c, c, k))
     return D
