@@ -292,3 +292,18 @@ def test_attention_calls_whatever_projects(rng):
     module.to_v = twice
     expected = td.ops.attention(before[0] + 1, before[1], 2 * before[2])
     np.testing.assert_allclose(module(x).data, x + module.to_out[0](expected).data, atol=1e-6)
+
+    keys = module.to_k
+    keys.forward = lambda x: nn.Linear.forward(keys, x) * 3
+    expected = td.ops.attention(before[0] + 1, 3 * before[1], 2 * before[2])
+    np.testing.assert_allclose(module(x).data, x + module.to_out[0](expected).data, atol=1e-6)
+
+
+def test_a_forward_that_was_replaced_is_called_although_all_are_linear(rng):
+    x, layers = rng.standard_normal((2, 3)), [nn.Linear(3, 4), nn.Linear(3, 4, bias=False)]
+    ys = nn.project(x, layers)
+    assert all(type(op := y._node.op).__name__ == "Linears" and op is ys[0]._node.op for y in ys)
+    layers[1].forward = lambda x: 5
+    y, five = nn.project(x, layers)
+    np.testing.assert_array_equal(y.data, ys[0].data)
+    assert five == 5

@@ -87,20 +87,6 @@ def test_a_new_network_is_as_good_as_zero_and_yet_learns_everywhere(rng):
     assert all(p.grad is not None and np.abs(p.grad).max() > 0 for p in unet.parameters())
 
 
-def test_time_embedding():
-    t, half = np.array([0, 1, 999]), 4
-    for shift, flip in ((1, False), (0, False), (0, True)):
-        table = time_embedding(t, 9, shift, flip, np.float64)
-        for row, time in zip(table, t, strict=True):
-            angles = [time * 10000 ** (-i / (half - shift)) for i in range(half)]
-            sines, cosines = [math.sin(a) for a in angles], [math.cos(a) for a in angles]
-            expected = [*cosines, *sines, 0] if flip else [*sines, *cosines, 0]
-            np.testing.assert_allclose(row, expected, rtol=0, atol=1e-12)
-    assert time_embedding(t, 8).dtype == np.float32
-    exact = time_embedding(t, 8, dtype=np.float64)
-    np.testing.assert_array_equal(time_embedding(t, 8), exact.astype(np.float32))  # not computed in float32
-
-
 def test_time_counts_from_one_and_is_one_number_or_one_for_each_image(rng):
     unet = randomised(tiny(), rng, np.float64)
     x = rng.normal(size=(3, 8, 8, 2))

@@ -64,8 +64,7 @@ class Function:
         """Runs forward on the inputs' arrays and records it. Inputs: tensors, arrays, numbers or None; options go to
         forward as they are. Returns a tensor, or a tuple of them if forward returns a tuple."""
         op = cls()
-        tensors = [x for x in inputs if isinstance(x, _tensor_type)]
-        arrays = _arrays(inputs, cls.__name__)
+        tensors, arrays, op.shapes = _read(inputs, cls.__name__)
         recording = is_recording()
         if recording:
             edges = tuple([edge_to(x) if isinstance(x, _tensor_type) else None for x in inputs])
@@ -74,7 +73,6 @@ class Function:
         else:
             note_inputs(tensors)
             op.needs = (False,) * len(inputs)
-        op.shapes = tuple([None if a is None else getattr(a, "shape", ()) for a in arrays])
 
         observer = current_observer()
         results = op.forward(*arrays, **options) if observer is None else observer(op, "forward", arrays, options)
@@ -119,18 +117,29 @@ class Function:
         self.__dict__.clear()
 
 
-def _arrays(inputs: tuple[Any, ...], name: str) -> list[Any]:
-    """The plain arrays of the inputs. Numbers beside an array stay numbers, so that they take its dtype."""
-    arrays = [x.data if isinstance(x, _tensor_type) else x for x in inputs]
-    if all([a is None or isinstance(a, np.ndarray) for a in arrays]):
-        return arrays
+def _read(inputs: tuple[Any, ...], name: str) -> tuple[list[Any], list[Any], tuple[Any, ...]]:
+    """The tensors among the inputs, the plain arrays of all inputs, and their shapes; in one loop, as it runs for every
+    operation. Numbers beside an array stay numbers, so that they take its dtype."""
+    tensors, arrays, shapes, usual = [], [], [], True
+    for x in inputs:
+        if isinstance(x, _tensor_type):
+            tensors.append(x)
+            x = x.data
+        arrays.append(x)
+        if isinstance(x, np.ndarray):
+            shapes.append(x.shape)
+        else:
+            shapes.append(None)
+            usual = usual and x is None
+    if usual:
+        return tensors, arrays, tuple(shapes)
     devices = {device_of(a) for a in arrays if is_array(a)}
     if len(devices) > 1:
         raise ValueError(f"{name}: the inputs are on different devices (cpu and cuda); move them with .to(device)")
     for i, a in enumerate(arrays):
         if not (a is None or is_array(a) or (devices and isinstance(a, int | float))):
             arrays[i] = np.asarray(a) if isinstance(a, np.generic) else np.asarray(a, np.float32)
-    return arrays
+    return tensors, arrays, tuple([None if a is None else getattr(a, "shape", ()) for a in arrays])
 
 
 def _as_arrays(results: tuple[Any, ...], arrays: list[Any], name: str) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ same program makes the same weights each time; `manual_seed` starts it anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -259,6 +259,18 @@ class Linear(Module):
         return ops.linear(x, self.weight, self.bias)
 
 
+def project(x: Any, layers: Sequence[Any]) -> Sequence[Tensor]:
+    """layer(x) for each of the layers, in one operation unless somebody put something else in the place of a Linear."""
+    if all([is_still(layer, Linear) for layer in layers]):
+        return linears(x, [(layer.weight, layer.bias) for layer in layers])
+    return [layer(x) for layer in layers]
+
+
+def is_still(module: Any, *classes: type[Module]) -> bool:
+    """Whether the module computes what one of the classes defines: it is of no subclass and has no `forward` of its own."""
+    return type(module) in classes and "forward" not in vars(module)
+
+
 class Conv2d(Module):
     """Convolution of images: x (N, H, W, in_channels) -> (N, Ho, Wo, out_channels), weight (R, S, in_channels / groups,
     out_channels); see `ops.conv2d` for sizes, and for what stride, padding and dilation may be."""
@@ -387,12 +399,7 @@ class Attention(Module):
         shape = x.shape
         h = x if self.group_norm is None else self.group_norm(x)
         h = ops.reshape(h, shape[0], math.prod(shape[1:-1]), shape[-1])
-        projections = self.to_q, self.to_k, self.to_v
-        if all(type(project) is Linear for project in projections):
-            several = linears(h, [(project.weight, project.bias) for project in projections])
-        else:  # somebody put another module there
-            several = tuple(project(h) for project in projections)
-        q, k, v = (self._split(y) for y in several)
+        q, k, v = (self._split(y) for y in project(h, (self.to_q, self.to_k, self.to_v)))
         y = ops.attention(q, k, v)
         if self.heads > 1:
             y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), h.shape)

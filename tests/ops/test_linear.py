@@ -11,7 +11,7 @@ from tinydiff.kernels import matrix, on_host
 from tinydiff.ops import products, tall_products
 from tinydiff.ops.linear import linears
 from tinydiff.tensor import Tensor
-from tinydiff.workers import share_blocks, threads
+from tinydiff.workers import share_blocks, share_tasks, threads
 
 module = importlib.import_module("tinydiff.ops.linear")  # tinydiff.ops.linear is the function
 
@@ -117,6 +117,64 @@ def test_large_linears_fork_once_and_agree_with_float64(count, rng, monkeypatch)
         np.testing.assert_allclose(Y, X @ W + b, atol=6e-5)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_of_few_rows_each_thread_takes_layers(count, rng, monkeypatch):
+    """All layers have turns, in whatever thread, and none of the rows is taken apart."""
+    X, widths = rng.normal(size=(64, 256)).astype(np.float32), [64, 128, 64, 1, 256, 300, 64, 64]
+    Ws = [rng.normal(size=(256, M)).astype(np.float32) for M in widths]
+    bs = [None if i == 2 else rng.normal(size=M).astype(np.float32) for i, M in enumerate(widths)]
+    shared = []
+
+    def share(work, tasks):
+        shared.append(len(tasks))
+        return share_tasks(work, tasks)
+
+    monkeypatch.setattr(module, "share_tasks", share)
+    with threads(count):
+        Ys = module.linears_forward(X, Ws, bs)
+    assert shared == [len(widths)]
+    for Y, W, b in zip(Ys, Ws, bs, strict=True):
+        assert Y.dtype == np.float32
+        np.testing.assert_allclose(Y, X @ W.astype(np.float64) + (0 if b is None else b), atol=1e-4)
+
+
+@pytest.mark.parametrize("large", [True, False])
+@pytest.mark.parametrize("rows", [1, 5, 64, 65])
+def test_many_linears_and_their_gradients_agree_with_layers_one_by_one(rows, large, rng, monkeypatch):
+    """Also for gradients of the outputs that are broadcast, that have gaps, and that do not come."""
+    monkeypatch.setattr(module, "SHARED", 0 if large else 12 << 20)
+    widths = [8 + 4 * (i % 3) for i in range(9)]
+    X, Ws, L = rng.normal(size=(rows, 24)), [rng.normal(size=(24, M)) for M in widths], rng.normal(size=(rows, 88))
+    bs = [None if i == 4 else rng.normal(size=M) for i, M in enumerate(widths)]
+
+    def loss(ys):
+        """y_0 has no gradient, that of y_1 is one number everywhere, those of the others are columns of L."""
+        return ys[1].sum() + (ops.concatenate(ys[2:], axis=1) * L).sum()
+
+    def gradients(several, x):
+        layers = [(leaf(W), None if b is None else leaf(b)) for W, b in zip(Ws, bs, strict=True)]
+        ys = several(x, layers)
+        loss(ys).backward()
+        leaves = [term for layer in layers for term in layer if term is not None]
+        return [y.data for y in ys], [np.zeros(w.shape) if w.grad is None else w.grad for w in leaves]
+
+    def apart(x, layers):
+        return [ops.linear(x, w, b) for w, b in layers]
+
+    x, again = leaf(X), leaf(X)
+    with threads(2):
+        ours, constant = gradients(linears, x), gradients(linears, X)
+    truth = gradients(apart, again)
+    for a, b in zip([*ours[0], *ours[1], x.grad], [*truth[0], *truth[1], again.grad], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * rows * np.abs(b).max(initial=1))
+    for a, b in zip(constant[1], ours[1], strict=True):  # where x needs no gradient, the others are the same
+        np.testing.assert_array_equal(a, b)
+
+
+def test_no_layers_make_no_outputs():
+    assert linears(leaf(np.ones((2, 3))), []) == ()
+
+
 def test_large_linears_run_on_kernels_where_these_take_the_arrays(rng, monkeypatch):
     ran = []
 
@@ -160,9 +218,13 @@ def test_small_and_large_products_agree_with_float64(rows, cut, dtype, rng, monk
         np.testing.assert_allclose(ours, truth, atol=(1e-6 if dtype == np.float32 else 1e-14) * np.abs(truth).max())
 
 
-def test_a_bias_of_the_wider_type_widens_the_result():
-    y = ops.linear(np.ones((1, 2), np.float32), np.ones((2, 2), np.float32), np.full(2, 1 + 2.0**-40))
-    assert y.dtype == np.float64 and (y.data == 3 + 2.0**-40).all()
+@pytest.mark.parametrize("rows", [1, 300, 3000])  # a small product, a larger one, one for several threads
+def test_a_bias_of_the_wider_type_widens_the_result(rows):
+    x, w, b = np.ones((rows, 64), np.float32), np.ones((64, 64), np.float32), np.full(64, 1 + 2.0**-40)
+    with threads(2):
+        y, (several, narrow) = ops.linear(x, w, b), linears(x, [(w, b), (w, None)])
+    assert y.dtype == several.dtype == np.float64 and narrow.dtype == np.float32
+    assert (y.data == 65 + 2.0**-40).all() and (several.data == y.data).all() and (narrow.data == 64).all()
 
 
 MATMUL = [

@@ -1,5 +1,7 @@
 """tinydiff/ops/normalization.py against loops over groups, gradients by gradcheck."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -290,6 +292,18 @@ def test_runs_repeat_bit_for_bit(shape, n, rng):
         np.testing.assert_allclose(first[0], exact, atol=1e-5)
         for a, again in zip(first, run(), strict=True):
             np.testing.assert_array_equal(a, again)
+
+
+def test_threads_of_the_users_own_do_not_meet(rng):
+    """The memory that is kept for one image belongs to a thread: four of them normalise images of one size at once."""
+    images = rng.normal(size=(4, 1, 16, 16, 64)).astype(np.float32)
+    alone = [ops.group_norm(x, 32).data for x in images]
+
+    def often(i):
+        return all((ops.group_norm(images[i], 32).data == alone[i]).all() for _ in range(200))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(often, range(4)))
 
 
 def test_a_group_far_from_0_beside_others(rng):

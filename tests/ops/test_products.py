@@ -62,7 +62,7 @@ def test_large_products_are_cut(rng, monkeypatch, products_seen):
     for L, D, M in shapes:
         A, B, Y = rng.normal(size=(2, L, D)), rng.normal(size=(2, D, M)), np.empty((2, L, M))
         np.testing.assert_allclose(multiply(A, B, Y), A @ B, atol=1e-10)
-    cut = [n for n, ndim in products_seen if ndim == 5]
+    cut = [n for n, ndim in products_seen if ndim > 3]
     assert len(cut) == len(shapes) and all(n <= 100**3 for n in cut)
 
 
@@ -78,7 +78,7 @@ def test_what_would_not_gain_is_left_whole(rng, monkeypatch, products_seen):
     multiply_new(2049, 64, 64)  # no rows that divide it
     monkeypatch.setattr(products, "has_small_products", lambda: False)
     multiply_new(2048, 64, 64)  # OpenBLAS would copy the operands of every piece
-    assert [ndim for _, ndim in products_seen] == [2] * 4
+    assert [n for n, _ in products_seen] == [100**3, 2048 * 64 * 64, 2049 * 64 * 64, 2048 * 64 * 64]
 
 
 @pytest.mark.parametrize("small", [True, False])

@@ -51,7 +51,7 @@ def test_from_and_to_few_channels(N, H, W, few, many, window, threads, rng, monk
         for f, a, e in zip(found, again, exact, strict=True):
             close(f, e)
             np.testing.assert_array_equal(f, a)
-        if window.turned() is not None:
+        if window.turned is not None:
             first, second = ("convolve", "input_gradient") if few == C else ("input_gradient", "convolve")
             assert calls == [first, second, "weight_gradient"] * 2
         calls.clear()

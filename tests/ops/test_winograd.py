@@ -158,7 +158,7 @@ def test_any_division_of_the_work(division, shape, threads, monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("C", "K"), [(32, 32), (64, 96)])
+@pytest.mark.parametrize(("C", "K"), [(48, 32), (64, 96)])
 def test_small_convolutions_see_every_change_of_their_filters(C, K, threads, monkeypatch):
     """Transformed filters are kept, but only while the filters are the same."""
     monkeypatch.setattr(winograd, "_WORTH", 0)

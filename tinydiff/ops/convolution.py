@@ -39,6 +39,8 @@ from tinydiff.ops.windows import Window, add_terms, fold, image_blocks, unfold
 from tinydiff.tensor import Tensor
 from tinydiff.workers import share
 
+Shape = tuple[int, ...]
+
 _WORTH = 1 << 23  # multiplications of one image that are worth a second thread
 
 
@@ -142,11 +144,10 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = N
     dtype = xp.result_type(X, W, *(term for term in (b, E, R) if term is not None))
     if winograd.is_faster(X, W, (Ho, Wo), window, groups) and dtype == X.dtype:
         return winograd.convolve(X, W, (b, E, R), (Ho, Wo), window.before)
-    turned = window.turned()
     if dtype == X.dtype and thin.is_faster(C, K, groups, X, W):
         return thin.convolve(X, W, (b, E, R), window)
-    if dtype == X.dtype and turned is not None and thin.is_faster(K, C, groups, X, W):
-        return thin.input_gradient(X, thin.turn(W), (b, E, R), (len(X), Ho, Wo, K), turned)
+    if dtype == X.dtype and thin.is_faster(K, C, groups, X, W) and window.turned is not None:
+        return thin.input_gradient(X, thin.turn(W), (b, E, R), (len(X), Ho, Wo, K), window.turned)
     Y = xp.empty((X.shape[0], Ho, Wo, K), dtype)
     if groups == 1 and 2 * len(X) <= workers.count() and _WORTH <= Y.size * r * s * C <= _WORTH << 6:
         _convolve_together(X, W.reshape(r * s * C, K), window, Y)
@@ -193,7 +194,7 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Wi
     entry of the filter, so L_X is the convolution of L_Y with the filter turned by 180 degrees.
     """
     xp, (R, S, C, K) = array_module(L_Y), W.shape
-    turned = window.turned()
+    turned = window.turned
     if turned is not None:
         if winograd.is_faster(L_Y, W.swapaxes(2, 3), (shape[1], shape[2]), turned, groups):
             return winograd.convolve(L_Y, W, (None,) * 3, (shape[1], shape[2]), turned.before, turned=True)
@@ -223,7 +224,7 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: W
     N, Ho, Wo, _ = L_Y.shape
     if winograd.is_faster(X, L_Y, (Ho, Wo), window, groups):
         return winograd.weight_gradient(X, L_Y, window.before)
-    turned = window.turned()
+    turned = window.turned
     if thin.is_faster(C, K, groups, X, L_Y):
         return thin.weight_gradient(X, L_Y, shape, window)
     if turned is not None and thin.is_faster(K, C, groups, X, L_Y):
@@ -252,7 +253,7 @@ def patches(x: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilatio
     outside of the image. kernel_size: (R, S) or an int; the other arguments as for conv2d.
     """
     x = as_tensor(x)
-    _check_images("patches", x)
+    _check_images("patches", x.shape)
     window = Window.read("patches", kernel_size, stride, padding, dilation)
     window.check("patches", x.shape)
     return Patches.apply(x, window=window)
@@ -337,8 +338,9 @@ def conv_transpose2d(
     """
     name = "conv_transpose2d"
     x, w = as_tensor(x), as_tensor(w)
-    _check_images(name, x)
-    window = _read_weights(name, w, b, groups, stride, padding, dilation, (w.shape[2] * groups,) if w.ndim == 4 else ())
+    _check_images(name, x.shape)
+    outputs = (w.shape[2] * groups,) if w.ndim == 4 else ()
+    window = _read_weights(name, w.shape, _shape(b), groups, stride, padding, dilation, outputs)
     if x.shape[3] != w.shape[3]:
         raise ValueError(f"{name}: x {x.shape} has {x.shape[3]} channels, w {w.shape} takes {w.shape[3]}")
     extra = pair(name, "output_padding", output_padding, 0)
@@ -357,32 +359,42 @@ def conv_transpose2d(
 
 def _read(name: str, x: Tensor, w: Tensor, b: Any, groups: int, stride: Any, padding: Any, dilation: Any) -> Window:
     """The window of a convolution whose arguments fit; ValueError in the name of the operation."""
+    plain = type(groups) is type(stride) is type(padding) is type(dilation) is int
+    # to check takes 10 microseconds, a tenth of a small convolution
+    fit = _known_fit if plain else _fit
+    return fit(name, x.shape, w.shape, _shape(b), groups, stride, padding, dilation)
+
+
+def _fit(
+    name: str, x: Shape, w: Shape, b: Shape | None, groups: int, stride: Any, padding: Any, dilation: Any
+) -> Window:
     _check_images(name, x)
-    window = _read_weights(name, w, b, groups, stride, padding, dilation, w.shape[3:4])
-    if x.shape[3] != w.shape[2] * groups:
-        raise ValueError(
-            f"{name}: x {x.shape} has {x.shape[3]} channels, w {w.shape} with groups={groups} takes {w.shape[2] * groups}"
-        )
-    window.check(name, x.shape)
+    window = _read_weights(name, w, b, groups, stride, padding, dilation, w[3:4])
+    if x[3] != w[2] * groups:
+        raise ValueError(f"{name}: x {x} has {x[3]} channels, w {w} with groups={groups} takes {w[2] * groups}")
+    window.check(name, x)
     return window
 
 
-def _check_images(name: str, x: Tensor) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"{name}: x must be images (N, H, W, C), not of shape {x.shape}")
+_known_fit = lru_cache(1024)(_fit)
+
+
+def _shape(b: Any) -> Shape | None:
+    return None if b is None else as_tensor(b).shape
+
+
+def _check_images(name: str, x: Shape) -> None:
+    if len(x) != 4:
+        raise ValueError(f"{name}: x must be images (N, H, W, C), not of shape {x}")
 
 
 def _read_weights(
-    name: str, w: Tensor, b: Any, groups: int, stride: Any, padding: Any, dilation: Any, outputs: tuple[int, ...]
+    name: str, w: Shape, b: Shape | None, groups: int, stride: Any, padding: Any, dilation: Any, outputs: Shape
 ) -> Window:
-    if w.ndim != 4:
-        raise ValueError(f"{name}: w must be filters (R, S, C / groups, K), not of shape {w.shape}")
-    if not isinstance(groups, int) or groups < 1 or w.shape[3] % groups:
-        raise ValueError(f"{name}: the {w.shape[3]} filters of w {w.shape} do not divide into groups={groups}")
-    if b is not None and as_tensor(b).shape != outputs:
-        raise ValueError(f"{name}: b {as_tensor(b).shape} does not fit w {w.shape}; needed is {outputs}")
-    plain = type(stride) is type(padding) is type(dilation) is int
-    return (_window if plain else Window.read)(name, w.shape[:2], stride, padding, dilation)
-
-
-_window = lru_cache(256)(Window.read)  # reading takes 5 microseconds, a fiftieth of a small convolution
+    if len(w) != 4:
+        raise ValueError(f"{name}: w must be filters (R, S, C / groups, K), not of shape {w}")
+    if not isinstance(groups, int) or groups < 1 or w[3] % groups:
+        raise ValueError(f"{name}: the {w[3]} filters of w {w} do not divide into groups={groups}")
+    if b is not None and b != outputs:
+        raise ValueError(f"{name}: b {b} does not fit w {w}; needed is {outputs}")
+    return Window.read(name, w[:2], stride, padding, dilation)

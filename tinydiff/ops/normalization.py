@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from tinydiff.function import Function
 from tinydiff.kernels import accelerated
 from tinydiff.ops.arguments import as_real, as_tensor
 from tinydiff.tensor import Tensor
-from tinydiff.workers import long_rows, share_blocks, workspace
+from tinydiff.workers import long_rows, prepared, share_blocks, workspace
 
 _ROW = 1 << 11  # numbers in a row that is broadcast, at most: half or twice as many are 2 to 4 % slower
 _WHOLE = 1 << 13  # numbers of a small image: to write it as one row takes less time than to broadcast shorter ones,
@@ -62,33 +62,34 @@ def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool 
     mean, scale = xp.zeros((2, len(X), groups), layout.dtype)
     w, b = layout.affine(w, b, 0.5 if silu else 1)
 
-    def some(images: slice) -> None:
-        x, D = layout.rows(X[images]), layout.rows(Y[images])
+    def some(X: Any, Y: Any, mean: Any, scale: Any) -> None:
+        x, D = layout.rows(X), layout.rows(Y)
         H = layout.scratch("H", D.shape)
         # With the mean k of the group's first row, the mean d of D = X - k is small, however far from 0 the numbers
         # are, so that mean(D^2) - d^2 is safe: if the row is a share q of the group, d^2 <= variance / q.
-        k = layout.group_means(layout.channel_sums(x[:, :1]), layout.share_of_row)
-        xp.subtract(x, layout.row(layout.channels(k)), out=D)
+        k = layout.group_means(x[:, :1], layout.of_row)
+        xp.subtract(x, layout.brief_row(layout.channels(k)), out=D)
         xp.multiply(D, D, out=H)
-        d = layout.group_means(layout.channel_sums(D))
-        r = layout.group_means(layout.channel_sums(H))
+        d, r = layout.group_means(D, layout.of_image), layout.group_means(H, layout.of_image)
         r -= d * d
         xp.maximum(r, 0, out=r)
         r += eps
         xp.sqrt(r, out=r)
         xp.reciprocal(r, out=r)
-        mean[images], scale[images] = k + d, r
-        factor, shift = layout.channels(r) * w, layout.channels(d)
+        xp.add(k, d, out=mean)
+        scale[...] = r
+        factor, shift = layout.channels(r), layout.channels(d)
+        factor *= w
         shift *= factor
         xp.subtract(b, shift, out=shift)
-        xp.multiply(D, layout.row(factor), out=H)
-        xp.add(H, layout.row(shift), out=H if silu else D)
+        xp.multiply(D, layout.brief_row(factor), out=H)
+        xp.add(H, layout.brief_row(shift), out=H if silu else D)
         if silu:
             xp.tanh(H, out=D)
             D += 1
             D *= H
 
-    layout.share(some, X)
+    layout.share(some, X, Y, mean, scale)
     return Y, mean, scale
 
 
@@ -116,12 +117,12 @@ def group_normalize_backward(
     half = 0.5 if silu else 1
     w, b = layout.affine(w, b, half)
 
-    def some(images: slice) -> None:
-        L, D = layout.rows(L_Y[images]), layout.rows(L_X[images])
+    def some(L_Y: Any, X: Any, L_X: Any, mean: Any, scale: Any, L_w: Any, L_b: Any) -> None:
+        L, D = layout.rows(L_Y), layout.rows(L_X)
         H, S = layout.scratch("H", D.shape), layout.scratch("S", D.shape)
-        r = layout.channels(scale[images])
+        r = layout.channels(scale)
         factor = layout.row(r * w)
-        xp.subtract(layout.rows(X[images]), layout.row(layout.channels(mean[images])), out=D)
+        xp.subtract(layout.rows(X), layout.row(layout.channels(mean)), out=D)
         if silu:
             xp.multiply(D, factor, out=H)
             H += layout.row(b)
@@ -132,22 +133,30 @@ def group_normalize_backward(
             xp.subtract(2, S, out=S)
             H *= S
             L = xp.multiply(H, L, out=H)  # twice the L above, as w is half of it
-        sums, sums_Z = layout.channel_sums(L), layout.channel_sums(xp.multiply(L, D, out=S))
-        sums_Z *= r
-        L_b[images], L_w[images] = sums, sums_Z
+        L_b[...] = layout.channel_sums(L, layout.of_image)
+        L_w[...] = layout.channel_sums(xp.multiply(L, D, out=S), layout.of_image)
+        L_w *= r
         if needs[0]:
-            along = layout.channels(layout.group_means(sums_Z * w))
+            along = layout.channels(layout.means(L_w * w, layout.of_image))
             along *= r * r
             D *= layout.row(along)
-            D += layout.row(layout.channels(layout.group_means(sums * w)) * r)
+            D += layout.row(layout.channels(layout.means(L_b * w, layout.of_image)) * r)
             xp.subtract(xp.multiply(L, factor, out=H), D, out=D)
 
-    layout.share(some, X)
+    layout.share(some, L_Y, X, L_X, mean, scale, L_w, L_b)
     return (
         L_X if needs[0] else None,
         half * L_w.sum(0) if needs[1] else None,
         half * L_b.sum(0) if needs[2] else None,
     )
+
+
+class _Pixels(NamedTuple):
+    """What sums are multiplied with: over n pixels with ones (1, n), and over the channels of a group with their equal
+    shares (size,) in a mean over n pixels."""
+
+    ones: Any
+    shares: Any
 
 
 class _Layout:
@@ -156,48 +165,62 @@ class _Layout:
     As rows (n, rows, L) of several pixels each, since long rows are broadcast faster (`products.py`). Values of groups
     are arrays (n, groups), those of channels (n, C).
 
-    An image alone takes 30 to 60 microseconds, most of which are those of starting some 35 operations on small arrays,
-    so here is what costs least (measured): layouts are kept; a product with a vector of equal shares is a mean over the
-    few channels of a group in a quarter of the time of `mean`; `repeat` spreads values of groups in a third of that of
-    broadcasting them.
+    An image alone takes 25 to 60 microseconds, most of which are those of starting some 35 operations on small arrays,
+    so here is what costs least (measured): layouts are kept, with the memory that an image alone needs, so they belong
+    to one thread; a product with a vector of equal shares is a mean over the few channels of a group in a quarter of the
+    time of `mean`; `repeat` spreads values of groups in a third of that of broadcasting them.
     """
 
     def __init__(self, xp: Any, shape: tuple[int, ...], groups: int, dtype: Any, alone: bool) -> None:
-        self.xp, self.dtype = xp, dtype
-        self.pixels, self.C = math.prod(shape[:-1]), shape[-1]
-        self.size = self.C // groups  # channels of a group
-        self.repeat = _pixels_per_row(self.pixels, self.C, alone)
-        self.lines = self.pixels // self.repeat
-        self.long = not alone and self.lines > 1  # rows for `long_rows`
-        self.ones = xp.ones((1, self.pixels), dtype)
-        self.share_of_row = xp.full(self.size, 1 / max(self.repeat * self.size, 1), dtype)
-        self.share_of_image = xp.full(self.size, 1 / max(self.pixels * self.size, 1), dtype)
+        self.xp, self.dtype, self.alone = xp, dtype, alone
+        self.C, self.groups, self.size = shape[-1], groups, shape[-1] // groups  # channels: all, those of a group
+        pixels = math.prod(shape[:-1])
+        self.repeat = _pixels_per_row(pixels, self.C, alone)
+        self.lines, self.length = pixels // self.repeat, self.repeat * self.C
+        self.of_image, self.of_row = (
+            _Pixels(xp.ones((1, n), dtype), xp.full(self.size, 1 / max(n * self.size, 1), dtype))
+            for n in (pixels, self.repeat)
+        )
+        if alone:
+            self.row_alone = xp.empty((1, self.repeat, self.C), dtype)
+            self.row_alone_flat = self.row_alone.reshape(1, 1, self.length)
+            self.scratch_alone = {name: self._workspace(name, (1, self.lines, self.length)) for name in "HS"}
 
     def rows(self, X: Any) -> Any:
         """(n, ..., C) as (n, rows, L)."""
-        return X.reshape(len(X), self.lines, self.repeat * self.C)
+        return X.reshape(-1, self.lines, self.length)
 
     def row(self, values: Any) -> Any:
         """Values of channels as a row (n, 1, L) for all pixels."""
         row = self.xp.empty((len(values), self.repeat, self.C), self.dtype)
         row[...] = values[:, None]
-        return row.reshape(len(values), 1, self.repeat * self.C)
+        return row.reshape(-1, 1, self.length)
+
+    def brief_row(self, values: Any) -> Any:
+        """The same, valid until the next such row."""
+        if not self.alone:
+            return self.row(values)
+        self.row_alone[...] = values
+        return self.row_alone_flat
 
     def channels(self, values: Any) -> Any:
         """Values of groups as values of channels."""
         return values.repeat(self.size, 1)
 
-    def channel_sums(self, rows: Any) -> Any:
+    def channel_sums(self, rows: Any, of: _Pixels) -> Any:
         """Sums over pixels, by products with ones, which are the fastest way to sum: (n, rows, L) -> (n, C)."""
-        n, pixels = len(rows), rows.shape[1] * self.repeat
-        if n == 1:  # a product of two matrices starts in half the time of one of stacks
-            return self.ones[:, :pixels].dot(rows.reshape(pixels, self.C))
-        return (self.ones[:, :pixels] @ rows.reshape(n, pixels, self.C)).reshape(n, self.C)
+        if self.alone:  # a product of two matrices starts in half the time of one of stacks
+            return of.ones.dot(rows.reshape(-1, self.C))
+        n = len(rows)
+        return (of.ones @ rows.reshape(n, -1, self.C)).reshape(n, self.C)
 
-    def group_means(self, sums: Any, share: Any = None) -> Any:
-        """Means over groups, of the whole image or of a row, from sums over its pixels: (n, C) -> (n, groups)."""
-        share = self.share_of_image if share is None else share
-        return sums.reshape(-1, self.size).dot(share).reshape(len(sums), -1)
+    def means(self, sums: Any, of: _Pixels) -> Any:
+        """Means over groups from sums over pixels: (n, C) -> (n, groups)."""
+        return sums.reshape(-1, self.size).dot(of.shares).reshape(-1, self.groups)
+
+    def group_means(self, rows: Any, of: _Pixels) -> Any:
+        """(n, rows, L) -> (n, groups)."""
+        return self.means(self.channel_sums(rows, of), of)
 
     def affine(self, w: Any, b: Any, factor: float) -> tuple[Any, Any]:
         """Weight and bias times the factor, as values of channels (1, C)."""
@@ -206,28 +229,34 @@ class _Layout:
         return w[None] * factor, b[None] * factor
 
     def scratch(self, name: str, shape: tuple[int, ...]) -> Any:
-        return workspace(name, shape, self.dtype, self.xp)
+        """Memory for rows, "H" or "S"."""
+        return self.scratch_alone[name] if self.alone else self._workspace(name, shape)
 
-    def share(self, work: Callable[[slice], None], X: Any) -> None:
-        """work(images) for blocks of images, spread over the threads; none for no numbers."""
+    def _workspace(self, name: str, shape: tuple[int, ...]) -> Any:
+        return workspace(f"{name} of a normalisation", shape, self.dtype, self.xp)
+
+    def share(self, work: Callable[..., None], X: Any, *others: Any) -> None:
+        """work(X, *others) for blocks of images, spread over the threads; none for no numbers."""
+        if self.alone:
+            work(X, *others)
+            return
 
         def some(images: slice) -> None:
-            with long_rows(self.repeat * self.C):
-                work(images)
+            with long_rows(self.length if self.lines > 1 else 0):
+                work(X[images], *(A[images] for A in others))
 
         if X.size:
-            share_blocks(some if self.long else work, X, small=_SMALL)
-
-
-_known_layout = lru_cache(maxsize=128)(_Layout)
+            share_blocks(some, X, small=_SMALL)
 
 
 def _layout(X: Any, w: Any, b: Any, groups: int) -> _Layout:
     """The layout of X's images and of the widest dtype. Those of the CPU are kept; on a GPU, which may be one of several,
     they would keep arrays there."""
-    xp = array_module(X)
+    xp, alone = array_module(X), len(X) == 1 and X.size > 0
     dtype = xp.result_type(*[a for a in (X, w, b) if a is not None])
-    return (_known_layout if xp is np else _Layout)(xp, X.shape[1:], groups, dtype, len(X) == 1)
+    if xp is np:
+        return prepared(_Layout, xp, X.shape[1:], groups, dtype, alone)
+    return _Layout(xp, X.shape[1:], groups, dtype, alone)
 
 
 @cache

@@ -16,7 +16,7 @@ Measured on cores with AVX-512, OpenBLAS 0.3.31 and NumPy 2.4, in one thread:
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,15 @@ _FEW = 1 << 15  # numbers for which a longer row does not pay
 
 def multiply(A: Any, B: Any, out: Any) -> Any:
     """out = A B for A (n, L, D), B (n, D, M), out (n, L, M), or all without n."""
-    xp, (L, D), M = array_module(out), A.shape[-2:], B.shape[-1]
+    xp, (*stack, L, D), M = array_module(out), A.shape, B.shape[-1]
     # A transposed B is left whole: small products with one are slower.
-    if L * D * M <= LIMIT or xp is not np or B.strides[-1] != B.itemsize or not (columns := _columns(L, D, M)):
+    if L * D * M <= LIMIT or xp is not np or B.strides[-1] != B.itemsize:
         return xp.matmul(A, B, out=out)
+    rows, columns = _cut(L, D, M, has_small_products())
+    if columns == M:
+        cut = (*stack, L // rows, rows)
+        xp.matmul(A.reshape(*cut, D), B[..., None, :, :], out=out.reshape(*cut, M))
+        return out
     return multiply_panels(A, B.reshape(*B.shape[:-1], M // columns, columns).swapaxes(-2, -3), out)
 
 
@@ -63,14 +68,15 @@ def panel_width(D: int, M: int) -> int:
     return next(fits, M) if has_small_products() else M
 
 
-def _columns(L: int, D: int, M: int) -> int | None:
-    """The columns of B that a small product takes of (L, D) (D, M); None to leave it whole."""
-    if has_small_products():
+@lru_cache(1024)
+def _cut(L: int, D: int, M: int, small: bool) -> tuple[int, int]:
+    """(rows of A, columns of B) that one product takes of (L, D) (D, M), where small products gain or not."""
+    if small:
         if L % _ROWS[0] == 0 and _ROWS[0] * D * M <= LIMIT:
-            return M
-        if M % _COLUMNS == 0 and _rows(L, D, _COLUMNS):
-            return _COLUMNS
-    return None
+            return _ROWS[0], M
+        if M % _COLUMNS == 0 and (rows := _rows(L, D, _COLUMNS)):
+            return rows, _COLUMNS
+    return L, M
 
 
 def _rows(L: int, D: int, columns: int) -> int | None:

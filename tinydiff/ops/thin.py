@@ -29,8 +29,9 @@ _BLOCK = 1 << 17  # entries of patches at once
 
 def is_faster(few: int, many: int, groups: int, *arrays: Any) -> bool:
     """Whether a convolution between these numbers of channels is computed here; float64 is left to the definition."""
-    single = all(isinstance(a, np.ndarray) and a.dtype == np.float32 for a in arrays)
-    return single and groups == 1 and few <= FEW < many
+    return (
+        few <= FEW < many and groups == 1 and all(isinstance(a, np.ndarray) and a.dtype == np.float32 for a in arrays)
+    )
 
 
 def convolve(X: Array, W: Array, terms: Terms, window: Window) -> Array:

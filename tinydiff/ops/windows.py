@@ -7,14 +7,16 @@ thread keeps, because touching fresh pages costs more than the arithmetic.
 
 from __future__ import annotations
 
-import threading
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.ops.arguments import pair
+from tinydiff.workers import workspace
 
 _BLOCK = (
     1 << 19
@@ -40,7 +42,7 @@ class Window:
             pair(name, "dilation", dilation, 1),
         )
 
-    @property
+    @cached_property
     def extent(self) -> tuple[int, int]:
         """Pixels from the first to the last that a patch reads, vertically and horizontally."""
         (R, S), (d, e) = self.size, self.dilation
@@ -55,6 +57,11 @@ class Window:
     def padded(self) -> bool:
         return self.padding != ((0, 0), (0, 0))
 
+    @cached_property
+    def takes_pixels(self) -> bool:
+        """Whether every patch is one pixel, and every pixel a patch."""
+        return self.size == self.stride == (1, 1) and not self.padded
+
     def output_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """(Ho, Wo) for images of shape (N, H, W, C)."""
         ((top, bottom), (left, right)), (e, f), (a, b) = self.padding, self.extent, self.stride
@@ -68,6 +75,7 @@ class Window:
                 f"with padding {self.padding}"
             )
 
+    @cached_property
     def turned(self) -> Window | None:
         """The window by which the input gradient is a convolution of the output gradient: stride 1, and as padding what
         is missing to a full overlap. None where stride or padding rule that out."""
@@ -82,24 +90,6 @@ def _read_padding(name: str, padding: Any) -> tuple[tuple[int, int], tuple[int, 
         return pair(name, "padding", tuple(padding[0]), 0), pair(name, "padding", tuple(padding[1]), 0)
     vertical, horizontal = pair(name, "padding", padding, 0)
     return (vertical, vertical), (horizontal, horizontal)
-
-
-class _Memory(threading.local):
-    """Arrays that are used again, one for each purpose and thread."""
-
-    def __init__(self) -> None:
-        self.arrays: dict[Any, Any] = {}
-
-    def take(self, xp: Any, purpose: str, shape: tuple[int, ...], dtype: Any) -> Any:
-        """An array of the shape with arbitrary content, valid until the purpose's next call."""
-        size, key = int(np.prod(shape)), (xp.__name__, purpose, np.dtype(dtype).str)
-        kept = self.arrays.get(key)
-        if kept is None or kept.size < size:
-            kept = self.arrays[key] = xp.empty(size, dtype)
-        return kept[:size].reshape(shape)
-
-
-_memory = _Memory()
 
 
 def image_blocks(images: int, entries_per_image: int) -> list[slice]:
@@ -123,13 +113,28 @@ def unfold(X: Any, window: Window, reuse: bool = False, fill: float = 0) -> Any:
 
     reuse: the result lies in memory that the thread's next call overwrites.
     """
-    xp = array_module(X)
-    view = sliding_view(pad_images(X, window, fill, reuse), window, window.output_size(X.shape))
-    if window.size == (1, 1) and reuse and view.flags.c_contiguous:
-        return view
-    P = _memory.take(xp, "patches", view.shape, X.dtype) if reuse else xp.empty(view.shape, X.dtype)
-    P[...] = view
+    if reuse and window.takes_pixels and X.flags.c_contiguous:
+        return X[:, :, :, None, None]
+    xp, output_size = array_module(X), window.output_size(X.shape)
+    padded = pad_images(X, window, fill, reuse)
+    shape = (len(X), *output_size, *window.size, X.shape[3])
+    P = workspace("patches", shape, X.dtype, xp) if reuse else xp.empty(shape, X.dtype)
+    if xp is np and P.size and padded.flags.c_contiguous:
+        to, source = _rows_of_pixels(P, padded, window)
+        to[...] = source
+    else:
+        P[...] = sliding_view(padded, window, output_size)
     return P
+
+
+def _rows_of_pixels(P: Any, padded: Any, window: Window) -> tuple[Any, Any]:
+    """Patches P (N, Ho, Wo, R, S, C) and where they come from as opaque items, of S pixels where these are neighbours, else
+    of one: NumPy moves an item in the time of a few numbers."""
+    (n, h, w, _), (a, b), (d, e) = padded.strides, window.stride, window.dilation
+    axes = 4 if e == 1 else 5
+    item = np.dtype(f"V{math.prod(P.shape[axes:]) * P.itemsize}")
+    shape, strides = P.shape[:axes], (n, h * a, w * b, h * d, w * e)[:axes]
+    return np.ndarray(shape, item, P), np.ndarray(shape, item, padded, 0, strides)
 
 
 def fold(P: Any, shape: tuple[int, ...], window: Window) -> Any:
@@ -154,7 +159,7 @@ def pad_images(X: Any, window: Window, fill: float = 0, reuse: bool = False) -> 
     xp, (N, H, W, C) = array_module(X), X.shape
     (top, bottom), (left, right) = window.padding
     shape = (N, H + top + bottom, W + left + right, C)
-    padded = _memory.take(xp, "padded", shape, X.dtype) if reuse else xp.empty(shape, X.dtype)
+    padded = workspace("padded", shape, X.dtype, xp) if reuse else xp.empty(shape, X.dtype)
     padded[:, :top] = fill
     padded[:, top + H :] = fill
     padded[:, top : top + H, :left] = fill

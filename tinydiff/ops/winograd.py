@@ -65,13 +65,11 @@ _PANEL = 1 << 14  # entries of U_f in one product, at most; twice as many up to 
 _BLOCK = 1 << 19  # entries of V or M at once
 _TRANSFORM = 12  # multiplications in the time that one entry of V, M or U takes, for one frequency,
 _WORTH = 400_000  # and how many are worth a second thread: 0.25 ms
-_FORWARD = (
-    0.5  # tiles per filter up to which workers take filters: twice as many filters as tiles are transformed in a time,
-)
-_BACKWARD = 2  # and workers that take images have to add up their weight gradients (measured for batches of 1 to 8)
+# Tiles per filter up to which workers take filters: twice as many filters as tiles are transformed in a time, and workers
+_FORWARD, _BACKWARD = 0.5, 2  # that take images add up their weight gradients (measured for batches of 1 to 8)
 _SMALL = 1 << 13  # C K of filters that are kept in case they are used again,
 _RECENT = 128  # of so many convolutions: 200 MB at most
-_LITTLE = 1 << 14  # T C K below which the definition is faster
+_LITTLE = 1 << 14  # T C K up to which the definition is as fast, or faster
 
 
 class Transform(NamedTuple):
@@ -133,12 +131,20 @@ class Part(NamedTuple):
     filters: slice
 
 
+class Panel(NamedTuple):
+    """Some of a part's filters, as many as are best multiplied at once: M = V U for them."""
+
+    filters: slice
+    M: Array  # (F F, T, k)
+    products: list[tuple[Array, Array]]  # V and M in pieces: (F F, n, rows, C) and (F F, n, rows, k)
+
+
 class Step(NamedTuple):
     """Blocks of equally many images of a part, and where their frequencies go."""
 
     blocks: list[slice]
     V: Array  # (F F, T, C)
-    M: Array  # (F F, T, k)
+    panels: list[Panel]
     reader: Reader  # of X
     other: Any  # the Writer of Y, or in a weight gradient the Reader of L_Y
 
@@ -151,17 +157,18 @@ class Plan:
     """
 
     def __init__(
-        self, transform: str, shape: Shape, size: Size, before: Size, filters: int, count: int, gradient: bool = False
+        self, transform: str, shape: Shape, size: Size, before: Size, filters: int, count: int, use: str = "forward"
     ) -> None:
         """shape: of X; size: of the outputs; before: rows above and columns left of the input that the first tile reads;
-        count: of workers."""
+        count: of workers; use: "forward", "turned" (with turned filters) or "gradient" (of the weights)."""
         self.transform = TRANSFORMS[transform]
         self.inputs, self.outputs = shape, (shape[0], *size, filters)
         outputs, step = len(self.transform.A_T), self.transform.B_T.shape[1] - 2
         self.vertical, self.horizontal = (Axis(-(-n // outputs), step, m) for n, m in zip(size, before, strict=True))
         self.tiles = shape[0] * self.vertical.tiles * self.horizontal.tiles
-        self.parts = self._parts(count, _BACKWARD if gradient else _FORWARD)
-        self.steps = [[*self._steps(i, part, gradient)] for i, part in enumerate(self.parts)]
+        self.few = use == "turned" and self.tiles <= _FEW  # whether U is transposed
+        self.parts = self._parts(count, _BACKWARD if use == "gradient" else _FORWARD)
+        self.steps = [[*self._steps(i, part, use == "gradient")] for i, part in enumerate(self.parts)]
         self.by_filters = self.parts[-1].filters != self.parts[0].filters
         # whether each filter meets one block of images only
         blocks = max(sum(len(step.blocks) for step in steps) for steps in self.steps)
@@ -206,15 +213,17 @@ class Plan:
                 other = Reader(f"L_Y {name}", self.transform.A, self.outputs, down, right, k, M)
             else:
                 other = Writer(f"Y {name}", A_T, self.outputs, rows, k, M)
-            yield Step(same, _flat(V), _flat(M), reader, other)
+            yield Step(same, _flat(V), self._panels(part, _flat(V), _flat(M)), reader, other)
 
-    def panels(self, part: Part) -> list[tuple[slice, slice]]:
-        """The part's filters, as many at a time as are best multiplied at once, and their places in M."""
+    def _panels(self, part: Part, V: Array, M: Array) -> list[Panel]:
         few = 1 + (_length(part.images) * _length(part.rows) * self.horizontal.tiles <= _ROWS)
         K, first = _length(part.filters), part.filters.start
         width = min(max(few * _PANEL // self.inputs[3], 32), few * 64)
-        some = _cut(K, -(-K // width))
-        return [(slice(k.start + first, k.stop + first), k) for k in some]
+        limit = _LIMIT_TRANSPOSED if self.few else LIMIT
+        return [
+            Panel(slice(k.start + first, k.stop + first), M[..., k], _pieces(V, M[..., k], limit))
+            for k in _cut(K, -(-K // width))
+        ]
 
 
 def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, groups: int) -> bool:
@@ -224,17 +233,18 @@ def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, 
     float64 never is, so that gradient checks see the definition. The transforms cost about as much as products with 16
     channels, and their rounding must pay: below 16 channels on either side they lost (measured with 28x28 images). Tiles
     that stick out of the image are wasted work: with less than half of the multiplications saved (outputs of 1, 2 or 5
-    pixels squared, say) the definition won too, and where there is little to do at all: with 64 channels and 4 tiles it was
-    as fast, with filters that have been transformed before half as fast.
+    pixels squared, say) the definition won too, and where there is little to do at all: with 64 channels it took 0.74 of the
+    time for 4 tiles, as much for 8; in a network as much for 4 even where transformed filters are kept, whose memory it
+    spares.
     """
-    if not (enabled() and isinstance(X, np.ndarray) and X.dtype == other.dtype == np.float32 and groups == 1):
+    if not (isinstance(X, np.ndarray) and X.dtype == other.dtype == np.float32 and groups == 1):
         return False
     if (window.size, window.stride, window.dilation) != ((3, 3), (1, 1), (1, 1)):
         return False
     (Ho, Wo), C, K = output_size, X.shape[-1], other.shape[-1]
     tiles = -(-Ho // TILE) * -(-Wo // TILE)
-    few = min(C, K) < 16 or len(X) * tiles < 4 or len(X) * tiles * C * K < _LITTLE
-    return not few and 9 * Ho * Wo >= 2 * 36 * tiles
+    few = min(C, K) < 16 or len(X) * tiles < 4 or len(X) * tiles * C * K <= _LITTLE
+    return not few and 9 * Ho * Wo >= 2 * 36 * tiles and enabled()
 
 
 def enabled() -> bool:
@@ -244,13 +254,7 @@ def enabled() -> bool:
 
 
 def convolve(
-    X: Array,
-    W: Array,
-    terms: Terms,
-    size: Size,
-    before: Size,
-    transform: str = "F4",
-    turned: bool = False,
+    X: Array, W: Array, terms: Terms, size: Size, before: Size, transform: str = "F4", turned: bool = False
 ) -> Array:
     """X (N, H, W, C) with filters W (3, 3, C, K), plus terms -> (N, *size, K), all float32.
 
@@ -259,36 +263,35 @@ def convolve(
     """
     X, W = np.ascontiguousarray(X), np.ascontiguousarray(W)
     Y = np.empty((len(X), *size, W.shape[2 if turned else 3]), np.float32)
-    plan = prepared(Plan, transform, X.shape, size, before, Y.shape[3], workers.count())
+    use = "turned" if turned else "forward"
+    plan = prepared(Plan, transform, X.shape, size, before, Y.shape[3], workers.count(), use)
 
-    few = (
-        plan.tiles <= _ROWS and W.size <= 9 * _SMALL and not is_recording()
-    )  # in training filters change at every step
-    whole = _recent.transformed(W, transform, turned) if few else None
+    # in training filters change at every step
+    keep = plan.tiles <= _ROWS and W.size <= 9 * _SMALL and not is_recording()
+    kept = _recent.transformed(W, transform, turned) if keep else None
 
-    def filters(part: Part) -> Iterator[tuple[slice, Array]]:
-        """Panels of transformed filters and their places in M; with names of their own if they are used again."""
-        for i, (k, here) in enumerate(plan.panels(part)):
+    def filters(panels: list[Panel]) -> Iterator[Array]:
+        """Transformed filters (F F, 1, C, k) of the panels, with names of their own if they are used again."""
+        for i, (k, _, _) in enumerate(panels):
             name = "U" if plan.once else f"U {i}"
-            yield (
-                here,
-                transform_filters(W, k, plan.transform.G, turned, plan.tiles, name) if whole is None else whole[..., k],
-            )
+            U = transform_filters(W, k, plan.transform.G, turned, plan.few, name) if kept is None else kept[..., k]
+            yield U[:, None]
 
-    of_all = None if plan.by_filters or plan.once else [*filters(plan.parts[0])]
+    of_all = None if plan.by_filters or plan.once else [*filters(plan.steps[0][0].panels)]
 
-    def work(parts: Sequence[tuple[Part, list[Any]]]) -> None:
-        for part, steps in parts:
-            panels = of_all or (filters(part) if plan.once else [*filters(part)])
-            for blocks, V, M, read, write in steps:
-                for images in blocks:
+    def work(parts: Sequence[list[Any]]) -> None:
+        for steps in parts:
+            panels = steps[0][0].panels
+            Us = of_all or (filters(panels) if plan.once else [*filters(panels)])
+            for step, read, write in steps:
+                for images in step.blocks:
                     read(images)
-                    for k, U in panels:
-                        _multiply(V, U, M[..., k])
+                    for U, panel in zip(Us, step.panels, strict=True):
+                        for V, M in panel.products:
+                            np.matmul(V, U, out=M)
                     write(images)
 
-    steps = [[(s.blocks, s.V, s.M, s.reader.on(X), s.other.on(Y, *terms)) for s in steps] for steps in plan.steps]
-    share(work, [*zip(plan.parts, steps, strict=True)])
+    share(work, [[(step, step.reader.on(X), step.other.on(Y, *terms)) for step in steps] for steps in plan.steps])
     return Y
 
 
@@ -296,36 +299,34 @@ def weight_gradient(X: Array, L_Y: Array, before: Size, transform: str = "F4") -
     """L_W (3, 3, C, K) from X (N, H, W, C) and L_Y (N, Ho, Wo, K), all float32; sums over images in order."""
     (_, Ho, Wo, K), C = L_Y.shape, X.shape[3]
     X, L_Y = np.ascontiguousarray(X), np.ascontiguousarray(L_Y)
-    plan = prepared(Plan, transform, X.shape, (Ho, Wo), before, K, workers.count(), True)
+    plan = prepared(Plan, transform, X.shape, (Ho, Wo), before, K, workers.count(), "gradient")
     G_T, total = np.ascontiguousarray(plan.transform.G.T), np.zeros((3, 3, C, K), np.float32)
 
-    def work(parts: Sequence[tuple[Part, list[Any]]]) -> Array:
-        own = total if plan.by_filters or parts[0][0] is plan.parts[0] else np.zeros_like(total)
-        for part, steps in parts:
-            for blocks, V, L_M, read, read_gradient in steps:
-                for images in blocks:
+    def work(parts: Sequence[list[Any]]) -> Array:
+        own = total if plan.by_filters or parts[0] is bound[0] else np.zeros_like(total)
+        for steps in parts:
+            for step, read, read_gradient in steps:
+                for images in step.blocks:
                     read(images)
                     read_gradient(images)
-                    for k, here in plan.panels(part):
-                        own[..., k] += transform_filters_back(_multiply_transposed(V, L_M[..., here]), G_T)
+                    for k, L_M, _ in step.panels:
+                        own[..., k] += transform_filters_back(_multiply_transposed(step.V, L_M), G_T)
         return own
 
-    steps = [[(s.blocks, s.V, s.M, s.reader.on(X), s.other.on(L_Y)) for s in steps] for steps in plan.steps]
-    for own in share(work, [*zip(plan.parts, steps, strict=True)]):
+    bound = [[(step, step.reader.on(X), step.other.on(L_Y)) for step in steps] for steps in plan.steps]
+    for own in share(work, bound):
         if own is not total:
             total += own
     return total
 
 
-def transform_filters(
-    W: Array, k: slice, G: Array, turned: bool = False, rows: int = _ROWS + 1, name: str = "U"
-) -> Array:
+def transform_filters(W: Array, k: slice, G: Array, turned: bool = False, few: bool = False, name: str = "U") -> Array:
     """U = G w G^T for the filters k of W (3, 3, C, K) -> (F F, C, k); turned: of W (3, 3, K, C), turned by 180 degrees.
 
-    rows: of the matrices that U will be multiplied with. Where they are few, copying filters to turn them takes longer than
-    products with a transposed matrix, which run at 100 rather than 114 GFLOP/s.
+    few: they will meet few tiles. Then copying filters to turn them takes longer than products with a transposed matrix,
+    which run at 100 rather than 114 GFLOP/s, and U is transposed.
     """
-    w, few = (W[:, :, k], rows <= _FEW) if turned else (W[..., k], False)
+    w = W[:, :, k] if turned else W[..., k]
     if turned:
         G = np.ascontiguousarray(G[:, ::-1])
         w = w if few else w.swapaxes(2, 3)
@@ -355,7 +356,7 @@ class _Recent(threading.local):
         """U of all filters W, a C-contiguous array: (F F, C, K)."""
         key = W.__array_interface__["data"][0], W.shape, transform, turned
         before, U = self.filters.pop(key, (None, None))
-        if before is None or U is None or not np.array_equal(before, W):
+        if before is None or U is None or not (before == W).all():
             U = transform_filters(W, slice(0, W.shape[2 if turned else 3]), TRANSFORMS[transform].G, turned)
             before, U = W.copy(), U.copy()
         self.filters[key] = before, U  # the last one used comes last
@@ -376,17 +377,15 @@ def transform_filters_back(L_U: Array, G_T: Array) -> Array:
     return L_W.reshape(3, 3, C, K)
 
 
-def _multiply(V: Array, U: Array, out: Array) -> None:
-    """V (F F, T, C) times U (F F, C, k), in products of equal numbers of rows and one of what is left."""
-    (F, T, C), k = V.shape, U.shape[2]
-    limit = LIMIT if U.strides[2] == U.itemsize else _LIMIT_TRANSPOSED
+def _pieces(V: Array, M: Array, limit: int) -> list[tuple[Array, Array]]:
+    """V (F F, T, C) and M (F F, T, k) in small products of equal numbers of rows, and one of what is left."""
+    (F, T, C), k = V.shape, M.shape[2]
     rows = max(1, min(_ROWS, limit // (C * k)))
     rows = -(-T // -(-T // rows))
     whole = T // rows * rows
     cut = (F, whole // rows, rows)
-    np.matmul(V[:, :whole].reshape(*cut, C), U[:, None], out=out[:, :whole].reshape(*cut, k))
-    if whole < T:
-        np.matmul(V[:, whole:], U, out=out[:, whole:])
+    pieces = [(V[:, :whole].reshape(*cut, C), M[:, :whole].reshape(*cut, k))]
+    return pieces + ([(V[:, None, whole:], M[:, None, whole:])] if whole < T else [])
 
 
 def _multiply_transposed(V: Array, Z: Array) -> Array:
