@@ -264,3 +264,26 @@ def test_tiles_that_lie_wholly_outside_of_the_image(padding, threads, definition
     with workers.threads(threads):
         found = convolution.convolve(X, F, b, window)
     np.testing.assert_allclose(found, definition(X, F, b, L_Y, window)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("N", "H", "C", "K", "forward", "backward"),
+    [
+        (1, 8, 64, 64, False, False),  # too little to do
+        (1, 8, 128, 128, True, True),
+        (1, 8, 256, 128, False, True),  # large filters for 4 tiles
+        (2, 8, 256, 128, True, True),
+        (4, 4, 256, 128, True, True),
+        (1, 16, 256, 128, True, True),
+        (64, 28, 15, 64, False, False),  # few channels
+        (64, 5, 64, 64, False, False),  # tiles stick out
+    ],
+)
+def test_which_convolutions_are_computed_by_winograd(N, H, C, K, forward, backward, monkeypatch):
+    used = []
+    for name in ("convolve", "weight_gradient"):
+        original = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *a, f=original, name=name, **k: used.append(name) or f(*a, **k))
+    X, F, b, L_Y, window = problem(N, H, H, C, K, ((1, 1), (1, 1)))
+    three(*single(X, F, b, L_Y), window)
+    assert used.count("convolve") == forward + backward and used.count("weight_gradient") == backward

@@ -142,7 +142,7 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = N
     xp, (r, s, C, K) = array_module(X), W.shape
     Ho, Wo = window.output_size(X.shape)
     dtype = xp.result_type(X, W, *(term for term in (b, E, R) if term is not None))
-    if winograd.is_faster(X, W, (Ho, Wo), window, groups) and dtype == X.dtype:
+    if winograd.is_faster(X, W, (Ho, Wo), window, groups, gradient=False) and dtype == X.dtype:
         return winograd.convolve(X, W, (b, E, R), (Ho, Wo), window.before)
     if dtype == X.dtype and thin.is_faster(C, K, groups, X, W):
         return thin.convolve(X, W, (b, E, R), window)

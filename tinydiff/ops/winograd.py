@@ -69,6 +69,7 @@ _WORTH = 400_000  # and how many are worth a second thread: 0.25 ms
 _FORWARD, _BACKWARD = 0.5, 2  # that take images add up their weight gradients (measured for batches of 1 to 8)
 _SMALL = 1 << 13  # C K of filters that are kept in case they are used again,
 _RECENT = 128  # of so many convolutions: 200 MB at most
+_LARGE = 1 << 14  # C K of large filters
 _LITTLE = 1 << 14  # T C K up to which the definition is as fast, or faster
 
 
@@ -226,7 +227,7 @@ class Plan:
         ]
 
 
-def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, groups: int) -> bool:
+def is_faster(X: Any, other: Any, output_size: Size, window: Window, groups: int, gradient: bool = True) -> bool:
     """Whether a convolution, or its weight gradient, is computed here rather than by its definition; `other` is the array of
     weights, or L_Y, with K channels last.
 
@@ -235,7 +236,8 @@ def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, 
     that stick out of the image are wasted work: with less than half of the multiplications saved (outputs of 1, 2 or 5
     pixels squared, say) the definition won too, and where there is little to do at all: with 64 channels it took 0.74 of the
     time for 4 tiles, as much for 8; in a network as much for 4 even where transformed filters are kept, whose memory it
-    spares.
+    spares. Large filters that meet 4 tiles only (256 channels, one image of 8x8) cost more to transform than is won, but for
+    gradients, where the definition has to turn them first.
     """
     if not (isinstance(X, np.ndarray) and X.dtype == other.dtype == np.float32 and groups == 1):
         return False
@@ -244,6 +246,7 @@ def is_faster(X: Any, other: Any, output_size: tuple[int, int], window: Window, 
     (Ho, Wo), C, K = output_size, X.shape[-1], other.shape[-1]
     tiles = -(-Ho // TILE) * -(-Wo // TILE)
     few = min(C, K) < 16 or len(X) * tiles < 4 or len(X) * tiles * C * K <= _LITTLE
+    few = few or (not gradient and len(X) == 1 and tiles == 4 and C * K > _LARGE)
     return not few and 9 * Ho * Wo >= 2 * 36 * tiles and enabled()
 
 
