@@ -276,7 +276,7 @@ _workspaces = _Workspaces()
 
 def workspace(name: str, shape: tuple[int, ...], dtype: Any = np.float32, xp: Any = np) -> Any:
     """An array of the calling thread with arbitrary content, valid until the thread asks for the same name again."""
-    size, key = math.prod(shape), (name, np.dtype(dtype).char, xp.__name__)
+    size, key = math.prod(shape), (name, np.dtype(dtype), xp.__name__)
     kept = _workspaces.arrays.get(key)
     if kept is None or kept.size < size:
         kept = _workspaces.arrays[key] = xp.empty(size, dtype)

@@ -1,5 +1,6 @@
 """tinydiff/ops/normalization.py against loops over groups, gradients by gradcheck."""
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -292,6 +293,19 @@ def test_runs_repeat_bit_for_bit(shape, n, rng):
         np.testing.assert_allclose(first[0], exact, atol=1e-5)
         for a, again in zip(first, run(), strict=True):
             np.testing.assert_array_equal(a, again)
+
+
+def test_images_of_many_sizes_take_no_memory_each():
+    """Of each size that came by something is kept, but not rows or images."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for n in range(2003, 2303, 2):
+            ops.group_norm(np.zeros((1, n, 64), np.float32), 8)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 4 * 2303 * 64 * 4
 
 
 def test_threads_of_the_users_own_do_not_meet(rng):

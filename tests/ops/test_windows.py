@@ -1,11 +1,12 @@
 """tinydiff/ops/windows.py, and the patches that users see, against loops over every pixel of every patch."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
 
-from tinydiff import ops
+from tinydiff import ops, workers
 from tinydiff.ops.windows import Window, fold, image_blocks, unfold
 from tinydiff.tensor import Tensor
 
@@ -113,3 +114,25 @@ def test_unpatches_name_what_does_not_fit():
             ops.unpatches(rows, shape, 2)
     with pytest.raises((ValueError, TypeError), match=r"unpatches.*stride"):
         ops.unpatches(P, (1, 4, 4, 1), 2, 0)
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">i4", ">c16"])
+def test_numbers_of_the_other_byte_order(dtype, rng):
+    """Patches are moved as they lie, beside those of native order, whose memory is used again."""
+    x = rng.integers(-9, 9, (2, 6, 5, 3))
+    for padding in (0, 1):
+        native = x.astype(np.dtype(dtype).newbyteorder("="))
+        for given in (native, x.astype(dtype), native):
+            for reuse in (True, False):
+                window = Window.read("test", 3, 1, padding, 1)
+                np.testing.assert_array_equal(unfold(given, window, reuse), unfold(x.astype(float), window))
+
+
+def test_objects_keep_their_references():
+    thing = object()
+    x = np.full((1, 3, 3, 1), thing)
+    count = sys.getrefcount(thing)
+    for _ in range(5):
+        assert (unfold(x, Window.read("test", 2, 1, 0, 1), reuse=True) == thing).all()
+    workers.forget_workspaces()
+    assert sys.getrefcount(thing) == count

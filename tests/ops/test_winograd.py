@@ -267,6 +267,25 @@ def test_tiles_that_lie_wholly_outside_of_the_image(padding, threads, definition
 
 
 @pytest.mark.parametrize(
+    ("N", "H", "W", "C", "K", "threads"),
+    [
+        (3, 32, 32, 64, 128, 2),
+        (9, 16, 16, 64, 256, 2),
+        (4, 28, 28, 64, 128, 3),
+        (1, 60, 36, 64, 128, 2),
+        (3, 32, 32, 128, 64, 2),
+    ],
+)
+def test_workers_with_few_and_with_many_tiles_share_filters(N, H, W, C, K, threads):
+    """Images, or rows of tiles of one, do not divide evenly: some workers have up to 64 tiles, others more."""
+    X, F, b, L_Y, window = problem(N, H, W, C, K, ((1, 1), (1, 1)))
+    exact = three(X, F, b, L_Y, window)
+    with workers.threads(threads):
+        for f, e in zip(three(*single(X, F, b, L_Y), window), exact, strict=True):
+            np.testing.assert_allclose(f, e, rtol=0, atol=1e-5 * np.abs(e).max())
+
+
+@pytest.mark.parametrize(
     ("N", "H", "C", "K", "forward", "backward"),
     [
         (1, 8, 64, 64, False, False),  # too little to do

@@ -178,13 +178,13 @@ class _Layout:
         self.repeat = _pixels_per_row(pixels, self.C, alone)
         self.lines, self.length = pixels // self.repeat, self.repeat * self.C
         self.of_image, self.of_row = (
-            _Pixels(xp.ones((1, n), dtype), xp.full(self.size, 1 / max(n * self.size, 1), dtype))
+            _Pixels(_ones(n, dtype, xp), xp.full(self.size, 1 / max(n * self.size, 1), dtype))
             for n in (pixels, self.repeat)
         )
         if alone:
-            self.row_alone = xp.empty((1, self.repeat, self.C), dtype)
+            self.row_alone = self._workspace("row", (1, self.repeat, self.C))
             self.row_alone_flat = self.row_alone.reshape(1, 1, self.length)
-            self.scratch_alone = {name: self._workspace(name, (1, self.lines, self.length)) for name in "HS"}
+            self.scratch_alone: dict[str, Any] = {}
 
     def rows(self, X: Any) -> Any:
         """(n, ..., C) as (n, rows, L)."""
@@ -230,7 +230,11 @@ class _Layout:
 
     def scratch(self, name: str, shape: tuple[int, ...]) -> Any:
         """Memory for rows, "H" or "S"."""
-        return self.scratch_alone[name] if self.alone else self._workspace(name, shape)
+        if not self.alone:
+            return self._workspace(name, shape)
+        if name not in self.scratch_alone:
+            self.scratch_alone[name] = self._workspace(name, shape)
+        return self.scratch_alone[name]
 
     def _workspace(self, name: str, shape: tuple[int, ...]) -> Any:
         return workspace(f"{name} of a normalisation", shape, self.dtype, self.xp)
@@ -247,6 +251,11 @@ class _Layout:
 
         if X.size:
             share_blocks(some, X, small=_SMALL)
+
+
+def _ones(n: int, dtype: Any, xp: Any) -> Any:
+    """(1, n); those of the CPU are the beginning of an array that a thread keeps for all sizes up to a power of 2."""
+    return prepared(np.ones, (1, 1 << n.bit_length()), dtype)[:, :n] if xp is np else xp.ones((1, n), dtype)
 
 
 def _layout(X: Any, w: Any, b: Any, groups: int) -> _Layout:

@@ -119,7 +119,7 @@ def unfold(X: Any, window: Window, reuse: bool = False, fill: float = 0) -> Any:
     padded = pad_images(X, window, fill, reuse)
     shape = (len(X), *output_size, *window.size, X.shape[3])
     P = workspace("patches", shape, X.dtype, xp) if reuse else xp.empty(shape, X.dtype)
-    if xp is np and P.size and padded.flags.c_contiguous:
+    if xp is np and P.size and padded.flags.c_contiguous and not P.dtype.hasobject:
         to, source = _rows_of_pixels(P, padded, window)
         to[...] = source
     else:

@@ -167,13 +167,14 @@ class Plan:
         outputs, step = len(self.transform.A_T), self.transform.B_T.shape[1] - 2
         self.vertical, self.horizontal = (Axis(-(-n // outputs), step, m) for n, m in zip(size, before, strict=True))
         self.tiles = shape[0] * self.vertical.tiles * self.horizontal.tiles
-        self.few = use == "turned" and self.tiles <= _FEW  # whether U is transposed
+        self.few = use == "turned" and self.tiles <= _FEW  # whether U is transposed, if it was not kept
         self.parts = self._parts(count, _BACKWARD if use == "gradient" else _FORWARD)
+        most = max(_length(part.images) * _length(part.rows) for part in self.parts) * self.horizontal.tiles
+        self.wide = 1 + (most <= _ROWS)  # of panels; those of all parts are alike, since workers share filters
         self.steps = [[*self._steps(i, part, use == "gradient")] for i, part in enumerate(self.parts)]
         self.by_filters = self.parts[-1].filters != self.parts[0].filters
-        # whether each filter meets one block of images only
         blocks = max(sum(len(step.blocks) for step in steps) for steps in self.steps)
-        self.once = (self.by_filters or len(self.parts) == 1) and blocks == 1
+        self.once = (self.by_filters or len(self.parts) == 1) and blocks == 1  # whether each filter meets one block
 
     def _parts(self, count: int, tiles_per_filter: float) -> list[Part]:
         """A part for each worker, or a single one where there is too little to do.
@@ -217,9 +218,8 @@ class Plan:
             yield Step(same, _flat(V), self._panels(part, _flat(V), _flat(M)), reader, other)
 
     def _panels(self, part: Part, V: Array, M: Array) -> list[Panel]:
-        few = 1 + (_length(part.images) * _length(part.rows) * self.horizontal.tiles <= _ROWS)
         K, first = _length(part.filters), part.filters.start
-        width = min(max(few * _PANEL // self.inputs[3], 32), few * 64)
+        width = min(max(self.wide * _PANEL // self.inputs[3], 32), self.wide * 64)
         limit = _LIMIT_TRANSPOSED if self.few else LIMIT
         return [
             Panel(slice(k.start + first, k.stop + first), M[..., k], _pieces(V, M[..., k], limit))
