@@ -228,3 +228,19 @@ def test_time_embedding():
     assert time_embedding(t, 8).dtype == np.float32
     exact = time_embedding(t, 8, dtype=np.float64)
     np.testing.assert_array_equal(time_embedding(t, 8), exact.astype(np.float32))  # not computed in float32
+
+
+def test_a_class_whose_forward_was_replaced_is_called_as_before(rng, monkeypatch):
+    """As hooks and profilers do it: with the arguments of a ResBlock or a Linear that is called alone."""
+    unet = td.UNet(8, 1, channels=8, channel_mults=(1, 2), blocks_per_level=1, attention_resolutions=(), groups=4)
+    x, seen = rng.normal(size=(2, 8, 8, 1)).astype(np.float32), []
+    expected = unet(x, 3).data
+    blocks = sum(isinstance(module, ResBlock) for module in unet.modules())
+    block, linear = ResBlock.forward, td.nn.Linear.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(td.nn.Linear, "forward", lambda self, x: seen.append("linear") or linear(self, x))
+        np.testing.assert_allclose(unet(x, 3).data, expected, atol=1e-6)
+    assert seen.count("linear") == blocks + 2 + 4  # those of the time embedding, and of the attention in the middle
+    monkeypatch.setattr(ResBlock, "forward", lambda self, x, time: seen.append("block") or block(self, x, time))
+    np.testing.assert_allclose(unet(x, 3).data, expected, atol=1e-6)
+    assert seen.count("block") == blocks

@@ -234,10 +234,8 @@ class Sequential(Module):
 
 
 class Linear(Module):
-    """The fully connected layer x W + b: x (..., in_features) -> (..., out_features).
-
-    weight (in_features, out_features), bias (out_features,).
-    """
+    """The fully connected layer x W + b: x (..., in_features) -> (..., out_features), weight (in_features, out_features),
+    bias (out_features,)."""
 
     torch_axes: ClassVar[Mapping[str, tuple[int, ...]]] = {"weight": (1, 0)}
 
@@ -259,16 +257,19 @@ class Linear(Module):
         return ops.linear(x, self.weight, self.bias)
 
 
+_linear = Linear.forward
+
+
 def project(x: Any, layers: Sequence[Any]) -> Sequence[Tensor]:
     """layer(x) for each of the layers, in one operation unless somebody put something else in the place of a Linear."""
-    if all([is_still(layer, Linear) for layer in layers]):
+    if all([computes_by(layer, _linear) for layer in layers]):
         return linears(x, [(layer.weight, layer.bias) for layer in layers])
     return [layer(x) for layer in layers]
 
 
-def is_still(module: Any, *classes: type[Module]) -> bool:
-    """Whether the module computes what one of the classes defines: it is of no subclass and has no `forward` of its own."""
-    return type(module) in classes and "forward" not in vars(module)
+def computes_by(module: Any, *forwards: Any) -> bool:
+    """Whether the module's `forward` is one of these, and neither a subclass's nor what somebody put in its place."""
+    return getattr(getattr(module, "forward", None), "__func__", None) in forwards
 
 
 class Conv2d(Module):

@@ -154,20 +154,20 @@ class Upsample(nn.Module):
         return upsample_conv2d(h, self.conv.weight, self.conv.bias)
 
 
-_LEVELS = DownBlock, MidBlock, UpBlock
+_resnet, _levels = ResBlock.forward, (DownBlock.forward, MidBlock.forward, UpBlock.forward)
 
 
 def tell(time: Tensor, levels: Iterable[Any]) -> Told:
     """What all residual blocks of the levels are told, in one operation instead of a small one for each. What somebody put
     in the place of a level or a block is left out."""
-    blocks = [block for level in levels if nn.is_still(level, *_LEVELS) for block in level.blocks()]
-    blocks = [block for block in blocks if nn.is_still(block, ResBlock)]
+    blocks = [block for level in levels if nn.computes_by(level, *_levels) for block in level.blocks()]
+    blocks = [block for block in blocks if nn.computes_by(block, _resnet)]
     return dict(zip(blocks, nn.project(time, [block.time_emb_proj for block in blocks]), strict=True))
 
 
 def call(block: Any, *inputs: Any, told: Told | None) -> Tensor:
     """block(*inputs, told) for levels and residual blocks; block(*inputs) for others, which know of nothing else."""
-    return block(*inputs, told) if nn.is_still(block, ResBlock, *_LEVELS) else block(*inputs)
+    return block(*inputs, told) if nn.computes_by(block, _resnet, *_levels) else block(*inputs)
 
 
 class TimestepEmbedding(nn.Module):

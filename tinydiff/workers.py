@@ -28,7 +28,7 @@ T = TypeVar("T")
 BLOCK = 1 << 19  # elements; smaller blocks stay in a nearer cache, but threads then wait for the interpreter's lock:
 # with 2^17 a second thread gained nothing, with 2^19 it gained a factor of 1.6 (measured for group normalisation)
 _SMALL = 1 << 17  # elements that are not worth a second thread
-_KEPT = 1024  # layouts of workspaces
+_KEPT = 1024  # layouts
 
 _count = 1
 
@@ -290,8 +290,8 @@ def forget_workspaces() -> None:
 
 
 def prepared(make: Callable[..., T], *arguments: Any) -> T:
-    """make(*arguments), which the calling thread keeps for the next time, unless a workspace is replaced: for layouts of
-    workspaces, which take longer to set up than small operations take to run."""
+    """make(*arguments), which the calling thread keeps for the next time, unless a workspace is replaced: for layouts, mostly
+    of workspaces, which take longer to set up than small operations take to run."""
     key = make, arguments
     kept = _workspaces.prepared.get(key)
     if kept is None:

@@ -255,7 +255,7 @@ class _Layout:
 
 def _ones(n: int, dtype: Any, xp: Any) -> Any:
     """(1, n); those of the CPU are the beginning of an array that a thread keeps for all sizes up to a power of 2."""
-    return prepared(np.ones, (1, 1 << n.bit_length()), dtype)[:, :n] if xp is np else xp.ones((1, n), dtype)
+    return prepared(xp.ones, (1, 1 << n.bit_length()), dtype)[:, :n] if xp is np else xp.ones((1, n), dtype)
 
 
 def _layout(X: Any, w: Any, b: Any, groups: int) -> _Layout:
