@@ -326,7 +326,7 @@ class RawModule:
     """Kernels from the text that the GPU would get, run by the project's stand-in for CUDA."""
 
     def __init__(self, *, code, backend, options=()):
-        from tinydiff.kernels import source
+        from tinydiff.cuda import source
 
         assert backend == "nvrtc" and isinstance(options, tuple)
         files = [p.name for p in source.folder().glob("*.cu")]
@@ -337,7 +337,7 @@ class RawModule:
         self.kernels = source.kernels(self.text)
 
     def get_function(self, name):
-        from tinydiff.kernels import host
+        from tinydiff.cuda import host
 
         def function(grid, block, args, *, shared_mem=0):
             assert shared_mem <= function.max_dynamic_shared_size_bytes

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tinydiff import arena, optim
-from tinydiff.kernels import host, on_host
+from tinydiff.cuda import host
+from tinydiff.dispatch import on_host
 from tinydiff.tensor import Tensor
 
 needs_compiler = pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))

@@ -12,7 +12,7 @@ from PIL import Image
 
 import tinydiff as td
 from tinydiff.cli import main
-from tinydiff.kernels import host
+from tinydiff.cuda import host
 from tinydiff.run import read_log
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,8 @@ from tests import cupy_stand_in
 from tests.benchmarks import gpu, gpu_report
 from tests.benchmarks.gpu_report import Comparison, Peak, Recorder
 from tinydiff import backend
-from tinydiff.kernels import convolution, host, matrix, on_host
+from tinydiff.cuda import convolution, fully_connected, host
+from tinydiff.dispatch import on_host
 from tinydiff.ops.windows import Window
 
 needs_pytorch = pytest.mark.skipif(
@@ -59,14 +60,14 @@ def test_the_recorder_sees_every_launch_and_who_made_it():
     with on_host(), Recorder(host, time.perf_counter, lambda a, b: b - a) as recorder:
         Y = convolution.convolve(X, W, None, window)
         convolution.convolve(X, W, None, window, 2)  # groups: left to others
-        matrix.linear_forward(Y.reshape(-1, 8), np.ones((8, 4), np.float32), None)
+        fully_connected.linear_forward(Y.reshape(-1, 8), np.ones((8, 4), np.float32), None)
     assert (convolution.convolve, host.run) == before
-    assert [c.name for c in recorder.calls] == ["convolution.convolve", "matrix.matmul"]
+    assert [c.name for c in recorder.calls] == ["convolution.convolve", "products.matmul"]
     first, second = recorder.calls
     assert first.launches[0][0] == "conv_forward" and first.flops() == 2 * Y.size * 36
     assert second.bytes() == 4 * (Y.size + 32 + Y.size // 2)
     rows = recorder.rows(Peak(1e12, 1e12))
-    assert {r["name"] for r in rows} == {"convolution.convolve", "matrix.matmul"}
+    assert {r["name"] for r in rows} == {"convolution.convolve", "products.matmul"}
     assert rows[0]["ms"] >= rows[1]["ms"] > 0
     for row in rows:
         assert row["of_floor"] == pytest.approx(max(row["tflops"], row["gbytes"] / 1e3), rel=1e-6)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import kernels
 from tinydiff.backend import address, array_module
+from tinydiff.dispatch import kernels_take
 from tinydiff.tensor import Tensor
 
 _STEP = (
@@ -33,7 +33,7 @@ def adam_step(adam: Any, ema: Any) -> bool:
     averages = [] if ema is None else [ema.averages_of(weights)]
     if not _fit([data, grads, *moments, *averages]):
         return False
-    from tinydiff.kernels import optimizer
+    from tinydiff.cuda import optim as optimizer
 
     xp, (p, views) = array_module(data[0]), join(data)
     g, _ = join(grads)
@@ -63,7 +63,7 @@ def clip_grad_norm(parameters: Sequence[Tensor], max_norm: float) -> float | Non
     parameters = [p for p in parameters if p.grad is not None]
     if not parameters or not _fit([[p.grad for p in parameters]]):
         return None
-    from tinydiff.kernels import optimizer
+    from tinydiff.cuda import optim as optimizer
 
     g, views = join([p.grad for p in parameters])
     for p, view in zip(parameters, views, strict=True):
@@ -118,6 +118,6 @@ def _fit(lists: Sequence[Sequence[Any]]) -> bool:
     """Whether the kernels take all these arrays, and those of each list have the shapes of the first's."""
     shapes = [a.shape for a in lists[0]]
     return all(
-        [a.shape for a in arrays] == shapes and all(a.dtype == np.float32 and kernels.takes(a) for a in arrays)
+        [a.shape for a in arrays] == shapes and all(a.dtype == np.float32 and kernels_take(a) for a in arrays)
         for arrays in lists
     )

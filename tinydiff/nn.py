@@ -23,7 +23,7 @@ import numpy as np
 from tinydiff import ops
 from tinydiff.backend import array_module, to_device, to_numpy
 from tinydiff.errors import InputError
-from tinydiff.ops.linear import linears
+from tinydiff.ops.fully_connected import linears
 from tinydiff.random import INIT, Generator
 from tinydiff.tensor import Tensor
 

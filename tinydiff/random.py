@@ -11,16 +11,17 @@ import operator
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tinydiff import kernels
-from tinydiff.backend import module_for
+from tinydiff.backend import array_module, module_for
+from tinydiff.dispatch import accelerated
 
 # What each stream of random numbers is for. Training step k uses step k in every stream.
 INIT, DATA_ORDER, FLIPS, TIME, NOISE, DROPOUT, LABEL_DROPOUT, SAMPLING, PREVIEWS = range(9)
+
+State = tuple[int, int, int, int]  # of a generator: (seed, stream, step, offset)
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -44,6 +45,48 @@ def philox4x32(counter: Any, key: tuple[int, int], rounds: int = 10) -> Any:
     for word, value in zip(out, (c0, c1, c2, c3), strict=True):
         word[:] = value
     return out
+
+
+@accelerated
+def words(n: int, state: State, device: str) -> Any:
+    """The n words of a draw from a state on, uint32 (n,)."""
+    xp, (seed, stream, step, first), blocks = module_for(device), state, -(-n // 4)
+    out = xp.empty((blocks, 4), "uint32")
+    for start in range(0, blocks, _BLOCKS_AT_ONCE):
+        stop = min(start + _BLOCKS_AT_ONCE, blocks)
+        index = xp.arange(first + start, first + stop, dtype="uint64")
+        counter = xp.empty((4, stop - start), "uint32")
+        counter[0], counter[1] = index & _WORD, index >> 32
+        counter[2], counter[3] = step, stream
+        out[start:stop] = philox4x32(counter, (seed & _WORD, seed >> 32)).T
+    return out.reshape(-1)[:n]
+
+
+@accelerated
+def uniform(n: int, state: State, device: str) -> Any:
+    """Uniform on [0, 1), float32 (n,): the top 24 bits of each word."""
+    return (words(n, state, device) >> 8).astype("float32") * np.float32(2.0**-24)
+
+
+@accelerated
+def normal(n: int, state: State, device: str) -> Any:
+    """Standard normals, float32 (n,)."""
+    return box_muller(words(n + n % 2, state, device), np.float32)[:n]
+
+
+def box_muller(words: Any, dtype: Any) -> Any:
+    """Standard normals from an even number of words, by neighbours (w0, w1): r cos a and r sin a with
+    r = sqrt(-2 ln u(w0)), a = 2 pi u(w1), u(w) = (w + 1/2) / 2**32 (Box and Muller, 1958)."""
+    xp, real = array_module(words), np.dtype(dtype)
+    u = words.astype(real)
+    u *= real.type(2.0**-32)
+    u += real.type(2.0**-33)
+    pairs = u.reshape(-1, 2)
+    radius = xp.sqrt(-2 * xp.log(pairs[:, 0]))
+    angle = real.type(2 * np.pi) * pairs[:, 1]
+    pairs[:, 0] = radius * xp.cos(angle)
+    pairs[:, 1] = radius * xp.sin(angle)
+    return u
 
 
 class Generator:
@@ -70,11 +113,11 @@ class Generator:
         return Generator(self.seed, stream, step)
 
     @property
-    def state(self) -> tuple[int, int, int, int]:
+    def state(self) -> State:
         """(seed, stream, step, offset): everything there is to save; `Generator(*state)` goes on from here."""
         return self.seed, self.stream, self.step, self.offset
 
-    def advance(self, n: int) -> tuple[int, int, int, int]:
+    def advance(self, n: int) -> State:
         """The state before a draw of n elements; the generator goes past it."""
         state = self.state
         _note_use(self)
@@ -83,49 +126,25 @@ class Generator:
 
     def words(self, n: int, device: str = "cpu") -> Any:
         """The next n words: uint32 (n,). Advances the offset by ceil(n / 4)."""
-        xp, state = module_for(device), self.advance(n)
-        if kernel := _kernel("words", device):
-            return kernel(n, state)
-        first, blocks = state[3], -(-n // 4)
-        out = xp.empty((blocks, 4), "uint32")
-        for start in range(0, blocks, _BLOCKS_AT_ONCE):
-            stop = min(start + _BLOCKS_AT_ONCE, blocks)
-            index = xp.arange(first + start, first + stop, dtype="uint64")
-            counter = xp.empty((4, stop - start), "uint32")
-            counter[0], counter[1] = index & _WORD, index >> 32
-            counter[2], counter[3] = self.step, self.stream
-            out[start:stop] = philox4x32(counter, (self.seed & _WORD, self.seed >> 32)).T
-        return out.reshape(-1)[:n]
+        return self._draw(words, n, device)
 
     def uniform(self, shape: Any = (), dtype: Any = np.float32, device: str = "cpu") -> Any:
         """Uniform on [0, 1): the top 24 bits of a word for float32, all 32 for float64."""
         shape, n = _shape(shape)
-        if np.dtype(dtype) == np.float32 and (kernel := _kernel("uniform", device)):
-            return kernel(n, self.advance(n)).reshape(shape)
-        words = self.words(n, device)
         if np.dtype(dtype) == np.float64:
-            return (words * 2.0**-32).reshape(shape)
-        return ((words >> 8).astype("float32") * np.float32(2.0**-24)).astype(dtype, copy=False).reshape(shape)
+            return (self.words(n, device) * 2.0**-32).reshape(shape)
+        return self._draw(uniform, n, device).astype(dtype, copy=False).reshape(shape)
 
     def normal(self, shape: Any = (), dtype: Any = np.float32, device: str = "cpu") -> Any:
-        """Standard normals by Box-Muller on neighbouring words (w0, w1): r cos a and r sin a with
-        r = sqrt(-2 ln u(w0)), a = 2 pi u(w1), u(w) = (w + 1/2) / 2**32. float32 is computed in float32, as a kernel
-        would.
-        """
+        """Standard normals, see `box_muller`. float32 is computed in float32, as a kernel would."""
         shape, n = _shape(shape)
-        if np.dtype(dtype) == np.float32 and (kernel := _kernel("normal", device)):
-            return kernel(n, self.advance(n)).reshape(shape)
-        xp = module_for(device)
-        real = np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
-        u = self.words(n + n % 2, device).astype(real)
-        u *= real.type(2.0**-32)
-        u += real.type(2.0**-33)
-        pairs = u.reshape(-1, 2)
-        radius = xp.sqrt(-2 * xp.log(pairs[:, 0]))
-        angle = real.type(2 * np.pi) * pairs[:, 1]
-        pairs[:, 0] = radius * xp.cos(angle)
-        pairs[:, 1] = radius * xp.sin(angle)
-        return u[:n].astype(dtype, copy=False).reshape(shape)
+        if np.dtype(dtype) == np.float64:
+            return box_muller(self.words(n + n % 2, device), np.float64)[:n].reshape(shape)
+        return self._draw(normal, n, device).astype(dtype, copy=False).reshape(shape)
+
+    def _draw(self, draw: Callable[[int, State, str], Any], n: int, device: str) -> Any:
+        module_for(device)  # CuPy has to be there before `draw` looks for its version of that device
+        return draw(n, self.advance(n), device)
 
     def integers(self, low: int, high: int, shape: Any = (), device: str = "cpu") -> Any:
         """int64 uniform on low..high-1, by the high half of word * (high - low); the bias is below (high - low) /
@@ -141,18 +160,6 @@ class Generator:
         """A random order of 0..n-1, int64 (n,): the indices that sort n random 64-bit keys."""
         words = self.words(2 * n).astype("uint64")
         return np.argsort(words[0::2] << np.uint64(32) | words[1::2], kind="stable").astype("int64")
-
-
-def _kernel(name: str, device: str) -> Callable[..., Any] | None:
-    """The function of tinydiff.kernels.noise that draws on a device, or None where NumPy or CuPy themselves do."""
-    if device == "cpu" and not kernels.is_on_host():
-        return None
-    like = module_for(device).empty(0, "float32")
-    if not kernels.takes(like):
-        return None
-    from tinydiff.kernels import noise
-
-    return partial(getattr(noise, name), like=like)
 
 
 def _shape(shape: Any) -> tuple[tuple[int, ...], int]:

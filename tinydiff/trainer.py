@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 import tinydiff
-from tinydiff import checkpoint, images, kernels, machine, memory, optim, random, tape, workers
+from tinydiff import checkpoint, images, machine, memory, optim, random, tape, workers
 from tinydiff.backend import host_threads, module_for, resolve_device
 from tinydiff.config import TrainConfig
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
+from tinydiff.dispatch import kernels_take
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.profile import Profile, section
 from tinydiff.progress import Progress, say
@@ -184,7 +185,7 @@ class Trainer:
             x0 = xp.asarray(x0)
         generator = self.generator.at(random.TIME, step)
         t = eps = None
-        if parts > 1 or not kernels.takes(x0):  # kernels make the noise of a whole batch where they need it
+        if parts > 1 or not kernels_take(x0):  # kernels make the noise of a whole batch where they need it
             with section("noise and times"):
                 t, eps = self.diffusion.draw(x0, generator)
         self.unet.train(self.generator.at(random.DROPOUT, step))

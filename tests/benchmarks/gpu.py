@@ -225,7 +225,7 @@ def breakdown(ours: Ours, peak: report.Peak, step_seconds: float) -> tuple[list[
     """The kernels of one training step, timed by events around each launch."""
     cupy = backend.cupy()
     assert cupy is not None
-    from tinydiff.kernels import cuda
+    from tinydiff.cuda import driver
 
     def mark() -> Any:
         event = cupy.cuda.Event()
@@ -233,7 +233,7 @@ def breakdown(ours: Ours, peak: report.Peak, step_seconds: float) -> tuple[list[
         return event
 
     ours.train()
-    recorder = report.Recorder(cuda, mark, lambda a, b: max(cupy.cuda.get_elapsed_time(a, b) / 1e3, 1e-9))
+    recorder = report.Recorder(driver, mark, lambda a, b: max(cupy.cuda.get_elapsed_time(a, b) / 1e3, 1e-9))
     with recorder:
         ours.train()
     cupy.cuda.Device().synchronize()

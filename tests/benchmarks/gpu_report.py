@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FAMILIES = ("matrix", "convolution", "normalization", "attention", "noise", "optimizer", "resampling")
+FILES = ("activation", "attending", "convolution", "fully_connected", "noise", "normalization", "optim", "pooling", "products",
+         "random", "shape", "softmaxes", "tables")  # fmt: skip
 
 
 class Comparison(NamedTuple):
@@ -83,7 +84,7 @@ class Call:
 class Recorder:
     """Notes every launch of a kernel inside a `with` block, and the family function that made it.
 
-    runner: the module whose `run` launches (tinydiff.kernels.cuda). mark: a point of time on the GPU. elapsed(a, b): the
+    runner: the module whose `run` launches (tinydiff.cuda.driver). mark: a point of time on the GPU. elapsed(a, b): the
     seconds between two, asked for after the block.
     """
 
@@ -95,12 +96,12 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._replace(self.runner, "run", self._timed(self.runner.run))
-        for family in FAMILIES:
-            module = importlib.import_module(f"tinydiff.kernels.{family}")
+        for file in FILES:
+            module = importlib.import_module(f"tinydiff.cuda.{file}")
             for name, function in inspect.getmembers(module, inspect.isfunction):
                 if function.__module__ == module.__name__ and not name.startswith("_") and not name.endswith("_cost"):
                     cost = getattr(module, f"{name}_cost", None)
-                    self._replace(module, name, self._noted(f"{family}.{name}", function, cost))
+                    self._replace(module, name, self._noted(f"{file}.{name}", function, cost))
         return self
 
     def __exit__(self, *error: Any) -> None:

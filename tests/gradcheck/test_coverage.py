@@ -9,6 +9,7 @@ from right_operations import cases
 
 import tinydiff
 from tinydiff import nn, ops
+from tinydiff.cuda import host
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.diffusion.loss import _NoiseLoss
 from tinydiff.errors import InputError
@@ -16,7 +17,6 @@ from tinydiff.function import Function
 from tinydiff.gradcheck import gradcheck
 from tinydiff.gradcheck.formula import recorded
 from tinydiff.gradcheck.subject import make_subject
-from tinydiff.kernels import host
 from tinydiff.ops.convolution import UpsampleConv2d
 from tinydiff.random import Generator
 from tinydiff.tensor import _Transfer
@@ -34,7 +34,7 @@ def subclasses(kind):
 def operations():
     """Every Function of tinydiff that has both passes, but for the one that moves arrays between devices."""
     for module in pkgutil.walk_packages(tinydiff.__path__, "tinydiff."):
-        if not module.name.startswith(("tinydiff.gradcheck", "tinydiff.__main__", "tinydiff.kernels")):
+        if not module.name.startswith(("tinydiff.gradcheck", "tinydiff.__main__", "tinydiff.cuda")):
             importlib.import_module(module.name)
     ours = (f for f in subclasses(Function) if f.__module__.startswith("tinydiff.") and "gradcheck" not in f.__module__)
     return {f for f in ours if f.forward is not Function.forward and f.backward is not Function.backward} - {_Transfer}

@@ -6,7 +6,7 @@ import tinydiff as td
 from tinydiff import ops
 from tinydiff.gradcheck.formula import formula_in, formula_of, recorded
 from tinydiff.ops.arithmetic import Multiply
-from tinydiff.ops.linear import Linear
+from tinydiff.ops.fully_connected import Linear
 
 
 class Mixed(td.Function):

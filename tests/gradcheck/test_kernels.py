@@ -5,9 +5,11 @@ import pytest
 
 import tinydiff as td
 from tinydiff import ops
+from tinydiff.cuda import host, normalization, softmaxes
+from tinydiff.dispatch import on_host
 from tinydiff.errors import InputError
 from tinydiff.gradcheck import GradientError, gradcheck
-from tinydiff.kernels import accelerated, attention, host, normalization, on_host
+from tinydiff.ops.softmaxes import softmax_array, softmax_backward
 
 pytestmark = pytest.mark.skipif(bool(host.missing()), reason=host.missing() or "")
 
@@ -65,7 +67,7 @@ class Difference(td.Function):
     transposed = "backward"
 
     def run(self, kernel, x):
-        from tinydiff.kernels import launch
+        from tinydiff.cuda.launch import launch
 
         x = np.ascontiguousarray(x)
         if x.dtype != np.float32:
@@ -93,27 +95,16 @@ def test_a_linear_kernel_is_held_to_itself_by_the_adjoint_test(tmp_path):
     assert caught.value.report.diagnosis == "transposed"
 
 
-@accelerated("attention.softmax")
-def softmax_rows(X):
-    P = np.exp(X - X.max(-1, keepdims=True))
-    return P / P.sum(-1, keepdims=True)
-
-
-@accelerated("attention.softmax_backward")
-def softmax_rows_backward(P, L_P):
-    return P * (L_P - (P * L_P).sum(-1, keepdims=True))
-
-
 class Softmax(td.Function):
     """As an operation is written: array functions that kernels may compute instead."""
 
     def forward(self, X):
-        P = softmax_rows(X)
+        P = softmax_array(X, -1)
         self.save(P)
         return P
 
     def backward(self, L_P):
-        return softmax_rows_backward(*self.saved, L_P)
+        return softmax_backward(*self.saved, L_P, -1)
 
 
 def test_operations_run_their_kernels():
@@ -124,8 +115,10 @@ def test_operations_run_their_kernels():
 
 
 def test_a_wrong_kernel_is_found_through_its_operation(monkeypatch):
-    right = attention.softmax_backward
-    monkeypatch.setattr(attention, "softmax_backward", lambda P, L_P: right(P, L_P) + 0 * P + P * np.float32(0.1))
+    right = softmaxes.softmax_backward
+    monkeypatch.setattr(
+        softmaxes, "softmax_backward", lambda P, L_P, axis: right(P, L_P, axis) + 0 * P + P * np.float32(0.1)
+    )
     gradcheck(Softmax, [RNG.normal(size=(5, 9))])  # NumPy's is right
     with pytest.raises(GradientError):
         gradcheck(Softmax, [RNG.normal(size=(5, 9))], kernels=True)

@@ -12,8 +12,8 @@ from tinydiff.backend import array_module, device_of
 from tinydiff.diffusion.arguments import as_images, as_steps, per_image
 from tinydiff.diffusion.decoder import bin_log_prob
 from tinydiff.diffusion.model import call
+from tinydiff.dispatch import kernels_take
 from tinydiff.function import Function
-from tinydiff.kernels import takes
 from tinydiff.random import NOISE, TIME, Generator
 from tinydiff.tensor import Tensor
 
@@ -44,7 +44,7 @@ def training_loss(
     if t is None or eps is None:
         if generator is None:
             raise ValueError("the loss needs a generator, or both t and eps")
-        if t is None and eps is None and takes(x0) and x0.dtype == np.float32:
+        if t is None and eps is None and kernels_take(x0) and x0.dtype == np.float32:
             return _fused_loss(diffusion, model, x0, generator, labels)
         drawn_t, drawn_eps = draw(diffusion, x0, generator)
         t, eps = drawn_t if t is None else t, drawn_eps if eps is None else eps
@@ -70,7 +70,7 @@ def _loss_of(diffusion: Diffusion, output: Any, x0: Any, xt: Any, t: np.ndarray,
 
 def _fused_loss(diffusion: Diffusion, model: Any, x0: Any, generator: Generator, labels: Any) -> Tensor:
     """The same by kernels that make the noise where they need it: once for x_t, once more for the loss, never in memory."""
-    from tinydiff.kernels import noise
+    from tinydiff.cuda import noise
 
     t = _draw_times(diffusion, len(x0), generator)
     state, s = generator.at(NOISE, generator.step).state, diffusion.schedule
@@ -94,7 +94,7 @@ class _NoiseLoss(Function):
     """The kernel computes loss and gradient together, as both need the noise."""
 
     def forward(self, prediction: Any, **options: Any) -> Any:
-        from tinydiff.kernels import noise
+        from tinydiff.cuda import noise
 
         loss, L_prediction = noise.mse_loss(prediction, **options)
         self.save(L_prediction)

@@ -16,8 +16,8 @@ from tinydiff.backend import array_module, device_of, is_array
 from tinydiff.diffusion.model import Predictor, model_device
 from tinydiff.diffusion.process import Diffusion
 from tinydiff.diffusion.schedule import Schedule
+from tinydiff.dispatch import kernels_take
 from tinydiff.errors import InputError
-from tinydiff.kernels import takes
 from tinydiff.random import Generator
 from tinydiff.tensor import Tensor
 
@@ -118,7 +118,7 @@ def _steps(predict: Predictor, solver: Solver, schedule: Schedule, x: Any, gener
     shape, dtype, device = x.shape, x.dtype, device_of(x)
     for i in range(schedule.T, 0, -1):
         output = predict(x, schedule.timesteps[i])
-        fused = _fused_step(solver, output, x, i, generator) if takes(x) else NotImplemented
+        fused = _fused_step(solver, output, x, i, generator) if kernels_take(x) else NotImplemented
         if fused is NotImplemented:
             x, x0 = solver.step(output, x, i, lambda: generator.normal(shape, dtype, device))
         else:
@@ -128,7 +128,7 @@ def _steps(predict: Predictor, solver: Solver, schedule: Schedule, x: Any, gener
 
 def _fused_step(solver: Solver, output: Any, x: Any, i: int, generator: Generator) -> Any:
     """`solver.step` by one kernel, which makes the noise itself; NotImplemented where it does not take the arrays."""
-    from tinydiff.kernels import noise
+    from tinydiff.cuda import noise
 
     diffusion, move, state = solver.diffusion, solver.move(i), generator.state
     diffusion.split(output, x)  # for its check of the shape

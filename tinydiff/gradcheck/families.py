@@ -13,9 +13,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydiff.cuda import (
+    activation,
+    attending,
+    convolution,
+    fully_connected,
+    host,
+    noise,
+    normalization,
+    optim,
+    pooling,
+    products,
+    random,
+    softmaxes,
+    source,
+)
+from tinydiff.cuda.shape import cut, join
 from tinydiff.errors import RunFailed
 from tinydiff.gradcheck.kernels import by_kernels
-from tinydiff.kernels import attention, convolution, host, matrix, noise, normalization, optimizer, resampling, source
 from tinydiff.ops.windows import Window, fold, unfold
 from tinydiff.random import Generator
 
@@ -129,16 +144,16 @@ def _matmul(rng: np.random.Generator, run: Run) -> Pairs:
         A, B, bias = _normal(rng, *stack, M, K), _normal(rng, *stack, K, N), _normal(rng, N)
         A64, B64, b64 = _doubles(A, B, bias)
         truth = A64 @ B64
-        yield run(matrix.matmul, A, B), truth
-        yield run(matrix.matmul, A, B, bias=bias, scale=0.5), truth / 2 + b64
-        yield run(matrix.matmul, A, B.swapaxes(-1, -2).copy(), transpose_b=True), truth
-        yield run(matrix.matmul, A.swapaxes(-1, -2).copy(), B, transpose_a=True), truth
+        yield run(products.matmul, A, B), truth
+        yield run(products.matmul, A, B, bias=bias, scale=0.5), truth / 2 + b64
+        yield run(products.matmul, A, B.swapaxes(-1, -2).copy(), transpose_b=True), truth
+        yield run(products.matmul, A.swapaxes(-1, -2).copy(), B, transpose_a=True), truth
 
 
-def _column_sum(rng: np.random.Generator, run: Run) -> Pairs:
-    for shape in ((1, 1), (300, 33), (7, 64), (1000, 5)):
-        X = _normal(rng, *shape)
-        yield run(matrix.column_sum, X), X.sum(0, dtype=np.float64)
+def _sum_rows(rng: np.random.Generator, run: Run) -> Pairs:
+    for size in ((1, 1), (300, 33), (7, 64), (1000, 5)):
+        X = _normal(rng, *size)
+        yield run(fully_connected.sum_rows, X), X.sum(0, dtype=np.float64)
 
 
 # --- Convolutions. P = patches(X), Y = P W + 1 b.
@@ -238,8 +253,8 @@ def _silu(rng: np.random.Generator, run: Run) -> Pairs:
     for n in (1, 4099):
         X, L_Y = 3 * _normal(rng, n), _normal(rng, n)
         x, s = X.astype(np.float64), _sigmoid(X.astype(np.float64))
-        yield run(normalization.silu, X), x * s
-        yield run(normalization.silu_backward, L_Y, X), L_Y * s * (1 + x * (1 - s))
+        yield run(activation.silu_forward, X), x * s
+        yield run(activation.silu_backward, L_Y, X), L_Y * s * (1 + x * (1 - s))
 
 
 # --- Attention.
@@ -254,9 +269,9 @@ def _softmax(rng: np.random.Generator, run: Run) -> Pairs:
     for shape in ((3, 1), (9, 33), (5, 200), (2, 3, 700), (3, 1500)):
         X, L_P = 4 * _normal(rng, *shape), _normal(rng, *shape)
         P = _softmax_of(X.astype(np.float64))
-        yield run(attention.softmax, X), P
+        yield run(softmaxes.softmax_array, X, -1), P
         L_X = P * (L_P - (L_P * P).sum(-1, keepdims=True))
-        yield run(attention.softmax_backward, P.astype(np.float32), L_P), L_X
+        yield run(softmaxes.softmax_backward, P.astype(np.float32), L_P, -1), L_X
 
 
 def _attend(rng: np.random.Generator, run: Run) -> Pairs:
@@ -269,9 +284,9 @@ def _attend(rng: np.random.Generator, run: Run) -> Pairs:
         P = _softmax_of(S)
         L_P = l_y @ v.swapaxes(-1, -2)
         L_S = P * (L_P - (L_P * P).sum(-1, keepdims=True)) * scale
-        ours = run(attention.attend, Q, K, V, scale)
+        ours = run(attending.attend, Q, K, V, scale)
         yield from _zip(ours, P @ v, np.log(np.exp(S).sum(-1, keepdims=True)))
-        gradients = run(attention.attend_backward, L_Y, Q, K, V, ours[1], ours[0], scale)
+        gradients = run(attending.attend_backward, L_Y, Q, K, V, ours[1], ours[0], scale)
         yield from _zip(gradients, L_S @ k, L_S.swapaxes(-1, -2) @ q, P.swapaxes(-1, -2) @ l_y)
 
 
@@ -279,11 +294,10 @@ def _attend(rng: np.random.Generator, run: Run) -> Pairs:
 
 
 def _draws(rng: np.random.Generator, run: Run) -> Pairs:
-    like = np.zeros(0)
     for n in (1, 6, 2051):
-        yield run(noise.words, n, _STATE, like), Generator(*_STATE).words(n)
-        yield run(noise.uniform, n, _STATE, like), Generator(*_STATE).uniform(n)
-        yield run(noise.normal, n, _STATE, like), Generator(*_STATE).normal(n, np.float64)
+        yield run(random.words, n, _STATE, "cpu"), Generator(*_STATE).words(n)
+        yield run(random.uniform, n, _STATE, "cpu"), Generator(*_STATE).uniform(n)
+        yield run(random.normal, n, _STATE, "cpu"), Generator(*_STATE).normal(n, np.float64)
 
 
 def _diffusion(rng: np.random.Generator) -> Iterator[tuple[Array, ...]]:
@@ -333,8 +347,8 @@ def _adam(rng: np.random.Generator, run: Run) -> Pairs:
         c1, c2 = 1 - 0.9**7, np.sqrt(1 - 0.99**7)
         p64 = p64 * (1 - 0.02 * 0.1) - 0.02 * (m64 / c1) / (np.sqrt(v64) / c2 + 1e-3)
         ema64 += 0.2 * (p64 - ema64)
-        scalars = optimizer.adam_scalars(7, 0.02, (0.9, 0.99), 1e-3, 0.1, 0.8, 0.5)
-        run(optimizer.adam, p, g, m, v, ema, scalars, (0.9, 0.99), 0.01)
+        scalars = optim.adam_scalars(7, 0.02, (0.9, 0.99), 1e-3, 0.1, 0.8, 0.5)
+        run(optim.adam, p, g, m, v, ema, scalars, (0.9, 0.99), 0.01)
         yield from _zip((p, m, v, ema), p64, m64, v64, ema64)
 
 
@@ -342,23 +356,23 @@ def _squared_norm(rng: np.random.Generator, run: Run) -> Pairs:
     for n in (1, 3001, 40_000):
         g, scale = _normal(rng, n + 1)[1:], np.zeros(1, np.float32)  # four bytes past a multiple of 16
         squared = np.sum(g.astype(np.float64) ** 2)
-        yield run(optimizer.squared_norm, g, 1e-2, scale), squared
+        yield run(optim.squared_norm, g, 1e-2, scale), squared
         yield scale, np.minimum(1, 1e-2 / np.sqrt(squared))[None]
 
 
 def _resampling(rng: np.random.Generator, run: Run) -> Pairs:
     for N, H, W, A, B in ((2, 3, 5, 8, 4), (1, 4, 2, 3, 8), (2, 1, 1, 5, 1)):
         X, Y, L_Y = _normal(rng, N, H, W, A), _normal(rng, N, H, W, B), _normal(rng, N, 2 * H, 2 * W, A)
-        yield run(resampling.upsample, X), X.repeat(2, 1).repeat(2, 2)
+        yield run(pooling.repeat_pixels, X, (2, 2)), X.repeat(2, 1).repeat(2, 2)
         blocks = L_Y.astype(np.float64).reshape(N, H, 2, W, 2, A)
-        yield run(resampling.upsample_backward, L_Y), blocks.sum((2, 4))
+        yield run(pooling.sum_pixel_blocks, L_Y, (2, 2)), blocks.sum((2, 4))
         both = np.concatenate([X, Y], -1)
-        yield run(resampling.concatenate, [X, Y]), both
-        yield from _zip(run(resampling.split, both, [A]), X, Y)
+        yield run(join, [X, Y], -1), both
+        yield from _zip(run(cut, both, [A], -1), X, Y)
 
 
 FAMILIES: dict[str, dict[str, Check]] = {
-    "matrix": {"matmul": _matmul, "column_sum": _column_sum},
+    "matrix": {"matmul": _matmul, "sum_rows": _sum_rows},
     "convolution": {
         "convolve": _convolve,
         "convolve_input_gradient": _convolve_input_gradient,

@@ -13,7 +13,8 @@ def by_kernels(ran: set[str], seed: int) -> Iterator[None]:
 
     seed: of the order in which threads and blocks take turns.
     """
-    from tinydiff.kernels import host, on_host
+    from tinydiff.cuda import host
+    from tinydiff.dispatch import on_host
 
     run = host.run
 

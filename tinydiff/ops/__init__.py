@@ -26,10 +26,11 @@ from tinydiff.ops.arithmetic import (
     subtract,
     where,
 )
-from tinydiff.ops.attention import attention, log_softmax, logsumexp, softmax
+from tinydiff.ops.attending import attention
+from tinydiff.ops.contraction import einsum, matmul
 from tinydiff.ops.convolution import conv2d, conv_transpose2d, patches, unpatches
-from tinydiff.ops.embedding import dropout, embedding
-from tinydiff.ops.linear import einsum, linear, matmul
+from tinydiff.ops.dropping import dropout
+from tinydiff.ops.fully_connected import linear
 from tinydiff.ops.loss import cross_entropy, mse_loss
 from tinydiff.ops.normalization import group_norm, layer_norm
 from tinydiff.ops.pooling import avg_pool2d, max_pool2d, upsample_nearest2d
@@ -46,6 +47,8 @@ from tinydiff.ops.shape import (
     stack,
     transpose,
 )
+from tinydiff.ops.softmaxes import log_softmax, logsumexp, softmax
+from tinydiff.ops.tables import embedding
 from tinydiff.tensor import Tensor as _Tensor
 
 __all__ = [name for name, value in list(globals().items()) if not name.startswith("_") and hasattr(value, "__code__")]

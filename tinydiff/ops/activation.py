@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import array_module
-from tinydiff.kernels import accelerated
+from tinydiff.dispatch import accelerated
 from tinydiff.ops._erf import erfc
 from tinydiff.ops.arguments import as_real
 from tinydiff.ops.broadcasting import Elementwise
@@ -52,12 +52,12 @@ class Silu(Elementwise):
         return silu_backward(L_Y, A)
 
 
-@accelerated("normalization.silu")
+@accelerated
 def silu_forward(A: Any) -> Any:
     return A * sigmoid_by_tanh(A)
 
 
-@accelerated("normalization.silu_backward")
+@accelerated
 def silu_backward(L_Y: Any, A: Any) -> Any:
     S = sigmoid_by_tanh(A)
     slope = 1 - S

@@ -28,8 +28,8 @@ from typing import Any
 
 from tinydiff import workers
 from tinydiff.backend import array_module
+from tinydiff.dispatch import accelerated
 from tinydiff.function import Function
-from tinydiff.kernels import accelerated
 from tinydiff.ops import thin, winograd
 from tinydiff.ops.arguments import add_bias, as_tensor, pair
 from tinydiff.ops.pooling import upsample_nearest2d
@@ -136,7 +136,7 @@ class ConvTranspose2d(Function):
         return L_X, L_W, L_b
 
 
-@accelerated("convolution.convolve")
+@accelerated
 def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = None, R: Any = None) -> Any:
     """Y = P W + 1 b + E + R with b (K,), E (N, K) for all pixels of an image, R (N, Ho, Wo, K); None leaves one out."""
     xp, (r, s, C, K) = array_module(X), W.shape
@@ -186,7 +186,7 @@ def _convolve_together(X: Any, W: Any, window: Window, Y: Any) -> None:
         share(columns, range(K))
 
 
-@accelerated("convolution.convolve_input_gradient")
+@accelerated
 def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
     """L_X = patches^T(L_Y W^T), for X of the given shape.
 
@@ -217,7 +217,7 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Wi
     return L_X
 
 
-@accelerated("convolution.convolve_weight_gradient")
+@accelerated
 def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
     """L_W = P^T L_Y, summed over blocks of images in order."""
     xp, (R, S, C, K) = array_module(X), shape

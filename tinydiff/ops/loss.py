@@ -7,7 +7,7 @@ from typing import Any
 from tinydiff.backend import array_module
 from tinydiff.function import Function
 from tinydiff.ops.arguments import as_array, as_tensor
-from tinydiff.ops.attention import log_softmax_array
+from tinydiff.ops.softmaxes import log_softmax_array
 from tinydiff.tensor import Tensor
 
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.dispatch import accelerated
 from tinydiff.function import Function
-from tinydiff.kernels import accelerated
 from tinydiff.ops.arguments import as_real, as_tensor
 from tinydiff.tensor import Tensor
 from tinydiff.workers import long_rows, prepared, share_blocks, workspace
@@ -51,7 +51,7 @@ class GroupNorm(Function):
         return group_normalize_backward(L_Y, X, self.mean, self.scale, w, b, self.groups, self.silu, self.needs)
 
 
-@accelerated("normalization.group_normalize")
+@accelerated
 def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False) -> tuple[Any, Any, Any]:
     """Y = Z w + b, or the SiLU of that, with the mean u and the scale r = 1/s of each group, both (N, groups).
 
@@ -93,7 +93,7 @@ def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool 
     return Y, mean, scale
 
 
-@accelerated("normalization.group_normalize_backward")
+@accelerated
 def group_normalize_backward(
     L_Y: Any,
     X: Any,

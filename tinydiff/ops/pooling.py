@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tinydiff.backend import array_module
+from tinydiff.dispatch import accelerated
 from tinydiff.function import Function
-from tinydiff.kernels import accelerated
 from tinydiff.ops.arguments import as_tensor, pair
 from tinydiff.ops.windows import Window, fold, pad_images, sliding_view
 from tinydiff.tensor import Tensor
@@ -59,7 +59,7 @@ class UpsampleNearest2d(Function):
         return sum_pixel_blocks(L_Y, self.factor)
 
 
-@accelerated("resampling.upsample")
+@accelerated
 def repeat_pixels(X: Any, factor: tuple[int, int]) -> Any:
     """Every pixel of X (N, H, W, C) as f x g equal ones: (N, f H, g W, C)."""
     (f, g), (N, H, W, C) = factor, X.shape
@@ -68,7 +68,7 @@ def repeat_pixels(X: Any, factor: tuple[int, int]) -> Any:
     return Y.reshape(N, H * f, W * g, C)
 
 
-@accelerated("resampling.upsample_backward")
+@accelerated
 def sum_pixel_blocks(L_Y: Any, factor: tuple[int, int]) -> Any:
     """The sum of every f x g pixels of L_Y (N, f H, g W, C): (N, H, W, C)."""
     f, g = factor

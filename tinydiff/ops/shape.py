@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.dispatch import accelerated
 from tinydiff.function import Function
-from tinydiff.kernels import accelerated
 from tinydiff.ops.arguments import as_array, as_tensor, normalize_axes, normalize_axis
 from tinydiff.ops.broadcasting import unbroadcast
 from tinydiff.tensor import Tensor
@@ -62,7 +62,7 @@ class Split(Function):
         return join(L_Ys, self.axis)
 
 
-@accelerated("resampling.concatenate")
+@accelerated
 def join(Xs: tuple[Any, ...], axis: int) -> Any:
     xp = array_module(Xs[0])
     if axis == 0 or xp is not np:
@@ -73,7 +73,7 @@ def join(Xs: tuple[Any, ...], axis: int) -> Any:
     return Y
 
 
-@accelerated("resampling.split")
+@accelerated
 def cut(X: Any, ends: list[int], axis: int) -> tuple[Any, ...]:
     return tuple(array_module(X).split(X, ends, axis))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tinydiff.backend import array_module
-from tinydiff.kernels import accelerated
+from tinydiff.dispatch import accelerated
 from tinydiff.ops.products import LIMIT, has_small_products
 from tinydiff.workers import share_blocks
 
@@ -33,7 +33,7 @@ def multiply_transposed(A: Any, B: Any) -> Any:
     return total
 
 
-@accelerated("matrix.sum_pixels")
+@accelerated
 def sum_pixels(X: Any) -> Any:
     """The sum over the pixels of each image: X (N, H, W, C) -> (N, C), as a product 1^T X: 0.14 instead of 1.05 ms for
     64 images of 32x32 with 32 channels, on one AVX-512 core."""

@@ -1,0 +1,172 @@
+"""Would the checks of the kernels notice a mistake? Defects are planted in the sources, one at a time, and each must be caught:
+by numbers that differ from the definition, or by the host's stand-in for CUDA."""
+
+import numpy as np
+import pytest
+
+from tinydiff.cuda import host, source
+from tinydiff.cuda.source import KernelError
+from tinydiff.dispatch import on_host
+from tinydiff.gradcheck import families
+
+pytestmark = pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
+
+# source and check; what is planted: text of the source (with its headers), and what replaces it
+DEFECTS = {
+    ("matrix", "matmul"): {
+        "ring without its barrier": ("        __syncthreads();        // everybody's have", "        //"),
+        "wait for one slice too few": ("cp_wait<STAGES - 2>()", "cp_wait<STAGES - 1>()"),
+        "wrong slot filled": ("next = STAGES - 1;", "next = STAGES - 2;"),
+        "wrong slot read": ("now = now + 1 == STAGES ? 0", "now = now + 1 == STAGES ? 1"),
+        "last slice forgotten": ("slices = (length + TILE_K - 1) / TILE_K", "slices = length / TILE_K"),
+        "copy past the last column": ("end = column + j < columns ? rows - row : 0", "end = rows - row"),
+        "copy past the last row": ("copy<FLOATS>(shared, from, i < end)", "copy<FLOATS>(shared, from, true)"),
+        "write past the last column": ("if (row < rows && column < columns)", "if (row < rows)"),
+        "write past the last row": ("if (row < rows && column < columns)", "if (column < columns)"),
+        "two threads on one row": ("r = lane / 2 % 8;\n    return warp", "r = lane / 4 % 8;\n    return warp"),
+        "parts that overlap": ("(slices) * blockIdx.z / gridDim.z", "(slices) * blockIdx.z / (gridDim.z + 1)"),
+        "turned copy past the end": ("n + j < N && k + i < K", "n + j < N"),
+        "stack of the other operand": ("B += blockIdx.y * apart_B", "B += blockIdx.y * apart_A"),
+    },
+    ("matrix", "sum_rows"): {
+        "last part not added": ("part < count", "part < count - 1"),
+        "column sums without barrier": ("] = sum;\n    __syncthreads();", "] = sum;"),
+        "column sums too narrow": ("for (int i = 1; i < 8; i++) sum", "for (int i = 1; i < 7; i++) sum"),
+        "threads that leave early": ("    if (column < columns) {", "    if (column >= columns) return;\n    {"),
+    },
+    ("convolution", "convolve"): {
+        "padding to the right read": (
+            "static_cast<unsigned>(corner.column + right) < static_cast<unsigned>(width)",
+            "true",
+        ),
+        "padding at the top read": ("static_cast<unsigned>(corner.row + down) < static_cast<unsigned>(height)", "true"),
+        "rows past the last": ("if (m >= M) return {0, -32768, 0};", ""),
+        "stride forgotten": ("q * stride_w - left", "q - left"),
+        "wrapped once too few": ("for (c += TILE_K; c >= C; c -= C)", "if ((c += TILE_K) >= C && (c -= C, true))"),
+        "embedding of the first image": ("E + static_cast<long long>(m / (Ho * Wo)) * K + k", "E + k"),
+        "corners without barrier": ("left);\n    __syncthreads();\n\n    int first", "left);\n\n    int first"),
+    },
+    ("convolution", "convolve_input_gradient"): {
+        "class starts at 0": ("q * step_w + start_w", "q * step_w"),
+        "filter not transposed": ("= tile[threadIdx.x][k]", "= tile[k][threadIdx.x]"),
+        "turn without barrier": ("k0 + threadIdx.x];\n    __syncthreads();", "k0 + threadIdx.x];"),
+    },
+    ("convolution", "convolve_weight_gradient"): {
+        "corner ring too short": ("ring[(at + STAGES - 1) % (2 * STAGES)]", "ring[(at + STAGES - 1) % STAGES]"),
+        "dilation forgotten": ("right = s * dilation_w;  // past", "right = s;  // past"),
+    },
+    ("normalization", "group_normalize"): {
+        "sums read too early": ("s.column * VECTOR, sum);\n    __syncthreads();", "s.column * VECTOR, sum);"),
+        "totals read too early": ("total[c] = whole;\n    }\n    __syncthreads();", "total[c] = whole;\n    }"),
+        "reduction too narrow": ("for (int mask = s.columns; mask < 32;", "for (int mask = s.columns; mask < 16;"),
+        "variance of the shifted values": ("squares[i] - own * sum[i] + ", "squares[i] + "),
+        "mask turned round": ("uniform(word[i]) >= p", "uniform(word[i]) < p"),
+        "last pixel forgotten": (
+            "s.row < P ? (P - s.row - 1) / s.rows + 1 : 0;  // pixels",
+            "s.row < P ? (P - 1) / s.rows : 0;  // pixels",
+        ),
+    },
+    ("normalization", "group_normalize_backward"): {
+        "tiles that overlap": ("(tiled ? 2 * P * slab : 0)", "(tiled ? P * slab : 0)"),
+        "mean over pixels only": ("A[i] /= P * D", "A[i] /= P"),
+        "term of the variance": (" - z[i] * B[i])", ")"),
+        "images counted twice": ("n < N; n += 8", "n < N; n += 7"),
+    },
+    ("attention", "softmax"): {
+        "lanes past the end": ("X[lane + 32 * k] : -INFINITY", "X[lane + 32 * k] : 0.f"),
+        "totals without barrier": (
+            "of_warp[threadIdx.x / 32] = total;\n    __syncthreads();",
+            "of_warp[threadIdx.x / 32] = total;",
+        ),
+        "last warp forgotten": ("w < WARPS; w++", "w < WARPS - 1; w++"),
+        "maximum not followed": ("b.sum * exp_(b.top - top)", "b.sum"),
+        "row sum without barrier": ("row_sum[0] = sum;\n    __syncthreads();", "row_sum[0] = sum;"),
+    },
+    ("noise", "mse_loss"): {
+        "block sum without barrier": ("= v;\n    __syncthreads();", "= v;"),
+        "last block forgotten": ("i < blocks; i += THREADS", "i < blocks - 1; i += THREADS"),
+    },
+    ("noise", "draws"): {
+        "rounds of Philox": ("round < 10", "round < 9"),
+        "high half of the seed": ("k1 = static_cast<unsigned>(draw.seed >> 32)", "k1 = 0"),
+        "elements past the end": ("if (k < n - i) words[i + k] = word[k];", "words[i + k] = word[k];"),
+    },
+    ("noise", "q_sample"): {
+        "next image too late": ("if (++inside == size)", "if (++inside > size)"),
+    },
+    ("noise", "reverse_step"): {
+        "variance among the images": ("output[j + channels]", "output[j]"),
+    },
+    ("optimizer", "squared_norm"): {
+        "run of the next block": ("length = min(per_block, n - start)", "length = n - start"),
+        "unaligned reads": ("aligned(x) && n - i >= 4) return load", "n - i >= 4) return load"),
+    },
+    ("optimizer", "adam"): {
+        "moments exchanged": ("store4(m, i, n, first)", "store4(m, i, n, second)"),
+    },
+    ("resampling", "upsample, concatenate"): {
+        "width not doubled": ("store(Y + (at + k / 2 * (2 * width)", "store(Y + (at + k / 2 * width"),
+        "threads past the end": ("if (i >= size) return;\n    const int channels", "const int channels"),
+    },
+}
+
+
+def first_failure(check):
+    """What the first comparison that fails says, or None."""
+
+    def run(function, *args, **options):
+        with on_host():
+            return function(*args, **options)
+
+    try:
+        for ours, truth in check(np.random.default_rng(0), run):
+            error = families._error(ours, truth)
+            if not error <= families.TOLERANCE:
+                return f"off by {error:.1e}"
+    except KernelError as error:
+        return str(error)
+    return None
+
+
+CASES = [pytest.param(*where, *what, id=name) for where, defects in DEFECTS.items() for name, what in defects.items()]
+
+
+@pytest.mark.parametrize("family, check, text, replacement", CASES)
+def test_defects_are_caught(family, check, text, replacement, monkeypatch):
+    load = source.load
+
+    def planted(name, host=False):
+        whole = load(name, host)
+        if name != f"{family}.cu":
+            return whole
+        assert text in whole, f"{name} has changed, plant the defect elsewhere"
+        return whole.replace(text, replacement)
+
+    monkeypatch.setattr(source, "load", planted)
+    monkeypatch.setattr(
+        host, "FLAGS", ("-O0", *(flag for flag in host.FLAGS if flag != "-O2"))
+    )  # compiles in half the time
+    failure = first_failure(families.FAMILIES[family][check])
+    assert failure, "nothing noticed"
+    assert "does not compile" not in failure, failure
+
+
+def test_the_kernels_as_they_are(capsys):
+    """Without a defect, all is right, and every kernel is run by a check; what the command line prints is a line for each."""
+    lines = []
+    assert families.check_kernels(seed=1, write=lines.append)
+    kernels = [k for path in source.folder().glob("*.cu") for k in source.kernels(source.load(path.name))]
+    assert sorted(line.split()[1] for line in lines[:-1]) == sorted(kernels)
+    assert all(line.split()[2] == "right" for line in lines[:-1])
+    assert lines[-1].startswith(f"{len(kernels)} kernels agree with float64")
+
+
+def test_a_wrong_kernel_gets_a_line(monkeypatch):
+    load = source.load
+    wrong = lambda name, host=False: load(name, host).replace("k % 2) * channels + c, x)", "k / 2) * channels + c, x)")  # noqa: E731
+    monkeypatch.setattr(source, "load", wrong)
+    monkeypatch.setattr(families, "FAMILIES", {"resampling": families.FAMILIES["resampling"]})
+    lines = []
+    assert not families.check_kernels(write=lines.append)
+    assert sum("WRONG" in line for line in lines) > 0
+    assert lines[-1].startswith("4 kernels do not all agree")

@@ -1,0 +1,40 @@
+"""Sums over rows and over pixels against float64."""
+
+import numpy as np
+import pytest
+
+from tinydiff.cuda import convolution, fully_connected
+from tinydiff.cuda.products import Cost
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (7, 3), (1000, 33), (64, 128), (0, 5), (5, 0), (3, 130, 36), (2, 0, 4), (0, 2, 4)]
+)
+def test_sum_rows(device, shape):
+    X = normal(*shape)
+    Y = device.run(fully_connected.sum_rows, X)
+    assert Y.shape == (*shape[:-2], shape[-1]) and Y.dtype == np.float32
+    np.testing.assert_allclose(Y, X.astype(float).sum(-2), atol=1e-6 * (1 + shape[-2]))
+    np.testing.assert_array_equal(Y, device.run(fully_connected.sum_rows, X, seed=3))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 8), (2, 1, 1, 33), (200, 3, 3, 4), (0, 4, 4, 4)])
+def test_sum_pixels(device, shape):
+    X = normal(*shape)
+    np.testing.assert_allclose(device.run(convolution.sum_pixels, X), X.astype(float).sum((1, 2)), atol=1e-5)
+    assert device.run(convolution.sum_pixels, X[0] if len(X) else X[:, 0]) is NotImplemented
+
+
+def test_sum_rows_leaves_others_alone(device):
+    assert device.run(fully_connected.sum_rows, np.ones((2, 2))) is NotImplemented
+    assert device.run(fully_connected.sum_rows, normal(2, 2, 2, 2)) is NotImplemented
+    assert device.run(fully_connected.sum_rows, normal(65536, 1, 1)) is NotImplemented
+
+
+def test_costs():
+    assert fully_connected.sum_rows_cost(normal(6, 7)) == Cost(42, 4 * 49)
+    assert convolution.sum_pixels_cost(normal(2, 3, 4, 5)) == Cost(120, 4 * (120 + 10))

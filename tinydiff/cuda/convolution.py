@@ -1,0 +1,199 @@
+"""Convolutions of NHWC images, by the kernels in kernels/convolution.cu; all float32.
+
+`convolve`, `convolve_input_gradient` and `convolve_weight_gradient` stand for those of tinydiff/ops/convolution.py, which
+say what is computed. They take any window with one group of channels, and return NotImplemented for what is left: groups,
+other dtypes, images of 2^14 pixels or more along an axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydiff.backend import array_module
+from tinydiff.cuda.fully_connected import sum_rows, sum_rows_cost
+from tinydiff.cuda.launch import launch
+from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_parts, vector
+
+SOURCE = "convolution.cu"
+VARIANTS = tuple((SOURCE, p.defines) for p in PLANS)
+
+
+class _Map(NamedTuple):
+    """How the pixels of a product lie in Y: Ho x Wo of them in an image of height x width, at start, start + step, .."""
+
+    Ho: int
+    Wo: int
+    height: int
+    width: int
+    step: tuple[int, int] = (1, 1)
+    start: tuple[int, int] = (0, 0)
+
+
+def convolve(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None, R: Any = None) -> Any:
+    """Y = P W + 1 b + E[:, None, None] + R: X (N, H, W, C), W (R, S, C, K), b (K,) or None, E (N, K) or None, R like Y or
+    None -> Y (N, Ho, Wo, K)."""
+    if not _takes(groups, window, X.shape, X, W, b, E, R):
+        return NotImplemented
+    xp, (Ho, Wo) = array_module(X), window.output_size(X.shape)
+    Y = xp.empty((X.shape[0], Ho, Wo, W.shape[3]), np.float32)
+    X, W, b, E, R = (None if a is None else xp.ascontiguousarray(a) for a in (X, W, b, E, R))
+    top, left = (before for before, _ in window.padding)
+    _forward(X, W, (b, E, R), Y, W.shape[:2], window.stride, window.dilation, (top, left), _Map(Ho, Wo, Ho, Wo))
+    return Y
+
+
+def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Any, groups: int = 1) -> Any:
+    """L_X = patches^T(L_Y W^T): L_Y (N, Ho, Wo, K), W (R, S, C, K) -> L_X of the given shape (N, H, W, C).
+
+    Pixel h of X is read by output p through tap r where h + top = p stride + r dilation. So the pixels with the same
+    remainder of (h + top) / stride are reached by the same taps, r0, r0 + step, .., and of these a tap further on belongs to
+    an output further back: each class of pixels is a convolution of L_Y with these taps in reverse order. With stride 1
+    there is one class.
+    """
+    if not _takes(groups, window, shape, L_Y, W):
+        return NotImplemented
+    xp, (_, S, C, K) = array_module(L_Y), W.shape
+    L_Y, W, L_X = xp.ascontiguousarray(L_Y), xp.ascontiguousarray(W), xp.empty(shape, np.float32)
+    for down in _classes(window, shape, 0):
+        for across in _classes(window, shape, 1):
+            taps, step = (down.taps, across.taps), (down.dilation, across.dilation)
+            turned = W if 0 in taps else xp.empty((*taps, K, C), np.float32)
+            p = _plan(
+                shape[0] * down.pixels * across.pixels, C, math.prod(taps) * K, K, L_Y, turned, (None, None, None), L_X
+            )
+            launch(
+                SOURCE,
+                "conv_turn",
+                (-(-C // 32), -(-K // 32), math.prod(taps)),
+                (32, 8, 1),
+                (W, turned, *map(np.int32, (S, C, K, across.taps, down.last, across.last, down.step, across.step))),
+                defines=p.defines,
+            )
+            place = _Map(down.pixels, across.pixels, shape[1], shape[2], window.stride, (down.start, across.start))
+            corner = (-down.first_output, -across.first_output)
+            _forward(L_Y, turned, (None, None, None), L_X, taps, (1, 1), step, corner, place)
+    return L_X
+
+
+def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: Any, groups: int = 1) -> Any:
+    """L_W = P^T L_Y: X (N, H, W, C), L_Y (N, Ho, Wo, K) -> L_W of the given shape (R, S, C, K)."""
+    if not _takes(groups, window, X.shape, X, L_Y) or math.prod(shape) > LARGEST:
+        return NotImplemented
+    xp, (R, S, C, K), (N, Ho, Wo, _) = array_module(X), shape, L_Y.shape
+    X, L_Y, L_W = xp.ascontiguousarray(X), xp.ascontiguousarray(L_Y), xp.empty(shape, np.float32)
+    p = plan(R * S * C, K, N * Ho * Wo, 1, vector(C, X), vector(K, L_Y, L_W))
+    to = L_W if p.parts == 1 else xp.empty((p.parts, *shape), np.float32)
+    sizes = (*X.shape, K, R, S, Ho, Wo, *window.stride, *window.dilation, *(before for before, _ in window.padding))
+    launch(
+        SOURCE,
+        "conv_weight_gradient",
+        (p.tiles(R * S * C, K), 1, p.parts),
+        (p.threads, 1, 1),
+        (X, L_Y, to, *map(np.int32, sizes)),
+        p.shared(by_rows=False),
+        p.defines,
+    )
+    return L_W if p.parts == 1 else sum_parts(SOURCE, p.defines, to, L_W)
+
+
+def sum_pixels(X: Any) -> Any:
+    """The sum over the pixels of each image, X (N, H, W, C) -> (N, C). NotImplemented for other shapes and dtypes."""
+    if X.ndim != 4:
+        return NotImplemented
+    N, H, W, C = X.shape
+    return sum_rows(X.reshape(N, H * W, C))
+
+
+def convolve_cost(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None, R: Any = None) -> Cost:
+    """The cost of `convolve` with the same arguments, counting taps that fall outside of the images."""
+    outputs = X.shape[0] * math.prod(window.output_size(X.shape)) * W.shape[3]
+    added = sum(a.size for a in (b, E, R) if a is not None)
+    return Cost(2 * outputs * math.prod(W.shape[:3]), 4 * (X.size + W.size + outputs + added))
+
+
+def convolve_input_gradient_cost(L_Y: Any, W: Any, shape: tuple[int, ...], window: Any, groups: int = 1) -> Cost:
+    """The cost of `convolve_input_gradient`."""
+    return Cost(2 * L_Y.size * math.prod(W.shape[:3]), 4 * (L_Y.size + W.size + math.prod(shape)))
+
+
+def convolve_weight_gradient_cost(X: Any, L_Y: Any, shape: tuple[int, ...], window: Any, groups: int = 1) -> Cost:
+    """The cost of `convolve_weight_gradient`."""
+    return Cost(2 * L_Y.size * math.prod(shape[:3]), 4 * (X.size + L_Y.size + math.prod(shape)))
+
+
+def sum_pixels_cost(X: Any) -> Cost:
+    """The cost of `sum_pixels`."""
+    return sum_rows_cost(X.reshape(len(X), X.shape[1] * X.shape[2], X.shape[3]))
+
+
+def _forward(
+    X: Any, W: Any, added: Any, Y: Any, taps: Any, stride: Any, dilation: Any, corner: Any, place: _Map
+) -> None:
+    """Launches conv_forward; X (N, H, W, C) and W (taps, C, K) contiguous, `corner` the padding at the top and left."""
+    (N, H, W_, C), K, (Ho, Wo) = X.shape, Y.shape[3], place[:2]
+    M, inner = N * Ho * Wo, math.prod(taps) * C
+    p = _plan(M, K, inner, C, X, W, added, Y)
+    output = (Ho, Wo, place.height, place.width, *place.step, *place.start)
+    parts = p.parts > 1 and array_module(X).empty((p.parts, M, K), np.float32)
+    sizes = (N, H, W_, C, K, *taps, Ho, Wo, *stride, *dilation, *corner)
+    launch(
+        SOURCE,
+        "conv_forward",
+        (p.tiles(M, K), 1, p.parts),
+        (p.threads, 1, 1),
+        (X, W, *((None, None, None, parts) if p.parts > 1 else (*added, Y)), *map(np.int32, sizes),
+         *map(np.int32, (Ho, Wo, 1, 1, 0, 0) if p.parts > 1 else output[2:])),
+        p.shared(by_rows=True),
+        p.defines,
+    )  # fmt: skip
+    if p.parts > 1:
+        launch(
+            SOURCE,
+            "conv_finish",
+            (-(-M * K // 256), 1, 1),
+            (256, 1, 1),
+            (parts, *added, Y, *map(np.int32, (p.parts, N, K, *output))),
+            defines=p.defines,
+        )
+
+
+def _plan(M: int, K: int, inner: int, C: int, X: Any, W: Any, added: Any, Y: Any) -> Plan:
+    return plan(M, K, inner, 1, vector(C, X), vector(K, W, Y, *added))
+
+
+class _Class(NamedTuple):
+    """Along one axis, the pixels start, start + stride, .. of X, and the taps last, last - step, .. that reach them."""
+
+    start: int
+    pixels: int
+    taps: int
+    last: int
+    step: int
+    first_output: int  # that the last tap connects with the first pixel
+    dilation: int  # outputs from one tap to the next
+
+
+def _classes(window: Any, shape: tuple[int, ...], axis: int) -> Iterator[_Class]:
+    stride, dilation, before = window.stride[axis], window.dilation[axis], window.padding[axis][0]
+    common = math.gcd(stride, dilation)
+    for start in range(min(stride, shape[1 + axis])):
+        pixels = len(range(start, shape[1 + axis], stride))
+        taps = [r for r in range(window.size[axis]) if (start + before - r * dilation) % stride == 0]
+        last = taps[-1] if taps else 0
+        first = (start + before - last * dilation) // stride
+        yield _Class(start, pixels, len(taps), last, stride // common, first, dilation // common)
+
+
+def _takes(groups: int, window: Any, shape: tuple[int, ...], *arrays: Any) -> bool:
+    """Whether all is float32, in one group, and small enough for what the kernels count in an int or a short."""
+    Ho, Wo = window.output_size(shape)
+    outputs = (s * n for s, n in zip(window.stride, (Ho, Wo), strict=True))
+    taps = (d * r for d, r in zip(window.dilation, window.size, strict=True))
+    furthest = max(*shape[1:3], *outputs, *taps, *(abs(p) for pair in window.padding for p in pair))
+    pixels = shape[0] * max(math.prod(shape[1:3]), Ho * Wo)
+    whole = groups == 1 and all(a is None or a.dtype == np.float32 for a in arrays)
+    return whole and furthest < 2**14 and pixels < 2**30

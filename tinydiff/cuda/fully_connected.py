@@ -1,0 +1,56 @@
+"""The fully connected layer, by the kernels in kernels/matrix.cu; all float32."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import array_module
+from tinydiff.cuda import products
+from tinydiff.cuda.launch import launch
+from tinydiff.cuda.products import DEFAULTS, LARGEST, MULTIPROCESSORS, Cost, sum_parts
+
+
+def linear_forward(X: Any, W: Any, b: Any) -> Any:
+    """Y = X W + 1 b for X (N, D), W (D, M), b (M,) or None."""
+    return products.matmul(X, W, bias=b)
+
+
+def linear_input_gradient(L_Y: Any, W: Any) -> Any:
+    """L_X = L_Y W^T."""
+    return products.matmul(L_Y, W, transpose_b=True)
+
+
+def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
+    """L_W = X^T L_Y."""
+    return products.matmul(X, L_Y, transpose_a=True)
+
+
+def sum_rows(L_Y: Any) -> Any:
+    """The sums of the columns of L_Y (M, K) -> (K,), or of each of several matrices (N, M, K) -> (N, K). NotImplemented for
+    other shapes and dtypes."""
+    if L_Y.ndim not in (2, 3) or L_Y.dtype != np.float32 or max(L_Y.shape) > LARGEST:
+        return NotImplemented
+    xp, (M, K), N = array_module(L_Y), L_Y.shape[-2:], math.prod(L_Y.shape[:-2])
+    if N > 65535:
+        return NotImplemented
+    across = -(-K // 32)
+    slabs = max(1, min(1024, -(-M // 64), -(-8 * MULTIPROCESSORS // max(1, across * N))))
+    Y = xp.empty((*L_Y.shape[:-2], K), np.float32)
+    parts = Y if slabs == 1 else xp.empty((slabs, *Y.shape), np.float32)
+    launch(
+        "matrix.cu",
+        "column_sums",
+        (across, slabs, N),
+        (32, 8, 1),
+        (xp.ascontiguousarray(L_Y), parts, np.int32(M), np.int32(K), np.int32(-(-M // slabs))),
+        defines=DEFAULTS,
+    )
+    return Y if slabs == 1 else sum_parts("matrix.cu", DEFAULTS, parts, Y)
+
+
+def sum_rows_cost(X: Any) -> Cost:
+    """The cost of `sum_rows`."""
+    return Cost(X.size, 4 * (X.size + X.size // max(1, X.shape[-2])))

@@ -1,0 +1,173 @@
+"""Group normalisation with SiLU and dropout in one pass, forward and backward (kernels/normalization.cu)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydiff import backend
+from tinydiff.backend import address, array_module
+from tinydiff.cuda.launch import launch
+
+VARIANTS = (("normalization.cu", {"VECTOR": 4}), ("normalization.cu", {"VECTOR": 1}))
+
+State = tuple[int, int, int, int]  # of a generator: (seed, stream, step, offset)
+
+_THREADS = 256  # of a block, at most
+_ENOUGH = 4096  # elements that keep a block busy
+_WHOLE, _HALF = 16, 8  # channels of 64 bytes, which memory delivers at once, and of 32, the least it does not waste
+_ROOM = 75 << 10  # bytes of shared memory for a block: three of them fit into a multiprocessor of an H100
+
+
+class _Layout(NamedTuple):
+    """How a launch divides (N, P, C): see kernels/normalization.cu."""
+
+    vector: int
+    slab: int
+    columns: int
+    threads: int
+    tiled: bool
+    shared: int  # bytes
+
+
+def group_normalize(
+    X: Any,
+    w: Any,
+    b: Any,
+    groups: int,
+    eps: float,
+    silu: bool = False,
+    dropout: tuple[float, State] | None = None,
+    advance: Any = None,
+) -> Any:
+    """Y = M silu(Z w + b) of X (N, ..., C) float32, and what Z = (X - mean) scale was made with: mean and
+    scale = 1 / sqrt(variance + eps), both (N, groups).
+
+    w and b (C,) may be None. dropout: (p, state of the generator that draws the mask), None for none. advance: uint32
+    (2,) on the device, what to add to the state's step and offset. NotImplemented where arrays are not float32 or a group
+    has more than 1024 channels, or more than 256 and not a multiple of 4.
+    """
+    xp = array_module(X)
+    if not _single(X, w, b) or (layout := _layout(X, groups, 1)) is None:
+        return NotImplemented
+    X, w, b = _aligned(X), _contiguous(w), _contiguous(b)
+    N, P, C = _sizes(X)
+    Y, mean, scale = xp.empty_like(X), xp.empty((N, groups), np.float32), xp.empty((N, groups), np.float32)
+    args = (X, w, b, Y, mean, scale, *_numbers(P, C, C // groups, layout), np.float32(eps))
+    _launch("group_norm_forward", layout, N, C, args, silu, dropout, advance)
+    return Y, mean, scale
+
+
+def group_normalize_backward(
+    L_Y: Any,
+    X: Any,
+    mean: Any,
+    scale: Any,
+    w: Any,
+    b: Any,
+    groups: int,
+    silu: bool,
+    needs: tuple[bool, bool, bool] = (True, True, True),
+    dropout: tuple[float, State] | None = None,
+    advance: Any = None,
+) -> Any:
+    """(L_X, L_w, L_b), with None for what `needs` does not ask for; arguments as in `group_normalize`."""
+    xp = array_module(X)
+    if not _single(L_Y, X, w, b) or (layout := _layout(X, groups, 2)) is None:
+        return NotImplemented
+    L_Y, X, w, b = _aligned(L_Y), _aligned(X), _contiguous(w), _contiguous(b)
+    N, P, C = _sizes(X)
+    L_X = xp.empty_like(X) if needs[0] else None
+    sums = xp.empty((2, N, C), np.float32) if needs[1] or needs[2] else None
+    args = (L_Y, X, mean, scale, w, b, L_X, sums, *_numbers(P, C, C // groups, layout))
+    if any(needs):
+        _launch("group_norm_backward", layout, N, C, args, silu, dropout, advance)
+    if sums is None:
+        return L_X, None, None
+    L_w_b = xp.empty((2, C), np.float32)
+    args = (sums, L_w_b, np.int32(N), np.int32(C))
+    launch(
+        "normalization.cu", "sum_over_images", (-(-C // 32), 2, 1), (256, 1, 1), args, defines={"VECTOR": layout.vector}
+    )
+    return L_X, L_w_b[0] if needs[1] else None, L_w_b[1] if needs[2] else None
+
+
+def _launch(
+    kernel: str, layout: _Layout, N: int, C: int, args: tuple[Any, ...], silu: bool, dropout: Any, advance: Any
+) -> None:
+    p, (seed, stream, step, offset) = (0.0, (0, 0, 0, 0)) if dropout is None else dropout
+    draw = np.uint64(seed), np.uint32(stream), np.uint32(step), np.uint64(offset), advance
+    args = (*args, np.int32(silu), np.float32(p), np.float32(1 / (1 - p)), *draw)
+    grid, block = (N * -(-C // layout.slab), 1, 1), (layout.threads, 1, 1)
+    launch("normalization.cu", kernel, grid, block, args, layout.shared, {"VECTOR": layout.vector})
+
+
+def _numbers(P: int, C: int, D: int, layout: _Layout) -> tuple[np.int32, ...]:
+    """P, C, D, slab, columns, tiled as the kernels take them."""
+    return tuple(np.int32(n) for n in (P, C, D, layout.slab, layout.columns, layout.tiled))
+
+
+def _layout(X: Any, groups: int, tiles: int) -> _Layout | None:
+    """How to divide X, of which `tiles` arrays of its kind are kept in shared memory where they fit; None where a group
+    has too many channels."""
+    _, P, C = _sizes(X)
+    return _divide(P, C, C // groups, tiles, shared_memory(X))
+
+
+@functools.cache
+def _divide(P: int, C: int, D: int, tiles: int, memory: int) -> _Layout | None:
+    # Neither the number of images nor the GPU changes who adds up what: an image is rounded in the same way in any batch.
+    vector = 1 if C % 4 else 4
+    if not D:
+        return None
+    unit = math.lcm(D, vector)
+    slab, half = -(-_WHOLE // unit) * unit, -(-_HALF // unit) * unit
+    if 4 * tiles * P * slab > _ROOM >= 4 * tiles * P * half:
+        slab = half
+    while P * slab < _ENOUGH and slab < C and 2 * slab <= _THREADS * vector:
+        slab *= 2
+    slab = min(slab, C)
+    columns = 1 << (slab // vector - 1).bit_length()
+    if columns > _THREADS:
+        return None
+    rows = 1 << (-(-P // 4) - 1).bit_length() if P else 1
+    threads = min(max(columns * rows, 32), _THREADS)
+    partials = threads // 32 if columns < 32 else threads // columns
+    tile, sums = 4 * tiles * P * slab, 4 * (partials * slab + 4 * slab)
+    tiled = tile <= _ROOM and 2 * (tile + sums + 1024) <= memory  # two blocks at least shall work at a time
+    return _Layout(vector, slab, columns, threads, tiled, tile * tiled + sums)
+
+
+def shared_memory(x: Any) -> int:
+    """The bytes of shared memory of a multiprocessor where the array is, as far as a block can have them."""
+    return 227 << 10 if isinstance(x, np.ndarray) else _of_gpu(x.device.id)
+
+
+@functools.cache
+def _of_gpu(device: int) -> int:
+    cupy = backend.cupy()
+    assert cupy is not None
+    return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+
+
+def _sizes(X: Any) -> tuple[int, int, int]:
+    N, *size, C = X.shape
+    return N, math.prod(size), C
+
+
+def _single(*arrays: Any) -> bool:
+    return all(a is None or a.dtype == np.float32 for a in arrays)
+
+
+def _contiguous(x: Any) -> Any:
+    """The array in one piece, or None."""
+    return None if x is None else array_module(x).ascontiguousarray(x)
+
+
+def _aligned(x: Any) -> Any:
+    """The array in one piece, from a multiple of 16 bytes on, so that four floats can be read at once."""
+    x = _contiguous(x)
+    return x.copy() if address(x) % 16 else x

@@ -1,0 +1,186 @@
+"""Products of matrices by the kernels in kernels/matrix.cu; all float32.
+
+Also what convolutions share with them: how a product is cut into tiles and parts (`Plan`), and what a call costs (`Cost`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydiff.backend import address, array_module
+from tinydiff.cuda.launch import launch
+
+SLICE = 16  # TILE_K and, below, STAGES and the 8 x 8 entries of a thread, as in kernels/tile.cuh
+STAGES = 3
+_TILES = ((128, 128), (64, 64), (64, 32))
+MULTIPROCESSORS = 132  # plans are made for an H100, whatever the GPU, so that every GPU adds in the same order
+LARGEST = 2**31 - 2**17  # of what the kernels count in an int, with room for the last tile
+
+
+class Cost(NamedTuple):
+    """What a call takes at least: floating-point operations, and bytes of its arguments and results."""
+
+    flops: int
+    bytes: int
+
+
+class Plan(NamedTuple):
+    """A product of matrices in tiles of m x n entries, its inner axis in `parts`; floats moved at once from A and B."""
+
+    m: int
+    n: int
+    parts: int
+    vector_a: int
+    vector_b: int
+
+    @property
+    def threads(self) -> int:
+        return self.m * self.n // 64
+
+    @property
+    def defines(self) -> dict[str, int]:
+        return {"TILE_M": self.m, "TILE_N": self.n, "VECTOR_A": self.vector_a, "VECTOR_B": self.vector_b}
+
+    def tiles(self, M: int, N: int) -> int:
+        return -(-M // self.m) * -(-N // self.n)
+
+    def shared(self, by_rows: bool) -> int:
+        """Bytes of dynamic shared memory, for slices of A that lie row by row or column by column."""
+        a = self.m * (SLICE + 4) if by_rows else SLICE * (self.m + 4)
+        return 4 * STAGES * (a + SLICE * (self.n + 4))
+
+
+# Every plan that `plan` can make, but for the number of parts.
+PLANS = (
+    *(Plan(*tile, 1, 4, 4) for tile in _TILES),
+    Plan(*_TILES[2], 1, 4, 1),
+    Plan(*_TILES[1], 1, 1, 4),
+    Plan(*_TILES[1], 1, 1, 1),
+)
+
+
+@functools.lru_cache(4096)
+def plan(M: int, N: int, K: int, stack: int = 1, vector_a: int = 4, vector_b: int = 4) -> Plan:
+    """How to multiply `stack` times (M, K) by (K, N): the plan that should take the fewest cycles.
+
+    Of a multiprocessor's 4 schedulers each has room for 4 warps and starts one multiplication for a warp in a cycle, but
+    with fewer warps it often has to wait. Small tiles occupy more schedulers but read more for each multiplication; parts of
+    the inner axis occupy more too, but have to be added; considered are those that make a quarter to four rounds of blocks.
+    Arrays that cannot be moved 4 floats at once have one kind of tile each.
+    """
+    slices = -(-K // SLICE)
+    tiles = _TILES if vector_a == vector_b == 4 else _TILES[2:] if vector_a == 4 else _TILES[1:2]
+    best = None
+    for m, n in tiles:
+        warps, efficiency = m * n // 2048, {128: 0.8, 64: 0.7, 32: 0.55}[n]
+        blocks, places = stack * -(-M // m) * -(-N // n), MULTIPROCESSORS * 16 // warps
+        most = max(1, min(slices // 4, 2**26 // max(1, stack * M * N)))  # at least 4 slices each, 256 MiB for all
+        rounds = (0, 0.25, 0.5, 1, 2, 3, 4)
+        for parts in sorted({max(1, min(most, int(places * r / max(1, blocks)))) for r in rounds}):
+            whole, rest = divmod(-(-blocks * parts // MULTIPROCESSORS) * warps, 16)  # warps of one multiprocessor
+            turns = 4 * whole + (0, 1.8, 2.7, 3.35, 4)[-(-rest // 4)]
+            cycles = turns * 1024 * (-(-slices // parts) + 4) / efficiency  # 1024: of a warp's part of a slice
+            if parts > 1:
+                cycles += 4000 + 4 * (parts + 1) * stack * M * N / 1500
+            if best is None or cycles < best[0]:
+                best = cycles, Plan(m, n, parts, vector_a, vector_b)
+    assert best is not None
+    return best[1]
+
+
+def vector(length: int, *arrays: Any) -> int:
+    """How many floats can be moved at once from arrays (None: absent) with rows of a length: 4 or 1."""
+    return 4 if length % 4 == 0 and all(a is None or address(a) % 16 == 0 for a in arrays) else 1
+
+
+def sum_parts(source: str, defines: Mapping[str, int], parts: Any, Y: Any, bias: Any = None, scale: float = 1.0) -> Any:
+    """Y = scale * (the sum of parts over their first axis, in order) + bias. The kernel is in every source that includes
+    tile.cuh: named is the one, with its defines, that is compiled already."""
+    size, columns = Y.size, Y.shape[-1]
+    launch(
+        source,
+        "sum_parts",
+        (-(-size // 256), 1, 1),
+        (256, 1, 1),
+        (parts, bias, Y, np.int32(len(parts)), np.uint64(size), np.int32(columns), np.float32(scale)),
+        defines=defines,
+    )
+    return Y
+
+
+def matmul(
+    A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False, bias: Any = None, scale: float = 1.0
+) -> Any:
+    """Y = scale A B + 1 bias for A (..., M, K), B (..., K, N), bias (N,) or None -> (..., M, N).
+
+    transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K). Leading axes are equal, or one matrix has none
+    and is used for all of the others. NotImplemented for other shapes, or if not all is float32.
+    """
+    arrays = [A, B] if bias is None else [A, B, bias]
+    if min(A.ndim, B.ndim) < 2 or any(a.dtype != np.float32 for a in arrays):
+        return NotImplemented
+    if A.shape[:-2] != B.shape[:-2] and min(A.ndim, B.ndim) > 2:
+        return NotImplemented
+    if transpose_a and transpose_b:
+        B, transpose_b = B.swapaxes(-1, -2), False
+    xp = array_module(A)
+    A, B, bias = (None if a is None else xp.ascontiguousarray(a) for a in (A, B, bias))
+    M, K = A.shape[-2:][::-1] if transpose_a else A.shape[-2:]
+    L, N = B.shape[-2:][::-1] if transpose_b else B.shape[-2:]
+    if K != L or (bias is not None and bias.shape != (N,)):
+        raise ValueError(
+            f"matmul: {A.shape} and {B.shape}{'' if bias is None else f' with bias {bias.shape}'} do not fit"
+        )
+    leading = A.shape[:-2] if A.ndim > 2 else B.shape[:-2]
+    Y = xp.empty((*leading, M, N), np.float32)
+    stack, apart_a, apart_b = math.prod(leading), M * K * (A.ndim > 2), K * N * (B.ndim > 2)
+    if not apart_b and not transpose_a:  # the rows of all A at once
+        M, stack = M * stack, 1
+    if max(M, N, K, stack * 2**15) > LARGEST:
+        return NotImplemented
+    if Y.size:
+        _multiply(A, B, bias, Y, transpose_a, transpose_b, scale, (M, N, K, stack), (apart_a, apart_b))
+    return Y
+
+
+def _multiply(
+    A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
+) -> None:
+    M, N, K, stack = sizes
+    vectors = vector(M if transpose_a else K, A), vector(N, Y, bias, None if transpose_b else B)
+    p = plan(M, N, K, stack, *vectors)
+    defines = {**p.defines, "TRANSPOSED_A": int(transpose_a), "TRANSPOSED_B": int(transpose_b)}
+    whole = p.parts == 1
+    to = Y if whole else array_module(Y).empty((p.parts, *Y.shape), np.float32)
+    launch(
+        "matrix.cu",
+        "matrix_product",
+        (p.tiles(M, N), stack, p.parts),
+        (p.threads, 1, 1),
+        (A, B, bias if whole else None, to, *map(np.int32, (M, N, K)), *map(np.uint64, apart),
+         np.float32(scale if whole else 1)),
+        p.shared(by_rows=not transpose_a),
+        defines,
+    )  # fmt: skip
+    if not whole:
+        sum_parts("matrix.cu", defines, to, Y, bias, scale)
+
+
+def matmul_cost(
+    A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False, bias: Any = None, scale: float = 1.0
+) -> Cost:
+    """The cost of `matmul` with the same arguments."""
+    K, N = B.shape[-2:][::-1] if transpose_b else B.shape[-2:]
+    leading = A.shape[:-2] if A.ndim > 2 else B.shape[:-2]
+    entries = math.prod(leading) * A.shape[-1 if transpose_a else -2] * N
+    return Cost(2 * entries * K, 4 * (A.size + B.size + entries + (0 if bias is None else N)))
+
+
+_TRANSPOSED = [{"TRANSPOSED_A": a, "TRANSPOSED_B": b} for a, b in ((0, 0), (0, 1), (1, 0))]
+DEFAULTS = {**Plan(64, 64, 1, 4, 4).defines, **_TRANSPOSED[0]}
+VARIANTS = tuple(("matrix.cu", {**p.defines, **transposed}) for p in PLANS for transposed in _TRANSPOSED)

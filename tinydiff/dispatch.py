@@ -1,0 +1,150 @@
+"""Which code computes a function of arrays: its definition, or a fast version on one of two shelves.
+
+A definition in `ops/X.py` (or `random`, `optim`, `diffusion/noise`) says what is computed. Decorated with `@accelerated`, it
+is asked last: first the function of the same name in `cpu/X.py` for NumPy's arrays, in `cuda/X.py` for CuPy's. A fast version
+takes the same arguments and returns NotImplemented for those that it leaves to the definition.
+
+`by_definition()` leaves everything to the definitions, and so does the environment variable TINYDIFF_PLAIN=1: for tests, for
+debugging, for learning. TINYDIFF_KERNELS=0 leaves CuPy's arrays to them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Protocol, TypeVar, cast
+
+from tinydiff.backend import DEVICES, device_of, is_array
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Mode(threading.local):
+    """Per thread, as the tape's modes are."""
+
+    plain = os.environ.get("TINYDIFF_PLAIN", "0") not in ("", "0")
+    on_host = False
+    host_seed = 0
+
+
+_mode = _Mode()
+
+
+class Accelerated(Protocol):
+    """A decorated function; `definition` is the function itself."""
+
+    definition: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def accelerated(definition: F) -> F:
+    """Has the function computed by its fast version where there is one for the arrays, else by itself.
+
+    The fast version is found by the names of the function and of its file. Its shelf follows from the first argument that is
+    an array, has one as its first item, or names a device.
+    """
+    file, name = definition.__module__.rpartition(".")[2], definition.__name__
+    files: dict[str, ModuleType | None] = {}  # of each shelf
+
+    @functools.wraps(definition)
+    def dispatched(*args: Any, **kwargs: Any) -> Any:
+        if _mode.plain:
+            return definition(*args, **kwargs)
+        shelf = "cpu"
+        if _mode.on_host or "cupy" in sys.modules:
+            shelf = _shelf((*args, *kwargs.values()))
+        if shelf not in files:
+            files[shelf] = _file_on(shelf, file)
+        fast = getattr(files[shelf], name, None)
+        if fast is not None:
+            if shelf == "cuda" and not _mode.on_host:
+                with importlib.import_module("tinydiff.cuda.driver").explained(f"{file}.{name}"):
+                    result = fast(*args, **kwargs)
+            else:
+                result = fast(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return definition(*args, **kwargs)
+
+    cast(Accelerated, dispatched).definition = definition
+    return cast(F, dispatched)
+
+
+def _shelf(args: Iterable[Any]) -> str:
+    """The shelf for these arguments: "cpu", "cuda", or "" for none."""
+    for arg in args:
+        first = arg[0] if isinstance(arg, tuple | list) and arg else arg
+        if is_array(first) or (isinstance(first, str) and first in DEVICES):
+            device = first if isinstance(first, str) else device_of(first)
+            if not (_mode.on_host or device == "cuda"):
+                return "cpu"
+            return "cuda" if _kernels_are_on() else "" if device == "cuda" else "cpu"
+    return ""
+
+
+def _file_on(shelf: str, file: str) -> ModuleType | None:
+    """The file of that name on the shelf, None if there is none."""
+    if not shelf:
+        return None
+    name = f"tinydiff.{shelf}.{file}"
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in (name, f"tinydiff.{shelf}"):  # a fast version that cannot be imported must not hide
+            raise
+        return None
+
+
+@contextmanager
+def by_definition() -> Iterator[None]:
+    """A block in which this thread computes everything by definition: slowly, as the formulas have it.
+
+    The definitions work on NumPy's and CuPy's arrays; on a GPU their products of matrices are cuBLAS's.
+    """
+    before = _mode.plain
+    _mode.plain = True
+    try:
+        yield
+    finally:
+        _mode.plain = before
+
+
+@contextmanager
+def on_host(seed: int = 0) -> Iterator[None]:
+    """A block in which functions of NumPy arrays run their CUDA kernels, by the stand-in of CUDA (kernels/host.h).
+
+    It runs the same source, slowly and strictly, so that every kernel is tested where there is no GPU. seed: of the random
+    order in which threads and blocks take turns.
+    """
+    before = _mode.on_host, _mode.host_seed
+    _mode.on_host, _mode.host_seed = True, seed
+    try:
+        yield
+    finally:
+        _mode.on_host, _mode.host_seed = before
+
+
+def is_on_host() -> bool:
+    """Whether this is inside `on_host()`."""
+    return _mode.on_host
+
+
+def host_seed() -> int:
+    """The seed of the block of `on_host` that this is in."""
+    return _mode.host_seed
+
+
+def kernels_take(x: Any) -> bool:
+    """Whether the CUDA kernels compute with this array: one of CuPy, or inside `on_host()` one of NumPy."""
+    return is_array(x) and not _mode.plain and (_mode.on_host or device_of(x) == "cuda") and _kernels_are_on()
+
+
+def _kernels_are_on() -> bool:
+    return os.environ.get("TINYDIFF_KERNELS") != "0"

@@ -1,0 +1,38 @@
+"""Dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinydiff.backend import device_of
+from tinydiff.function import Function
+from tinydiff.ops.arguments import as_tensor
+from tinydiff.random import Generator
+from tinydiff.tensor import Tensor
+
+
+class Dropout(Function):
+    """Y = X M, with M = 0 with probability p, else 1 / (1 - p), so that the expectation stays."""
+
+    def forward(self, X, p, generator):
+        kept = generator.uniform(X.shape, device=device_of(X)) >= p
+        self.mask = kept * X.dtype.type(1 / (1 - p))
+        return X * self.mask
+
+    def backward(self, L_Y):
+        return L_Y * self.mask
+
+
+def dropout(x: Any, p: float, generator: Generator | None) -> Tensor:
+    """Elements set to 0 with probability p in [0, 1), the others scaled by 1 / (1 - p) (Srivastava et al., 2014).
+
+    One random number for each element comes from the generator, which may be None only where p is 0.
+    """
+    x = as_tensor(x)
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must be in [0, 1), not {p}")
+    if p == 0:
+        return x
+    if generator is None:
+        raise ValueError(f"dropout: p={p} needs a Generator; give one, or call the module's train(generator)")
+    return Dropout.apply(x, p=p, generator=generator)

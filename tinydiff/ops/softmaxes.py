@@ -1,0 +1,111 @@
+"""Softmax, its logarithm, and the logarithm of a sum of exponentials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import array_module
+from tinydiff.dispatch import accelerated
+from tinydiff.function import Function
+from tinydiff.ops.arguments import as_real, normalize_axes, normalize_axis
+from tinydiff.tensor import Tensor
+
+
+def shifted(X: Any, axis: Any) -> tuple[Any, Any]:
+    """X less its maximum over an axis (or several), so that exponentials do not overflow, and that maximum; where
+    there is no finite one, 0 is taken off."""
+    xp = array_module(X)
+    top = (X.max if X.size else X.sum)(axis, keepdims=True)  # an empty array has no maximum, but a sum of that shape
+    top = xp.where(xp.isfinite(top), top, 0).astype(X.dtype, copy=False)
+    return X - top, top
+
+
+@accelerated
+def softmax_array(X: Any, axis: Any) -> Any:
+    """exp(x) / sum exp(x); a row of -inf alone gives zeros."""
+    xp = array_module(X)
+    P, _ = shifted(X, axis)
+    xp.exp(P, out=P)
+    total = P.sum(axis, keepdims=True)
+    P /= xp.where(total == 0, X.dtype.type(1), total)
+    return P
+
+
+@accelerated
+def softmax_backward(P: Any, L_P: Any, axis: int) -> Any:
+    """From dp_i/dx_j = p_i (delta_ij - p_j): L_X = P * (L_P - sum(L_P * P))."""
+    L_X = L_P * P
+    L_X -= P * L_X.sum(axis, keepdims=True)
+    return L_X
+
+
+class Softmax(Function):
+    def forward(self, X, axis):
+        self.axis = axis
+        P = softmax_array(X, axis)
+        self.save(P)
+        return P
+
+    def backward(self, L_P):
+        (P,) = self.saved
+        return softmax_backward(P, L_P, self.axis)
+
+
+def log_softmax_array(X: Any, axis: int) -> Any:
+    """x - log sum exp(x), with the maximum taken off before the logarithm is, so that large logits lose no digits."""
+    xp = array_module(X)
+    Y, _ = shifted(X, axis)
+    with np.errstate(divide="ignore"):
+        Y -= xp.log(xp.exp(Y).sum(axis, keepdims=True))
+    return Y
+
+
+class LogSoftmax(Function):
+    """y = x - log sum exp(x); from dy_i/dx_j = delta_ij - p_j: L_X = L_Y - P sum(L_Y)."""
+
+    def forward(self, X, axis):
+        self.axis = axis
+        Y = log_softmax_array(X, axis)
+        self.save(Y)
+        return Y
+
+    def backward(self, L_Y):
+        (Y,) = self.saved
+        return L_Y - array_module(Y).exp(Y) * L_Y.sum(self.axis, keepdims=True)
+
+
+class LogSumExp(Function):
+    """dy/dx_i = p_i, the softmax."""
+
+    def forward(self, X, axes, keepdims):
+        xp = array_module(X)
+        self.axes, self.kept = axes, tuple(1 if i in axes else n for i, n in enumerate(X.shape))
+        self.save(X)
+        Y, top = shifted(X, axes)
+        with np.errstate(divide="ignore"):  # log 0 = -inf is what an empty sum shall give
+            Y = xp.log(xp.exp(Y).sum(axes, keepdims=True)) + top
+        return Y if keepdims else Y.reshape([n for i, n in enumerate(X.shape) if i not in axes])
+
+    def backward(self, L_Y):
+        (X,) = self.saved
+        return L_Y.reshape(self.kept) * softmax_array(X, self.axes)
+
+
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) along an axis. A row of -inf alone, as a fully masked row of attention, gives zeros."""
+    x = as_real(x)
+    return Softmax.apply(x, axis=normalize_axis("softmax", axis, x.ndim))
+
+
+def log_softmax(x: Any, axis: int = -1) -> Tensor:
+    """x - log(sum(exp(x))) along an axis."""
+    x = as_real(x)
+    return LogSoftmax.apply(x, axis=normalize_axis("log_softmax", axis, x.ndim))
+
+
+def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """log(sum(exp(x))) over axes (None: all), without overflow."""
+    x = as_real(x)
+    return LogSumExp.apply(x, axes=normalize_axes("logsumexp", axis, x.ndim), keepdims=keepdims)

@@ -1,0 +1,47 @@
+"""Rows of a table by index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinydiff.backend import array_module
+from tinydiff.dispatch import accelerated
+from tinydiff.function import Function
+from tinydiff.ops.arguments import as_array, as_tensor
+from tinydiff.tensor import Tensor
+
+
+class Embedding(Function):
+    """Y_n = W_i(n), so row i of L_W is the sum of L_Y_n over the n that picked it."""
+
+    def forward(self, W, indices):
+        self.indices = indices
+        return W[indices]
+
+    def backward(self, L_Y):
+        return sum_picked(L_Y, self.indices, self.shapes[0])
+
+
+@accelerated
+def sum_picked(L_Y: Any, indices: Any, shape: tuple[int, int]) -> Any:
+    """L_W of the given shape: L_Y (..., D) added up in the rows that indices (...) name."""
+    xp = array_module(L_Y)
+    L_W = xp.zeros(shape, L_Y.dtype)
+    xp.add.at(L_W, indices, L_Y)
+    return L_W
+
+
+def embedding(indices: Any, w: Any) -> Tensor:
+    """Rows of a table: integer indices (...), w (V, D) -> (..., D). IndexError for an index outside 0..V-1, TypeError
+    for indices that are not integers."""
+    w = as_tensor(w)
+    if w.ndim != 2:
+        raise ValueError(f"embedding: w must be (V, D), not of shape {w.shape}")
+    indices = array_module(w.data).asarray(as_array(indices))
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"embedding: indices must be integers, not {indices.dtype}")
+    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= w.shape[0]):
+        raise IndexError(
+            f"embedding: indices {int(indices.min())}..{int(indices.max())} are not in 0..{w.shape[0] - 1}"
+        )
+    return Embedding.apply(w, indices=indices)
