@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import cli, images
+from tinydiff import cli
+from tinydiff.data import pixels
+from tinydiff.runs import pictures
 
 try:
     import torch
@@ -52,7 +54,7 @@ def sample(pipeline, n, seed):
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(unet(x, t).sample, t, x).prev_sample
-    return images.to_bytes(x.permute(0, 2, 3, 1).numpy())
+    return pixels.to_bytes(x.permute(0, 2, 3, 1).numpy())
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -79,5 +81,5 @@ print(f"{begin:.3f} at the start of the second, which went on from what diffuser
 tinydiff(
     "sample", second, "--n", 16, "--sampler", "dpm++", "--steps", 25, "--seed", 1, "--out", args.out / "tinydiff.png"
 )
-images.save_png(args.out / "diffusers.png", images.grid(drawn, columns=8))
+pictures.save_png(args.out / "diffusers.png", pictures.grid(drawn, columns=8))
 print("wrote", args.out / "diffusers.png")

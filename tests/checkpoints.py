@@ -3,9 +3,9 @@
 import numpy as np
 
 import tinydiff as td
-from tinydiff import checkpoint
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.random import Generator
+from tinydiff.runs import checkpoint
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

@@ -29,9 +29,9 @@ def no_collector():
 @pytest.fixture
 def alive(no_collector):
     """A function that counts the tensors, nodes and functions that there are."""
-    from tinydiff.function import Function
-    from tinydiff.tape import Node
-    from tinydiff.tensor import Tensor
+    from tinydiff.autograd.function import Function
+    from tinydiff.autograd.tape import Node
+    from tinydiff.autograd.tensor import Tensor
 
     return lambda: sum(issubclass(type(o), Tensor | Node | Function) for o in gc.get_objects())
 
@@ -56,8 +56,8 @@ def verify():
     its gradients by `gradcheck`; values against `expected` if given; the same values and gradients for inputs in other
     memory layouts; float32 inputs give float32 values and gradients that agree with those of float64.
     """
+    from tinydiff.autograd.tensor import Tensor
     from tinydiff.gradcheck import gradcheck
-    from tinydiff.tensor import Tensor
 
     def is_float(a):
         return isinstance(a, np.ndarray) and a.dtype.kind == "f"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tinydiff import arena, optim
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.cuda import host
 from tinydiff.dispatch import on_host
-from tinydiff.tensor import Tensor
 
 needs_compiler = pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
 SHAPES = [(3, 5), (7,), (1,), (2, 3, 4), (0, 2), (130,)]

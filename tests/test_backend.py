@@ -11,8 +11,8 @@ import pytest
 
 from tests import cupy_stand_in
 from tinydiff import backend, ops
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.errors import InputError
-from tinydiff.tensor import Tensor
 
 PACKAGE = Path(backend.__file__).parent
 

@@ -8,10 +8,11 @@ import pytest
 
 import tinydiff as td
 from tests import cupy_stand_in
-from tinydiff import backend, checkpoint, cli, ops, optim
+from tinydiff import backend, cli, ops, optim
 from tinydiff.diffusion import Diffusion, Schedule, sample
 from tinydiff.diffusion.editing import ddim_invert, inpaint, interpolate
 from tinydiff.random import Generator
+from tinydiff.runs import checkpoint
 
 
 @pytest.fixture(autouse=True)

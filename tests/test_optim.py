@@ -7,9 +7,9 @@ import pytest
 
 import tinydiff as td
 from tinydiff.errors import InputError
+from tinydiff.machine.threads import threads
 from tinydiff.nn import Parameter
 from tinydiff.optim import EMA, SGD, Adam, AdamW, clip_grad_norm, warmup
-from tinydiff.workers import threads
 
 SHAPES = [(3, 4), (), (200, 400)]  # the last one is larger than a block
 

@@ -6,6 +6,7 @@ td.Tensor, td.Function, td.ops, td.no_grad, td.recompute      automatic differen
 td.nn, td.optim, td.UNet                                      networks and optimisers
 td.diffusion, td.data, td.Trainer, td.load                    diffusion models
 td.gradcheck                                                  is a gradient right?
+td.by_definition                                              compute everything as the formulas have it
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tinydiff import backend, errors, nn, ops, optim, random
-from tinydiff.function import Function
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tape import no_grad, recompute
+from tinydiff.autograd.tensor import Tensor, from_dlpack
+from tinydiff.dispatch import by_definition
 from tinydiff.gradcheck import GradientError, gradcheck
-from tinydiff.tape import no_grad, recompute
-from tinydiff.tensor import Tensor, from_dlpack
 
 if TYPE_CHECKING:
-    from tinydiff import checkpoint, data, diffusion, images
-    from tinydiff.checkpoint import load
-    from tinydiff.config import TrainConfig
-    from tinydiff.trainer import Trainer
+    from tinydiff import data, diffusion
+    from tinydiff.runs import checkpoint
+    from tinydiff.runs.checkpoint import load
+    from tinydiff.runs.config import TrainConfig
+    from tinydiff.runs.trainer import Trainer
     from tinydiff.unet import UNet
 
 __version__ = "0.1.0"
@@ -36,6 +39,7 @@ __all__ = [
     "Trainer",
     "UNet",
     "backend",
+    "by_definition",
     "checkpoint",
     "data",
     "diffusion",
@@ -54,21 +58,22 @@ __all__ = [
 
 # Loaded when first asked for, so that `import tinydiff` stays quick: where each name comes from.
 _LATER = {
-    "checkpoint": None,
-    "data": None,
-    "diffusion": None,
-    "images": None,
-    "load": "checkpoint",
-    "Trainer": "trainer",
-    "TrainConfig": "config",
-    "UNet": "unet",
+    "checkpoint": "tinydiff.runs.checkpoint",
+    "data": "tinydiff.data",
+    "diffusion": "tinydiff.diffusion",
+    "images": "tinydiff.runs.pictures",
+    "load": "tinydiff.runs.checkpoint:load",
+    "Trainer": "tinydiff.runs.trainer:Trainer",
+    "TrainConfig": "tinydiff.runs.config:TrainConfig",
+    "UNet": "tinydiff.unet:UNet",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'tinydiff' has no attribute {name!r}")
-    home = _LATER[name]
-    value = import_module(f"tinydiff.{name}") if home is None else getattr(import_module(f"tinydiff.{home}"), name)
+    module, _, attribute = _LATER[name].partition(":")
+    value = import_module(module)
+    value = getattr(value, attribute) if attribute else value
     globals()[name] = value
     return value

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import address, array_module
 from tinydiff.dispatch import kernels_take
-from tinydiff.tensor import Tensor
 
 _STEP = (
     32  # elements; kernels read weights by 16 bytes where they start at a multiple of that, and 128 are a cache line

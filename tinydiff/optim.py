@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from tinydiff import arena
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, to_numpy
 from tinydiff.errors import InputError
-from tinydiff.tensor import Tensor
-from tinydiff.workers import share_tasks, workspace
+from tinydiff.machine.threads import share_tasks, workspace
 
 _BLOCK = 1 << 17  # elements; blocks that stay in a nearer cache are slower, as threads wait for the interpreter's lock
 

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from tinydiff import nn, ops, tape, workers
+from tinydiff import ops
+from tinydiff.autograd import tape
 from tinydiff.bench.cases import GLYPHS, Case, _flops_of_step, all_cases
+from tinydiff.machine import threads
+from tinydiff.nn import layers
 from tinydiff.unet import UNet
 
 CASES = {case.name: case for case in all_cases(quick=True)}
@@ -18,7 +21,7 @@ def test_every_case_runs(name):
         operations.append((type(op).__name__, phase))
         return getattr(op, phase)(*arrays, **options)
 
-    with workers.threads(1), tape.observing(note):
+    with threads.threads(1), tape.observing(note):
         work = case.work("cpu")
         for _ in range(2):
             y = work.forward()
@@ -58,7 +61,7 @@ def test_the_work_of_a_step_grows_with_the_batch():
 
 def test_several_products_of_one_input_count_as_many(monkeypatch):
     together = _flops_of_step(1)
-    monkeypatch.setattr(nn, "linears", lambda x, layers: [ops.linear(x, w, b) for w, b in layers])
+    monkeypatch.setattr(layers, "linears", lambda x, layers: [ops.linear(x, w, b) for w, b in layers])
     assert _flops_of_step(1) == together
 
 

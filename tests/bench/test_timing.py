@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from tinydiff import workers
 from tinydiff.bench import timing
 from tinydiff.bench.timing import Ceiling, Work, measure_ceiling, race
+from tinydiff.machine import threads
 
 
 @pytest.fixture
@@ -61,6 +61,6 @@ def test_what_bounds_work():
 
 def test_a_machine_has_ceilings(monkeypatch):
     monkeypatch.setattr(timing, "PAUSE", 0)
-    with workers.threads(1):
+    with threads.threads(1):
         ceiling = measure_ceiling("cpu", quick=True)
     assert 1e8 < ceiling.flops < 1e14 and 1e7 < ceiling.bytes < 1e13

@@ -5,9 +5,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tinydiff import workers  # noqa: E402
 from tinydiff.bench import torch as bench_torch  # noqa: E402
 from tinydiff.bench.cases import all_cases, make_resblock  # noqa: E402
+from tinydiff.machine import threads  # noqa: E402
 
 pytestmark = pytest.mark.parity
 CASES = {case.name: case for case in all_cases(quick=True)}
@@ -16,7 +16,7 @@ CASES = {case.name: case for case in all_cases(quick=True)}
 @pytest.mark.parametrize("name", CASES)
 def test_shapes_are_the_same(name):
     case = CASES[name]
-    with workers.threads(1):
+    with threads.threads(1):
         assert bench_torch.load("cpu", 1) is torch and torch.get_num_threads() == 1
         competitors = bench_torch.competitors(torch, case, "cpu")
         assert set(competitors) <= {"channels first", "channels last"} and competitors

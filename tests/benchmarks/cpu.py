@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 
 import tinydiff as td
-from tinydiff import ops, optim, workers
-from tinydiff.bench.command import describe
+from tinydiff import ops, optim
 from tinydiff.bench.timing import Work, race
 from tinydiff.bench.torch import diffusers_unet
+from tinydiff.cli.bench import describe
 from tinydiff.diffusion import Diffusion, Schedule
-from tinydiff.memory import show
+from tinydiff.machine import threads as workers
+from tinydiff.runs.memory import show
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "tests/benchmarks/results/cpu.json"
@@ -269,29 +270,29 @@ print(json.dumps(cpu.peak_of_steps(settings, n, threads, who)))
 
 def peak_of_steps(settings, n, threads, who):
     """Bytes that three training steps add to what the process holds after its imports; runs in a process of its own."""
-    from tinydiff import machine
+    from tinydiff.machine import limits
 
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     if who == "tinydiff":
-        from tinydiff import checkpoint, data, trainer  # noqa: F401  what a run imports
+        from tinydiff.runs import trainer  # noqa: F401  what a run imports
 
         with workers.threads(threads):  # sets the allocator as in a real run
-            before = machine.resident()
+            before = limits.resident()
             step = tinydiff_step(tinydiff_network(settings), settings, n)
             for _ in range(3):
                 step()
-            return machine.peak_resident() - before
+            return limits.peak_resident() - before
     import torch
 
     layout = torch.channels_last if who == "channels last" else torch.contiguous_format
     network = diffusers_unet({**settings, "channels": 32, "channel_mults": (1,), "attention_resolutions": ()})
     del network  # diffusers imports what it needs when the first network is made
     torch.set_num_threads(threads)
-    before = machine.resident()
+    before = limits.resident()
     step = torch_step(diffusers_unet(settings).to(memory_format=layout), settings, n, layout)
     for _ in range(3):
         step()
-    return machine.peak_resident() - before
+    return limits.peak_resident() - before
 
 
 COMPETITORS = ("tinydiff", "channels first", "channels last")

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 import tinydiff as td
-from tinydiff import nn, ops, workers
-from tinydiff.images import to_float
+from tinydiff import nn, ops
+from tinydiff.data.pixels import to_float
+from tinydiff.machine import threads
 from tinydiff.random import Generator
 
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=2.0, help="as `tinydiff sample` does by default; 1: none")
     parser.add_argument("--json", metavar="FILE", help="write the figures here as well")
     a = parser.parse_args()
-    with workers.threads():
+    with threads.threads():
         classifier, accuracy = train_classifier()
         print(f"classifier: {accuracy:.2%} of held-out glyphs recognised")
         pipeline = td.load(a.run)

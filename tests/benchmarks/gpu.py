@@ -25,8 +25,9 @@ import numpy as np
 
 import tinydiff as td
 from tests.benchmarks import gpu_report as report
-from tinydiff import backend, checkpoint
+from tinydiff import backend
 from tinydiff.random import Generator
+from tinydiff.runs import checkpoint
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "cifar": {"image_size": 32, "in_channels": 3},

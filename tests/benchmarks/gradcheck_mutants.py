@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "gradcheck")]
 from right_operations import cases  # noqa: E402
 
 import tinydiff.ops  # noqa: E402
-from tinydiff.function import Function  # noqa: E402
+from tinydiff.autograd.function import Function  # noqa: E402
 from tinydiff.gradcheck import GradientError, gradcheck  # noqa: E402
 from tinydiff.gradcheck.formula import recorded  # noqa: E402
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.cuda import attending, softmaxes
-from tinydiff.tensor import Tensor
 
 INF = np.float32(np.inf)
 LENGTHS = [1, 2, 31, 33, 64, 65, 200, 257, 1000, 1025, 2500]  # of rows held by a warp, at every size, and by a block

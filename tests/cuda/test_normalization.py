@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.cuda import activation, normalization
 from tinydiff.random import Generator
-from tinydiff.tensor import Tensor
 
 STATE = (2**40 + 5, 5, 77, 2**32 - 3)  # of the generator that draws dropout's mask; the offset crosses 2**32
 DROPOUT = (0.3, STATE)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tinydiff import optim
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.cuda import optim as optimizer
-from tinydiff.tensor import Tensor
 
 LR, BETAS, EPS = 3e-3, (0.8, 0.97), 1e-4
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tinydiff.data import Dataset
+from tinydiff.data.pixels import to_bytes, to_float
 from tinydiff.errors import InputError
-from tinydiff.images import to_bytes, to_float
 from tinydiff.random import DATA_ORDER, Generator
 
 

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.diffusion.decoder import bin_log_prob, log_normal_interval
-from tinydiff.tensor import Tensor
 
 BYTES = np.arange(256) / 127.5 - 1
 

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.diffusion import Diffusion, Schedule, gaussian
-from tinydiff.tensor import Tensor
 
 RNG = np.random.default_rng(0)
 

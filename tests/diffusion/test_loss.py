@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from tinydiff import random
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.diffusion.bound import reverse_term
 from tinydiff.ops import concatenate
 from tinydiff.random import Generator
-from tinydiff.tensor import Tensor
 
 S = Schedule.linear(50, 0.01, 0.4)
 X0 = np.random.default_rng(0).uniform(-1, 1, (12, 3, 2, 2)).astype(np.float32)

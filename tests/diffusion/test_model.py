@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from tinydiff.autograd.tape import is_recording
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.diffusion import Diffusion, Schedule, sample, sample_steps
 from tinydiff.diffusion.model import Predictor, call
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
-from tinydiff.tape import is_recording
-from tinydiff.tensor import Tensor
 
 S = Schedule.linear(20, 0.02, 0.8)
 SHAPE = (3, 2, 2, 1)

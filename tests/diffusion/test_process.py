@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError
-from tinydiff.tensor import Tensor
 
 S = Schedule.linear(40, 0.01, 0.4)
 T = S.T

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tinydiff import building
-from tinydiff.config import RunConfig
 from tinydiff.evaluation import features
-from tinydiff.trainer import Trainer
+from tinydiff.runs import building
+from tinydiff.runs.config import RunConfig
+from tinydiff.runs.trainer import Trainer
 
 
 def _pictures(n, seed=0, size=8, channels=1):

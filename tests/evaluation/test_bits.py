@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import tinydiff as td
+from tinydiff.data.pixels import to_float
 from tinydiff.evaluation.bits import EVALUATION, BitsPerDim, choose_steps, measure_bits
-from tinydiff.images import to_float
 from tinydiff.random import Generator
 
 

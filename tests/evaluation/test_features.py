@@ -7,9 +7,9 @@ import pytest
 
 import tinydiff as td
 from tinydiff.data import Dataset
+from tinydiff.data.pixels import to_float
 from tinydiff.evaluation import features
 from tinydiff.evaluation.frechet import frechet_distance, moments
-from tinydiff.images import to_float
 
 
 def test_features_are_deterministic_cached_and_made_anew_for_other_images(tmp_path, monkeypatch, pictures):

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff import nn, ops, random
+from tinydiff.autograd.function import Function
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.diffusion.decoder import bin_log_prob
-from tinydiff.function import Function
 from tinydiff.ops.convolution import conv2d_add, upsample_conv2d
 from tinydiff.ops.normalization import group_norm_silu
 from tinydiff.unet import ResBlock
-from tinydiff.variant import Variant
+from tinydiff.unet.variant import Variant
 
 
 class Right(NamedTuple):

@@ -9,17 +9,17 @@ from right_operations import cases
 
 import tinydiff
 from tinydiff import nn, ops
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import _Transfer
 from tinydiff.cuda import host
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.diffusion.loss import _NoiseLoss
 from tinydiff.errors import InputError
-from tinydiff.function import Function
 from tinydiff.gradcheck import gradcheck
 from tinydiff.gradcheck.formula import recorded
 from tinydiff.gradcheck.subject import make_subject
 from tinydiff.ops.convolution import UpsampleConv2d
 from tinydiff.random import Generator
-from tinydiff.tensor import _Transfer
 from tinydiff.unet import UNet
 
 needs_compiler = pytest.mark.skipif(bool(host.missing()), reason=host.missing() or "")
@@ -102,7 +102,7 @@ def test_layers(layer, rng):
 
 
 def test_no_layer_is_left_out():
-    assert {m for m in subclasses(nn.Module) if m.__module__ == "tinydiff.nn"} == set(LAYERS)
+    assert {m for m in subclasses(nn.Module) if m.__module__ == "tinydiff.nn.layers"} == set(LAYERS)
 
 
 class Denoiser(nn.Module):

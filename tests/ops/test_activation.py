@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
-from tinydiff.tensor import Tensor
+from tinydiff.autograd.tensor import Tensor
 
 
 def logistic(x):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.random import Generator
-from tinydiff.tensor import Tensor
 
 VECTOR, MATRIX, IMAGE = [0.5, 2.0], [[1.0, 2.0], [3.0, 5.0]], [[[[1.0, 2.0], [3.0, 5.0]], [[4.0, 8.0], [7.0, 6.0]]]]
 UNARY = (

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.machine.threads import BLOCK, share_tasks, threads
 from tinydiff.ops import attending as module
-from tinydiff.tensor import Tensor
-from tinydiff.workers import BLOCK, share_tasks, threads
 
 INF = float("inf")
 

@@ -7,9 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from tinydiff import ops, workers
+from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.machine import threads as workers
 from tinydiff.ops import convolution
-from tinydiff.tensor import Tensor
 
 
 def leaf(array):

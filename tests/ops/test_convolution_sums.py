@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from tinydiff import ops, workers
+from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.machine import threads as workers
 from tinydiff.ops.convolution import conv2d_add, upsample_conv2d
-from tinydiff.tensor import Tensor
 
 
 def leaf(array):

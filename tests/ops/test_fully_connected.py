@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.cuda import fully_connected as kernels
 from tinydiff.dispatch import on_host
+from tinydiff.machine.threads import share_blocks, share_tasks, threads
 from tinydiff.ops import fully_connected as module
 from tinydiff.ops import products, tall_products
 from tinydiff.ops.fully_connected import linears
-from tinydiff.tensor import Tensor
-from tinydiff.workers import share_blocks, share_tasks, threads
 
 
 def leaf(array):

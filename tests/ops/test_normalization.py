@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.machine.threads import threads
 from tinydiff.ops.normalization import group_norm_silu, group_normalize
-from tinydiff.tensor import Tensor
-from tinydiff.workers import threads
 
 
 def leaf(array):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
-from tinydiff.tensor import Tensor
+from tinydiff.autograd.tensor import Tensor
 
 
 def leaf(array):

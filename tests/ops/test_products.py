@@ -106,7 +106,7 @@ def test_panels_fit_the_cache_and_divide_the_matrix(monkeypatch):
     "blas, small", [("openblas 0.3.31 SkylakeX", True), ("openblas 0.3.31 Haswell", False), ("mkl 2024.1", False)]
 )
 def test_which_libraries_have_code_for_small_products(blas, small, monkeypatch):
-    monkeypatch.setattr(products.machine, "blas", lambda: blas)
+    monkeypatch.setattr(products.limits, "blas", lambda: blas)
     assert products.has_small_products.__wrapped__() is small
 
 

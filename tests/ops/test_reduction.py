@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
-from tinydiff.tensor import Tensor
+from tinydiff.autograd.tensor import Tensor
 
 AXES = [None, 0, 1, -1, (0, 1), (0, -1), (-1, 1), (0, 1, 2), ()]
 FUNCTIONS = {"sum": np.sum, "mean": np.mean, "var": np.var, "max": np.max, "min": np.min}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
-from tinydiff.tensor import Tensor
-from tinydiff.workers import threads
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.machine.threads import threads
 
 
 def leaf(array):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.random import Generator
-from tinydiff.tensor import Tensor
 
 
 def leaf(array):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinydiff import workers
+from tinydiff.machine import threads as workers
 from tinydiff.ops import tall_products
 from tinydiff.ops.tall_products import multiply_transposed, sum_pixels
 

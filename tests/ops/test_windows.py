@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from tinydiff import ops, workers
+from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.machine import threads
 from tinydiff.ops.windows import Window, fold, image_blocks, unfold
-from tinydiff.tensor import Tensor
 
 
 def pair(value):
@@ -134,5 +135,5 @@ def test_objects_keep_their_references():
     count = sys.getrefcount(thing)
     for _ in range(5):
         assert (unfold(x, Window.read("test", 2, 1, 0, 1), reuse=True) == thing).all()
-    workers.forget_workspaces()
+    threads.forget_workspaces()
     assert sys.getrefcount(thing) == count

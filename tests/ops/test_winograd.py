@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from tinydiff import ops, workers
+from tinydiff import ops
+from tinydiff.autograd.tape import no_grad
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.machine import threads as workers
 from tinydiff.ops import convolution, winograd
 from tinydiff.ops.windows import Window
-from tinydiff.tape import no_grad
-from tinydiff.tensor import Tensor
 
 SHAPES = [  # N, H, W, C, K, padding
     (4, 16, 16, 32, 32, ((1, 1), (1, 1))),

@@ -8,7 +8,7 @@ reason where ONNX has an option that tinydiff does not. onnx_layers.py has those
 import numpy as np
 
 from tinydiff import ops
-from tinydiff.tensor import Tensor
+from tinydiff.autograd.tensor import Tensor
 
 
 class NotApplicable(Exception):

@@ -10,9 +10,10 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import tinydiff as td
-from tinydiff import checkpoint, exchange
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.random import Generator
+from tinydiff.runs import checkpoint
+from tinydiff.runs import diffusers as exchange
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

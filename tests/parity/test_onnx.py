@@ -14,7 +14,7 @@ import pytest
 
 from tests.parity import onnx_layers  # noqa: F401  registers its operators
 from tests.parity.onnx_operators import ADAPTERS, NotApplicable, array, integers
-from tinydiff.tensor import Tensor
+from tinydiff.autograd.tensor import Tensor
 
 pytestmark = pytest.mark.parity
 onnx = pytest.importorskip("onnx")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tinydiff import ops
-from tinydiff.tensor import Tensor
+from tinydiff.autograd.tensor import Tensor
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -13,8 +13,8 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import tinydiff as td
-from tinydiff import exchange
-from tinydiff.variant import Variant
+from tinydiff.runs import diffusers as exchange
+from tinydiff.unet.variant import Variant
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

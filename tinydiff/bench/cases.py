@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinydiff import nn, ops, optim, unet
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import to_device
 from tinydiff.bench.timing import Work
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.ops.normalization import group_norm_silu
 from tinydiff.random import Generator
-from tinydiff.tensor import Tensor
-from tinydiff.variant import Variant
+from tinydiff.unet.variant import Variant
 
 GLYPHS: dict[str, Any] = {
     "image_size": 28, "in_channels": 1, "channels": 32, "channel_mults": (1, 2, 2), "blocks_per_level": 1,
@@ -103,7 +103,7 @@ def _flops_of_step(n: int) -> float:
             counted[0] += 4.0 * first.size * arrays[0].shape[-2]
         return result
 
-    from tinydiff import tape
+    from tinydiff.autograd import tape
 
     with tape.observing(count), tape.no_grad():
         unet.UNet(**GLYPHS)(_normal((1, 28, 28, 1), "cpu"), 1)

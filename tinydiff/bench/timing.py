@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydiff import backend, workers
+from tinydiff import backend
+from tinydiff.machine import threads
 
 PAUSE = 0.003  # seconds before each run: PyTorch's threads go on spinning for a while after its work
 
@@ -79,7 +80,7 @@ class Ceiling(NamedTuple):
 
 def measure_ceiling(device: str, quick: bool = False) -> Ceiling:
     """The faster of one large float32 product and of many small ones, and a copy of 128 MiB, inside
-    `workers.threads`."""
+    `threads.threads`."""
     xp = backend.module_for(device)
     n = 768 if quick else 1536
     A, B = (xp.ones((n, n), "float32") for _ in range(2))
@@ -92,7 +93,7 @@ def measure_ceiling(device: str, quick: bool = False) -> Ceiling:
     def shared(rows: int, work: Callable[[slice], Any]) -> Work:
         if device == "cuda":
             return Work(lambda: work(slice(0, rows)))
-        return Work(lambda: workers.share(lambda part: work(slice(part.start, part.stop)), range(rows)))
+        return Work(lambda: threads.share(lambda part: work(slice(part.start, part.stop)), range(rows)))
 
     def copy(part: slice) -> None:
         target[part] = source[part]

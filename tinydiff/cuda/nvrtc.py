@@ -20,10 +20,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from tinydiff import workers
 from tinydiff.cuda import source
 from tinydiff.cuda.host import cache_folder
 from tinydiff.cuda.source import KernelError
+from tinydiff.machine import threads
 
 ARCHITECTURES = (75, 80, 89, 90, 120)
 FAMILIES = ("products", "convolution", "normalization", "softmaxes", "random", "optim", "resampling")
@@ -161,7 +161,7 @@ def compile_variants(
             return error
 
     every = list(variants() if chosen is None else chosen)
-    with ThreadPoolExecutor(workers.available()) as pool:
+    with ThreadPoolExecutor(threads.available()) as pool:
         for (name, defines, _), result in zip(every, pool.map(lambda v: compiled(*v), every), strict=True):
             yield name, defines, result
 

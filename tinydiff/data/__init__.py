@@ -14,8 +14,8 @@ from tinydiff.data.dataset import Dataset, check_share, scaled_from
 from tinydiff.data.folder import read_folder
 from tinydiff.data.glyphs import SIZE, draw_glyphs
 from tinydiff.data.idx import find_images, looks_like_idx, read_idx
+from tinydiff.data.pixels import convert_channels, resize
 from tinydiff.errors import InputError
-from tinydiff.images import convert_channels, resize
 from tinydiff.random import Generator
 
 __all__ = ["Dataset", "draw_glyphs", "load", "read_arrays", "read_cifar", "read_folder", "read_idx"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.data.pixels import to_float
 from tinydiff.errors import InputError
-from tinydiff.images import to_float
 from tinydiff.random import DATA_ORDER, FLIPS, Generator
 
 MOST_CLASSES = 65_536  # a larger label is no class number

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tinydiff.data.dataset import Dataset, scaled_from
+from tinydiff.data.pixels import fit
 from tinydiff.errors import InputError
-from tinydiff.images import fit
 
 _THREADS = 8
 _AT_ONCE = 2 * _THREADS  # pictures in memory as they came, before they are stored or refused

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, to_numpy
 from tinydiff.diffusion.arguments import as_images
 from tinydiff.diffusion.decoder import bin_log_prob
 from tinydiff.diffusion.model import Predictor
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
-from tinydiff.tensor import Tensor
 
 if TYPE_CHECKING:
     from tinydiff.diffusion.process import Diffusion

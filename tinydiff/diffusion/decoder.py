@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
-from tinydiff.function import Function
 from tinydiff.ops._erf import erf, erfcx
-from tinydiff.tensor import Tensor
 
 HALF_WIDTH = 1 / 255
 

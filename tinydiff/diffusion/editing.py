@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of
 from tinydiff.diffusion.arguments import as_images
 from tinydiff.diffusion.model import Predictor
@@ -21,7 +22,6 @@ from tinydiff.diffusion.process import Diffusion
 from tinydiff.diffusion.sampler import DDPM, sample
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
-from tinydiff.tensor import Tensor
 
 
 def ddim_invert(

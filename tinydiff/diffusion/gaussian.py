@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
-from tinydiff.tensor import Tensor
 
 
 def log_prob(x: Any, mean: Any, cov: Any = None, *, variance: Any = None) -> Any:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinydiff import ops
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of
 from tinydiff.diffusion.arguments import as_images, as_steps, per_image
 from tinydiff.diffusion.decoder import bin_log_prob
 from tinydiff.diffusion.model import call
 from tinydiff.dispatch import kernels_take
-from tinydiff.function import Function
 from tinydiff.random import NOISE, TIME, Generator
-from tinydiff.tensor import Tensor
 
 if TYPE_CHECKING:
     from tinydiff.diffusion.process import Diffusion

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.tape import no_grad
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, is_array, to_device, to_numpy
 from tinydiff.errors import InputError
-from tinydiff.tape import no_grad
-from tinydiff.tensor import Tensor
 
 
 def call(model: Any, x: Any, t: Any, labels: Any = None) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import is_array
 from tinydiff.diffusion import bound as _bound
 from tinydiff.diffusion import loss as _loss
@@ -19,7 +20,6 @@ from tinydiff.diffusion.arguments import as_images, as_steps, per_image
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
-from tinydiff.tensor import Tensor
 
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("beta", "posterior", "learned")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, is_array
 from tinydiff.diffusion.model import Predictor, model_device
 from tinydiff.diffusion.process import Diffusion
@@ -19,7 +20,6 @@ from tinydiff.diffusion.schedule import Schedule
 from tinydiff.dispatch import kernels_take
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
-from tinydiff.tensor import Tensor
 
 SAMPLERS = ("ddpm", "ddim", "dpm++")
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import module_for
+from tinydiff.data.pixels import to_float
 from tinydiff.diffusion import Diffusion
 from tinydiff.diffusion.model import model_device
-from tinydiff.images import to_float
 from tinydiff.random import Generator
 
 EVALUATION = 9  # the stream of random numbers for evaluation: none that training or sampling takes

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import images, memory, workers
 from tinydiff.backend import host_threads, resolve_device
 from tinydiff.data import Dataset
 from tinydiff.diffusion.sampler import SAMPLERS
@@ -21,8 +20,10 @@ from tinydiff.evaluation.features import extractor
 from tinydiff.evaluation.frechet import frechet_distance, moments
 from tinydiff.evaluation.neighbours import Neighbours, nearest
 from tinydiff.evaluation.subject import Subject, choose, load_subject
-from tinydiff.progress import say
-from tinydiff.run import RunFolder
+from tinydiff.machine import threads
+from tinydiff.runs import memory, pictures
+from tinydiff.runs.folder import RunFolder
+from tinydiff.runs.progress import say
 
 PARTS = ("bits", "frechet", "neighbours", "samplers")
 
@@ -95,7 +96,7 @@ def evaluate(
     folder = _make_folder(Path(settings.out) if settings.out else own)
     if settings.png_folder is not None:
         _make_folder(Path(settings.png_folder), empty=True)
-    with workers.threads(host_threads(device, settings.threads)):
+    with threads.threads(host_threads(device, settings.threads)):
         return _Evaluation(path, subject, settings, folder, report).run()
 
 
@@ -129,7 +130,7 @@ class _Evaluation:
             self.neighbours()
         if "samplers" in only:
             self.samplers()
-        images.write_file(self.folder / "report.txt", ("\n".join(self.text) + "\n").encode())
+        pictures.write_file(self.folder / "report.txt", ("\n".join(self.text) + "\n").encode())
         self._report(f"\nresults: {self.folder}")
         return self.folder
 
@@ -152,11 +153,11 @@ class _Evaluation:
             self.say("These images were trained on: the number says nothing about others, and flatters the model.")
         self.say(result.table())
         self.say(self._errors_explained(result))
-        images.write_file(self.folder / "bits_per_dim.csv", result.csv().encode())
+        pictures.write_file(self.folder / "bits_per_dim.csv", result.csv().encode())
         title = f"{result.total().bits:.4f} +- {result.total().error:.4f} bits/dim, {subject.weights}"
         plot = result.plot(title)
         if plot is not None:
-            images.write_file(self.folder / "bits_per_dim.png", plot)
+            pictures.write_file(self.folder / "bits_per_dim.png", plot)
 
     def _errors_explained(self, result: BitsPerDim) -> str:
         by_images, by_steps = result.errors()
@@ -176,7 +177,7 @@ class _Evaluation:
         self.how_drawn = f"{s.samples} samples by {s.sampler} in {steps} steps"
         if s.png_folder is not None:
             for i, picture in enumerate(self.drawn):
-                images.save_png(Path(s.png_folder) / f"{i:06d}.png", picture)
+                pictures.save_png(Path(s.png_folder) / f"{i:06d}.png", picture)
             self.say(f"\n{self.how_drawn}, as PNG files: {s.png_folder}")
 
     def prepare_distance(self) -> None:
@@ -221,8 +222,8 @@ class _Evaluation:
                 self.say(f"{(expected == 0).sum()} of those images stand in the training set as well.")
         else:
             self.say("Without images that the model has not seen there is nothing to compare this with.")
-        images.write_file(self.folder / "neighbours.csv", _neighbours_csv(found).encode())
-        images.save_png(self.folder / "neighbours.png", _neighbours_sheet(self.drawn, training.images, found))
+        pictures.write_file(self.folder / "neighbours.csv", _neighbours_csv(found).encode())
+        pictures.save_png(self.folder / "neighbours.png", _neighbours_sheet(self.drawn, training.images, found))
         self.say("neighbours.png: the samples nearest to a training image, one a row, and their neighbours beside them")
 
     def samplers(self) -> None:
@@ -233,8 +234,8 @@ class _Evaluation:
         if self.subject.held_out and len(self.subject.test) > 1:
             test = choose(self.subject.test, s.each, s.seed)
             self.say(f"{len(test)} {self.subject.test_name}: {self.distance(test.images):.3f}, what to hope for")
-        images.write_file(self.folder / "samplers.csv", samplers.csv(results).encode())
-        images.save_png(self.folder / "samplers.png", samplers.sheet(results))
+        pictures.write_file(self.folder / "samplers.csv", samplers.csv(results).encode())
+        pictures.save_png(self.folder / "samplers.png", samplers.sheet(results))
 
     def _training(self) -> Dataset:
         assert self.subject.training is not None  # loaded for every part but the bits
@@ -260,9 +261,9 @@ def _neighbours_sheet(drawn: np.ndarray, training: np.ndarray, found: Neighbours
             training[j, :, ::-1] if m else training[j] for j, m in zip(found.index[i], found.mirrored[i], strict=True)
         ]
         rows += [drawn[i], np.full_like(drawn[i], 255), *others]  # white between the sample and the others
-    pictures = np.stack(rows)
+    cells = np.stack(rows)
     columns = 2 + found.index.shape[1]
-    return images.grid(pictures, columns, scale=max(1, min(4, round(560 / (columns * pictures.shape[2])))))
+    return pictures.grid(cells, columns, scale=max(1, min(4, round(560 / (columns * cells.shape[2])))))
 
 
 def _make_folder(path: Path, empty: bool = False) -> Path:

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import images, nn, ops, optim, tape, tensorfile
-from tinydiff.data import Dataset
+from tinydiff import nn, ops, optim
+from tinydiff.autograd import tape
+from tinydiff.data import Dataset, pixels
 from tinydiff.errors import InputError
 from tinydiff.random import INIT, NOISE, Generator
+from tinydiff.runs import tensorfile
 
 FEATURES = 32
 STEPS = 500
@@ -63,7 +65,7 @@ class Extractor:
         pictures = _scaled(pictures)
         with tape.no_grad():
             codes = [
-                self.network.encode(images.to_float(pictures[i : i + 256])).data for i in range(0, len(pictures), 256)
+                self.network.encode(pixels.to_float(pictures[i : i + 256])).data for i in range(0, len(pictures), 256)
             ]
         return np.concatenate(codes).astype(np.float64) * self.scale
 
@@ -108,4 +110,4 @@ def _train(network: Autoencoder, training: Dataset, steps: int) -> None:
 
 
 def _scaled(pictures: np.ndarray) -> np.ndarray:
-    return images.resize(pictures, min(pictures.shape[1], _LARGEST_SIDE))
+    return pixels.resize(pictures, min(pictures.shape[1], _LARGEST_SIDE))

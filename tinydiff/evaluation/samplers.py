@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import images
 from tinydiff.evaluation.subject import Subject
+from tinydiff.runs import pictures
 
 _SHOWN = 10  # images of each row on the sheet
 _MARGIN = 170  # pixels for the text on the left of the sheet
@@ -82,7 +82,7 @@ def sheet(results: Sequence[Comparison]) -> np.ndarray:
     shown = np.concatenate([r.pictures[:_SHOWN] for r in results])
     columns, side = len(shown) // len(results), shown.shape[1]
     scale = max(1, min(4, round(560 / (columns * side))), -(-2 * _TEXT_HEIGHT // side))
-    grid = images.grid(shown, columns, scale=scale)
+    grid = pictures.grid(shown, columns, scale=scale)
     texts = Image.new("L", (_MARGIN, len(grid)), 255)
     draw, font = ImageDraw.Draw(texts), ImageFont.load_default(_TEXT_HEIGHT - 2)
     for i, r in enumerate(results):

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import checkpoint, config, data, nn
+from tinydiff import data, nn
 from tinydiff.backend import to_numpy
-from tinydiff.building import load_data
-from tinydiff.config import RunConfig
 from tinydiff.data import Dataset
+from tinydiff.data.pixels import to_bytes
 from tinydiff.diffusion import Diffusion, sample
 from tinydiff.errors import InputError
 from tinydiff.evaluation.bits import EVALUATION, images_at_once
-from tinydiff.images import to_bytes
 from tinydiff.random import SAMPLING, Generator
-from tinydiff.run import RunFolder
-from tinydiff.sheets import class_count
+from tinydiff.runs import checkpoint, config
+from tinydiff.runs.building import load_data
+from tinydiff.runs.config import RunConfig
+from tinydiff.runs.folder import RunFolder
+from tinydiff.runs.sheets import class_count
 from tinydiff.unet import UNet
 
 

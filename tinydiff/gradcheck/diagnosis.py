@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, is_array, to_numpy
 from tinydiff.gradcheck import numeric
 from tinydiff.gradcheck.evidence import Evidence
@@ -14,7 +15,6 @@ from tinydiff.gradcheck.formula import Call, formula_in, formula_of, recorded
 from tinydiff.gradcheck.patterns import PATTERNS
 from tinydiff.gradcheck.report import Diagnosis, Finding, Formula, Report, Verdict
 from tinydiff.gradcheck.subject import PairSubject, make_subject
-from tinydiff.tensor import Tensor
 
 if TYPE_CHECKING:
     from tinydiff.gradcheck.check import Check

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tinydiff.function import Function
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.gradcheck.report import Formula
 from tinydiff.ops.broadcasting import Elementwise
-from tinydiff.tensor import Tensor
 
 
 @dataclass

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import is_array
 from tinydiff.gradcheck.check import same_values
 from tinydiff.gradcheck.diagnosis import explain_exception
 from tinydiff.gradcheck.report import Diagnosis
-from tinydiff.tensor import Tensor
 
 if TYPE_CHECKING:
     from tinydiff.gradcheck.check import Check

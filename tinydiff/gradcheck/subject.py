@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from tinydiff import random
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tape import no_grad
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, is_array, to_numpy
 from tinydiff.errors import InputError
-from tinydiff.function import Function
 from tinydiff.gradcheck.kernels import by_kernels
-from tinydiff.tape import no_grad
-from tinydiff.tensor import Tensor
 
 Arrays = Sequence[Any]
 

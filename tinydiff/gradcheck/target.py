@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.function import Function
 from tinydiff.backend import is_array
 from tinydiff.errors import InputError
-from tinydiff.function import Function
 from tinydiff.gradcheck.report import GradientError, Report
 
 # Tried in this order where no shapes are given, by the number of arguments.

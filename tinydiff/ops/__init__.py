@@ -5,6 +5,7 @@ They take tensors or arrays and return tensors; operators and methods on Tensor 
 
 from typing import Any
 
+from tinydiff.autograd.tensor import Tensor as _Tensor
 from tinydiff.ops.activation import gelu, relu, sigmoid, silu, softplus, tanh
 from tinydiff.ops.arguments import as_array as _as_array
 from tinydiff.ops.arithmetic import abs_ as abs
@@ -49,7 +50,6 @@ from tinydiff.ops.shape import (
 )
 from tinydiff.ops.softmaxes import log_softmax, logsumexp, softmax
 from tinydiff.ops.tables import embedding
-from tinydiff.tensor import Tensor as _Tensor
 
 __all__ = [name for name, value in list(globals().items()) if not name.startswith("_") and hasattr(value, "__code__")]
 

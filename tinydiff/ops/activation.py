@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.dispatch import accelerated
 from tinydiff.ops._erf import erfc
 from tinydiff.ops.arguments import as_real
 from tinydiff.ops.broadcasting import Elementwise
-from tinydiff.tensor import Tensor
 
 
 def sigmoid_array(A: Any) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
-from tinydiff.tensor import Tensor
 
 
 def as_tensor(x: Any) -> Tensor:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, is_array
 from tinydiff.ops._erf import erf as _erf
 from tinydiff.ops.arguments import as_real
 from tinydiff.ops.broadcasting import Elementwise
-from tinydiff.tensor import Tensor
 
 
 class Add(Elementwise):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinydiff.function import Function
+from tinydiff.autograd.function import Function
 
 
 def unbroadcast(L: Any, shape: tuple[int, ...]) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
-from tinydiff.function import Function
 from tinydiff.ops.arguments import as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
-from tinydiff.tensor import Tensor
 
 
 class Matmul(Function):

@@ -26,18 +26,18 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from tinydiff import workers
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.dispatch import accelerated
-from tinydiff.function import Function
+from tinydiff.machine import threads
+from tinydiff.machine.threads import share
 from tinydiff.ops import thin, winograd
 from tinydiff.ops.arguments import add_bias, as_tensor, pair
 from tinydiff.ops.pooling import upsample_nearest2d
 from tinydiff.ops.products import multiply
 from tinydiff.ops.tall_products import multiply_transposed, sum_pixels
 from tinydiff.ops.windows import Window, add_terms, fold, image_blocks, unfold
-from tinydiff.tensor import Tensor
-from tinydiff.workers import share
 
 Shape = tuple[int, ...]
 
@@ -149,7 +149,7 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = N
     if dtype == X.dtype and thin.is_faster(K, C, groups, X, W) and window.turned is not None:
         return thin.input_gradient(X, thin.turn(W), (b, E, R), (len(X), Ho, Wo, K), window.turned)
     Y = xp.empty((X.shape[0], Ho, Wo, K), dtype)
-    if groups == 1 and 2 * len(X) <= workers.count() and _WORTH <= Y.size * r * s * C <= _WORTH << 6:
+    if groups == 1 and 2 * len(X) <= threads.count() and _WORTH <= Y.size * r * s * C <= _WORTH << 6:
         _convolve_together(X, W.reshape(r * s * C, K), window, Y)
         add_terms(Y, slice(None), b, E, R)
         return Y
@@ -180,7 +180,7 @@ def _convolve_together(X: Any, W: Any, window: Window, Y: Any) -> None:
     def columns(some: range) -> None:
         array_module(X).matmul(P, W[:, some.start : some.stop], out=y[:, some.start : some.stop])
 
-    if len(P) >= 64 * workers.count():
+    if len(P) >= 64 * threads.count():
         share(rows, range(len(P)))
     else:
         share(columns, range(K))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import device_of
-from tinydiff.function import Function
 from tinydiff.ops.arguments import as_tensor
 from tinydiff.random import Generator
-from tinydiff.tensor import Tensor
 
 
 class Dropout(Function):

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.dispatch import accelerated
-from tinydiff.function import Function
+from tinydiff.machine.threads import long_rows, prepared, share_blocks, workspace
 from tinydiff.ops.arguments import as_real, as_tensor
-from tinydiff.tensor import Tensor
-from tinydiff.workers import long_rows, prepared, share_blocks, workspace
 
 _ROW = 1 << 11  # numbers in a row that is broadcast, at most: half or twice as many are 2 to 4 % slower
 _WHOLE = 1 << 13  # numbers of a small image: to write it as one row takes less time than to broadcast shorter ones,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.dispatch import accelerated
-from tinydiff.function import Function
 from tinydiff.ops.arguments import as_tensor, pair
 from tinydiff.ops.windows import Window, fold, pad_images, sliding_view
-from tinydiff.tensor import Tensor
 
 
 class AvgPool2d(Function):

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import machine
 from tinydiff.backend import array_module
-from tinydiff.workers import long_rows
+from tinydiff.machine import limits
+from tinydiff.machine.threads import long_rows
 
 LIMIT = 1_000_000  # multiplications of a small product
 _ROWS, _COLUMNS = (32, 16, 8), 64  # of a small product
@@ -87,7 +87,7 @@ def _rows(L: int, D: int, columns: int) -> int | None:
 @cache
 def has_small_products() -> bool:
     """Whether the linear algebra library multiplies small matrices without copying them first."""
-    return any(name in machine.blas() for name in _KERNELS)
+    return any(name in limits.blas() for name in _KERNELS)
 
 
 def add_row(Y: Any, b: Any) -> Any:

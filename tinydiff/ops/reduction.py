@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
-from tinydiff.function import Function
 from tinydiff.ops.arguments import as_tensor, normalize_axes
-from tinydiff.tensor import Tensor
 
 
 class Reduction(Function):

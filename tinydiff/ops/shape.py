@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.dispatch import accelerated
-from tinydiff.function import Function
+from tinydiff.machine.threads import share_blocks
 from tinydiff.ops.arguments import as_array, as_tensor, normalize_axes, normalize_axis
 from tinydiff.ops.broadcasting import unbroadcast
-from tinydiff.tensor import Tensor
-from tinydiff.workers import share_blocks
 
 
 class Reshape(Function):

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.function import Function
+from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.dispatch import accelerated
-from tinydiff.function import Function
 from tinydiff.ops.arguments import as_real, normalize_axes, normalize_axis
-from tinydiff.tensor import Tensor
 
 
 def shifted(X: Any, axis: Any) -> tuple[Any, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from tinydiff.backend import array_module
 from tinydiff.dispatch import accelerated
+from tinydiff.machine.threads import share_blocks
 from tinydiff.ops.products import LIMIT, has_small_products
-from tinydiff.workers import share_blocks
 
 _ROWS = 256  # of a piece
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.machine.threads import share, workspace
 from tinydiff.ops.windows import Window, add_terms
-from tinydiff.workers import share, workspace
 
 Array = np.ndarray
 Terms = tuple[Any, Any, Any]

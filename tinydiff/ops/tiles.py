@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinydiff.workers import workspace
+from tinydiff.machine.threads import workspace
 
 Array = np.ndarray
 

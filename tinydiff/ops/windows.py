@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.machine.threads import workspace
 from tinydiff.ops.arguments import pair
-from tinydiff.workers import workspace
 
 _BLOCK = (
     1 << 19

@@ -45,12 +45,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydiff import workers
+from tinydiff.autograd.tape import is_recording
+from tinydiff.machine import threads
+from tinydiff.machine.threads import prepared, share
 from tinydiff.ops.products import LIMIT
 from tinydiff.ops.tiles import Axis, Reader, Writer, aligned, frequencies, items, multiply_lines
 from tinydiff.ops.windows import Window
-from tinydiff.tape import is_recording
-from tinydiff.workers import prepared, share
 
 Array = np.ndarray
 Size = tuple[int, int]
@@ -153,7 +153,7 @@ class Step(NamedTuple):
 class Plan:
     """How the work on the tiles of a convolution, or of its weight gradient, is shared, and the memory for it.
 
-    The calling thread makes it, once for all convolutions of these shapes (`workers.prepared`): it would take half of the
+    The calling thread makes it, once for all convolutions of these shapes (`threads.prepared`): it would take half of the
     time of a small one, and workers that set up arrays side by side wait for the interpreter's lock again and again.
     """
 
@@ -267,7 +267,7 @@ def convolve(
     X, W = np.ascontiguousarray(X), np.ascontiguousarray(W)
     Y = np.empty((len(X), *size, W.shape[2 if turned else 3]), np.float32)
     use = "turned" if turned else "forward"
-    plan = prepared(Plan, transform, X.shape, size, before, Y.shape[3], workers.count(), use)
+    plan = prepared(Plan, transform, X.shape, size, before, Y.shape[3], threads.count(), use)
 
     # in training filters change at every step
     keep = plan.tiles <= _ROWS and W.size <= 9 * _SMALL and not is_recording()
@@ -302,7 +302,7 @@ def weight_gradient(X: Array, L_Y: Array, before: Size, transform: str = "F4") -
     """L_W (3, 3, C, K) from X (N, H, W, C) and L_Y (N, Ho, Wo, K), all float32; sums over images in order."""
     (_, Ho, Wo, K), C = L_Y.shape, X.shape[3]
     X, L_Y = np.ascontiguousarray(X), np.ascontiguousarray(L_Y)
-    plan = prepared(Plan, transform, X.shape, (Ho, Wo), before, K, workers.count(), "gradient")
+    plan = prepared(Plan, transform, X.shape, (Ho, Wo), before, K, threads.count(), "gradient")
     G_T, total = np.ascontiguousarray(plan.transform.G.T), np.zeros((3, 3, C, K), np.float32)
 
     def work(parts: Sequence[list[Any]]) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.function import Function
+from tinydiff.autograd.function import Function
 
 Inputs = Callable[[np.random.Generator], list[Any]]
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from planted.base import Planted, normal
-from tinydiff.function import Function
+from tinydiff.autograd.function import Function
 
 
 def pad(X, by):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from planted.base import Planted, normal, positive, unbroadcast
-from tinydiff.function import Function
+from tinydiff.autograd.function import Function
 
 
 class SubtractSign(Function):

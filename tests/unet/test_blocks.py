@@ -1,0 +1,247 @@
+"""The blocks of the U-Net: what they are told about time, in one operation, and that replaced ones are called."""
+
+import math
+
+import numpy as np
+import pytest
+
+import tinydiff as td
+from tinydiff import nn
+from tinydiff.autograd import tape
+from tinydiff.random import Generator
+from tinydiff.unet.blocks import ResBlock, tell, time_embedding
+
+T = np.array([3, 900])
+RESAMPLING = {"downsample_type": "resnet", "upsample_type": "resnet", "attention_resolutions": (8, 4)}
+NETWORKS = {
+    "paper": {},
+    "scale and shift": {"resnet_time_scale_shift": "scale_shift"},
+    "residual resampling": RESAMPLING,
+    "no middle": {"mid_block_type": None},
+}
+
+
+@pytest.fixture
+def make(rng):
+    """A function that makes small networks in float64 with weights under which no part is idle."""
+
+    def network(**changes):
+        settings = {
+            "channels": 8,
+            "channel_mults": (1, 2),
+            "blocks_per_level": 2,
+            "attention_resolutions": (4,),
+        } | changes
+        unet = td.UNet(8, 2, groups=4, generator=Generator(1), **settings).astype(np.float64)
+        for p in unet.parameters():
+            p.data[...] = rng.normal(size=p.shape) * (0.5 if p.ndim == 1 else 1 / math.sqrt(np.prod(p.shape[:-1])))
+        return unet
+
+    return network
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(2, 8, 8, 2))
+
+
+def places(unet):
+    """(list, index) of every residual block."""
+    for level in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]:
+        for name in ("resnets", "downsamplers", "upsamplers"):
+            blocks = getattr(level, name, [])
+            yield from ((blocks, i) for i, block in enumerate(blocks) if isinstance(block, ResBlock))
+
+
+def results(unet, x, L_Y):
+    """The output and the gradients of the images and of all weights."""
+    x, weights = td.Tensor(x, requires_grad=True), list(unet.parameters())
+    unet.zero_grad()
+    y = unet(x, T)
+    y.backward(L_Y)
+    return [y.data, x.grad, *(p.grad for p in weights)]
+
+
+class Alone(nn.Module):
+    """A block in a wrapping that tells it nothing but the time."""
+
+    def __init__(self, block):
+        self.block = block
+
+    def forward(self, x, time):
+        return self.block(x, time)
+
+
+@pytest.mark.parametrize("changes", NETWORKS.values(), ids=NETWORKS)
+def test_blocks_do_the_same_when_each_is_told_the_time_alone(changes, make, x, rng):
+    unet, L_Y = make(**changes), rng.normal(size=(2, 8, 8, 2))
+    together = results(unet, x, L_Y)
+    for blocks, i in list(places(unet)):
+        blocks[i] = Alone(blocks[i])
+    alone = results(unet, x, L_Y)
+    np.testing.assert_array_equal(together[0], alone[0])
+    for ours, truth in zip(together[1:], alone[1:], strict=True):
+        np.testing.assert_allclose(ours, truth, rtol=0, atol=1e-12 * (1 + np.abs(truth).max()))
+
+
+@pytest.mark.parametrize("changes", NETWORKS.values(), ids=NETWORKS)
+def test_all_blocks_are_told_the_time_in_one_operation(changes, make, x):
+    unet, seen = make(**changes), []
+
+    def note(op, which, arrays, options):
+        if type(op).__name__ in ("Linear", "Linears") and which == "forward" and arrays[0].shape == (2, 32):
+            seen.append((type(op).__name__, len(arrays) // 2))
+        return getattr(op, which)(*arrays, **options)
+
+    with tape.observing(note):
+        unet(x, T)
+    blocks = len(list(places(unet)))
+    assert blocks == 4 + 6 + 2 * ("mid_block_type" not in changes) + 2 * ("upsample_type" in changes)
+    assert seen == [("Linear", 1), ("Linears", blocks)]  # the first is of the time embedding
+
+
+class Tripled(nn.Module):
+    """Another module in the place of a layer or a block."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def forward(self, *inputs):
+        return self.inner(*inputs) * 3
+
+
+class Doubled(nn.Linear):
+    """A class of its own."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def scale(factor, *layers):
+    for layer in layers:
+        layer.weight.data *= factor
+        layer.bias.data *= factor
+
+
+def test_whatever_projects_the_time_is_called(make, x):
+    unet = make()
+    blocks = [blocks[i] for blocks, i in places(unet)]
+    tripled, doubled, patched = (blocks[i].time_emb_proj for i in (1, 5, -1))
+    factors = ((tripled, 3), (doubled, 2), (patched, 4))
+    for layer, factor in factors:
+        scale(factor, layer)
+    expected = unet(x, T).data
+    for layer, factor in factors:
+        scale(1 / factor, layer)
+
+    blocks[1].time_emb_proj = Tripled(tripled)
+    assert np.abs(unet(x, T).data - expected).max() > 1e-3
+    blocks[5].time_emb_proj = twice = Doubled(1, 1)
+    twice.weight, twice.bias = doubled.weight, doubled.bias
+    assert np.abs(unet(x, T).data - expected).max() > 1e-3
+    patched.forward = lambda time: nn.Linear.forward(patched, time) * 4
+    np.testing.assert_allclose(unet(x, T).data, expected, rtol=0, atol=1e-11)
+
+
+def test_whatever_stands_for_a_block_is_called(make, x):
+    """With the image and the time alone: a module of another class, one of a class of its own, a changed `forward`."""
+
+    class Own(ResBlock):
+        def forward(self, x, time):
+            calls.append("own")
+            return super().forward(x, time)
+
+    def patched(x, time):
+        calls.append("patched")
+        return ResBlock.forward(middle, x, time)
+
+    unet, calls = make(), []
+    middle, blocks = unet.mid_block.resnets[0], unet.up_blocks[1].resnets
+    scale(3, blocks[1].conv2, blocks[1].conv_shortcut)
+    expected = unet(x, T).data
+    scale(1 / 3, blocks[1].conv2, blocks[1].conv_shortcut)
+
+    unet.down_blocks[0].resnets[1].__class__ = Own
+    middle.forward = patched
+    assert np.abs(unet(x, T).data - expected).max() > 1e-3
+    blocks[1] = Tripled(blocks[1])
+    np.testing.assert_allclose(unet(x, T).data, expected, rtol=0, atol=1e-11)
+    assert calls == 2 * ["own", "patched"]
+
+
+def test_whatever_stands_for_a_level_is_called(make, x):
+    class Level(nn.Module):
+        def __init__(self, level):
+            self.level = level
+
+        def forward(self, h, *inputs):
+            calls.append(len(inputs))
+            return self.level(h, *inputs)
+
+    unet, calls = make(), []
+    expected = unet(x, T).data
+    unet.down_blocks[1], unet.mid_block = Level(unet.down_blocks[1]), Level(unet.mid_block)
+    unet.up_blocks[0] = Level(unet.up_blocks[0])
+    np.testing.assert_array_equal(unet(x, T).data, expected)
+    assert calls == [2, 1, 2]  # time and skips, time, time and skips
+
+
+def test_a_block_in_two_places(make, x, rng):
+    unet, L_Y = make(), rng.normal(size=(2, 8, 8, 2))
+    unet.mid_block.resnets[1] = unet.mid_block.resnets[0]
+    told = tell(td.Tensor(rng.normal(size=(2, 32))), [unet.mid_block])
+    assert [*told] == [unet.mid_block.resnets[0]]
+    together = results(unet, x, L_Y)
+    unet.mid_block.resnets[0] = unet.mid_block.resnets[1] = Alone(unet.mid_block.resnets[0])
+    for ours, truth in zip(together, results(unet, x, L_Y), strict=True):
+        np.testing.assert_allclose(ours, truth, rtol=0, atol=1e-12 * (1 + np.abs(truth).max()))
+
+
+def test_new_weights_and_new_blocks_count_from_the_next_pass_on(make, x):
+    unet = make()
+    unet(x, T)
+    other = make()
+    unet.down_blocks[0].resnets[0] = other.down_blocks[0].resnets[0]
+    unet.load_state_dict(other.state_dict())
+    np.testing.assert_array_equal(unet(x, T).data, other(x, T).data)
+
+
+def test_a_block_alone(make, rng):
+    """Called with the time, with what it is told of it, and with what only others are told."""
+    unet, x, time = make(), rng.normal(size=(2, 4, 4, 8)), rng.normal(size=(2, 32))
+    block, other = unet.down_blocks[0].resnets
+    y = block(td.Tensor(x), td.Tensor(time)).data
+    bias = block.time_emb_proj(time)
+    np.testing.assert_array_equal(block(td.Tensor(x), td.Tensor(time), {block: bias}).data, y)
+    np.testing.assert_array_equal(block(td.Tensor(x), td.Tensor(time), {other: bias}).data, y)
+    assert np.abs(block(td.Tensor(x), td.Tensor(time), {block: 2 * bias}).data - y).max() > 1e-3
+
+
+def test_time_embedding():
+    t, half = np.array([0, 1, 999]), 4
+    for shift, flip in ((1, False), (0, False), (0, True)):
+        table = time_embedding(t, 9, shift, flip, np.float64)
+        for row, time in zip(table, t, strict=True):
+            angles = [time * 10000 ** (-i / (half - shift)) for i in range(half)]
+            sines, cosines = [math.sin(a) for a in angles], [math.cos(a) for a in angles]
+            expected = [*cosines, *sines, 0] if flip else [*sines, *cosines, 0]
+            np.testing.assert_allclose(row, expected, rtol=0, atol=1e-12)
+    assert time_embedding(t, 8).dtype == np.float32
+    exact = time_embedding(t, 8, dtype=np.float64)
+    np.testing.assert_array_equal(time_embedding(t, 8), exact.astype(np.float32))  # not computed in float32
+
+
+def test_a_class_whose_forward_was_replaced_is_called_as_before(rng, monkeypatch):
+    """As hooks and profilers do it: with the arguments of a ResBlock or a Linear that is called alone."""
+    unet = td.UNet(8, 1, channels=8, channel_mults=(1, 2), blocks_per_level=1, attention_resolutions=(), groups=4)
+    x, seen = rng.normal(size=(2, 8, 8, 1)).astype(np.float32), []
+    expected = unet(x, 3).data
+    blocks = sum(isinstance(module, ResBlock) for module in unet.modules())
+    block, linear = ResBlock.forward, td.nn.Linear.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(td.nn.Linear, "forward", lambda self, x: seen.append("linear") or linear(self, x))
+        np.testing.assert_allclose(unet(x, 3).data, expected, atol=1e-6)
+    assert seen.count("linear") == blocks + 2 + 4  # those of the time embedding, and of the attention in the middle
+    monkeypatch.setattr(ResBlock, "forward", lambda self, x, time: seen.append("block") or block(self, x, time))
+    np.testing.assert_allclose(unet(x, 3).data, expected, atol=1e-6)
+    assert seen.count("block") == blocks

@@ -1,0 +1,7 @@
+"""Automatic differentiation.
+
+tensor.py      a tensor: an array that remembers what it was computed from
+function.py    an operation: forward and backward on plain arrays
+tape.py        what was computed from what, and the walk back
+recompute.py   blocks computed again in backward instead of kept
+"""

@@ -1,0 +1,169 @@
+"""Function: an operation as a pair of forward and backward on plain arrays.
+
+    class Square(td.Function):
+        def forward(self, X):
+            self.save(X)
+            return X * X
+        def backward(self, L_Y):
+            (X,) = self.saved
+            return 2 * X * L_Y
+
+    y = Square.apply(x)
+
+`forward` and `backward` never see tensors. `backward` gets the gradient of the loss with respect to each output and
+returns one for each input (None where there is none to give), in the input's shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tinydiff.autograd.tape import Node, current_observer, edge_to, is_recording, note_inputs, refuse_non_finite
+from tinydiff.backend import array_module, device_of, is_array
+
+_tensor_type: Any = None
+
+
+def register_tensor_type(cls: Any) -> Any:
+    """Tensor stands above this file and introduces itself here."""
+    global _tensor_type
+    _tensor_type = cls
+    return cls
+
+
+class Version:
+    """Counts in-place changes to one piece of memory; tensors that share the memory share the counter."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Function:
+    """Base class of all operations; see the module's docstring for how to write one.
+
+    Inside, `self.needs[i]` tells whether input i needs a gradient (all False where nothing is recorded) and
+    `self.shapes[i]` its shape. Whatever is put on `self` lives until the backward pass has used it.
+
+    `gives_new = True` promises that backward returns new arrays, a different one for each input, or an L_Y as it came: the
+    tape then adds to them in place where gradients meet.
+    """
+
+    gives_new: ClassVar[bool] = False
+
+    needs: tuple[bool, ...]
+    shapes: tuple[Any, ...]
+    _saved: tuple[Any, ...] = ()
+    _watched: tuple[tuple[Version, int], ...] = ()
+
+    @classmethod
+    def apply(cls, *inputs: Any, **options: Any) -> Any:
+        """Runs forward on the inputs' arrays and records it. Inputs: tensors, arrays, numbers or None; options go to
+        forward as they are. Returns a tensor, or a tuple of them if forward returns a tuple."""
+        op = cls()
+        tensors, arrays, op.shapes = _read(inputs, cls.__name__)
+        recording = is_recording()
+        if recording:
+            edges = tuple([edge_to(x) if isinstance(x, _tensor_type) else None for x in inputs])
+            op.needs = tuple([edge is not None for edge in edges])
+            recording = True in op.needs
+        else:
+            note_inputs(tensors)
+            op.needs = (False,) * len(inputs)
+
+        observer = current_observer()
+        results = op.forward(*arrays, **options) if observer is None else observer(op, "forward", arrays, options)
+        several = isinstance(results, tuple)
+        results = results if several else (results,)
+        if not all([isinstance(y, np.ndarray) for y in results]):
+            results = _as_arrays(results, arrays, cls.__name__)
+        refuse_non_finite(results, cls.__name__)
+
+        outputs = tuple([_tensor_type._wrap(y, _version(y, tensors)) for y in results])
+        if recording:
+            # tensors made apart may share one piece of memory
+            memories = [(_memory(x.data), x._version) for x in (*tensors, *outputs)]
+            saved = {id(_memory(a)) for a in op._saved if is_array(a)}
+            op._watched = tuple({v: v.count for memory, v in memories if id(memory) in saved}.items())
+            node = Node(op, edges, results)
+            for index, y in enumerate(outputs):
+                if y.dtype.kind in "fc":
+                    y._attach(node, index)
+        return outputs if several else outputs[0]
+
+    def forward(self, *arrays: Any, **options: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def backward(self, *L_Ys: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} does not define backward")
+
+    def save(self, *arrays: Any) -> None:
+        """Keeps arrays for backward. Inputs and outputs among them are watched for changes in place."""
+        self._saved = arrays
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        """What was saved. RuntimeError if an array among it was changed in place since forward."""
+        if any(version.count != count for version, count in self._watched):
+            raise RuntimeError(
+                f"an array that {type(self).__name__} saved for its backward pass was changed in place since then"
+            )
+        return self._saved
+
+    def release(self) -> None:
+        self.__dict__.clear()
+
+
+def _read(inputs: tuple[Any, ...], name: str) -> tuple[list[Any], list[Any], tuple[Any, ...]]:
+    """The tensors among the inputs, the plain arrays of all inputs, and their shapes; in one loop, as it runs for every
+    operation. Numbers beside an array stay numbers, so that they take its dtype."""
+    tensors, arrays, shapes, usual = [], [], [], True
+    for x in inputs:
+        if isinstance(x, _tensor_type):
+            tensors.append(x)
+            x = x.data
+        arrays.append(x)
+        if isinstance(x, np.ndarray):
+            shapes.append(x.shape)
+        else:
+            shapes.append(None)
+            usual = usual and x is None
+    if usual:
+        return tensors, arrays, tuple(shapes)
+    devices = {device_of(a) for a in arrays if is_array(a)}
+    if len(devices) > 1:
+        raise ValueError(f"{name}: the inputs are on different devices (cpu and cuda); move them with .to(device)")
+    for i, a in enumerate(arrays):
+        if not (a is None or is_array(a) or (devices and isinstance(a, int | float))):
+            arrays[i] = np.asarray(a) if isinstance(a, np.generic) else np.asarray(a, np.float32)
+    return tensors, arrays, tuple([None if a is None else getattr(a, "shape", ()) for a in arrays])
+
+
+def _as_arrays(results: tuple[Any, ...], arrays: list[Any], name: str) -> tuple[Any, ...]:
+    """What forward returned, with numbers as arrays of the inputs' module. TypeError for anything else."""
+    if not all(is_array(y) or isinstance(y, int | float | np.generic) for y in results):
+        raise TypeError(f"{name}.forward must return an array or a tuple of arrays, not {_types(results)}")
+    xp = array_module(next((a for a in arrays if is_array(a)), None))
+    return tuple(xp.asarray(y) for y in results)
+
+
+def _memory(a: Any) -> Any:
+    """The array that owns the memory of a view, or the array itself."""
+    base = a.base
+    return a if base is None or not is_array(base) else base
+
+
+def _version(y: Any, tensors: list[Any]) -> Version | None:
+    """The version of the piece of memory that the array lies in, if one of the tensors lies in it too."""
+    memory = _memory(y)
+    for x in tensors:
+        if x.data is memory or x.data.base is memory:
+            return x._version
+    return None
+
+
+def _types(values: tuple[Any, ...]) -> str:
+    return ", ".join(type(value).__name__ for value in values)

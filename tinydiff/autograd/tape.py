@@ -1,0 +1,296 @@
+"""The tape: what was computed from what, and the walk back over it.
+
+Every operation on tensors that need gradients leaves a `Node` that points to its parents, the nodes and leaves it was
+computed from. Nothing points the other way, so there are no reference cycles: when the last output is dropped, the
+whole graph is freed by reference counting alone. `backward` visits the nodes from the newest to the oldest, which is a
+topological order because a node is always newer than its parents.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from tinydiff import random
+from tinydiff.backend import array_module, is_array
+from tinydiff.machine.threads import add_to
+
+_sequence = itertools.count()
+
+
+class _Mode(threading.local):
+    """Per thread: a worker that samples under no_grad does not switch off the tape of the thread that trains."""
+
+    recording: bool = True
+    checking: bool = False
+    seen: dict[Any, int] | None = None  # for recompute: versions of the tensors that operations took
+    unrecorded: bool = False  # for recompute: an operation took a tensor that needs a gradient
+    observer: Any = None  # for profiles: runs the operations' passes
+
+
+_mode = _Mode()
+
+
+def is_recording() -> bool:
+    """False inside `no_grad`."""
+    return _mode.recording
+
+
+def note_inputs(tensors: Iterable[Any]) -> None:
+    """Called by an operation that is not recorded: `recompute` wants to know what its block uses."""
+    if _mode.seen is not None:
+        for x in tensors:
+            if x is not None:
+                _mode.seen.setdefault(x._version, x._version.count)
+                _mode.unrecorded = _mode.unrecorded or x.requires_grad
+
+
+@contextmanager
+def _set(**modes: Any) -> Iterator[None]:
+    before = {name: getattr(_mode, name) for name in modes}
+    for name, value in modes.items():
+        setattr(_mode, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(_mode, name, value)
+
+
+def no_grad() -> Any:
+    """A block (or, as a decorator, a function) in which nothing is recorded: for sampling, evaluation and updates."""
+    return _set(recording=False)
+
+
+def check_finite() -> Any:
+    """A block in which the first operation that makes a value or a gradient that is not finite raises
+    `NonFiniteError`."""
+    return _set(checking=True)
+
+
+def observing(observer: Callable[[Any, str, Any, dict[str, Any]], Any]) -> Any:
+    """A block in which `observer(op, "forward" or "backward", arrays, options)` is called in place of that pass of each
+    operation, and has to run it and return what it returns."""
+    return _set(observer=observer)
+
+
+def current_observer() -> Any:
+    """What `observing` has set, None outside of it."""
+    return _mode.observer
+
+
+class NonFiniteError(ArithmeticError):
+    """Raised inside `check_finite`; names the operation that made the first NaN or infinity."""
+
+
+def refuse_non_finite(arrays: Iterable[Any], what: str) -> None:
+    """Raises NonFiniteError if `check_finite` is on and one of the arrays has a NaN or an infinity."""
+    if _mode.checking:
+        for a in arrays:
+            if a is not None and a.dtype.kind == "f" and not bool(array_module(a).isfinite(a).all()):
+                raise NonFiniteError(what)
+
+
+class Edge(NamedTuple):
+    """Where the gradient of an operation's input goes: to one output of a node, or to a leaf tensor."""
+
+    target: Any
+    output: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def edge_to(tensor: Any) -> Edge | None:
+    """The edge to a tensor that needs a gradient, else None."""
+    if not tensor.requires_grad:
+        return None
+    return Edge(tensor._node or tensor, tensor._index, tensor.shape, tensor.dtype)
+
+
+class Node:
+    """One recorded operation: `op` knows how to pull gradients back, `parents` where they go (None: not needed).
+
+    `outputs` holds (shape, dtype, array module) of each output, enough to make a zero gradient for one that was not
+    used.
+    """
+
+    __slots__ = ("__weakref__", "op", "outputs", "parents", "sequence", "watchers")
+
+    def __init__(self, op: Any, parents: tuple[Edge | None, ...], outputs: Iterable[Any]) -> None:
+        self.op, self.parents = op, parents
+        self.outputs = tuple((y.shape, y.dtype, array_module(y)) for y in outputs)
+        self.sequence = next(_sequence)
+        self.watchers: dict[int, weakref.ref[Any]] = {}  # tensors that asked to retain their gradient
+
+    def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
+        """The edges to the parents, each with its gradient and whether nothing else holds that array."""
+        op, name = self.op, self.name
+        observer = _mode.observer
+        L_Xs = op.backward(*L_Ys) if observer is None else observer(op, "backward", L_Ys, {})
+        L_Xs = L_Xs if isinstance(L_Xs, tuple | list) else (L_Xs,)
+        if len(L_Xs) != len(self.parents):
+            raise ValueError(f"{name}.backward returned {len(L_Xs)} gradients for {len(self.parents)} inputs")
+        refuse_non_finite(L_Xs, f"the backward pass of {name}")
+        for i, (edge, L_X) in enumerate(zip(self.parents, L_Xs, strict=True)):
+            if edge is None or L_X is None:
+                continue
+            if not hasattr(L_X, "dtype") or not hasattr(L_X, "astype"):
+                raise TypeError(
+                    f"{name}.backward returned a {type(L_X).__name__} as gradient of input {i}, not an array"
+                )
+            if L_X.shape != edge.shape:
+                raise ValueError(
+                    f"{name}.backward returned a gradient of shape {L_X.shape} for input {i} of shape {edge.shape}"
+                )
+            new = op.gives_new and is_array(L_X) and all(L_X is not L_Y for L_Y in L_Ys)
+            yield edge, L_X.astype(edge.dtype, copy=False), new
+
+    def release(self) -> None:
+        self.op.release()
+        self.op, self.parents = type(self.op), ()
+
+    @property
+    def name(self) -> str:
+        return (self.op if isinstance(self.op, type) else type(self.op)).__name__
+
+    @property
+    def released(self) -> bool:
+        return isinstance(self.op, type)
+
+
+class _Gradients:
+    """Gradients on their way, by (node, output index). Of two that arrive, one that nothing else holds takes the sum in
+    place; without such a one there is a new array, since another branch may hold them too."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[Node, int], Any] = {}
+        self._own: set[tuple[Node, int]] = set()
+
+    def add(self, key: tuple[Node, int], L: Any, own: bool) -> None:
+        total = self._sums.get(key)
+        if total is None:
+            self._sums[key] = L
+        elif key in self._own:
+            add_to(total, L)
+        elif own:
+            add_to(L, total)
+            self._sums[key] = L
+        else:
+            self._sums[key] = array_module(L).asarray(total + L)  # the sum of two 0-d arrays is a scalar
+            own = True
+        if own:
+            self._own.add(key)
+
+    def take(self, node: Node) -> list[Any]:
+        """One gradient for each output of the node, zeros for outputs that nothing was computed from."""
+        L_Ys = []
+        for index, (shape, dtype, xp) in enumerate(node.outputs):
+            L_Y = self._sums.pop((node, index), None)
+            L_Ys.append(xp.zeros(shape, dtype) if L_Y is None else L_Y)
+        return L_Ys
+
+
+def backward(tensor: Any, L_Y: Any) -> None:
+    """Walks from `tensor`, whose gradient is L_Y, to the leaves and adds their gradients to `.grad`.
+
+    Frees saved arrays and gradients as it goes: the graph is used up. RuntimeError for a graph that was used up before.
+    """
+    gradients, waiting = _Gradients(), set()
+    heap: list[tuple[int, Node]] = []
+
+    def send(edge: Edge, L: Any, own: bool) -> None:
+        if not isinstance(edge.target, Node):
+            edge.target._accumulate(L, own)
+            return
+        gradients.add((edge.target, edge.output), L, own)
+        if edge.target not in waiting:
+            waiting.add(edge.target)
+            heapq.heappush(heap, (-edge.target.sequence, edge.target))
+
+    start = edge_to(tensor)
+    assert start is not None
+    send(start, L_Y, own=False)
+    while heap:
+        _, node = heapq.heappop(heap)
+        waiting.discard(node)
+        if node.released:
+            raise RuntimeError(
+                f"backward came to {node.name} a second time: the first pass freed what was saved for it; "
+                "run the forward pass again"
+            )
+        L_Ys = gradients.take(node)
+        for index, reference in node.watchers.items():
+            if (watcher := reference()) is not None:
+                watcher._accumulate(L_Ys[index])
+        for edge, L_X, own in node.pull(L_Ys):
+            send(edge, L_X, own)
+        node.release()
+        del L_Ys  # so that it does not live on beside the next one
+
+
+class _Recompute:
+    """What a recomputed block keeps: the function, its inputs, and where its random numbers began."""
+
+    def __init__(self, fn: Callable[..., Any], xs: tuple[Any, ...]) -> None:
+        self.fn, self.xs = fn, xs
+        self.versions: dict[Any, int] = {}
+        self.draws: dict[random.Generator, int] = {}
+
+    def run(self) -> tuple[Any, bool]:
+        """The block's outputs as a tuple, and whether it returned one."""
+        outputs = self.fn(*self.xs)
+        several = isinstance(outputs, tuple | list)
+        return (tuple(outputs) if several else (outputs,)), several
+
+    def release(self) -> None:
+        self.__dict__.clear()
+
+
+class _RecomputeNode(Node):
+    """Its gradients go to the outputs of the block run once more, whose new nodes the walk then visits like any others.
+
+    The new nodes hang on the inputs' own edges, so gradients of tensors that the block merely refers to (a layer's
+    weights, values computed outside) arrive where they belong.
+    """
+
+    __slots__ = ()
+
+    def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
+        op = self.op
+        if any(version.count != count for version, count in op.versions.items()):
+            raise RuntimeError(
+                "a tensor that a recomputed block uses was changed in place between forward and backward"
+            )
+        with _set(recording=True), random.replaying(op.draws):
+            outputs, _ = op.run()
+        if [(y.shape, y.dtype) for y in outputs] != [(shape, dtype) for shape, dtype, _ in self.outputs]:
+            raise RuntimeError("a recomputed block must do the same thing again, but it returned other outputs")
+        for y, L_Y in zip(outputs, L_Ys, strict=True):
+            if (edge := edge_to(y)) is not None:
+                yield edge, L_Y, False
+
+
+def recompute(fn: Callable[..., Any], *xs: Any) -> Any:
+    """fn(*xs), without keeping the arrays inside: backward runs fn again to get them (gradient checkpointing).
+
+    fn takes and returns tensors (one or a tuple) and must do the same thing when called again; random numbers that it
+    draws from a Generator are drawn again. Costs one more forward pass of the block, saves its memory until then.
+    """
+    if not is_recording():
+        return fn(*xs)
+    op = _Recompute(fn, xs)
+    with _set(recording=False, seen=op.versions, unrecorded=False), random.recording() as op.draws:
+        outputs, several = op.run()
+        needed = _mode.unrecorded or any(y.requires_grad for y in outputs)
+    outputs = tuple(y.detach() for y in outputs)
+    if needed:
+        node = _RecomputeNode(op, (), [y.data for y in outputs])
+        for index, y in enumerate(outputs):
+            if y.dtype.kind in "fc":
+                y._attach(node, index)
+    return outputs if several else outputs[0]

@@ -1,0 +1,87 @@
+"""The command line. Every mistake in what it was given ends in one sentence on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+import tinydiff
+from tinydiff.cli import bench, doctor, evaluate, gradcheck, info, sample, train
+from tinydiff.cli.numbers import INTERRUPTED
+from tinydiff.errors import InputError, RunFailed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status: 0 done, 1 the run failed, 2 wrong input, 130 and 143 interrupted, 141
+    nobody reads the output any more."""
+    try:
+        status = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a failure can be told
+        return status
+    except BrokenPipeError:  # somebody closed our output, as `head` does
+        _drop_output()
+        return INTERRUPTED + 13
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # files say so themselves; this is the output
+            raise
+        _drop_output()
+        return _fail(f"the output cannot be written: {error.strerror}", 1)
+
+
+def _drop_output() -> None:
+    """So that flushing it at exit is quiet."""
+    with suppress(OSError, AttributeError):  # it may be no file, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    # Numbers out of range are told in our own words; NumPy's would come first, with lines of source.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"tinydiff\.")
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit:  # after --help and --version
+        return 0
+    except InputError as error:
+        return _fail(error, 2)
+    try:
+        return arguments.run(arguments)
+    except InputError as error:
+        return _fail(error, 2)
+    except RunFailed as error:
+        return _fail(error, 1)
+    except MemoryError:
+        training = arguments.command in ("train", "doctor")
+        advice = "; a smaller --batch-size with a larger --accumulate needs less" if training else ""
+        return _fail(f"out of memory{advice}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED + signal.SIGINT)
+
+
+def _fail(message: object, status: int) -> int:
+    with suppress(OSError):  # of standard error: then only the status tells
+        print(f"tinydiff: {message}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="tinydiff", description="Trains and samples small diffusion models (DDPMs) without PyTorch.")
+    parser.add_argument("--version", action="version", version=f"tinydiff {tinydiff.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (train, sample, info, gradcheck, evaluate, doctor, bench):
+        command.add_command(commands)
+    return parser

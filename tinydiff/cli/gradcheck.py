@@ -1,0 +1,45 @@
+"""`tinydiff gradcheck`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tinydiff.cli.numbers import whole_number
+from tinydiff.errors import InputError
+
+
+def add_command(commands: Any) -> None:
+    """Adds `gradcheck` to the subcommands of an argument parser; the parsed arguments' `run` runs it."""
+    check = commands.add_parser(
+        "gradcheck",
+        help="check a gradient",
+        description="Checks the gradient of a function of tensors, of a td.Function, or of a backward pass in plain NumPy. "
+        "With --kernels, checks tinydiff's own CUDA kernels, run on the host. Exit status 0 if no error was found, 1 if one was.",
+    )
+    check.add_argument(
+        "target", metavar="MODULE:FUNCTION", nargs="?", help="or MODULE:FORWARD,BACKWARD; MODULE may be a .py file"
+    )
+    check.add_argument("--kernels", action="store_true", help="check every CUDA kernel of tinydiff against float64")
+    check.add_argument("--shape", action="append", default=[], metavar="4,3", help="of each argument in turn [guessed]")
+    check.add_argument("--seed", type=whole_number, default=0, help="of the random numbers [0]")
+    check.add_argument("--png", metavar="FILE.png", help="a picture of where the error is")
+    check.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.kernels:
+        if arguments.target is not None or arguments.shape or arguments.png:
+            raise InputError(
+                "gradcheck --kernels checks tinydiff's own kernels: it takes no function, --shape or --png"
+            )
+        from tinydiff.gradcheck.families import check_kernels
+
+        return 0 if check_kernels(arguments.seed) else 1
+    if arguments.target is None:
+        raise InputError("gradcheck needs MODULE:FUNCTION, what to check, or --kernels")
+    from tinydiff.gradcheck.target import check_target
+
+    report = check_target(arguments.target, shapes=arguments.shape, seed=arguments.seed, png=arguments.png)
+    print(report)
+    return 0 if report.ok else 1

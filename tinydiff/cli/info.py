@@ -1,0 +1,77 @@
+"""`tinydiff info`: what a run or a checkpoint is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_command(commands: Any) -> None:
+    """Adds `info` to the subcommands of an argument parser; the parsed arguments' `run` runs it."""
+    info = commands.add_parser(
+        "info", help="tell what a run or checkpoint is", description="Tells what a run or checkpoint is."
+    )
+    info.add_argument("path", metavar="RUN|CHECKPOINT")
+    info.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    print(describe(Path(arguments.path)))
+    return 0
+
+
+def describe(path: Path) -> str:
+    """A few lines on data, network, diffusion, steps and losses. InputError where there is no run or checkpoint."""
+    import numpy as np
+
+    from tinydiff.runs import checkpoint, config
+    from tinydiff.runs.folder import RunFolder, read_log
+    from tinydiff.runs.sheets import class_count
+
+    pipeline = checkpoint.load(path)
+    unet, diffusion = pipeline.unet, pipeline.diffusion
+    schedule = diffusion.schedule
+    lines = []
+
+    def line(name: str, text: str) -> None:
+        lines.append(f"{name and name + ':':<12}{text}")
+
+    folder = RunFolder(path)
+    line("run" if folder.config_file.exists() else "checkpoint", str(path))
+    settings = config.load(folder.config_file) if folder.config_file.exists() else {}
+    if settings:
+        line("data", str(settings.get("data", "given from Python")))
+    size, channels = unet.image_size, unet.in_channels
+    known = class_count(unet)
+    classes = "" if known is None else f", {known} classes"
+    guided = ", can be guided" if unet.null_label is not None else ""
+    line("images", f"{size}x{size}x{channels}{classes}{guided}")
+    if pipeline.class_names:
+        line("classes", ", ".join(pipeline.class_names))
+    line("network", f"U-Net, {sum(p.size for p in unet.parameters()):,} parameters")
+    for name in ("channels", "channel_mults", "blocks_per_level", "attention_resolutions", "groups", "dropout"):
+        line("", f"{name} {_shown(unet.config[name])}")
+    line("diffusion", f"T = {schedule.T}, predicts {diffusion.predict}, variance {diffusion.variance}")
+    line(
+        "noise",
+        f"alpha_bar_T = {schedule.alpha_bar[-1]:.3g}: x_T keeps {schedule.alpha_bar[-1] ** 0.5:.2%} of the amplitude",
+    )
+    if settings:
+        rows = read_log(folder.log_file)
+        planned = settings.get("steps")
+        saved = checkpoint.load_training_state(path)[1]["step"]
+        line(
+            "steps", f"{saved} saved of {planned} planned, batches of {settings['batch_size'] * settings['accumulate']}"
+        )
+        if rows:
+            losses = np.array([float(row["loss"]) for row in rows])
+            last = losses[-100:]
+            line("loss", f"{losses[0]:.4f} at first, {last.mean():.4f} over the last {len(last)} steps")
+            speeds = np.array([float(row["images_per_second"]) for row in rows[1:] or rows])
+            line("speed", f"{np.median(speeds):.0f} images/s")
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    return (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)

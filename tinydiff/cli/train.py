@@ -1,0 +1,54 @@
+"""`tinydiff train`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from tinydiff.cli import flags
+from tinydiff.cli.numbers import INTERRUPTED
+from tinydiff.runs.progress import say
+
+
+def add_command(commands: Any) -> None:
+    """Adds `train` to the subcommands of an argument parser; the parsed arguments' `run` runs it."""
+    train = commands.add_parser(
+        "train",
+        help="train a model",
+        description="Trains a DDPM and draws samples. Settings: defaults, then --config, then flags.",
+        argument_default=argparse.SUPPRESS,
+    )
+    flags.add_to(train)
+    train.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    wish = flags.read(vars(arguments))
+    trainer = flags.build(wish)
+    if not wish.resume:
+        trainer.check_start(force=wish.force)  # before anything is announced
+    _say_what_will_happen(trainer)
+    step = trainer.run(wish.resume, wish.force, wish.profile)
+    out = trainer.config.out
+    if trainer.stopped_by is not None:
+        print(f"stopped after step {step}; go on with: tinydiff train --resume --out {out}", file=sys.stderr)
+        return INTERRUPTED + trainer.stopped_by
+    print(f"done: {out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {out}")
+    return 0
+
+
+def _say_what_will_happen(trainer: Any) -> None:
+    data, unet, config = trainer.data, trainer.unet, trainer.config
+    height, width = data.image_size
+    classes = f" in {data.num_classes} classes" if unet.num_classes else ""
+    held_out = f", {len(data.held_out)} held out" if data.held_out is not None else ""
+    fitted = f", {data.fitted}" if data.fitted else ""
+    say(f"data: {len(data)} images {height}x{width}x{data.channels}{classes} from {data.name}{fitted}{held_out}")
+    say(f"network: {sum(p.size for p in unet.parameters()):,} parameters")
+    say(
+        f"training: {config.steps} steps of {config.batch_size * config.accumulate} images, then samples, in {config.out}"
+    )
+    final = trainer.diffusion.schedule.alpha_bar[-1]
+    if final > 0.01:
+        say(f"warning: alpha_bar_T is {final:.3g}: x_T still shows the image, samples will be off; raise --timesteps")

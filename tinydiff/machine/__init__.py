@@ -1,0 +1,5 @@
+"""The machine that we run on, and how its processors and memory are used.
+
+limits.py      processors and memory that this process may use
+threads.py     threads that share the blocks of one operation
+"""

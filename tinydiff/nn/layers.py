@@ -1,0 +1,252 @@
+"""Layers, with the weights that they begin with.
+
+Initial weights are drawn from the `generator` given to a layer's constructor, in the order in which layers are made.
+Without one they come from a generator of this module that all layers share, so two layers made alike differ, and the
+same program makes the same weights each time; `manual_seed` starts it anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tinydiff import ops
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.nn.module import Module, Parameter
+from tinydiff.ops.fully_connected import linears
+from tinydiff.random import INIT, Generator
+
+_default_generator = Generator(0).at(INIT)
+
+
+def manual_seed(seed: int) -> None:
+    """Starts anew the generator that layers made without `generator=` draw their weights from (at first: seed 0)."""
+    global _default_generator
+    _default_generator = Generator(seed).at(INIT)
+
+
+def xavier_uniform(
+    shape: tuple[int, ...], fan_in: int, fan_out: int, scale: float, generator: Generator | None
+) -> np.ndarray:
+    """float32 weights, uniform on [-a, a] with a = sqrt(6 scale / (fan_in + fan_out)) (Glorot & Bengio, 2010, eq. 16),
+    and hence of variance 2 scale / (fan_in + fan_out). A scale of 0 means 1e-10, as in the DDPM paper's code: a layer
+    that starts as good as zero, yet not exactly, so that the gradients behind it do not vanish."""
+    bound = math.sqrt(6 * (scale or 1e-10) / (fan_in + fan_out))
+    draws = (generator or _default_generator).uniform(shape)
+    draws *= np.float32(2 * bound)
+    draws -= np.float32(bound)
+    return draws
+
+
+class Sequential(Module):
+    """Modules one after another, named by position: "0.weight"."""
+
+    def __init__(self, *layers: Module) -> None:
+        for i, layer in enumerate(layers):
+            if not isinstance(layer, Module):
+                raise TypeError(f"Sequential takes modules, but number {i} is of type {type(layer).__name__}")
+        self.layers = layers
+
+    def attributes(self) -> Iterator[tuple[str, Any]]:
+        return ((str(i), layer) for i, layer in enumerate(self.layers))
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, i: int) -> Module:
+        return self.layers[i]
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Linear(Module):
+    """The fully connected layer x W + b: x (..., in_features) -> (..., out_features), weight (in_features, out_features),
+    bias (out_features,)."""
+
+    torch_axes: ClassVar[Mapping[str, tuple[int, ...]]] = {"weight": (1, 0)}
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        init_scale: float = 1.0,
+        generator: Generator | None = None,
+    ) -> None:
+        _check_sizes("Linear", in_features=in_features, out_features=out_features)
+        shape = (in_features, out_features)
+        self.weight = Parameter(xavier_uniform(shape, in_features, out_features, init_scale, generator))
+        self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+_linear = Linear.forward
+
+
+def project(x: Any, layers: Sequence[Any]) -> Sequence[Tensor]:
+    """layer(x) for each of the layers, in one operation unless somebody put something else in the place of a Linear."""
+    if all([computes_by(layer, _linear) for layer in layers]):
+        return linears(x, [(layer.weight, layer.bias) for layer in layers])
+    return [layer(x) for layer in layers]
+
+
+def computes_by(module: Any, *forwards: Any) -> bool:
+    """Whether the module's `forward` is one of these, and neither a subclass's nor what somebody put in its place."""
+    return getattr(getattr(module, "forward", None), "__func__", None) in forwards
+
+
+class Conv2d(Module):
+    """Convolution of images: x (N, H, W, in_channels) -> (N, Ho, Wo, out_channels), weight (R, S, in_channels / groups,
+    out_channels); see `ops.conv2d` for sizes, and for what stride, padding and dilation may be."""
+
+    torch_axes: ClassVar[Mapping[str, tuple[int, ...]]] = {"weight": (3, 2, 0, 1)}
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        init_scale: float = 1.0,
+        generator: Generator | None = None,
+    ) -> None:
+        R, S = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size)
+        _check_sizes("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
+        _check_sizes("Conv2d", kernel_height=R, kernel_width=S)
+        if in_channels % groups or out_channels % groups:
+            channels = f"{in_channels} input and {out_channels} output channels"
+            raise ValueError(f"Conv2d: {channels} do not divide into {groups} groups")
+        shape = (R, S, in_channels // groups, out_channels)
+        fans = R * S * in_channels // groups, R * S * out_channels // groups
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.weight = Parameter(xavier_uniform(shape, *fans, init_scale, generator))
+        self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class GroupNorm(Module):
+    """Group normalisation of x (N, ..., channels) with a weight and a bias for each channel (Wu & He, 2018)."""
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
+        _check_sizes("GroupNorm", groups=groups, channels=channels)
+        if channels % groups:
+            raise ValueError(f"GroupNorm: {channels} channels do not divide into {groups} groups")
+        self.groups, self.eps = groups, eps
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.bias = Parameter(np.zeros(channels, np.float32))
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+
+class LayerNorm(Module):
+    """Layer normalisation of x (..., features) over its last axis (Ba et al., 2016)."""
+
+    def __init__(self, features: int, eps: float = 1e-5) -> None:
+        _check_sizes("LayerNorm", features=features)
+        self.eps = eps
+        self.weight = Parameter(np.ones(features, np.float32))
+        self.bias = Parameter(np.zeros(features, np.float32))
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Embedding(Module):
+    """A row of a learned table for each index: integers (...) -> (..., features), weight (entries, features), at first
+    standard normal."""
+
+    def __init__(self, entries: int, features: int, *, generator: Generator | None = None) -> None:
+        _check_sizes("Embedding", entries=entries, features=features)
+        self.weight = Parameter((generator or _default_generator).normal((entries, features)))
+
+    def forward(self, indices: Any) -> Tensor:
+        return ops.embedding(indices, self.weight)
+
+
+class Dropout(Module):
+    """In training mode an element becomes 0 with probability p, else is divided by 1 - p (Srivastava et al., 2014).
+
+    The draws come from the generator given to `train`; ValueError in training mode with p > 0 and without one.
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p must be at least 0 and below 1, not {p}")
+        self.p = p
+
+    def forward(self, x: Any) -> Any:
+        if not self.training or self.p == 0:
+            return x
+        if self.generator is None:
+            raise ValueError(f"Dropout with p={self.p} needs a generator in training mode: call train(generator)")
+        return ops.dropout(x, self.p, self.generator)
+
+
+class Attention(Module):
+    """Self-attention over the pixels of images, with a residual: x (N, ..., channels) -> the same shape.
+
+    y = x + (attention(q, k, v) W + b), where q, k and v are linear in group_norm(x) and each of `heads` equal runs of
+    channels attends on its own, with scale (channels / heads)^-1/2 (Ho et al., 2020, app. B, with one head).
+    `groups` are those of the normalisation, None for none; `init_scale` that of the last projection. Weights have
+    diffusers' names.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int = 1,
+        groups: int | None = 32,
+        eps: float = 1e-6,
+        *,
+        init_scale: float = 1.0,
+        generator: Generator | None = None,
+    ) -> None:
+        _check_sizes("Attention", channels=channels, heads=heads)
+        if channels % heads:
+            raise ValueError(f"Attention: {channels} channels do not divide into {heads} heads")
+        self.heads = heads
+        self.group_norm = None if groups is None else GroupNorm(groups, channels, eps)
+        self.to_q = Linear(channels, channels, generator=generator)
+        self.to_k = Linear(channels, channels, generator=generator)
+        self.to_v = Linear(channels, channels, generator=generator)
+        self.to_out = [Linear(channels, channels, init_scale=init_scale, generator=generator)]
+
+    def forward(self, x: Any) -> Tensor:
+        shape = x.shape
+        h = x if self.group_norm is None else self.group_norm(x)
+        h = ops.reshape(h, shape[0], math.prod(shape[1:-1]), shape[-1])
+        q, k, v = (self._split(y) for y in project(h, (self.to_q, self.to_k, self.to_v)))
+        y = ops.attention(q, k, v)
+        if self.heads > 1:
+            y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), h.shape)
+        return x + ops.reshape(self.to_out[0](y), shape)
+
+    def _split(self, h: Tensor) -> Tensor:
+        """(N, L, C) -> (N, heads, L, C / heads), or as it is for one head."""
+        if self.heads == 1:
+            return h
+        N, L, C = h.shape
+        return ops.transpose(ops.reshape(h, N, L, self.heads, C // self.heads), (0, 2, 1, 3))
+
+
+def _check_sizes(name: str, **sizes: Any) -> None:
+    for what, size in sizes.items():
+        if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name}: {what} must be a whole number of at least 1, not {size!r}")

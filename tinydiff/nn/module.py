@@ -1,0 +1,182 @@
+"""Modules: the tree of layers, which finds its own weights.
+
+A `Module` finds its weights in its own attributes: Parameters, Modules, and lists of them, in the order in which they
+were assigned. That order is the order of `parameters()` and of `state_dict()`, and names spell the way through the
+attributes: "down_blocks.0.conv.weight".
+
+Weights stand on the right, as in the sources: linear (D, M), convolution (R, S, C / groups, K). PyTorch stores them the
+other way round; `load_torch_state_dict` and `torch_state_dict` convert, and nothing else in the project does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.backend import array_module, to_device, to_numpy
+from tinydiff.errors import InputError
+from tinydiff.random import Generator
+
+_LISTED = 8  # names shown of a long list of missing or unknown weights
+
+
+class Parameter(Tensor):
+    """A tensor that is learned: it needs a gradient, and a Module that has it as an attribute lists it."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data, requires_grad=True)
+
+
+class Module:
+    """A function with weights. A subclass assigns Parameters and Modules (or lists of them) to its attributes in
+    `__init__` and computes in `forward`; `module(x)` calls it. A new module is in training mode."""
+
+    training: bool = True
+    generator: Generator | None = None
+    # PyTorch's order of a weight's axes: weight.transpose(axes) is in its layout. Weights not listed are alike in both.
+    torch_axes: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({sum(p.size for p in self.parameters()):,} parameters)"
+
+    def attributes(self) -> Iterator[tuple[str, Any]]:
+        """(name, value) of the attributes in the order of assignment, with lists and tuples taken apart: "blocks.0"."""
+        for name, value in vars(self).items():
+            if isinstance(value, list | tuple):
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
+            else:
+                yield name, value
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once, a module before those that it holds."""
+        return (module for _, module in self.named_modules())
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """(name, module) of this module, whose name is empty, and of all below it, each once."""
+        return self._walk("", set())
+
+    def _walk(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, Module]]:
+        if id(self) not in seen:
+            seen.add(id(self))
+            yield prefix, self
+            for name, value in self.attributes():
+                if isinstance(value, Module):
+                    yield from value._walk(_join(prefix, name), seen)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All weights, each once, in the order of `named_parameters`."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(name, weight) of all weights, each once: a module's own before those of the modules that it holds."""
+        return ((name, parameter) for name, parameter, _ in self._weights())
+
+    def _weights(self) -> Iterator[tuple[str, Parameter, tuple[int, ...]]]:
+        """(name, weight, its axes in PyTorch's order) of every weight, each once."""
+        seen = set()
+        for prefix, module in self.named_modules():
+            for name, value in module.attributes():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield _join(prefix, name), value, module.torch_axes.get(name, tuple(range(value.ndim)))
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of all weights."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def train(self, generator: Generator | None = None) -> Module:
+        """Training mode for this module and all below it, with dropout drawing from `generator`. Returns the module."""
+        for module in self.modules():
+            module.training, module.generator = True, generator
+        return self
+
+    def eval(self) -> Module:
+        """Evaluation mode, without dropout, for this module and all below it. Returns the module."""
+        for module in self.modules():
+            module.training = False
+        return self
+
+    def to(self, device: str) -> Module:
+        """Moves all weights and their gradients to "cpu" or "cuda", in place. Returns the module."""
+        for parameter in self.parameters():
+            parameter.data = to_device(parameter.data, device)
+            if parameter.grad is not None:
+                parameter.grad = to_device(parameter.grad, device)
+        return self
+
+    def astype(self, dtype: Any) -> Module:
+        """Casts all weights to a floating point type, in place, and forgets their gradients. Returns the module."""
+        dtype = np.dtype(dtype)
+        if dtype.kind != "f":
+            raise TypeError(f"weights must be floating point, not {dtype}")
+        for parameter in self.parameters():
+            parameter.data, parameter.grad = parameter.data.astype(dtype, copy=False), None
+        return self
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of all weights as NumPy arrays, by name, in tinydiff's layout."""
+        return {name: np.array(to_numpy(p.data), order="C") for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Copies weights, by name and in tinydiff's layout, into the module; they are cast to its dtype.
+
+        InputError, before anything is changed, where a shape differs, and if `strict` also where a weight of the module
+        is missing from `state` or a name in `state` is not one of the module's.
+        """
+        self._load(state, strict, [(name, p, tuple(range(p.ndim))) for name, p in self.named_parameters()])
+
+    def torch_state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of all weights as NumPy arrays, by name, in PyTorch's layout.
+
+        That is (M, D) for linear weights, (K, C / groups, R, S) for convolutions, and no difference for others.
+        """
+        return {name: np.array(to_numpy(p.data).transpose(axes), order="C") for name, p, axes in self._weights()}
+
+    def load_torch_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """As `load_state_dict`, from arrays (or CPU tensors) in PyTorch's layout; see `torch_state_dict`.
+
+        layer.load_torch_state_dict(torch_layer.state_dict()) makes a layer the same as its PyTorch counterpart.
+        """
+        self._load(state, strict, list(self._weights()))
+
+    def _load(self, state: Mapping[str, Any], strict: bool, weights: list[Any]) -> None:
+        if strict:
+            names = {name for name, _, _ in weights}
+            _refuse("are missing", [name for name, _, _ in weights if name not in state], self)
+            _refuse("are not part of it", [name for name in state if name not in names], self)
+        changes = []
+        for name, parameter, axes in weights:
+            if name not in state:
+                continue
+            array = to_numpy(state[name].data if isinstance(state[name], Tensor) else state[name])
+            shape = tuple(parameter.shape[axis] for axis in axes)
+            if array.shape != shape:
+                raise InputError(f"weight {name} has shape {array.shape}, but this {type(self).__name__} needs {shape}")
+            if array.dtype.kind not in "fiu":
+                raise InputError(f"weight {name} must be numbers, not {array.dtype}")
+            changes.append((parameter, array.transpose(np.argsort(axes))))
+        for parameter, array in changes:
+            parameter.data[...] = array_module(parameter.data).asarray(array)
+            parameter._version.count += 1
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _refuse(what: str, names: list[str], module: Module) -> None:
+    if names:
+        shown = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+        raise InputError(f"the weights do not fit this {type(module).__name__}: {len(names)} {what}, {shown}")

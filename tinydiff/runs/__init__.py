@@ -1,0 +1,9 @@
+"""Training, and what it leaves on the disk.
+
+trainer.py     the training loop                         config.py      every setting, its default and bounds
+building.py    settings -> data, network, diffusion      folder.py      the folder of a run
+checkpoint.py  saving and loading models                 diffusers.py   diffusers' configurations
+tensorfile.py  safetensors files                         sheets.py      sheets of samples
+pictures.py    PNG and GIF files, the loss curve         progress.py    lines that say how far it is
+profile.py     where the time of a step goes             memory.py      how much memory a step needs
+"""

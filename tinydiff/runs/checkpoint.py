@@ -1,0 +1,369 @@
+"""A run on disk: checkpoints as diffusers' pipeline folders, written so that a crash at any moment loses nothing.
+
+    checkpoint/
+      unet/diffusion_pytorch_model.safetensors    the (averaged) weights, in PyTorch's layout     unet/config.json
+      scheduler/scheduler_config.json             schedule, prediction, variance
+      tinydiff.json                               what diffusers has no place for: null label, class names
+      training_state.safetensors                  what training goes on from; absent from a pipeline saved for use
+      model_index.json                            what the parts are; appears last: a folder that has it is complete
+
+A folder is never changed. A new one is written beside it as `checkpoint.new` and brought to the disk; then the present
+one is renamed to `checkpoint.old`, the new one to `checkpoint`, and the old one is deleted. Whoever reads takes
+`checkpoint`, else a complete `checkpoint.new`, else `checkpoint.old`: whatever step the writer died in, one of them is
+there. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import to_numpy
+from tinydiff.data import pixels
+from tinydiff.diffusion import Diffusion, sample
+from tinydiff.errors import InputError, RunFailed
+from tinydiff.random import SAMPLING, Generator
+from tinydiff.runs import diffusers, tensorfile
+from tinydiff.unet import UNet
+
+INDEX = "model_index.json"
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+TRAINING_STATE = "training_state.safetensors"
+EXTRAS = "tinydiff.json"
+
+
+class Pipeline:
+    """A trained model with the process it was trained for.
+
+    unet, diffusion; class_names: of the labels 0, 1, ..., or None; image_size: the side of its square images.
+    """
+
+    def __init__(self, unet: UNet, diffusion: Diffusion, class_names: Sequence[str] | None = None) -> None:
+        self.unet, self.diffusion = unet, diffusion
+        self.class_names = None if class_names is None else list(class_names)
+
+    @property
+    def image_size(self) -> int:
+        return self.unet.image_size
+
+    def sample(
+        self,
+        n: int = 1,
+        labels: Any = None,
+        sampler: str = "ddpm",
+        steps: int | Sequence[int] | None = None,
+        eta: float = 0.0,
+        guidance: float | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> np.ndarray:
+        """n images, uint8 (n, H, W, C); the same for the same arguments. See `tinydiff.diffusion.sample`.
+
+        labels: an int or n of them, for a labelled model. seed: of the noise. InputError for arguments that make no
+        sense, or none for this model.
+        """
+        shape = (n, self.image_size, self.image_size, self.unet.in_channels)
+        generator = Generator(seed).at(SAMPLING)
+        x = sample(self.unet, self.diffusion, shape, generator, sampler, steps, eta, labels, guidance, progress)
+        return to_numpy(pixels.to_bytes(x))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a folder that `tinydiff.load` and diffusers' DDPMPipeline.from_pretrained open.
+
+        An earlier pipeline in that place is replaced. InputError where something else is there or nothing can be
+        written; RunFailed for a full disk, with what was there before still there.
+        """
+        path = Path(path)
+        own = {INDEX, EXTRAS, "unet", "scheduler"}
+        if path.exists() and not (path.is_dir() and own >= {entry.name for entry in path.iterdir()}):
+            raise InputError(f"{path} holds something else than a pipeline: choose a new folder")
+        write_atomically(path, _pipeline_files(self.unet, self.diffusion, self.class_names))
+
+
+def save(
+    run: str | os.PathLike[str],
+    unet: UNet,
+    diffusion: Diffusion,
+    class_names: Sequence[str] | None = None,
+    training_state: tuple[Mapping[str, Any], Mapping[str, str]] | None = None,
+) -> Path:
+    """Writes RUN/checkpoint with the network's weights as they are; returns its path.
+
+    training_state: arrays, and text beside them, that `load_training_state` gives back; "raw.NAME" are the weights in
+    training where the network's are averages. InputError for a place that cannot be written; RunFailed for a full disk,
+    with the earlier checkpoint still there.
+    """
+    files = _pipeline_files(unet, diffusion, class_names)
+    if training_state is not None:
+        arrays, metadata = training_state
+        files = {TRAINING_STATE: lambda path: tensorfile.write(path, arrays, metadata), **files}
+    path = Path(run) / "checkpoint"
+    write_atomically(path, files)
+    return path
+
+
+def load(path: str | os.PathLike[str], raw: bool = False) -> Pipeline:
+    """The pipeline of a run, of a checkpoint, or of a folder that diffusers saved; its network is on the CPU, in eval
+    mode.
+
+    raw: with the weights in training instead of their averages. InputError, which names the file, where there is no
+    checkpoint, or one that is damaged or has settings that tinydiff does not support.
+    """
+    return _read(path, lambda folder: _load(folder, raw))
+
+
+def load_training_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays and the text that `save` was given as training_state. InputError where there are none or the file is
+    damaged."""
+
+    def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        file = folder / TRAINING_STATE
+        if not file.exists():
+            raise InputError(f"{folder} was saved without what training needs to go on: it has no {TRAINING_STATE}")
+        return tensorfile.read(file), tensorfile.read_metadata(file)
+
+    return _read(path, read)
+
+
+def read_step(path: str | os.PathLike[str]) -> int | None:
+    """The training step of a run's checkpoint; None for a folder that was saved without its training state."""
+
+    def read(folder: Path) -> int | None:
+        file = folder / TRAINING_STATE
+        step = tensorfile.read_metadata(file).get("step") if file.exists() else None
+        return None if step is None else int(step)
+
+    return _read(path, read)
+
+
+def find(path: str | os.PathLike[str]) -> Path | None:
+    """The folder to read of a run, a checkpoint or a folder that diffusers saved; None where there is none.
+
+    It is `checkpoint`, or, where a writer died between two renames, the complete `checkpoint.new` or `checkpoint.old`.
+    """
+    path = Path(path)
+    if any((path / name).is_file() for name in (INDEX, "config.json", "unet/config.json")):
+        return path
+    for target in (path, path / "checkpoint"):
+        for folder in (target, *_beside(target)):
+            if _is_complete(folder):
+                return folder
+    return None
+
+
+def write_atomically(target: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
+    """Makes a folder with the given files, or puts one in the place of an earlier one that `find` found complete.
+
+    files: by path in the folder, what is in them or a function that writes them; one must be `model_index.json`.
+    Whatever moment the process is killed at, `find` finds the earlier folder or the new one, complete. InputError for a
+    place that cannot be written; RunFailed for a full disk, with the earlier folder still there.
+    """
+    new, old = _beside(target)
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _settle(target)
+        try:
+            _write_files(new, files)
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)  # on a full disk, what was written of it is in the way
+            raise
+        if target.exists():
+            os.rename(target, old)
+        os.rename(new, target)
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle(target: Path) -> None:
+    """Puts in place what an interrupted `write_atomically` left, and removes the rest."""
+    new, old = _beside(target)
+    if not _is_complete(target):
+        for folder in (new, old):
+            if _is_complete(folder):
+                if target.exists():
+                    shutil.rmtree(target)
+                os.rename(folder, target)
+                _sync(target.parent)
+                break
+    for folder in (new, old):
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
+    for name, content in files.items():
+        path = folder / (f"{name}.part" if name == INDEX else name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if callable(content):
+            content(path)
+        else:
+            path.write_bytes(content)
+        _sync(path)
+    for directory in sorted({folder / parent for name in files for parent in Path(name).parents}):
+        _sync(directory)
+    os.rename(folder / f"{INDEX}.part", folder / INDEX)  # now that everything is on the disk, the folder is complete
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Returns when a file or a folder is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows neither needs nor knows this for folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    target = Path(os.path.abspath(target))  # "." has no name
+    return target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / INDEX).is_file()
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turns an operating system error in the block into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunFailed(f"the disk is full: {target} could not be written; what was saved before is kept") from None
+        raise InputError(f"{target} cannot be written: {error.strerror or error}") from None
+
+
+def _pipeline_files(
+    unet: UNet, diffusion: Diffusion, class_names: Sequence[str] | None
+) -> dict[str, bytes | Callable[[Path], None]]:
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": diffusers.DIFFUSERS_VERSION,
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    extras = {
+        "null_label": unet.null_label,
+        "class_names": None if class_names is None else list(class_names),
+        "min_snr": diffusion.min_snr,
+    }
+    return {
+        EXTRAS: _json(extras),
+        "scheduler/scheduler_config.json": _json(diffusers.scheduler_config(diffusion)),
+        "unet/config.json": _json(diffusers.unet_config(unet)),
+        WEIGHTS: lambda path: tensorfile.write(path, unet.torch_state_dict(), {"format": "pt"}),
+        INDEX: _json(index),
+    }
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _read(path: str | os.PathLike[str], read: Callable[[Path], Any]) -> Any:
+    """read(folder) for the folder that `find` finds; again if a run in progress has replaced it meanwhile."""
+    while True:
+        folder = find(path)
+        if folder is None:
+            what = "no such file or folder" if not Path(path).exists() else "it has no checkpoint"
+            raise InputError(f"{path} cannot be read: {what}")
+        identity = _identity(folder)
+        try:
+            result = read(folder)
+        except InputError:
+            if _identity(find(path)) in (identity, None):
+                raise
+        else:
+            if _identity(find(path)) == identity:
+                return result
+
+
+def _identity(folder: Path | None) -> tuple[int, int] | None:
+    """What tells a folder from a later one of the same name; None where it is gone."""
+    if folder is None or not folder.exists():
+        return None
+    status = folder.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def _load(folder: Path, raw: bool) -> Pipeline:
+    _check_index(folder / INDEX)
+    extras_file = folder / EXTRAS
+    extras = _read_json(extras_file) if extras_file.exists() else {}
+    class_names = extras.get("class_names")
+    if class_names is not None and not (isinstance(class_names, list) and all(isinstance(n, str) for n in class_names)):
+        raise InputError(f"{extras_file}: class_names must be a list of names, not {class_names!r}")
+    config_file = _either(folder / "unet/config.json", folder / "config.json")
+    scheduler_file = _either(folder / "scheduler/scheduler_config.json", folder / "scheduler_config.json")
+    unet = diffusers.unet_from_config(_read_json(config_file), extras.get("null_label"), str(config_file))
+    diffusion = diffusers.diffusion_from_config(
+        _read_json(scheduler_file), unet, str(scheduler_file), extras.get("min_snr")
+    )
+    if raw:
+        state = tensorfile.read(folder / TRAINING_STATE)
+        weights = {name.removeprefix("raw."): array for name, array in state.items() if name.startswith("raw.")}
+        with diffusers.at(str(folder / TRAINING_STATE)):
+            unet.load_state_dict(weights)
+    else:
+        state = _read_weights(config_file.parent)
+        with diffusers.at(str(config_file.parent)):
+            unet.load_torch_state_dict(diffusers.current_names(state))
+    unet.eval()
+    return Pipeline(unet, diffusion, class_names)
+
+
+def _check_index(file: Path) -> None:
+    """Refuses pipelines with more parts than a network and a scheduler, such as latent diffusion."""
+    if file.exists():
+        for name, value in _read_json(file).items():
+            if isinstance(value, list) and name not in ("unet", "scheduler") and value != [None, None]:
+                raise InputError(f"{file}: the part {name} = {value} is not supported; supported: unet and scheduler")
+
+
+def _read_weights(folder: Path) -> dict[str, np.ndarray]:
+    """The weights in a folder, in one file or in several with an index."""
+    name = Path(WEIGHTS).name
+    file, index, pickled = folder / name, folder / f"{name}.index.json", folder / "diffusion_pytorch_model.bin"
+    if index.exists() and not file.exists():
+        parts = _read_json(index).get("weight_map")
+        if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+            raise InputError(f"{index} has no weight_map, the list of files that the weights are in")
+        state: dict[str, np.ndarray] = {}
+        for part in sorted(set(parts.values())):
+            state |= tensorfile.read(folder / Path(part).name)
+        return state
+    if not file.exists() and pickled.exists():
+        raise InputError(
+            f"{pickled} is a pickle, which tinydiff does not open, as it could run any code; convert it once, where "
+            f'PyTorch is installed, with: python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{pickled}', weights_only=True), '{file}')\""
+        )
+    return tensorfile.read(file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{file} is not a JSON file, or was cut off: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{file} must hold a JSON object")
+    return value
+
+
+def _either(nested: Path, flat: Path) -> Path:
+    """Where a file is: in its part's folder or, as in older checkpoints, at the root."""
+    return flat if flat.exists() and not nested.exists() else nested

@@ -1,0 +1,209 @@
+"""Pictures for people: grids, PNG and GIF files, the loss curve.
+
+Pictures here are uint8 (H, W, C) with 1 to 4 channels, which Pillow calls L, LA, RGB and RGBA. Files are written under
+a temporary name and renamed, so that an interrupted save leaves the old file or the new one, never half a picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff.backend import to_numpy
+from tinydiff.data.pixels import convert_channels, fit, resize, to_bytes, to_float, without_alpha
+from tinydiff.errors import InputError, RunFailed
+
+__all__ = [  # the names of td.images; those on pixels are of data/pixels.py
+    "check_place",
+    "convert_channels",
+    "fit",
+    "grid",
+    "plot_loss",
+    "resize",
+    "save_gif",
+    "save_png",
+    "to_bytes",
+    "to_float",
+    "write_file",
+]
+
+PathLike = str | os.PathLike[str]
+
+_RUN_OUT = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}  # failures of the disk, not of the name the user gave
+
+
+def grid(images: Any, columns: int | None = None, padding: int = 2, scale: int = 1) -> np.ndarray:
+    """Images uint8 (n, H, W, C) in rows on a white sheet, uint8 (H', W', C).
+
+    `columns` defaults to the least that makes the sheet about square; `padding` is the white between images and around
+    them in pixels of the sheet; `scale` enlarges every pixel to that many a side.
+    """
+    images = to_numpy(images)
+    if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape or images.shape[-1] > 4:
+        raise ValueError(
+            f"grid takes uint8 images (n, H, W, C) with 1 to 4 channels, not {images.dtype} {images.shape}"
+        )
+    if scale < 1 or padding < 0 or (columns is not None and columns < 1):
+        raise ValueError(f"grid takes columns and scale from 1 and padding from 0, not {columns}, {scale}, {padding}")
+    n, _, _, channels = images.shape
+    columns = min(n, columns or math.ceil(math.sqrt(n)))
+    rows = -(-n // columns)
+    height, width = images.shape[1] * scale, images.shape[2] * scale
+    sheet = np.full(
+        (rows * (height + padding) + padding, columns * (width + padding) + padding, channels), 255, np.uint8
+    )
+    for i, image in enumerate(images):
+        top, left = padding + i // columns * (height + padding), padding + i % columns * (width + padding)
+        sheet[top : top + height, left : left + width] = image.repeat(scale, 0).repeat(scale, 1)
+    return sheet
+
+
+def save_png(path: PathLike, images: Any) -> None:
+    """Writes one picture uint8 (H, W, C), or a grid of images uint8 (n, H, W, C), as a PNG file.
+
+    Raises InputError for a name that does not end in .png or a place that cannot be written, RunFailed for a full disk.
+    """
+    path = _named(path, ".png")
+    images = to_numpy(images)
+    buffer = io.BytesIO()
+    _picture(images if images.ndim == 3 else grid(images)).save(buffer, "PNG")
+    write_file(path, buffer.getvalue())
+
+
+def save_gif(path: PathLike, frames: Sequence[Any], duration: int = 80, hold: int = 2000) -> None:
+    """Writes pictures uint8 (H, W, C) of one shape as a GIF that loops: `duration` ms a frame, `hold` ms for the last.
+
+    Greys come out exactly; colours are reduced to 256 a frame, and what is transparent stands on white. GIF counts time
+    in hundredths of a second. Raises InputError for a name that does not end in .gif or a place that cannot be written,
+    RunFailed for a full disk.
+    """
+    path = _named(path, ".gif")
+    shapes = {np.shape(frame) for frame in frames}
+    if len(shapes) != 1:
+        raise ValueError(f"save_gif takes one or more frames of one shape (H, W, C), not {sorted(shapes) or 'none'}")
+    pictures = [without_alpha(_picture(to_numpy(frame))) for frame in frames]
+    pictures = [p if p.mode == "L" else p.quantize(256) for p in pictures]
+    times = [duration] * (len(pictures) - 1) + [hold]
+    options = {"save_all": True, "append_images": pictures[1:], "duration": times, "loop": 0}
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, "GIF", **options, optimize=False
+    )  # Pillow misreads the greys of palettes that it optimised
+    write_file(path, buffer.getvalue())
+
+
+def plot_loss(csv_path: PathLike, png_path: PathLike) -> bool:
+    """Draws the `loss` column of a run's log over its `step` column, raw and smoothed, as a PNG file.
+
+    Rows that are cut off or hold no finite number there are left out. Returns False, after one line on stderr, where
+    matplotlib is not installed. Raises InputError for a log that cannot be read or holds no loss.
+    """
+    png_path = _named(png_path, ".png")
+    steps, losses = _read_losses(Path(csv_path))
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no loss curve drawn: it needs matplotlib, pip install 'tinydiff[plot]'", file=sys.stderr)
+        return False
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")  # no pyplot: its state belongs to the user
+    axes = figure.add_subplot()
+    axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, marker="." * (len(losses) < 2), label="loss")
+    window = max(1, len(losses) // 50)
+    if window > 1:
+        smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
+        middle = np.convolve(steps, np.full(window, 1 / window), mode="valid")
+        axes.plot(middle, smooth, color="tab:blue", linewidth=1.8, label=f"mean of {window} rows")
+    if losses.min() > 0:
+        axes.set_yscale("log")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_file(png_path, buffer.getvalue())
+    return True
+
+
+def check_place(path: PathLike, suffix: str) -> None:
+    """Raises, before long work, the InputError or RunFailed that writing a picture there would raise after it.
+
+    `suffix` is the ending that the name must have, ".png" or ".gif".
+    """
+    path = _named(path, suffix)
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written: {os.strerror(errno.EISDIR)}")
+    with _writing(path) as temporary:
+        open(temporary, "wb").close()
+
+
+def write_file(path: PathLike, content: bytes) -> None:
+    """Writes a whole file or nothing: under a temporary name beside it, to the disk, then renamed.
+
+    Raises InputError for a place that cannot be written, RunFailed for a disk that is full or failing.
+    """
+    path = Path(path)
+    with _writing(path) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, gone in the end; errors of the system become sentences."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            yield temporary
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+    except OSError as error:
+        kind = RunFailed if error.errno in _RUN_OUT else InputError
+        raise kind(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _named(path: PathLike, suffix: str) -> Path:
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise InputError(f"{path} would hold a {suffix[1:].upper()} picture, so its name must end in {suffix}")
+    return path
+
+
+def _picture(image: np.ndarray) -> Any:
+    from PIL import Image
+
+    if image.ndim != 3 or image.dtype != np.uint8 or 0 in image.shape or image.shape[-1] > 4:
+        raise ValueError(f"a picture is uint8 (H, W, C) with 1 to 4 channels, not {image.dtype} {image.shape}")
+    return Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
+
+
+def _read_losses(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    points = []
+    for row in rows:
+        if None in row.values():  # cut off
+            continue
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            points.append((float(row["step"]), float(row["loss"])))
+    finite = np.array([p for p in points if all(map(math.isfinite, p))], np.float64).reshape(-1, 2)
+    if not len(finite):
+        raise InputError(f"{path} holds no rows with a step and a loss to draw")
+    return finite[:, 0], finite[:, 1]

@@ -1,0 +1,353 @@
+"""The training loop: Algorithm 1 of Ho et al. (2020), and everything around it that keeps a run safe.
+
+Step k is a pure function of the weights, the optimiser's state and k: its batch, flips, noise, times and dropped labels
+come from step k of their random streams. So a run that was stopped anywhere goes on bit for bit as if it had not been,
+and previews and checkpoints never change it.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import signal
+import threading
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+import tinydiff
+from tinydiff import optim, random
+from tinydiff.autograd import tape
+from tinydiff.backend import host_threads, module_for, resolve_device
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Diffusion
+from tinydiff.dispatch import kernels_take
+from tinydiff.errors import InputError, RunFailed
+from tinydiff.machine import limits, threads
+from tinydiff.runs import checkpoint, memory, pictures
+from tinydiff.runs.config import TrainConfig
+from tinydiff.runs.folder import RunFolder
+from tinydiff.runs.profile import Profile, section
+from tinydiff.runs.progress import Progress, say
+from tinydiff.runs.sheets import Sheet, class_count, draw_sheet
+from tinydiff.unet import UNet
+
+PREVIEW_STEPS = 50  # of DDIM, for previews and the samples at the end
+
+
+class Trainer:
+    """Trains a network on data and keeps the run in the folder `config.out`.
+
+    unet: the network; with `num_classes` it is trained on the data's labels, and if it has a `null_label` as well,
+        `config.label_dropout` of them are replaced by that.
+    diffusion, data: what to train for and on. Data channels and size must be the network's (InputError).
+    record: more sections for config.toml; the command line records here what it built the objects from.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        diffusion: Diffusion,
+        data: Dataset,
+        config: TrainConfig | None = None,
+        record: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.config = config or TrainConfig()
+        self.unet, self.diffusion, self.data = unet, diffusion, data
+        self.device = resolve_device(self.config.device)
+        self.record = record or {"data": {"data": data.source}}
+        self._check_fit()
+        self.label_dropout = self._label_dropout()
+        self.folder = RunFolder(self.config.out)
+        unet.to(self.device)
+        self.parameters = list(unet.parameters())
+        self.optimizer = optim.Adam(self.parameters, self.config.lr)
+        self.ema = optim.EMA(self.parameters, self.config.ema)
+        self.generator = random.Generator(self.config.seed)
+        self.step = 0
+        self.saved_step: int | None = None
+
+    def _check_fit(self) -> None:
+        shape = (*self.data.image_size, self.data.channels)
+        wanted = (self.unet.image_size, self.unet.image_size, self.unet.in_channels)
+        if shape != wanted:
+            raise InputError(f"the data's images are {shape} (height, width, channels), the network takes {wanted}")
+        classes = class_count(self.unet)
+        if classes is not None:
+            if self.data.num_classes is None:
+                raise InputError(f"the network has {classes} classes, but the data has no labels")
+            if self.data.num_classes > classes:
+                raise InputError(f"the data has {self.data.num_classes} classes, the network {classes}")
+
+    def _label_dropout(self) -> float:
+        wanted = self.config.label_dropout
+        possible = self.unet.num_classes is not None and self.unet.null_label is not None
+        if wanted and not possible:
+            raise InputError("label dropout needs labels and a network with a null label")
+        return (0.1 if wanted is None else wanted) if possible else 0.0
+
+    # ------------------------------------------------------------------------------------------------- the run
+
+    def run(self, resume: bool = False, force: bool = False, profile: bool = False) -> int:
+        """Trains to `config.steps`; returns the last step done, fewer if SIGINT or SIGTERM asked to stop (see
+        `stopped_by`).
+
+        resume: go on from the run's newest checkpoint, or from the start if it died before the first. force: overwrite
+        an old run. profile: measure where the time of the steps goes, tell it at the end and write it to profile.csv.
+        InputError where the folder does not allow it; RunFailed for a loss that is not finite and a full disk: the last
+        checkpoint stays as it was.
+        """
+        self.profile = Profile() if profile else None
+        self.stopped_by: int | None = None
+        self._begin(resume, force)
+        try:
+            with threads.threads(host_threads(self.device, self.config.threads)), _Interrupts() as interrupts:
+                self._train(interrupts)
+                if interrupts.received is None:
+                    interrupts.release()
+                    self._finish()
+                self.stopped_by = interrupts.received
+        finally:
+            self.folder.close()
+        return self.step
+
+    def check_start(self, resume: bool = False, force: bool = False) -> None:
+        """InputError where `run` could not start. With `resume` it takes weights, optimiser and counters from the run's
+        newest checkpoint; nothing is written."""
+        if not resume:
+            self.folder.check_free(force, self.config.called)
+            return
+        if not self.folder.config_file.exists():
+            raise InputError(f"there is no run to resume in {self.folder.path}")
+        self._restore()
+        if self.step >= self.config.steps:
+            raise InputError(
+                f"the run in {self.folder.path} has done its {self.step} steps; to go on, give a larger "
+                f"{self.config.called('steps')}"
+            )
+
+    def _begin(self, resume: bool, force: bool) -> None:
+        self.check_start(resume, force)
+        if self.device == "cuda":
+            memory.require_gpu(self.memory_of_step(), self.config.batch_size)
+        if resume:
+            self.folder.rewrite_config(self.config, self.record)
+        else:
+            self.folder.create(self.config, self.record, force)
+        self.folder.open_log(self.step)
+
+    def _train(self, interrupts: _Interrupts) -> None:
+        config, images_per_step = self.config, self.config.batch_size * self.config.accumulate
+        progress, first = Progress(self.step, config.steps), self.step
+        try:
+            while self.step < config.steps and interrupts.received is None:
+                start = time.perf_counter()
+                warming_up = self.step == first and config.steps > first + 1  # makes the workspaces
+                with nullcontext() if self.profile is None or warming_up else self.profile.step():
+                    loss, norm, lr = self.train_step(self.step + 1)
+                speed = images_per_step / (time.perf_counter() - start)
+                self.step += 1
+                self.folder.log(self.step, loss, norm, lr, speed)
+                progress.update(self.step, loss, speed)
+                if self.step % config.save_every == 0:
+                    with self._between("saving"):
+                        self.save()
+                if config.preview_every and self.step % config.preview_every == 0:
+                    with self._between("previews"):
+                        self._preview()
+        finally:
+            progress.close()
+            if self.profile is not None and self.profile.steps:
+                self.folder.save_profile(self.profile)
+                say(self.profile.table())
+        if self.saved_step != self.step:
+            self.save()
+
+    def _between(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.profile is None else self.profile.between(name)
+
+    def train_step(self, step: int) -> tuple[float, float, float]:
+        """One step of Algorithm 1; returns loss, norm of the gradient before clipping, and learning rate."""
+        loss, norm = self._gradients(step)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise RunFailed(self._explain_non_finite(step, loss))
+        self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
+        with section("Adam and EMA"):
+            self.optimizer.step(self.ema)
+        return loss, norm, self.optimizer.lr
+
+    def _gradients(self, step: int) -> tuple[float, float]:
+        """The loss of a step and the norm of its gradient, which is left, clipped, in the parameters."""
+        config, xp = self.config, module_for(self.device)
+        n, parts = config.batch_size * config.accumulate, config.accumulate
+        with section("data"):
+            x0, labels = self.data.batch(step, n, self.generator)
+            labels = None if labels is None or self.unet.num_classes is None else self._drop_labels(labels, step)
+            x0 = xp.asarray(x0)
+        generator = self.generator.at(random.TIME, step)
+        t = eps = None
+        if parts > 1 or not kernels_take(x0):  # kernels make the noise of a whole batch where they need it
+            with section("noise and times"):
+                t, eps = self.diffusion.draw(x0, generator)
+        self.unet.train(self.generator.at(random.DROPOUT, step))
+        self.optimizer.zero_grad()
+        total = 0.0
+        for part in range(parts):
+            rows = slice(part * config.batch_size, (part + 1) * config.batch_size)
+            with section("forward, between operations"):
+                x0_part, labels_part, *noise = (None if a is None else a[rows] for a in (x0, labels, t, eps))
+                loss = self.diffusion.loss(self.unet, x0_part, generator, labels_part, *noise)
+            with section("backward, sums of gradients"):
+                loss.backward(xp.asarray(1 / parts, loss.dtype))
+            total += loss.item() / parts
+        with section("norm of the gradient, clipping"):
+            return total, optim.clip_grad_norm(self.parameters, config.clip or math.inf)
+
+    def try_batch(self, n: int) -> None:
+        """Computes the gradients for n images and drops them: what a batch costs, without training."""
+        x0, labels = self.data.batch(1, n, self.generator)
+        x0 = module_for(self.device).asarray(x0)
+        t, eps = self.diffusion.draw(x0, self.generator.at(random.TIME, 1))
+        self.unet.train(self.generator.at(random.DROPOUT, 1))
+        self.optimizer.zero_grad()
+        self.diffusion.loss(self.unet, x0, None, labels if self.unet.num_classes else None, t, eps).backward()
+        self.optimizer.zero_grad()
+
+    def memory_of_step(self) -> memory.Estimate:
+        """How much memory a step needs, from small batches."""
+        weights = sum(p.data.nbytes for p in self.parameters)
+        return memory.estimate(self.try_batch, weights, self.config.batch_size, self.device)
+
+    def _drop_labels(self, labels: np.ndarray, step: int) -> np.ndarray:
+        """Labels with a random share replaced by the null label (Ho and Salimans, 2022, algorithm 1)."""
+        if self.label_dropout:
+            labels = labels.copy()
+            labels[self.generator.at(random.LABEL_DROPOUT, step).uniform(len(labels)) < self.label_dropout] = (
+                self.unet.null_label
+            )
+        return labels
+
+    def _explain_non_finite(self, step: int, loss: float) -> str:
+        """Runs the step again with every value checked; it is the same step, so it fails at the same place."""
+        try:
+            with tape.check_finite(), np.errstate(all="ignore"):
+                self._gradients(step)
+            origin = "the norm of the gradient"
+        except tape.NonFiniteError as error:
+            origin = str(error)
+        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
+        return (
+            f"the loss became {loss:g} at step {step}: the first value that is not finite came from {origin}; {kept}; "
+            f"try a lower {self.config.called('lr')}"
+        )
+
+    # ---------------------------------------------------------------------------------------------- on the disk
+
+    def save(self) -> None:
+        """Saves averaged and raw weights, optimiser and counters as one checkpoint; an interruption loses nothing."""
+        self.folder.flush()
+        arrays = {f"raw.{name}": p.data for name, p in self.unet.named_parameters()}
+        arrays |= {f"adam.{name}": array for name, array in self.optimizer.state_dict().items()}
+        metadata = {
+            "step": str(self.step),
+            "ema_updates": str(self.ema.updates),
+            "seed": str(self.config.seed),
+            "environment": self.environment(),
+        }
+        with self.ema.applied():
+            checkpoint.save(
+                self.folder.path, self.unet, self.diffusion, self.data.class_names, training_state=(arrays, metadata)
+            )
+        self.saved_step = self.step
+
+    def _restore(self) -> None:
+        """Puts the run's newest checkpoint, if there is one, into network, EMA, optimiser and counters."""
+        found = checkpoint.find(self.folder.path)
+        if found is None:
+            say(f"{self.folder.path} has no checkpoint yet; starting again from step 1")
+            return
+        averages = [p.data for p in checkpoint.load(found).unet.parameters()]
+        arrays, metadata = checkpoint.load_training_state(found)
+        here = self.environment()
+        if metadata["environment"] != here:
+            say(f"the run was made with {metadata['environment']}; with {here}, rounding may differ")
+        self.unet.load_state_dict(_with_prefix("raw.", arrays))
+        self.optimizer.load_state_dict(_with_prefix("adam.", arrays))
+        updates = np.array(int(metadata["ema_updates"]))
+        self.ema.load_state_dict({"updates": updates} | {f"average.{i}": array for i, array in enumerate(averages)})
+        self.step = self.saved_step = int(metadata["step"])
+
+    def environment(self) -> str:
+        """What rounding depends on: the same environment gives the same bits."""
+        return (
+            f"tinydiff {tinydiff.__version__}, Python {platform.python_version()}, NumPy {np.__version__} with {limits.blas()}, "
+            f"{platform.machine()}, {self.device}, {self.config.threads or threads.available()} threads"
+        )
+
+    # ------------------------------------------------------------------------------------------------- pictures
+
+    def _preview(self) -> None:
+        classes = class_count(self.unet)
+        n = None if classes is None else 2 * classes
+        generator = self.generator.at(random.PREVIEWS, self.step)
+        sheet = self._draw(generator, n=n)
+        if sheet is not None:
+            pictures.save_png(self.folder.preview_file(self.step), sheet.picture())
+
+    def _finish(self) -> None:
+        """The pictures of a finished run: the loss, a grid of samples, and how they came out of noise."""
+        pictures.plot_loss(self.folder.log_file, self.folder.path / "loss.png")
+        say("drawing samples")
+        try:
+            sheet = self._draw(self.generator.at(random.SAMPLING), animate=True)
+        except KeyboardInterrupt:
+            say(f"the training is done and saved; draw samples with: tinydiff sample {self.folder.path}")
+            raise
+        if sheet is not None:
+            pictures.save_png(self.folder.path / "samples.png", sheet.picture())
+            pictures.save_gif(self.folder.path / "samples.gif", sheet.animation())
+
+    def _draw(self, generator: random.Generator, **options: Any) -> Sheet | None:
+        """A sheet of samples; None, and a line that says why, where so many classes do not fit into memory."""
+        steps = min(PREVIEW_STEPS, self.diffusion.schedule.T)
+        try:
+            with self.ema.applied():
+                return draw_sheet(self.unet, self.diffusion, generator, steps=steps, **options)
+        except InputError as error:
+            say(f"no samples are drawn: {error}; fewer with: tinydiff sample {self.folder.path} --n 16")
+            return None
+
+
+def _with_prefix(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+class _Interrupts:
+    """Turns SIGINT and SIGTERM inside the block into a wish to stop that the loop looks at after each step.
+
+    A second signal acts at once, as does the first after `release`. Outside of the main thread nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.release()
+
+    def release(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = number
+        self.release()
+        say(f"{signal.Signals(number).name}: finishing the step and saving; once more stops at once")

@@ -1,0 +1,11 @@
+"""The U-Net of the DDPM paper.
+
+network.py     the network
+blocks.py      what it is made of
+variant.py     how diffusers' may differ from it
+"""
+
+from tinydiff.unet.blocks import Downsample, ResBlock, Upsample, time_embedding
+from tinydiff.unet.network import UNet
+
+__all__ = ["Downsample", "ResBlock", "UNet", "Upsample", "time_embedding"]

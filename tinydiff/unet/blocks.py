@@ -1,0 +1,211 @@
+"""What the U-Net is made of: residual blocks, the levels that hold them, and what they are told about time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tinydiff import nn, ops
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.backend import array_module
+from tinydiff.errors import InputError
+from tinydiff.ops.convolution import conv2d_add, upsample_conv2d
+from tinydiff.ops.normalization import group_norm_silu
+from tinydiff.random import Generator
+from tinydiff.unet.variant import ACTIVATIONS, Variant
+
+Told = Mapping["ResBlock", Tensor]  # time_emb_proj(time) of residual blocks, where it is computed beforehand
+
+
+class ResBlock(nn.Module):
+    """shortcut(x) + conv2(f(norm2(conv1(f(norm1(x))) + time))): x (N, H, W, in_channels) -> (N, H, W, out_channels).
+
+    time (N, features) comes with the activation f applied; what is added of it is time_emb_proj(time), which the block
+    takes from `told` if it is there. resample: None, "up" or "down", for a block that also doubles or halves the
+    resolution; divisor: what the sum is divided by.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        features: int,
+        groups: int,
+        dropout: float,
+        variant: Variant,
+        generator: Generator | None,
+        resample: str | None = None,
+        divisor: float = 1,
+    ) -> None:
+        self.scale_shift = variant.resnet_time_scale_shift == "scale_shift"
+        self.activation, self.resample, self.divisor = ACTIVATIONS[variant.act_fn], resample, divisor
+        told = out_channels * (2 if self.scale_shift else 1)
+        self.norm1 = nn.GroupNorm(groups, in_channels, variant.norm_eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, generator=generator)
+        self.time_emb_proj = nn.Linear(features, told, generator=generator)
+        self.norm2 = nn.GroupNorm(groups, out_channels, variant.norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, init_scale=0, generator=generator)
+        self.conv_shortcut = None
+        if in_channels != out_channels:
+            self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1, generator=generator)
+
+    def forward(self, x: Tensor, time: Tensor, told: Told | None = None) -> Tensor:
+        h = activated(self.activation, self.norm1, x)
+        if self.resample is not None:
+            resample = ops.upsample_nearest2d if self.resample == "up" else partial(ops.avg_pool2d, window=2)
+            x, h = resample(x), resample(h)
+        time = told[self] if told and self in told else self.time_emb_proj(time)
+        if self.scale_shift:
+            scale, shift = ops.split(ops.expand_dims(time, (1, 2)), 2, axis=-1)
+            h = self.activation(self.norm2(self.conv1(h)) * (scale + 1) + shift)
+        else:
+            h = conv2d_add(h, self.conv1.weight, self.conv1.bias, embedding=time, padding=1)
+            h = activated(self.activation, self.norm2, h)
+        x = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        h = conv2d_add(self.dropout(h), self.conv2.weight, self.conv2.bias, residual=x, padding=1)
+        return h if self.divisor == 1 else h / self.divisor
+
+
+class DownBlock(nn.Module):
+    """A level of the way down. Every result, that of downsampling included, is kept among the skips."""
+
+    def __init__(self, resnets: list[ResBlock]) -> None:
+        self.resnets = resnets
+        self.attentions: list[nn.Attention] = []
+        self.downsamplers: list[Any] = []
+
+    def blocks(self) -> list[Any]:
+        return [*self.resnets, *self.downsamplers]
+
+    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor], told: Told | None = None) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            h = call(resnet, h, time, told=told)
+            if self.attentions:
+                h = self.attentions[i](h)
+            skips.append(h)
+        for downsample in self.downsamplers:
+            h = call(downsample, h, time, told=told)
+            skips.append(h)
+        return h
+
+
+class MidBlock(nn.Module):
+    """The middle: a residual block, attention, a residual block."""
+
+    def __init__(self, resnets: list[ResBlock], divisor: float) -> None:
+        self.resnets, self.divisor = resnets, divisor
+        self.attentions: list[nn.Attention] = []
+
+    def blocks(self) -> list[Any]:
+        return self.resnets
+
+    def forward(self, h: Tensor, time: Tensor, told: Told | None = None) -> Tensor:
+        h = call(self.resnets[0], h, time, told=told)
+        for attention in self.attentions:
+            h = attention(h) if self.divisor == 1 else attention(h) / self.divisor
+        return call(self.resnets[1], h, time, told=told)
+
+
+class UpBlock(nn.Module):
+    """A level of the way up. Every residual block sees the last skip that is left, beside what comes from below."""
+
+    def __init__(self, resnets: list[ResBlock]) -> None:
+        self.resnets = resnets
+        self.attentions: list[nn.Attention] = []
+        self.upsamplers: list[Any] = []
+
+    def blocks(self) -> list[Any]:
+        return [*self.resnets, *self.upsamplers]
+
+    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor], told: Told | None = None) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            h = call(resnet, ops.concatenate([h, skips.pop()], axis=-1), time, told=told)
+            if self.attentions:
+                h = self.attentions[i](h)
+        for upsample in self.upsamplers:
+            h = call(upsample, h, time, told=told)
+        return h
+
+
+class Downsample(nn.Module):
+    """Halves the resolution: 3x3 convolution with stride 2. padding: on all sides; 0: right and bottom only."""
+
+    def __init__(self, channels: int, padding: int, generator: Generator | None) -> None:
+        pad = padding or ((0, 1), (0, 1))
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=pad, generator=generator)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        return self.conv(h)
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution: nearest neighbour, then 3x3 convolution."""
+
+    def __init__(self, channels: int, generator: Generator | None) -> None:
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, generator=generator)
+
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        return upsample_conv2d(h, self.conv.weight, self.conv.bias)
+
+
+_resnet, _levels = ResBlock.forward, (DownBlock.forward, MidBlock.forward, UpBlock.forward)
+
+
+def tell(time: Tensor, levels: Iterable[Any]) -> Told:
+    """What all residual blocks of the levels are told, in one operation instead of a small one for each. What somebody put
+    in the place of a level or a block is left out."""
+    blocks = [block for level in levels if nn.computes_by(level, *_levels) for block in level.blocks()]
+    blocks = [block for block in blocks if nn.computes_by(block, _resnet)]
+    return dict(zip(blocks, nn.project(time, [block.time_emb_proj for block in blocks]), strict=True))
+
+
+def call(block: Any, *inputs: Any, told: Told | None) -> Tensor:
+    """block(*inputs, told) for levels and residual blocks; block(*inputs) for others, which know of nothing else."""
+    return block(*inputs, told) if nn.computes_by(block, _resnet, *_levels) else block(*inputs)
+
+
+class TimestepEmbedding(nn.Module):
+    """Linear, SiLU, Linear: (N, channels) -> (N, features)."""
+
+    def __init__(self, channels: int, features: int, generator: Generator | None) -> None:
+        self.linear_1 = nn.Linear(channels, features, generator=generator)
+        self.linear_2 = nn.Linear(features, features, generator=generator)
+
+    def forward(self, embedding: Any) -> Tensor:
+        return self.linear_2(ops.silu(self.linear_1(embedding)))
+
+
+def time_embedding(
+    t: Any, channels: int, freq_shift: float = 1, flip_sin_to_cos: bool = False, dtype: Any = np.float32
+) -> Any:
+    """Times as sines and cosines: t (N,), counted from 0 -> (N, channels), on t's device.
+
+    With half = channels // 2 and frequencies f_i = exp(-ln(10000) i / (half - freq_shift)), i = 0..half-1, a row is
+    sin(t f_i), then cos(t f_i) (Vaswani et al., 2017, 3.5, in the order of the DDPM paper's code); the cosines come
+    first if `flip_sin_to_cos`, and a 0 ends the row if channels is odd. Computed in float64, then cast to `dtype`.
+    """
+    xp, half = array_module(t), channels // 2
+    frequencies = xp.exp(xp.arange(half) * (-math.log(10000) / (half - freq_shift)))
+    angles = t.astype("float64")[:, None] * frequencies
+    parts = [xp.cos(angles), xp.sin(angles)] if flip_sin_to_cos else [xp.sin(angles), xp.cos(angles)]
+    return xp.concatenate([*parts, xp.zeros((len(t), channels % 2))], axis=1).astype(dtype)
+
+
+def make_attention(channels: int, groups: int | None, variant: Variant, generator: Generator | None) -> nn.Attention:
+    head_dim = variant.attention_head_dim or channels
+    if channels % head_dim:
+        raise InputError(f"attention_head_dim={head_dim} must divide the {channels} channels of a level with attention")
+    return nn.Attention(channels, channels // head_dim, groups, variant.norm_eps, init_scale=0, generator=generator)
+
+
+def activated(activation: Any, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """activation(norm(x)), where it can be in one operation."""
+    if activation is ops.silu:
+        return group_norm_silu(x, norm.groups, norm.weight, norm.bias, norm.eps)
+    return activation(norm(x))
