@@ -307,3 +307,29 @@ def test_a_forward_that_was_replaced_is_called_although_all_are_linear(rng):
     y, five = nn.project(x, layers)
     np.testing.assert_array_equal(y.data, ys[0].data)
     assert five == 5
+
+
+def test_a_layer_that_lends_a_forward_or_changes_the_call_is_not_passed_over(rng, monkeypatch):
+    x, layers = rng.standard_normal((2, 3)), [nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4)]
+    alone = [layer(x).data for layer in layers]
+
+    class Negative(nn.Linear):
+        def __call__(self, x):
+            return -super().__call__(x)
+
+    def check(expected):
+        for y, value in zip(nn.project(x, layers), expected, strict=True):
+            np.testing.assert_allclose(y.data, value, rtol=0, atol=1e-6)
+
+    layers[1].forward = layers[0].forward  # layer 1 now computes with the weights of layer 0
+    check([alone[0], alone[0], alone[2]])
+    del layers[1].forward
+    layers[2].__class__ = Negative
+    check([alone[0], alone[1], -alone[2]])
+
+    attention, seen = nn.Attention(4, groups=2), []
+    call = nn.Module.__call__
+    monkeypatch.setattr(nn.Module, "__call__", lambda self, *args: seen.append(self) or call(self, *args))
+    attention(rng.standard_normal((1, 2, 2, 4)))
+    inside = (attention.group_norm, attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])
+    assert all(part is module for part, module in zip(seen, (attention, *inside), strict=True))
