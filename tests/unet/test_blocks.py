@@ -1,4 +1,4 @@
-"""The blocks of the U-Net: what they are told about time, in one operation, and that replaced ones are called."""
+"""The blocks of the U-Net: the time, projected for all of them in one operation, and that replaced blocks are called."""
 
 import math
 
@@ -9,7 +9,7 @@ import tinydiff as td
 from tinydiff import nn
 from tinydiff.autograd import tape
 from tinydiff.random import Generator
-from tinydiff.unet.blocks import ResBlock, tell, time_embedding
+from tinydiff.unet.blocks import ResBlock, time_embedding
 
 T = np.array([3, 900])
 RESAMPLING = {"downsample_type": "resnet", "upsample_type": "resnet", "attention_resolutions": (8, 4)}
@@ -63,7 +63,7 @@ def results(unet, x, L_Y):
 
 
 class Alone(nn.Module):
-    """A block in a wrapping that tells it nothing but the time."""
+    """A block in a wrapping, so that it projects the time on its own."""
 
     def __init__(self, block):
         self.block = block
@@ -73,7 +73,7 @@ class Alone(nn.Module):
 
 
 @pytest.mark.parametrize("changes", NETWORKS.values(), ids=NETWORKS)
-def test_blocks_do_the_same_when_each_is_told_the_time_alone(changes, make, x, rng):
+def test_blocks_do_the_same_when_each_projects_the_time_alone(changes, make, x, rng):
     unet, L_Y = make(**changes), rng.normal(size=(2, 8, 8, 2))
     together = results(unet, x, L_Y)
     for blocks, i in list(places(unet)):
@@ -84,9 +84,9 @@ def test_blocks_do_the_same_when_each_is_told_the_time_alone(changes, make, x, r
         np.testing.assert_allclose(ours, truth, rtol=0, atol=1e-12 * (1 + np.abs(truth).max()))
 
 
-@pytest.mark.parametrize("changes", NETWORKS.values(), ids=NETWORKS)
-def test_all_blocks_are_told_the_time_in_one_operation(changes, make, x):
-    unet, seen = make(**changes), []
+def projections(run):
+    """The operation and number of layers of each projection of the time that `run` makes, that of its embedding first."""
+    seen = []
 
     def note(op, which, arrays, options):
         if type(op).__name__ in ("Linear", "Linears") and which == "forward" and arrays[0].shape == (2, 32):
@@ -94,10 +94,33 @@ def test_all_blocks_are_told_the_time_in_one_operation(changes, make, x):
         return getattr(op, which)(*arrays, **options)
 
     with tape.observing(note):
-        unet(x, T)
+        run()
+    return seen
+
+
+@pytest.mark.parametrize("changes", NETWORKS.values(), ids=NETWORKS)
+def test_the_time_is_projected_for_all_blocks_in_one_operation(changes, make, x):
+    unet = make(**changes)
     blocks = len(list(places(unet)))
     assert blocks == 4 + 6 + 2 * ("mid_block_type" not in changes) + 2 * ("upsample_type" in changes)
-    assert seen == [("Linear", 1), ("Linears", blocks)]  # the first is of the time embedding
+    assert projections(lambda: unet(x, T)) == [("Linear", 1), ("Linears", blocks)]
+
+
+def test_what_was_replaced_projects_the_time_when_it_is_called_and_the_others_together(make, x):
+    unet = make()
+    n = len(list(places(unet)))
+    (first, second), level = unet.down_blocks[0].resnets, unet.up_blocks[1]
+    inside = len(level.resnets)
+    first.time_emb_proj.forward = lambda time: nn.Linear.forward(first.time_emb_proj, time)
+    assert projections(lambda: unet(x, T)) == [("Linear", 1), ("Linears", n - 1), ("Linear", 1)]
+    unet.down_blocks[0].resnets[1] = Alone(second)
+    assert projections(lambda: unet(x, T)) == [("Linear", 1), ("Linears", n - 2), *2 * [("Linear", 1)]]
+    level.forward = lambda *inputs: type(level).forward(level, *inputs)
+    assert projections(lambda: unet(x, T)) == [
+        ("Linear", 1),
+        ("Linears", n - 2 - inside),
+        *(2 + inside) * [("Linear", 1)],
+    ]
 
 
 class Tripled(nn.Module):
@@ -186,13 +209,16 @@ def test_whatever_stands_for_a_level_is_called(make, x):
     assert calls == [2, 1, 2]  # time and skips, time, time and skips
 
 
-def test_a_block_in_two_places(make, x, rng):
+def test_a_block_and_a_projection_in_two_places(make, x, rng):
     unet, L_Y = make(), rng.normal(size=(2, 8, 8, 2))
+    n = len(list(places(unet)))
     unet.mid_block.resnets[1] = unet.mid_block.resnets[0]
-    told = tell(td.Tensor(rng.normal(size=(2, 32))), [unet.mid_block])
-    assert [*told] == [unet.mid_block.resnets[0]]
+    (first, second) = unet.down_blocks[0].resnets
+    second.time_emb_proj = first.time_emb_proj
+    assert projections(lambda: unet(x, T)) == [("Linear", 1), ("Linears", n - 2)]
     together = results(unet, x, L_Y)
-    unet.mid_block.resnets[0] = unet.mid_block.resnets[1] = Alone(unet.mid_block.resnets[0])
+    for blocks, i in list(places(unet)):
+        blocks[i] = Alone(blocks[i])
     for ours, truth in zip(together, results(unet, x, L_Y), strict=True):
         np.testing.assert_allclose(ours, truth, rtol=0, atol=1e-12 * (1 + np.abs(truth).max()))
 
@@ -206,15 +232,121 @@ def test_new_weights_and_new_blocks_count_from_the_next_pass_on(make, x):
     np.testing.assert_array_equal(unet(x, T).data, other(x, T).data)
 
 
-def test_a_block_alone(make, rng):
-    """Called with the time, with what it is told of it, and with what only others are told."""
-    unet, x, time = make(), rng.normal(size=(2, 4, 4, 8)), rng.normal(size=(2, 32))
-    block, other = unet.down_blocks[0].resnets
-    y = block(td.Tensor(x), td.Tensor(time)).data
-    bias = block.time_emb_proj(time)
-    np.testing.assert_array_equal(block(td.Tensor(x), td.Tensor(time), {block: bias}).data, y)
-    np.testing.assert_array_equal(block(td.Tensor(x), td.Tensor(time), {other: bias}).data, y)
-    assert np.abs(block(td.Tensor(x), td.Tensor(time), {block: 2 * bias}).data - y).max() > 1e-3
+def test_a_recomputed_network_has_the_same_gradients(make, x, rng):
+    unet, L_Y = make(dropout=0.3).train(Generator(3).at(5)), rng.normal(size=(2, 8, 8, 2))
+    everything = [td.Tensor(x, requires_grad=True), *unet.parameters()]
+
+    def gradients(run):
+        unet.train(Generator(3).at(5)).zero_grad()
+        everything[0].zero_grad()
+        run(everything[0]).backward(L_Y)
+        return [leaf.grad for leaf in everything]
+
+    expected = gradients(lambda x: unet(x, T))
+    for ours, truth in zip(gradients(lambda x: td.recompute(lambda x: unet(x, T), x)), expected, strict=True):
+        np.testing.assert_allclose(ours, truth, rtol=0, atol=1e-12 * (1 + np.abs(truth).max()))
+
+    class Recomputed(Alone):
+        def forward(self, x, time):
+            return td.recompute(self.block, x, time)
+
+    for blocks, i in list(places(unet))[::2]:
+        blocks[i] = Recomputed(blocks[i])
+    for ours, truth in zip(gradients(lambda x: unet(x, T)), expected, strict=True):
+        np.testing.assert_allclose(ours, truth, rtol=0, atol=1e-12 * (1 + np.abs(truth).max()))
+
+
+def test_replaced_blocks_get_the_activated_embedding(make, x, rng):
+    unet, seen = make(), []
+
+    class Biased(nn.Module):
+        """A block of another kind: a bias of its own for each channel, of which the time is told."""
+
+        def __init__(self, block):
+            self.block, self.mix = block, nn.Linear(32, 1)
+
+        def forward(self, h, time):
+            seen.append(time)
+            gate = td.ops.expand_dims(td.ops.tanh(self.mix(time * 2)) + time.mean(1, keepdims=True), (1, 2))
+            return self.block.conv2(h) + gate
+
+    middle = unet.mid_block.resnets
+    middle[0] = biased = Biased(middle[0])
+    biased.mix.astype(np.float64)
+    L_Y, weights = rng.normal(size=(2, 8, 8, 2)), list(unet.parameters())
+    results(unet, x, L_Y)
+    expected = td.ops.silu(unet.time_embedding(time_embedding(T - 1, 8, dtype=np.float64))).data
+    assert all(isinstance(time, td.Tensor) for time in seen)
+    np.testing.assert_array_equal(seen[0].data, expected)
+    unused = {id(p) for layer in (biased.block.time_emb_proj, biased.block.conv1) for p in layer.parameters()}
+    assert all(p.grad is None for p in weights if id(p) in unused)
+    for layer in (unet.time_embedding.linear_1, biased.mix, middle[1].time_emb_proj):
+        grad, direction = layer.weight.grad, rng.normal(size=layer.weight.shape)
+        values = []
+        for h in (1e-5, -1e-5):
+            layer.weight.data += h * direction
+            values.append((unet(x, T).data * L_Y).sum())
+            layer.weight.data -= h * direction
+        slope = (grad * direction).sum()
+        assert abs((values[0] - values[1]) / 2e-5 - slope) < 1e-6 * (1 + abs(slope))
+
+
+@pytest.mark.parametrize("where", ["layer", "block", "level"])
+@pytest.mark.parametrize("how", ["subclass", "call", "instance", "class"])
+def test_what_was_replaced_may_change_its_weights_first(where, how, make, x, monkeypatch):
+    """As weight normalisation and pruning do. Nothing is computed with the weights as they were before."""
+    unet = make()
+    level = unet.down_blocks[0]
+    block = level.resnets[1]
+    module, weight = {"layer": block.time_emb_proj, "block": block, "level": level}[where], block.time_emb_proj.weight
+    original = weight.data.copy()
+    cls = type(module)
+    forward = cls.forward
+
+    def changed(self, *inputs):
+        weight.data[...] = original * 3
+        return forward(self, *inputs)
+
+    weight.data *= 3
+    expected = unet(x, T).data
+    weight.data[...] = original
+    assert np.abs(unet(x, T).data - expected).max() > 1e-3
+    if how == "subclass":
+        module.__class__ = type("Own", (cls,), {"forward": changed})
+    elif how == "call":
+        module.__class__ = type("Own", (cls,), {"__call__": changed})
+    elif how == "instance":
+        module.forward = lambda *inputs: changed(module, *inputs)
+    else:
+        monkeypatch.setattr(
+            cls, "forward", lambda self, *inputs: (changed if self is module else forward)(self, *inputs)
+        )
+    np.testing.assert_allclose(unet(x, T).data, expected, rtol=0, atol=1e-11)
+
+
+def test_modules_without_a_hash_and_plain_functions_as_replacements(make, x):
+    unet = make()
+    expected = unet(x, T).data
+
+    class Unhashable(nn.Module):
+        __hash__ = None
+
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __eq__(self, other):
+            raise AssertionError("modules are compared by identity")
+
+        def forward(self, *inputs):
+            return self.inner(*inputs)
+
+    (first, second), (third, *_) = unet.down_blocks[0].resnets, unet.up_blocks[0].resnets
+    first.time_emb_proj = Unhashable(first.time_emb_proj)
+    unet.down_blocks[0].resnets[1] = Unhashable(second)
+    unet.mid_block = Unhashable(unet.mid_block)
+    third.time_emb_proj = third.time_emb_proj.forward
+    unet.up_blocks[1] = unet.up_blocks[1].forward
+    np.testing.assert_array_equal(unet(x, T).data, expected)
 
 
 def test_time_embedding():

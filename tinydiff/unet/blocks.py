@@ -1,9 +1,9 @@
-"""What the U-Net is made of: residual blocks, the levels that hold them, and what they are told about time."""
+"""What the U-Net is made of: residual blocks, the levels that hold them, and the time that all of them take."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -14,19 +14,18 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.errors import InputError
 from tinydiff.ops.convolution import conv2d_add, upsample_conv2d
+from tinydiff.ops.fully_connected import linears
 from tinydiff.ops.normalization import group_norm_silu
 from tinydiff.random import Generator
 from tinydiff.unet.variant import ACTIVATIONS, Variant
-
-Told = Mapping["ResBlock", Tensor]  # time_emb_proj(time) of residual blocks, where it is computed beforehand
 
 
 class ResBlock(nn.Module):
     """shortcut(x) + conv2(f(norm2(conv1(f(norm1(x))) + time))): x (N, H, W, in_channels) -> (N, H, W, out_channels).
 
-    time (N, features) comes with the activation f applied; what is added of it is time_emb_proj(time), which the block
-    takes from `told` if it is there. resample: None, "up" or "down", for a block that also doubles or halves the
-    resolution; divisor: what the sum is divided by.
+    time (N, features) is the time embedding with the activation f applied; its projection time_emb_proj(time) is added.
+    A `Time` may carry that projection already. resample: None, "up" or "down", for a block that also doubles or halves
+    the resolution; divisor: what the sum is divided by.
     """
 
     def __init__(
@@ -44,10 +43,10 @@ class ResBlock(nn.Module):
     ) -> None:
         self.scale_shift = variant.resnet_time_scale_shift == "scale_shift"
         self.activation, self.resample, self.divisor = ACTIVATIONS[variant.act_fn], resample, divisor
-        told = out_channels * (2 if self.scale_shift else 1)
+        projected = out_channels * (2 if self.scale_shift else 1)
         self.norm1 = nn.GroupNorm(groups, in_channels, variant.norm_eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, generator=generator)
-        self.time_emb_proj = nn.Linear(features, told, generator=generator)
+        self.time_emb_proj = nn.Linear(features, projected, generator=generator)
         self.norm2 = nn.GroupNorm(groups, out_channels, variant.norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, init_scale=0, generator=generator)
@@ -55,12 +54,12 @@ class ResBlock(nn.Module):
         if in_channels != out_channels:
             self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1, generator=generator)
 
-    def forward(self, x: Tensor, time: Tensor, told: Told | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = activated(self.activation, self.norm1, x)
         if self.resample is not None:
             resample = ops.upsample_nearest2d if self.resample == "up" else partial(ops.avg_pool2d, window=2)
             x, h = resample(x), resample(h)
-        time = told[self] if told and self in told else self.time_emb_proj(time)
+        time = time.projected_by(self.time_emb_proj) if isinstance(time, Time) else self.time_emb_proj(time)
         if self.scale_shift:
             scale, shift = ops.split(ops.expand_dims(time, (1, 2)), 2, axis=-1)
             h = self.activation(self.norm2(self.conv1(h)) * (scale + 1) + shift)
@@ -83,14 +82,14 @@ class DownBlock(nn.Module):
     def blocks(self) -> list[Any]:
         return [*self.resnets, *self.downsamplers]
 
-    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor], told: Told | None = None) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            h = call(resnet, h, time, told=told)
+            h = resnet(h, time)
             if self.attentions:
                 h = self.attentions[i](h)
             skips.append(h)
         for downsample in self.downsamplers:
-            h = call(downsample, h, time, told=told)
+            h = downsample(h, time)
             skips.append(h)
         return h
 
@@ -105,11 +104,11 @@ class MidBlock(nn.Module):
     def blocks(self) -> list[Any]:
         return self.resnets
 
-    def forward(self, h: Tensor, time: Tensor, told: Told | None = None) -> Tensor:
-        h = call(self.resnets[0], h, time, told=told)
+    def forward(self, h: Tensor, time: Tensor) -> Tensor:
+        h = self.resnets[0](h, time)
         for attention in self.attentions:
             h = attention(h) if self.divisor == 1 else attention(h) / self.divisor
-        return call(self.resnets[1], h, time, told=told)
+        return self.resnets[1](h, time)
 
 
 class UpBlock(nn.Module):
@@ -123,13 +122,13 @@ class UpBlock(nn.Module):
     def blocks(self) -> list[Any]:
         return [*self.resnets, *self.upsamplers]
 
-    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor], told: Told | None = None) -> Tensor:
+    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            h = call(resnet, ops.concatenate([h, skips.pop()], axis=-1), time, told=told)
+            h = resnet(ops.concatenate([h, skips.pop()], axis=-1), time)
             if self.attentions:
                 h = self.attentions[i](h)
         for upsample in self.upsamplers:
-            h = call(upsample, h, time, told=told)
+            h = upsample(h, time)
         return h
 
 
@@ -154,20 +153,38 @@ class Upsample(nn.Module):
         return upsample_conv2d(h, self.conv.weight, self.conv.bias)
 
 
-_resnet, _levels = ResBlock.forward, (DownBlock.forward, MidBlock.forward, UpBlock.forward)
+_linear, _resnet = nn.Linear.forward, ResBlock.forward
+_levels = DownBlock.forward, MidBlock.forward, UpBlock.forward
 
 
-def tell(time: Tensor, levels: Iterable[Any]) -> Told:
-    """What all residual blocks of the levels are told, in one operation instead of a small one for each. What somebody put
-    in the place of a level or a block is left out."""
-    blocks = [block for level in levels if nn.computes_by(level, *_levels) for block in level.blocks()]
-    blocks = [block for block in blocks if nn.computes_by(block, _resnet)]
-    return dict(zip(blocks, nn.project(time, [block.time_emb_proj for block in blocks]), strict=True))
+class Time(Tensor):
+    """The time embedding (N, features), activated, as levels and blocks take it: a tensor like any other.
 
+    It carries the projections time_emb_proj(time) of the residual blocks of `levels`, computed in one operation instead of
+    one for each block. A replaced level, block or layer takes no part and computes its own projection when it is called:
+    it may need none, or change the weights first.
+    """
 
-def call(block: Any, *inputs: Any, told: Told | None) -> Tensor:
-    """block(*inputs, told) for levels and residual blocks; block(*inputs) for others, which know of nothing else."""
-    return block(*inputs, told) if nn.computes_by(block, _resnet, *_levels) else block(*inputs)
+    __slots__ = ("_count", "_layers", "_projections")
+
+    def __init__(self, time: Tensor, levels: Iterable[Any]) -> None:
+        if time.requires_grad and time._node is None:
+            time = time.reshape(time.shape)  # gradients of a leaf go to the leaf itself, not to its copy here
+        super().__init__(time.data)
+        self._version, self._count = time._version, time._version.count
+        if time._node is not None:
+            self._attach(time._node, time._index)
+        blocks = [block for level in levels if nn.computes_by(level, *_levels) for block in level.blocks()]
+        layers = [block.time_emb_proj for block in blocks if nn.computes_by(block, _resnet)]
+        # by identity, since what replaces a layer may not be hashable; held, so that no other layer gets such an id
+        self._layers = {id(layer): layer for layer in layers if nn.computes_by(layer, _linear)}
+        projections = linears(time, [(layer.weight, layer.bias) for layer in self._layers.values()])
+        self._projections = dict(zip(self._layers, projections, strict=True))
+
+    def projected_by(self, layer: Any) -> Tensor:
+        """layer(time): what is carried of it, unless the time was changed in place since."""
+        known = self._projections.get(id(layer)) if self._version.count == self._count else None
+        return layer(self) if known is None else known
 
 
 class TimestepEmbedding(nn.Module):

@@ -31,13 +31,12 @@ from tinydiff.unet.blocks import (
     Downsample,
     MidBlock,
     ResBlock,
+    Time,
     TimestepEmbedding,
     UpBlock,
     Upsample,
     activated,
-    call,
     make_attention,
-    tell,
     time_embedding,
 )
 from tinydiff.unet.variant import ACTIVATIONS, Variant, check_number, check_whole
@@ -177,22 +176,21 @@ class UNet(nn.Module):
             raise ValueError(f"x must be images (N, {size}, {size}, {C}), not of shape {x.shape}")
         if x.dtype.kind != "f":
             raise TypeError(f"x must be floating point in [-1, 1], not {x.dtype}")
-        time = self._time(t, labels, len(x))
+        time = Time(self._time(t, labels, len(x)), [*self.down_blocks, self.mid_block, *self.up_blocks])
         if self.variant.center_input_sample:
             x = x * 2 - 1
         h = self.conv_in(x)
         skips = [h]
-        told = tell(time, [*self.down_blocks, self.mid_block, *self.up_blocks])
         for down_block in self.down_blocks:
-            h = call(down_block, h, time, skips, told=told)
+            h = down_block(h, time, skips)
         if self.mid_block is not None:
-            h = call(self.mid_block, h, time, told=told)
+            h = self.mid_block(h, time)
         for up_block in self.up_blocks:
-            h = call(up_block, h, time, skips, told=told)
+            h = up_block(h, time, skips)
         return self.conv_out(activated(ops.silu, self.conv_norm_out, h))
 
     def _time(self, t: Any, labels: Any, n: int) -> Tensor:
-        """What every residual block is told about time and label, (N, features), with the activation applied."""
+        """The embedding of time and label, (N, features), with the activation applied."""
         weight = self.conv_in.weight
         t = _integers("t", t, n, weight.device)
         if weight.device == "cpu" and n and t.min() < 1:
