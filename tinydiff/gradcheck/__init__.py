@@ -5,11 +5,12 @@ td.gradcheck(fn, inputs)      one assertion: a Report, or GradientError with the
 api.py         the public function: the order in which things are checked
 subject.py     what can be checked, brought to one form: values and gradients of arrays
 numeric.py     slopes by evaluating a function only, with a bound on their error
-check.py       one subject at one point: are its gradients those that the differences find?
+check.py       one subject at one point: what every question to it needs, and a record of what was seen
+slopes.py      the first questions: are the passes pure, are the gradients those that the differences find?
 kinks.py       what can be asked where there is no derivative
 probes.py      what a right formula can still get wrong: strides, needs, repeated leaves, ...
 sizes.py       the same at lengths 0 and 1, and with squares made oblong
-diagnosis.py   from a wrong gradient to a finding: evidence.py, patterns.py, formula.py
+diagnosis.py   from what was seen to a diagnosis, afterwards: evidence.py, patterns/, formula.py
 report.py      what is said, picture.py what is drawn
 kernels.py     the same by the CUDA kernels, on the host
 target.py      MODULE:FUNCTION on the command line

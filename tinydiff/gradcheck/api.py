@@ -61,7 +61,9 @@ def gradcheck(
     """
     __tracebackhide__ = True  # pytest shows the report, not this function
     from tinydiff.gradcheck.check import Check  # loaded when first used: `import tinydiff` stays quick
+    from tinydiff.gradcheck.diagnosis import explain
     from tinydiff.gradcheck.probes import PROBES
+    from tinydiff.gradcheck.slopes import settle
     from tinydiff.gradcheck.subject import make_subject
 
     generators = () if generator is None else generator if isinstance(generator, tuple | list) else (generator,)
@@ -82,11 +84,12 @@ def gradcheck(
     if kernels:
         subject.kernels = ran, seed
     check = Check(subject, ground, Report(name or _name(fn), seed, str(kind)), kind, rtol, atol or 0.0)
-    if check.settle():
+    if settle(check):
         for probe_name, probe in PROBES.items():
             if probe_name not in skip and check.report.ok:
                 probe(check)
                 check.report.probes.append(probe_name)
+    explain(check)
     if kernels and not ran:
         raise InputError(f"no kernel took these arrays, so {check.report.name} was computed by NumPy alone")
     if ran:

@@ -1,21 +1,41 @@
-"""One subject at one point: are its gradients those that differences find?"""
+"""One subject at one point: what every question to it needs, and a record of what was seen."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinydiff.backend import array_module, to_numpy
 from tinydiff.errors import InputError
 from tinydiff.gradcheck import numeric
-from tinydiff.gradcheck.diagnosis import explain, explain_exception, explain_shape
-from tinydiff.gradcheck.kinks import at_kink
 from tinydiff.gradcheck.report import Diagnosis, Finding, Report, Verdict, as_host
 from tinydiff.gradcheck.subject import Subject
 
-MOST_SEPARATE = 8  # more arrays than this are first checked together, along one direction in all of them
+
+class WrongSlope(NamedTuple):
+    """The gradient of array k is not the one that differences find."""
+
+    k: int
+
+
+class WrongShape(NamedTuple):
+    """The gradient of array k has another shape than the array."""
+
+    k: int
+    shape: tuple[int, ...]
+
+
+class Raised(NamedTuple):
+    """Backward raised where forward works. empty: only for arrays with an axis of length 0."""
+
+    error: type[Exception]
+    text: str
+    empty: bool = False
+
+
+Symptom = WrongSlope | WrongShape | Raised
 
 
 class Check:
@@ -55,11 +75,8 @@ class Check:
                 raise InputError(f"{report.name} has no finite value at these inputs")
             report.notes.append(f"{lost} elements of the output are not finite; they are left out")
         self.gradients: list[Any] = [None] * len(self.point)
-        self.culprit: Any = None  # the one operation that is wrong by itself, once it has been searched for
-        self.searched = False
+        self.symptoms: dict[int, Symptom] = {}  # of findings that wait for an explanation, by their place in the report
         self.draw()
-
-    # What every probe needs
 
     def draw(self) -> None:
         """New cotangents; zero where an output is not finite, as masked logarithms are."""
@@ -103,10 +120,20 @@ class Check:
     def arrays(self, point: Sequence[Any] | None = None) -> list[Any]:
         return [array_module(x).array(x, dtype=self.dtype, order="C") for x in (self.point if point is None else point)]
 
-    def found(self, probe: str, k: int | None, message: str, *diagnoses: Diagnosis, **details: Any) -> Finding:
-        finding = Finding(probe, None if k is None else self.names[k], message, list(diagnoses), **details)
-        self.report.findings.append(finding)
-        return finding
+    def found(self, probe: str, k: int | None, message: str, *diagnoses: Diagnosis, **details: Any) -> None:
+        """Adds a finding to the report."""
+        name = None if k is None else self.names[k]
+        self.report.findings.append(Finding(probe, name, message, list(diagnoses), **details))
+
+    def seen(self, probe: str, message: str, symptom: Symptom) -> None:
+        """Adds a finding that has no diagnosis yet: it is made of the symptom when the check is done."""
+        self.symptoms[len(self.report.findings)] = symptom
+        self.found(probe, None if isinstance(symptom, Raised) else symptom.k, message)
+
+    def raised(self, probe: str, what: str, error: Exception, empty: bool = False) -> None:
+        """The same for a backward pass that raised."""
+        message = f"{what} raised {type(error).__name__}: {error}"
+        self.seen(probe, message, Raised(type(error), str(error), empty))
 
     def variant(self, args: list[Any]) -> Check:
         """A check of the same subject at other inputs, with a report of its own."""
@@ -115,38 +142,6 @@ class Check:
         return Check(
             subject, ground, Report(self.report.name, self.report.seed), self.dtype, self.asked_rtol, self.atol
         )
-
-    # The test of the formula
-
-    def settle(self, moves: int = 4) -> bool:
-        """Purity and slopes, at other inputs if fn has a kink at these; True if all is well so far."""
-        self.report.probes += ["repeat", "purity"]
-        for attempt in range(moves + 1):
-            self.gradients = purity(self)
-            if self.report.findings:
-                return False
-            if not any(x.size for x in self.point) or not any(y.size for y in self.centre if y is not None):
-                return True
-            if self.slopes(last=attempt == moves):
-                break
-            at_kink(self)
-            if self.report.findings:
-                return False
-            self.move(0.02 * (attempt + 1))
-        if attempt:
-            text = f"fn has no slope at the given inputs (a kink?): inputs moved by up to {3 * attempt}% were checked"
-            self.report.notes.append(text)
-        if "slopes" not in self.report.probes:
-            self.report.probes.append("slopes")
-        return not self.report.findings
-
-    def holds(self) -> bool:
-        """Settle in short: one backward pass, one direction in all arrays. True also where nothing can be said."""
-        self.gradients = self.vjp(self.U)
-        if not all(g is None or g.shape == x.shape for g, x in zip(self.gradients, self.point, strict=True)):
-            return False
-        verdict, _ = self.test([k for k, x in enumerate(self.point) if x.size], uphill=self.dtype != np.float64)
-        return verdict is None or verdict.ok
 
     def move(self, by: float) -> None:
         """Takes another point nearby, where fn is finite."""
@@ -166,38 +161,6 @@ class Check:
                 self.point, self.centre = point, [None if y is None else y.astype(np.float64) for y in centre]
                 self.draw()
                 return
-
-    def slopes(self, last: bool) -> bool:
-        """Tests <L_X, v> = <L_Y, J v> for every array. False if the differences tell nothing because of a kink here."""
-        inputs = len(self.subject.checked)
-        groups: list[list[int]] = []
-        for part in (range(inputs), range(inputs, len(self.point))):
-            groups += [[k] for k in part] if len(part) <= MOST_SEPARATE else [list(part)]
-        verdicts, wrong = [], []
-        for group in groups:
-            tests = [group]
-            while tests:
-                members = [k for k in tests.pop() if self.point[k].size]
-                if not members:
-                    continue
-                verdict, slope = self.test(members)
-                if verdict is not None and verdict.ok and self.dtype != np.float64:
-                    verdict, slope = self.test(members, uphill=True)
-                if verdict is None:
-                    if last:
-                        self.inconclusive(members, slope)
-                        continue
-                    return False
-                if not verdict.ok and len(members) > 1:
-                    tests += [[k] for k in reversed(members)]
-                    continue
-                verdicts.append(verdict)
-                if not verdict.ok:
-                    wrong.append((members[0], verdict))
-        self.report.verdicts = verdicts
-        for k, verdict in wrong:
-            explain(self, k, verdict)
-        return True
 
     def test(self, members: list[int], uphill: bool = False) -> tuple[Verdict | None, numeric.Slope]:
         """The verdict on some arrays together, None if the differences do not settle."""
@@ -226,49 +189,6 @@ class Check:
         ok = np.isfinite(claimed) and abs(claimed - slope.value) <= allowed
         return Verdict(name, shape, bool(ok), claimed, slope.value, allowed, slope.method), slope
 
-    def inconclusive(self, members: list[int], slope: numeric.Slope) -> None:
-        self.found(
-            "slopes",
-            members[0],
-            f"differences do not settle on a slope (best {slope.value:.4g} with an error of {slope.error:.1g})",
-            Diagnosis("not-differentiable", "fn jumps, or computes too coarsely to be differentiated at these inputs"),
-        )
-
-
-def purity(check: Check) -> list[Any]:
-    """Forward repeats its bits, inputs and cotangents keep theirs, backward repeats its bits. Returns the gradients."""
-    again = check.ground.forward(check.grounded(check.point))
-    for y, z, f in zip(check.centre, again, check.finite, strict=True):
-        if y is not None and not np.array_equal(y[f], z.astype(np.float64)[f], equal_nan=True):
-            text = "fn draws random numbers from somewhere: pass generator=, or it keeps state between calls"
-            check.found("repeat", None, "two forward passes gave different outputs", Diagnosis("not-repeatable", text))
-            return []
-    if check.ground is not check.subject and not same_values(check, check.subject.forward(check.arrays()), check.rtol):
-        text = "forward and the reference compute different functions, so their derivatives differ too"
-        check.found("values", None, "forward gives other values than the reference", Diagnosis("forward", text))
-        return []
-    X, U = check.arrays(), [None if u is None else u.copy() for u in check.U]
-    try:
-        first = check.subject.vjp(X, U)
-    except Exception as error:
-        explain_exception(check, "backward", error)
-        return []
-    in_place = Diagnosis("in-place", "an operation writes into an array that is not its own; make a copy first")
-    for k, (x, x0) in enumerate(zip(X, check.arrays(), strict=True)):
-        if not same_bits(x, x0):
-            check.found("purity", k, "was changed in place by forward or backward", in_place)
-    for i, (u, u0) in enumerate(zip(U, check.U, strict=True)):
-        if u is not None and not same_bits(u, u0):
-            check.found("purity", None, f"backward changed the gradient of output {i} that it was given", in_place)
-    second = check.subject.vjp(check.arrays(), [None if u is None else u.copy() for u in check.U])
-    for k, (a, b) in enumerate(zip(first, second, strict=True)):
-        if a is not None and a.shape != check.point[k].shape:
-            explain_shape(check, k, a.shape)
-        elif not same_bits(a, b):
-            text = "backward draws random numbers, reads memory that it never wrote, or keeps state from an earlier run"
-            check.found("repeat", k, "backward gave other bits when run again", Diagnosis("not-repeatable", text))
-    return [as_host(g) for g in first]
-
 
 def same_values(check: Check, ys: Sequence[Any], rtol: float) -> bool:
     """Whether outputs are those at the point, relative to the largest of them."""
@@ -278,10 +198,6 @@ def same_values(check: Check, ys: Sequence[Any], rtol: float) -> bool:
             if not gap <= rtol * np.abs(c).max(initial=0):
                 return False
     return True
-
-
-def same_bits(a: Any, b: Any) -> bool:
-    return a is b or (a is not None and b is not None and to_numpy(a).tobytes() == to_numpy(b).tobytes())
 
 
 def _norm(arrays: Sequence[Any]) -> float:

@@ -1,47 +1,71 @@
-"""From a wrong gradient to a finding: where it comes from, how large it is, what it looks like."""
+"""From what a check has seen to a diagnosis: where a wrong gradient comes from, how large it is, what it looks like."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, is_array, to_numpy
 from tinydiff.gradcheck import numeric
+from tinydiff.gradcheck.check import Check, Raised, WrongShape, WrongSlope
 from tinydiff.gradcheck.evidence import Evidence
-from tinydiff.gradcheck.formula import Call, formula_in, formula_of, recorded
+from tinydiff.gradcheck.formula import Call, formula_in, formula_of, operations
 from tinydiff.gradcheck.patterns import PATTERNS
-from tinydiff.gradcheck.report import Diagnosis, Finding, Formula, Report, Verdict
+from tinydiff.gradcheck.report import Diagnosis, Finding, Formula, Report
+from tinydiff.gradcheck.slopes import settle
 from tinydiff.gradcheck.subject import PairSubject, make_subject
 
-if TYPE_CHECKING:
-    from tinydiff.gradcheck.check import Check
-
-MOST_EXPLAINED, MOST_OPS = 4, 60
+MOST_EXPLAINED, MOST_OPS = 4, 60  # findings in a report, operations of fn that are checked alone
 
 
-def explain(check: Check, k: int, verdict: Verdict) -> None:
-    """Adds a finding about array k, whose slope is wrong."""
-    if len(check.report.findings) >= MOST_EXPLAINED:
+def explain(check: Check) -> None:
+    """Gives the findings that a check has recorded their diagnoses.
+
+    Wrong slopes that come from one operation become one finding; after MOST_EXPLAINED findings the others are left out.
+    """
+    if not check.symptoms:
         return
-    message = (
-        f"the gradient is wrong: along a random direction {verdict.backward:.6g} instead of {verdict.differences:.6g}"
-    )
-    culprit, formula = _origin(check, k)
-    same = [f for f in check.report.findings if culprit is not None and f.culprit == (culprit.op, culprit.input)]
-    if same:
-        same[0].input = f"{same[0].input}, {check.names[k]}"
-        return
-    finding = check.found("slopes", k, message, formula=formula)
-    if culprit is not None:
-        finding.message += f"; in it, the gradient of {culprit.input} of {culprit.op} is wrong by itself"
-        finding.culprit = culprit.op, culprit.input
+    found, check.report.findings = check.report.findings, []
+    symptoms, check.symptoms = check.symptoms, {}
+    source = _Source(check)
+    for place, finding in enumerate(found):
+        symptom = symptoms.get(place)
+        if isinstance(symptom, WrongSlope):
+            if len(check.report.findings) >= MOST_EXPLAINED or _is_known(check.report, finding, source.culprit):
+                continue
+            _explain_slope(check, finding, symptom.k, source)
+        elif isinstance(symptom, WrongShape):
+            finding.diagnoses = [_shape_diagnosis(symptom.shape, check.point[symptom.k].shape)]
+            finding.formula = source.formula(symptom.k)
+        elif isinstance(symptom, Raised):
+            _explain_exception(check, finding, symptom, source)
+        check.report.findings.append(finding)
+
+
+def _is_known(report: Report, finding: Finding, culprit: _Culprit | None) -> bool:
+    """Whether an earlier finding blames the same operation; it then names the input of this one too."""
+    if culprit is None:
+        return False
+    for earlier in report.findings:
+        if earlier.culprit == culprit.names:
+            earlier.input = f"{earlier.input}, {finding.input}"
+            return True
+    return False
+
+
+def _explain_slope(check: Check, finding: Finding, k: int, source: _Source) -> None:
+    """Whose fault it is, or what backward's gradient looks like beside the right one."""
+    if (culprit := source.culprit) is not None:
+        finding.message += f"; in it, the gradient of {culprit.finding.input} of {culprit.op} is wrong by itself"
+        finding.culprit, finding.array = culprit.names, culprit.finding.input
         finding.diagnoses, finding.formula = culprit.finding.diagnoses, culprit.finding.formula
         finding.got, finding.expected = culprit.finding.got, culprit.finding.expected
-        finding.array = culprit.input
         return
+    finding.formula = source.formula(k)
     try:
         evidence = Evidence.gather(check, k)
     except (ValueError, ArithmeticError) as error:  # fn has no values a little beside the point
@@ -74,53 +98,60 @@ def diagnose(evidence: Evidence) -> list[Diagnosis]:
 DECISIVE = {"not-finite", "zero", "small", "ignores-upstream", "sign", "ratio", "exchanged", "transposed"}
 
 
-class _Culprit:
-    def __init__(self, op: str, finding: Finding) -> None:
-        self.op, self.finding, self.input = op, finding, finding.input
+class _Culprit(NamedTuple):
+    """An operation that is wrong by itself, and what a check of it alone found."""
+
+    op: str
+    finding: Finding
+
+    @property
+    def names(self) -> tuple[str, str | None]:
+        """Those of the operation and of its input."""
+        return self.op, self.finding.input
 
 
-def _origin(check: Check, k: int) -> tuple[_Culprit | None, Formula | None]:
-    """The one operation among several that is wrong by itself, or the line of the only one there is."""
-    subject = check.subject
-    if isinstance(subject, PairSubject):
-        floating = [i for i, a in enumerate(subject.args) if is_array(a) and a.dtype.kind == "f"]
-        return None, formula_in(subject.backward, floating.index(subject.checked[k]))
-    calls: list[Call] = []
-    arrays = check.arrays()
-    try:
-        with recorded(calls):
-            subject.forward(arrays)
-    except Exception:
-        return None, None
-    if len(calls) == 1:
-        places = [p for p, a in enumerate(calls[0].inputs) if a is arrays[k]]
-        return None, formula_of(calls[0].function, places[0]) if places else None
-    if not check.searched:
-        check.searched, check.culprit = True, _culprit(check, calls)
-    return check.culprit, None
+class _Source:
+    """Where the gradients of a check come from: the operations that its forward pass applies."""
 
+    def __init__(self, check: Check) -> None:
+        self.check, self.arrays = check, check.arrays()
 
-def _culprit(check: Check, calls: list[Call]) -> _Culprit | None:
-    """The first operation that is wrong by itself."""
-    seen: set[Any] = set()
-    for call in calls:
-        key = (call.function, tuple(getattr(a, "shape", None) for a in call.inputs), repr(call.options))
-        if key in seen or len(seen) >= MOST_OPS:
-            continue
-        seen.add(key)
-        if (finding := _alone(check, call)) is not None:
-            return _Culprit(call.function.__name__, finding)
-    return None
+    @cached_property
+    def calls(self) -> list[Call]:
+        try:
+            return operations(self.check.subject.forward, self.arrays)
+        except Exception:
+            return []
 
+    @cached_property
+    def culprit(self) -> _Culprit | None:
+        """The first of several operations that is wrong by itself."""
+        if isinstance(self.check.subject, PairSubject) or len(self.calls) == 1:
+            return None
+        seen: set[Any] = set()
+        for call in self.calls:
+            key = (call.function, tuple(getattr(a, "shape", None) for a in call.inputs), repr(call.options))
+            if key in seen or len(seen) >= MOST_OPS:
+                continue
+            seen.add(key)
+            if (finding := _alone(self.check, call)) is not None:
+                return _Culprit(call.function.__name__, finding)
+        return None
 
-def is_single(check: Check) -> bool:
-    """Whether fn is one operation: one Function, or a pair written by hand."""
-    if isinstance(check.subject, PairSubject):
-        return True
-    calls: list[Call] = []
-    with recorded(calls):
-        check.subject.forward(check.arrays())
-    return len(calls) == 1
+    def formula(self, k: int) -> Formula | None:
+        """The line that computes the gradient of array k, where fn is one operation or has a backward by hand."""
+        subject = self.check.subject
+        if isinstance(subject, PairSubject):
+            floating = [i for i, a in enumerate(subject.args) if is_array(a) and a.dtype.kind == "f"]
+            return formula_in(subject.backward, floating.index(subject.checked[k]))
+        if len(self.calls) != 1:
+            return None
+        places = [p for p, a in enumerate(self.calls[0].inputs) if a is self.arrays[k]]
+        return formula_of(self.calls[0].function, places[0]) if places else None
+
+    def formula_in_op(self, name: str, i: int) -> Formula | None:
+        """The line that computes the gradient of input i of the operation named."""
+        return next((formula_of(c.function, i) for c in self.calls if c.function.__name__ == name), None)
 
 
 def _alone(check: Check, call: Call) -> Finding | None:
@@ -129,18 +160,12 @@ def _alone(check: Check, call: Call) -> Finding | None:
     try:
         subject = make_subject(call.function, inputs)
         subject.fn = lambda *xs: call.function.apply(*xs, **call.options)
-        own = type(check)(subject, subject, Report(call.function.__name__, check.report.seed), check.dtype, None, 0.0)
-        own.settle()
+        own = Check(subject, subject, Report(call.function.__name__, check.report.seed), check.dtype, None, 0.0)
+        settle(own)
+        explain(own)
     except Exception:
         return None
     return own.report.findings[0] if own.report.findings else None
-
-
-def explain_shape(check: Check, k: int, got: tuple[int, ...], probe: str = "purity") -> None:
-    """Adds a finding about a gradient of the wrong shape."""
-    shape = check.point[k].shape
-    message = f"the gradient has shape {got}, the input {shape}"
-    check.found(probe, k, message, _shape_diagnosis(got, shape), formula=_origin(check, k)[1])
 
 
 def _shape_diagnosis(got: tuple[int, ...], shape: tuple[int, ...]) -> Diagnosis:
@@ -161,37 +186,26 @@ def _shape_diagnosis(got: tuple[int, ...], shape: tuple[int, ...]) -> Diagnosis:
 _TAPE_SHAPE = re.compile(r"(\w+)\.backward returned a gradient of shape \((.*?)\) for input (\d+) of shape \((.*?)\)")
 
 
-def explain_exception(check: Check, what: str, error: Exception, code: str = "raises", probe: str = "purity") -> None:
-    """Adds a finding about a backward pass that raised."""
-    message = f"{what} raised {type(error).__name__}: {error}"
-    if match := _TAPE_SHAPE.search(str(error)):
+def _explain_exception(check: Check, finding: Finding, raised: Raised, source: _Source) -> None:
+    """What the exception looks like, by its text and by whether backward runs for square shapes."""
+    if match := _TAPE_SHAPE.search(raised.text):
         got, shape = (tuple(int(n) for n in text.split(",") if n.strip()) for text in (match[2], match[4]))
-        formula = _formula_in_tape(check, match[1], int(match[3]))
-        check.found(probe, None, message, _shape_diagnosis(got, shape), formula=formula)
-    elif "read-only" in str(error) or "in place" in str(error):
-        text = "backward writes into an array that is not its own: make a copy first"
-        check.found(probe, None, message, Diagnosis("in-place", text))
-    elif code == "size-0":
-        check.found(probe, None, message, Diagnosis(code, "backward fails on an empty array that forward takes"))
-    elif isinstance(error, ValueError | IndexError) and (verdict := _with_square_shapes(check)) is not None:
-        if verdict:
+        finding.diagnoses = [_shape_diagnosis(got, shape)]
+        finding.formula = source.formula_in_op(match[1], int(match[3]))
+        return
+    code, text = "raises", "backward fails where forward works"
+    if "read-only" in raised.text or "in place" in raised.text:
+        code, text = "in-place", "backward writes into an array that is not its own: make a copy first"
+    elif raised.empty:
+        code, text = "size-0", "backward fails on an empty array that forward takes"
+    elif issubclass(raised.error, ValueError | IndexError) and (right := _with_square_shapes(check)) is not None:
+        if right:
+            code = "square-only"
             text = "backward works only for square shapes, where two lengths that differ here are equal"
-            check.found(probe, None, message, Diagnosis("square-only", text))
         else:
+            code = "transposed"
             text = "backward runs only for square shapes, and is wrong there: an operand is transposed"
-            check.found(probe, None, message, Diagnosis("transposed", text))
-    else:
-        check.found(probe, None, message, Diagnosis(code, "backward fails where forward works"))
-
-
-def _formula_in_tape(check: Check, name: str, i: int) -> Formula | None:
-    calls: list[Call] = []
-    try:
-        with recorded(calls):
-            check.subject.forward(check.arrays())
-    except Exception:
-        return None
-    return next((formula_of(c.function, i) for c in calls if c.function.__name__ == name), None)
+    finding.diagnoses = [Diagnosis(code, text)]
 
 
 def _with_square_shapes(check: Check) -> bool | None:
@@ -207,7 +221,7 @@ def _with_square_shapes(check: Check) -> bool | None:
         try:
             square = check.variant(args)
             square.vjp(square.U)
-            square.settle(moves=0)
+            settle(square, moves=0)
         except Exception:
             continue
         return square.report.ok

@@ -6,7 +6,7 @@ import ast
 import inspect
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,14 @@ def recorded(calls: list[Call]) -> Iterator[None]:
         yield
     finally:
         Function.apply = original  # type: ignore[method-assign]
+
+
+def operations(forward: Callable[..., Any], arrays: Sequence[Any]) -> list[Call]:
+    """The Functions that a forward pass applies, in order."""
+    calls: list[Call] = []
+    with recorded(calls):
+        forward(arrays)
+    return calls
 
 
 def formula_of(function: type[Function], i: int) -> Formula | None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tinydiff.backend import array_module, to_numpy
 from tinydiff.gradcheck import numeric
-from tinydiff.gradcheck.diagnosis import is_single
+from tinydiff.gradcheck.check import Check
 from tinydiff.gradcheck.evidence import flat, unflat
+from tinydiff.gradcheck.formula import operations
 from tinydiff.gradcheck.report import Diagnosis
-
-if TYPE_CHECKING:
-    from tinydiff.gradcheck.check import Check
+from tinydiff.gradcheck.subject import PairSubject
 
 STEP, MOST_OUTPUTS = 1e-6, 4
 
@@ -34,12 +33,17 @@ def at_kink(check: Check) -> None:
         v = check.direction(range(len(check.point)))
         w = [abs(a) for a in v] if draw % 2 else v  # equal maxima show only where both move to the same side
         if (message := _beyond(check, w)) is not None:
-            if is_single(check):
+            if _is_single(check):
                 text = "where inputs are equal, or at a corner, the gradient is not between the slopes on both sides"
                 check.found("kink", None, message, Diagnosis("kink", text))
             else:
                 check.report.notes.append(message)
             return
+
+
+def _is_single(check: Check) -> bool:
+    """Whether fn is one operation: one Function, or a pair written by hand."""
+    return isinstance(check.subject, PairSubject) or len(operations(check.subject.forward, check.arrays())) == 1
 
 
 def _beyond(check: Check, v: list[Any]) -> str | None:

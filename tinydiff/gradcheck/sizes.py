@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import is_array
-from tinydiff.gradcheck.check import same_values
-from tinydiff.gradcheck.diagnosis import explain_exception
+from tinydiff.gradcheck.check import Check, same_values
+from tinydiff.gradcheck.diagnosis import explain
 from tinydiff.gradcheck.report import Diagnosis
-
-if TYPE_CHECKING:
-    from tinydiff.gradcheck.check import Check
+from tinydiff.gradcheck.slopes import holds, settle
 
 Axis = tuple[int, int]  # position among the inputs, axis
 
@@ -111,14 +109,14 @@ def _check(check: Check, variant: Check, axes: tuple[Axis, ...], length: int, co
         if length == 0:
             _check_empty(check, variant, when)
             return
-        if variant.holds():
+        if holds(variant):
             return
         raised = any(
             g is not None and g.shape != x.shape for g, x in zip(variant.gradients, variant.point, strict=True)
         )
     except Exception as error:
         if length == 0:
-            explain_exception(check, f"{when}, backward", error, "size-0", probe="sizes")
+            check.raised("sizes", f"{when}, backward", error, empty=True)
             return
         raised = True
     if coupled and raised:
@@ -126,7 +124,8 @@ def _check(check: Check, variant: Check, axes: tuple[Axis, ...], length: int, co
         if not any(text in note for note in check.report.notes):
             check.report.notes.append(f"{when}, {text}")
         return
-    variant.settle(moves=0)
+    settle(variant, moves=0)
+    explain(variant)
     for finding in variant.report.findings:
         if finding.probe not in ("slopes", "purity") or any(d.code == "not-differentiable" for d in finding.diagnoses):
             continue
