@@ -1,5 +1,7 @@
 """tinydiff/gradcheck/subject.py: values and gradients of whatever is checked."""
 
+import operator
+
 import numpy as np
 import pytest
 
@@ -23,6 +25,27 @@ def test_names_are_those_of_the_parameters():
     assert make_subject(Twice, [X]).names == ["Z"]
     assert make_subject(lambda *xs: xs[0], [X, X]).names == ["input 0", "input 1"]
     assert make_subject(lambda a, *rest: a, [X, 3, X]).names == ["a", "input 2"]
+
+
+def test_a_function_whose_signature_nobody_knows():
+    assert make_subject(operator.itemgetter(0), [X, X]).names == ["input 0", "input 1"]
+
+
+@pytest.mark.parametrize(
+    "backward, remembers",
+    [
+        (lambda L: L, True),
+        (lambda L, scale=2.0: L, True),
+        (lambda L, x: L, False),
+        (lambda *Ls: Ls[0], False),
+        (lambda L, *xs: L, False),
+        (operator.itemgetter(0), False),
+    ],
+)
+def test_whether_a_backward_by_hand_is_given_the_inputs(backward, remembers):
+    """An object that keeps what it needs takes the gradients of the outputs alone."""
+    subject = make_subject(lambda x: 2 * x, [X], backward=backward)
+    assert isinstance(subject, PairSubject) and subject.remembers(1) is remembers
 
 
 def test_values_and_gradients_by_the_tape():

@@ -8,6 +8,7 @@ from tinydiff.errors import InputError
 from tinydiff.gradcheck.target import check_target
 
 HOMEWORK = """
+import operator
 import numpy as np
 import tinydiff as td
 from tinydiff import ops
@@ -87,6 +88,11 @@ def picky(x):
         raise ValueError("only (11, 13)")
     return x * 2.0
 
+def any_number(*xs):
+    return sum(x * x for x in xs)
+
+unsigned = operator.methodcaller("__mul__", 2.0)
+
 number = 3
 """
 
@@ -138,6 +144,8 @@ def test_other_kinds_of_targets(homework):
     assert check_target(f"{homework}:layer.forward,layer.backward").ok
     assert check_target("tinydiff.ops:conv2d", shapes=["2,5,6,3", "3x3x3x2"]).ok
     assert check_target("tinydiff.ops:linear").ok
+    assert len(check_target(f"{homework}:any_number").verdicts) == 1
+    assert len(check_target(f"{homework}:unsigned").verdicts) == 1
     assert check_target(f"{homework}:table", shapes=["4,3", "5 int"]).verdicts[0].shape == (4, 3)
     assert check_target("tinydiff.ops:exp", shapes=["scalar"]).verdicts[0].shape == ()
 

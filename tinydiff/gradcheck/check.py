@@ -10,7 +10,7 @@ import numpy as np
 from tinydiff.backend import array_module, to_numpy
 from tinydiff.errors import InputError
 from tinydiff.gradcheck import numeric
-from tinydiff.gradcheck.report import Diagnosis, Finding, Report, Verdict, as_host
+from tinydiff.gradcheck.report import Diagnosis, Finding, Report, Verdict
 from tinydiff.gradcheck.subject import Subject
 
 
@@ -58,7 +58,7 @@ class Check:
             self.ground_dtype = dtype  # a kernel that takes float32 alone
             centre = ground.forward(self.grounded(self.point))
         self.centre: list[Any] = [None if y is None else y.astype(np.float64) for y in centre]
-        self.step = numeric.STEP if self.ground_dtype == np.float64 else 1e-2
+        self.step = numeric.STEP if self.ground_dtype == np.float64 else numeric.SINGLE_STEP
         n = sum(x.size for x in self.point) + sum(y.size for y in self.centre if y is not None)
         self.asked_rtol = rtol
         self.rtol = rtol if rtol is not None else (self.eps * max(n, 1) ** 0.5) ** 0.5
@@ -115,7 +115,7 @@ class Check:
 
     def vjp(self, U: Sequence[Any], point: Sequence[Any] | None = None, **options: Any) -> list[Any]:
         """Gradients at fresh copies of the point, in host memory and float64."""
-        return [as_host(g) for g in self.subject.vjp(self.arrays(point), U, **options)]
+        return [numeric.as_host(g) for g in self.subject.vjp(self.arrays(point), U, **options)]
 
     def arrays(self, point: Sequence[Any] | None = None) -> list[Any]:
         return [array_module(x).array(x, dtype=self.dtype, order="C") for x in (self.point if point is None else point)]

@@ -13,6 +13,7 @@ import numpy as np
 
 from tinydiff.backend import array_module, to_numpy
 from tinydiff.gradcheck import numeric
+from tinydiff.gradcheck.numeric import largest
 
 if TYPE_CHECKING:
     from tinydiff.gradcheck.check import Check
@@ -152,11 +153,6 @@ def unflat(row: np.ndarray, check: Check) -> list[Any]:
         parts.append(array_module(u).asarray(part))
         start += y.size
     return parts
-
-
-def largest(a: np.ndarray) -> float:
-    finite = np.abs(a[np.isfinite(a)])
-    return float(finite.max(initial=0))
 
 
 def _redrawn(check: Check) -> list[Any]:

@@ -14,7 +14,8 @@ from tinydiff.gradcheck.formula import operations
 from tinydiff.gradcheck.report import Diagnosis
 from tinydiff.gradcheck.subject import PairSubject
 
-STEP, MOST_OUTPUTS = 1e-6, 4
+ONE_SIDED_STEP = 1e-6  # in units of scale_of(x)
+MOST_OUTPUTS = 4  # elements with a kink that are looked at along one direction
 
 
 def at_kink(check: Check) -> None:
@@ -51,7 +52,7 @@ def _beyond(check: Check, v: list[Any]) -> str | None:
     centre = flat(check.centre)
     try:
         with np.errstate(all="ignore"):
-            near, far = (_one_sided(check, v, centre, step) for step in (STEP, 4 * STEP))
+            near, far = (_one_sided(check, v, centre, step) for step in (ONE_SIDED_STEP, 4 * ONE_SIDED_STEP))
     except (ValueError, ArithmeticError):
         return None
     left, right = near

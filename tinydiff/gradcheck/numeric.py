@@ -22,7 +22,8 @@ import numpy as np
 from tinydiff.backend import array_module, to_numpy
 
 EPS = float(np.finfo(np.float64).eps)
-STEP = 1e-5
+# Steps are in units of scale_of(x), the size of what is moved.
+STEP, SINGLE_STEP = 1e-5, 1e-2  # where fn computes in float64, and where it takes float32 alone
 # Smaller steps pass between kinks, larger ones rise above the noise of a function that computes in float32.
 OTHER_STEPS = (3e-7, 1e-3, 1e-2, 1e-9)
 
@@ -43,6 +44,17 @@ class Slope:
     @property
     def trusted(self) -> bool:
         return bool(np.isfinite(self.value)) and self.error <= 1e-6 * self.size
+
+
+def as_host(a: Any) -> np.ndarray | None:
+    """In host memory and float64."""
+    return None if a is None else np.asarray(to_numpy(a), np.float64)
+
+
+def largest(a: np.ndarray) -> float:
+    """The largest magnitude among the finite entries; 0 where there is none."""
+    finite = np.abs(a[np.isfinite(a)])
+    return float(finite.max(initial=0))
 
 
 def dot(U: Sequence[Any], V: Sequence[Any]) -> float:
@@ -157,12 +169,12 @@ def affine(
                 Jv.append(None)
                 continue
             J, bend = a - c, b - 2 * a + c
-            largest = max(float(np.max(np.abs(x), initial=0)) for x in (a, b, c))
+            top = max(float(np.max(np.abs(x), initial=0)) for x in (a, b, c))
             spread = float(np.mean(bend**2) / 6) ** 0.5 if c.size else 0.0
-            if not np.max(np.abs(bend), initial=0) <= 1e3 * eps * largest:
+            if not np.max(np.abs(bend), initial=0) <= 1e3 * eps * top:
                 return None
             Jv.append(J)
-            noise += (max(spread, eps * largest) * float(np.linalg.norm(to_numpy(u)))) ** 2 if u is not None else 0.0
+            noise += (max(spread, eps * top) * float(np.linalg.norm(to_numpy(u)))) ** 2 if u is not None else 0.0
     return Slope(dot(U, Jv), 10 * noise**0.5, norm_of_products(U, Jv), Jv, "adjoint test", exact=True)
 
 

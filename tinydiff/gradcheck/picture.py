@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from tinydiff.gradcheck.numeric import largest
+
 SHADES = " ░▒▓█"
 _WIDE, _HIGH = 48, 12
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """|got - expected| over the largest element of either, in 0..1 and more; NaN where not known."""
-    scale = max(_largest(got), _largest(expected)) or 1.0
+    scale = max(largest(got), largest(expected)) or 1.0
     error = np.abs(got - expected) / scale
     return np.where(np.isnan(expected), np.nan, np.where(np.isnan(error), np.inf, error))
 
@@ -76,11 +78,6 @@ def _shade(e: float) -> str:
     return SHADES[1 + min(3, int(e * 4))] if np.isfinite(e) else "!"
 
 
-def _largest(a: np.ndarray) -> float:
-    finite = np.abs(a[np.isfinite(a)])
-    return float(finite.max(initial=0))
-
-
 def save_png(path: str | Path, got: np.ndarray, expected: np.ndarray, title: str) -> None:
     """Three panels side by side: backward's gradient and the right one (blue negative, red positive), and the error
     (black is none, white the largest); each shows the two most telling axes, at the worst index of the others."""
@@ -92,8 +89,8 @@ def save_png(path: str | Path, got: np.ndarray, expected: np.ndarray, title: str
     worst = np.unravel_index(int(np.argmax(flat)), flat.shape) if flat.size else ()
     at = tuple(slice(None) if a in axes else int(worst[a]) for a in range(error.ndim))
     planes = [np.atleast_2d(a[at]) for a in (got, expected, error)]
-    scale = max(_largest(planes[0]), _largest(planes[1])) or 1.0
-    top = _largest(planes[2]) or 1.0
+    scale = max(largest(planes[0]), largest(planes[1])) or 1.0
+    top = largest(planes[2]) or 1.0
     rows, columns = planes[0].shape
     cell = max(1, min(24, 288 // max(rows, columns)))
     margin, head = 12, 34

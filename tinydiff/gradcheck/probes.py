@@ -11,7 +11,8 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.gradcheck.check import Check, same_values
-from tinydiff.gradcheck.report import Diagnosis, as_host
+from tinydiff.gradcheck.numeric import as_host
+from tinydiff.gradcheck.report import Diagnosis
 from tinydiff.gradcheck.sizes import sizes
 
 

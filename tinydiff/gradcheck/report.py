@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-
-from tinydiff.backend import to_numpy
 
 MOST_VERDICTS, MOST_NAMES = 12, 4  # of more arrays, only the first wrong ones are listed
 
@@ -193,8 +190,3 @@ def _slopes(true: float, false: float) -> str:
     right = f"as h^{true:.1f}" if np.isfinite(true) else "exactly"
     wrong = f"as h^{false:.1f}" if false >= 0.5 else "not at all"
     return f"differences with step h approach the right value {right}, backward's value {wrong}"
-
-
-def as_host(a: Any) -> np.ndarray | None:
-    """In host memory and float64."""
-    return None if a is None else np.asarray(to_numpy(a), np.float64)

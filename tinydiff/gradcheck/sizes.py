@@ -22,7 +22,8 @@ from tinydiff.gradcheck.slopes import holds, settle
 
 Axis = tuple[int, int]  # position among the inputs, axis
 
-MOST_AXES, MOST_VARIANTS = 6, 16
+MOST_AXES = 6  # of one length: with more, only all together are shortened
+MOST_VARIANTS = 16
 
 
 def sizes(check: Check) -> None:

@@ -10,7 +10,7 @@ from tinydiff.backend import to_numpy
 from tinydiff.gradcheck import numeric
 from tinydiff.gradcheck.check import Check, WrongShape, WrongSlope, same_values
 from tinydiff.gradcheck.kinks import at_kink
-from tinydiff.gradcheck.report import Diagnosis, as_host
+from tinydiff.gradcheck.report import Diagnosis
 
 MOST_SEPARATE = 8  # more arrays than this are first checked together, along one direction in all of them
 
@@ -123,7 +123,7 @@ def purity(check: Check) -> list[Any]:
         elif not same_bits(a, b):
             text = "backward draws random numbers, reads memory that it never wrote, or keeps state from an earlier run"
             check.found("repeat", k, "backward gave other bits when run again", Diagnosis("not-repeatable", text))
-    return [as_host(g) for g in first]
+    return [numeric.as_host(g) for g in first]
 
 
 def same_bits(a: Any, b: Any) -> bool:

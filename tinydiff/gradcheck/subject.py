@@ -31,7 +31,6 @@ class Subject:
     """
 
     chooses_gradients = False  # whether single gradients can be left out
-    takes_leaves_twice = True  # whether one array can be given for two inputs
     kernels: tuple[set[str], int] | None = None  # run by kernels: their names as they run, and a seed
 
     def __init__(self, fn: Any, args: Sequence[Any], checked: Sequence[int], generators: Sequence[Any] = ()) -> None:
@@ -198,12 +197,17 @@ class PairSubject(Subject):
             ys, _ = self.run(self.filled(arrays))
         return [to_numpy(y) if y.dtype.kind in "fc" else None for y in ys]
 
+    def remembers(self, outputs: int) -> bool:
+        """Whether backward takes nothing but the gradients of the outputs: an object that keeps what it needs."""
+        parameters, more = positional_parameters(self.backward)
+        return more is False and sum(p.default is p.empty for p in parameters) == outputs
+
     def pull(self, ys: list[Any], cache: Any, args: Sequence[Any], cotangents: Arrays) -> list[Any]:
         L_Ys = [np.zeros(y.shape) if u is None else u for y, u in zip(ys, cotangents, strict=True)]
         if self.cache:
             rest: Sequence[Any] = (cache,)
         else:
-            rest = () if _required_parameters(self.backward) == len(ys) else args
+            rest = () if self.remembers(len(ys)) else args
         grads = self.backward(*L_Ys, *rest)
         if isinstance(grads, Mapping):
             names = _input_names(self.fn, len(args))
@@ -238,7 +242,7 @@ class PairSubject(Subject):
             ys, cache = self.run(one)
         with self.same_noise():
             zs, other = self.run(two)
-        if not self.cache and _required_parameters(self.backward) == len(ys):
+        if not self.cache and self.remembers(len(ys)):
             return []  # an object that keeps one forward pass cannot be asked for two
         grads = self.pull(zs, other, two, cotangents)
         return [_add(a, b) for a, b in zip(grads, self.pull(ys, cache, one, cotangents), strict=True)]
@@ -338,26 +342,20 @@ def _named(parameters: Any) -> dict[str, Tensor]:
 
 def _input_names(fn: Any, count: int) -> list[str]:
     """The names of fn's parameters where each input has one of its own, else input 0, input 1, ..."""
-    numbered = [f"input {i}" for i in range(count)]
+    names = [p.name for p in positional_parameters(fn)[0]]
+    return names[:count] + [f"input {i}" for i in range(len(names), count)]
+
+
+def positional_parameters(fn: Any) -> tuple[list[inspect.Parameter], bool | None]:
+    """The positional parameters of fn, or of a Function's forward, and whether it takes more; None: nobody knows."""
     if isinstance(fn, type) and issubclass(fn, Function):
         fn = fn.forward.__get__(fn())
     try:
-        parameters = list(inspect.signature(fn).parameters.values())
-    except (TypeError, ValueError):
-        return numbered
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return names[:count] + numbered[len(names) :]
-
-
-def _required_parameters(fn: Any) -> int:
-    """How many positional parameters without default a function has; -1 if it takes any number."""
-    try:
         parameters = inspect.signature(fn).parameters.values()
     except (TypeError, ValueError):
-        return -1
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return -1
-    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+        return [], None
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return positional, any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 def _float64(a: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import itertools
 import sys
 import traceback
@@ -19,6 +18,7 @@ from tinydiff.autograd.function import Function
 from tinydiff.backend import is_array
 from tinydiff.errors import InputError
 from tinydiff.gradcheck.report import GradientError, Report
+from tinydiff.gradcheck.subject import make_subject, positional_parameters
 
 # Tried in this order where no shapes are given, by the number of arguments.
 GUESSES: dict[int, list[list[tuple[int, ...]]]] = {
@@ -190,14 +190,8 @@ def _readings(forward: Any, backward: Any, inputs: Sequence[Any], names: str) ->
 
 def _count(fn: Any) -> int:
     """How many arguments must be given; at least one for what takes any number."""
-    if isinstance(fn, type) and issubclass(fn, Function):
-        fn = fn.forward.__get__(fn())
-    try:
-        parameters = inspect.signature(fn).parameters.values()
-    except (TypeError, ValueError):
-        return 1
-    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(needed) or int(any(p.kind is p.VAR_POSITIONAL for p in parameters))
+    parameters, more = positional_parameters(fn)
+    return sum(p.default is p.empty for p in parameters) or int(more is not False)
 
 
 def _case(fn: Any, target: str) -> tuple[Any, Any, dict[str, Any]]:
@@ -247,8 +241,6 @@ def _guess(fn: Any, seed: int, target: str, plain: bool) -> list[np.ndarray]:
 
 
 def _run(fn: Any, inputs: list[np.ndarray], plain: bool) -> Sequence[Any]:
-    from tinydiff.gradcheck.subject import make_subject
-
     if not plain:
         subject = make_subject(fn, inputs)
         return subject.forward(subject.point)

@@ -6,7 +6,8 @@ import itertools
 
 import numpy as np
 
-from tinydiff.gradcheck.evidence import Evidence, axes_text, largest
+from tinydiff.gradcheck.evidence import Evidence, axes_text
+from tinydiff.gradcheck.numeric import largest
 from tinydiff.gradcheck.report import Diagnosis
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from tinydiff.backend import to_numpy
-from tinydiff.gradcheck.evidence import Evidence, axes_text, largest, subsets
+from tinydiff.gradcheck.evidence import Evidence, axes_text, subsets
+from tinydiff.gradcheck.numeric import largest
 from tinydiff.gradcheck.report import Diagnosis
 
 
