@@ -41,6 +41,8 @@ CASES = {
     "stride 3 and 2": ((2, 11, 9), 4, 8, window((5, 3), (3, 2), ((1, 2), (0, 1)))),
     "stride above the filter": ((2, 9, 9), 4, 8, window(2, 4)),
     "dilation": ((2, 9, 8), 4, 8, window(3, 1, 2, 2)),
+    "dilation above the stride": ((2, 11, 12), 4, 8, window((3, 2), 2, ((1, 2), (3, 0)), (3, 5))),
+    "no tap reaches some pixels": ((1, 13, 12), 4, 8, window(2, (3, 2), 0, (3, 4))),
     "stride and dilation": ((1, 12, 13), 4, 8, window(3, (2, 4), 3, (3, 6))),
 }
 

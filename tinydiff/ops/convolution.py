@@ -36,6 +36,7 @@ from tinydiff.ops import thin, winograd
 from tinydiff.ops.arguments import add_bias, as_tensor, pair
 from tinydiff.ops.pooling import upsample_nearest2d
 from tinydiff.ops.products import multiply
+from tinydiff.ops.shape import pad
 from tinydiff.ops.tall_products import multiply_transposed, sum_pixels
 from tinydiff.ops.windows import Window, add_terms, fold, image_blocks, unfold
 
@@ -333,7 +334,8 @@ def conv_transpose2d(
     """The adjoint of conv2d with the same w: x (N, H, W, K), w (R, S, C / groups, K), b (C,) -> (N, Ho, Wo, C) with
     Ho = (H - 1) stride - top - bottom + dilation (R - 1) + 1 + output_padding, Wo likewise.
 
-    output_padding (an int or a pair, below stride or dilation) chooses among the sizes that conv2d maps to H.
+    output_padding (an int or a pair, below stride or dilation) adds rows at the bottom and columns at the right; below the
+    stride it chooses among the sizes that conv2d maps to H.
     ValueError where shapes do not fit.
     """
     name = "conv_transpose2d"
@@ -354,6 +356,10 @@ def conv_transpose2d(
     ]
     if min(size) < 1:
         raise ValueError(f"{name}: x {x.shape} with filters {window.size} and padding {padding} gives no pixels")
+    # conv2d maps an image enlarged by a stride or more to more than H rows: the others belong to rows of zeros below x
+    rows, columns = (e // s for e, s in zip(extra, window.stride, strict=True))
+    if rows or columns:
+        x = pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
     return ConvTranspose2d.apply(x, w, b, shape=(x.shape[0], *size, w.shape[2] * groups), window=window, groups=groups)
 
 
