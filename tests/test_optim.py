@@ -323,3 +323,48 @@ def test_the_number_of_threads_changes_no_bit(rng):
     for n in (2, 3):
         for a, b in zip(first, run(n), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("cls", [SGD, Adam, AdamW])
+def test_weights_of_half_precision(cls, rng):
+    """Small gradients, whose squares half rounds to 0, and a state that is loaded again; exact but for rounding the weights."""
+    start = rng.normal(size=(50, 3)).astype(np.float16)
+    grads = [(1e-4 * rng.normal(size=start.shape)).astype(np.float16) for _ in range(6)]
+    options = {"lr": 300.0, "momentum": 0.9} if cls is SGD else {"lr": 0.02, "eps": 1e-8}
+    p, exact = Parameter(start.copy()), Parameter(start.astype(np.float64))
+    optimizer, reference = cls([p], **options), cls([exact], **options)
+    for i, g in enumerate(grads):
+        if i == 3:
+            state = optimizer.state_dict()
+            optimizer = cls([p], **options)
+            optimizer.load_state_dict(state)
+        p.grad, exact.grad = g, g.astype(np.float64)
+        optimizer.step()
+        reference.step()
+    assert p.dtype == np.float16
+    assert all(a.dtype == np.float32 for a in optimizer.state[0])
+    np.testing.assert_allclose(p.data, exact.data, rtol=0, atol=6 * 2e-3)
+    assert np.abs(p.data - start).max() > 0.01
+
+
+def test_the_average_of_half_precision_moves_by_little():
+    p = Parameter(np.zeros(3, np.float16))
+    ema = EMA([p], 0.9999)
+    ema.updates = 10**6
+    p.data[...] = 1
+    for _ in range(100):
+        ema.update()
+    np.testing.assert_allclose(ema.averages[0], 1 - 0.9999**100, rtol=1e-4)
+    restored = EMA([p], 0.9999)
+    restored.load_state_dict(ema.state_dict())
+    np.testing.assert_array_equal(restored.averages[0], ema.averages[0])
+    with ema.applied():
+        np.testing.assert_array_equal(p.data, restored.averages[0])
+    assert p.dtype == np.float16
+
+
+def test_clipping_of_half_precision():
+    p = Parameter(np.zeros(400, np.float16))
+    p.grad = np.full(400, 300, np.float16)  # whose squares overflow
+    assert clip_grad_norm([p], 60.0) == pytest.approx(6000)
+    np.testing.assert_array_equal(p.grad, np.full(400, 3, np.float16))

@@ -110,6 +110,12 @@ def array_module(x: Any) -> ModuleType:
     return sys.modules["cupy"] if _is_cupy(x) else np
 
 
+def widened(x: Any) -> Any:
+    """An array of half precision as float32, anything else itself: counts, squares and sums soon leave half's range (65504)
+    or its 11 bits."""
+    return x.astype("float32") if is_array(x) and x.dtype.char == "e" else x
+
+
 def module_for(device: str) -> ModuleType:
     """The array module of a resolved device: numpy for "cpu", cupy for "cuda"."""
     module = np if resolve_device(device) == "cpu" else cupy()

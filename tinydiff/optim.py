@@ -16,7 +16,7 @@ import numpy as np
 
 from tinydiff import arena
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, device_of, to_numpy
+from tinydiff.backend import array_module, device_of, to_numpy, widened
 from tinydiff.errors import InputError
 from tinydiff.machine.threads import share_tasks, workspace
 
@@ -57,11 +57,18 @@ class Optimizer:
             if len({device_of(a) for a in (p.data, p.grad, *self.state[i])}) > 1:
                 raise ValueError(f"{name}: weight {i}, its gradient and its state are on different devices")
             if not self.state[i]:
-                self.state[i] = [array_module(p.data).zeros_like(p.data) for _ in self.slots]
+                self.state[i] = [array_module(p.data).zeros_like(p.data, _wide(p.dtype)) for _ in self.slots]
             self.steps[i] += 1
             blocks += [(self.steps[i], *block) for block in _blocks(p.data, p.grad, *self.state[i])]
             p._version.count += 1
-        share_tasks(lambda block: self._update(*block, _scratch(block[1])), blocks)
+        share_tasks(lambda block: self._update_block(*block), blocks)
+
+    def _update_block(self, step: int, p: Any, g: Any, *state: Any) -> None:
+        """Weights of half precision are updated as float32, as is their state: half has no room for squared gradients."""
+        wide = widened(p)
+        self._update(step, wide, widened(g), *state, _scratch(wide))
+        if wide is not p:
+            p[...] = wide
 
     def _update(self, step: int, *arrays: Any) -> None:
         raise NotImplementedError(f"{type(self).__name__} does not define _update")
@@ -96,7 +103,7 @@ class Optimizer:
         self.lr, self.steps = float(state["lr"]), steps
         for i, p in enumerate(self.parameters):
             xp = array_module(p.data)
-            self.state[i] = [xp.array(state[f"{slot}.{i}"], p.dtype) for slot in self.slots] if steps[i] else []
+            self.state[i] = [xp.array(state[f"{slot}.{i}"], _wide(p.dtype)) for slot in self.slots] if steps[i] else []
 
 
 class SGD(Optimizer):
@@ -203,14 +210,15 @@ class EMA:
     """An exponential moving average of weights: average = d average + (1 - d) weight after each training step.
 
     The decay d of the update after k earlier ones is min(decay, (1 + k) / (10 + k)), so that the first weights are soon
-    forgotten. Samples are drawn with the average, see `applied`; training goes on with the weights themselves.
+    forgotten. Samples are drawn with the average, see `applied`; training goes on with the weights themselves. The average of
+    weights of half precision is float32: half cannot hold so small changes.
     """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float = 0.9999) -> None:
         self.parameters = _parameters("EMA", parameters)
         self.decay = _number("EMA", "decay", decay, below=1)
         self.updates = 0
-        self.averages = [p.data.copy() for p in self.parameters]
+        self.averages = [p.data.astype(_wide(p.dtype), order="C") for p in self.parameters]
         self._swapped = False
 
     @property
@@ -238,7 +246,7 @@ class EMA:
 
         def take(block: tuple[Any, Any]) -> None:
             data, average = block
-            change = array_module(data).subtract(data, average, out=_scratch(data))
+            change = array_module(data).subtract(data, average, out=_scratch(average))
             change *= rest
             average += change
 
@@ -277,8 +285,9 @@ class EMA:
             if np.shape(state[f"average.{i}"]) != p.shape:
                 raise InputError(f"average.{i} has shape {np.shape(state[f'average.{i}'])}, weight {i} {p.shape}")
         self.updates = int(state["updates"])
-        averages = [array_module(p.data).array(state[f"average.{i}"], p.dtype) for i, p in enumerate(self.parameters)]
-        self.averages = averages
+        self.averages = [
+            array_module(p.data).array(state[f"average.{i}"], _wide(p.dtype)) for i, p in enumerate(self.parameters)
+        ]
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
@@ -329,6 +338,11 @@ def _blocks(*arrays: Any) -> Iterator[tuple[Any, ...]]:
     flat = [a.reshape(-1) for a in arrays]
     for start in range(0, flat[0].size, _BLOCK):
         yield tuple(a[start : start + _BLOCK] for a in flat)
+
+
+def _wide(dtype: Any) -> Any:
+    """float32 for half precision, else the dtype itself: that of the state and the average of weights."""
+    return np.result_type(dtype, np.float32)
 
 
 def _scratch(block: Any, dtype: Any = None) -> Any:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinydiff.autograd.tape import Node, current_observer, edge_to, is_recording, note_inputs, refuse_non_finite
-from tinydiff.backend import array_module, device_of, is_array
+from tinydiff.backend import array_module, device_of, is_array, widened
 
 _tensor_type: Any = None
 
@@ -50,21 +50,26 @@ class Function:
 
     `gives_new = True` promises that backward returns new arrays, a different one for each input, or an L_Y as it came: the
     tape then adds to them in place where gradients meet.
+
+    `widens_half = True` has arrays of half precision come to forward and backward as float32; outputs and gradients are
+    rounded to half again.
     """
 
     gives_new: ClassVar[bool] = False
+    widens_half: ClassVar[bool] = False
 
     needs: tuple[bool, ...]
     shapes: tuple[Any, ...]
     _saved: tuple[Any, ...] = ()
     _watched: tuple[tuple[Version, int], ...] = ()
+    rounds_to_half: bool = False  # of widened inputs, whose result NumPy would give in half precision
 
     @classmethod
     def apply(cls, *inputs: Any, **options: Any) -> Any:
         """Runs forward on the inputs' arrays and records it. Inputs: tensors, arrays, numbers or None; options go to
         forward as they are. Returns a tensor, or a tuple of them if forward returns a tuple."""
         op = cls()
-        tensors, arrays, op.shapes = _read(inputs, cls.__name__)
+        tensors, arrays, op.shapes, half = _read(inputs, cls.__name__)
         recording = is_recording()
         if recording:
             edges = tuple([edge_to(x) if isinstance(x, _tensor_type) else None for x in inputs])
@@ -74,12 +79,17 @@ class Function:
             note_inputs(tensors)
             op.needs = (False,) * len(inputs)
 
+        if half and cls.widens_half:
+            op.rounds_to_half = np.result_type(*[a.dtype for a in arrays if is_array(a)]) == "float16"
+            arrays = [widened(a) for a in arrays]
         observer = current_observer()
         results = op.forward(*arrays, **options) if observer is None else observer(op, "forward", arrays, options)
         several = isinstance(results, tuple)
         results = results if several else (results,)
         if not all([isinstance(y, np.ndarray) for y in results]):
             results = _as_arrays(results, arrays, cls.__name__)
+        if op.rounds_to_half:
+            results = tuple([y.astype("float16") if y.dtype == "float32" else y for y in results])
         refuse_non_finite(results, cls.__name__)
 
         outputs = tuple([_tensor_type._wrap(y, _version(y, tensors)) for y in results])
@@ -117,10 +127,10 @@ class Function:
         self.__dict__.clear()
 
 
-def _read(inputs: tuple[Any, ...], name: str) -> tuple[list[Any], list[Any], tuple[Any, ...]]:
-    """The tensors among the inputs, the plain arrays of all inputs, and their shapes; in one loop, as it runs for every
-    operation. Numbers beside an array stay numbers, so that they take its dtype."""
-    tensors, arrays, shapes, usual = [], [], [], True
+def _read(inputs: tuple[Any, ...], name: str) -> tuple[list[Any], list[Any], tuple[Any, ...], bool]:
+    """The tensors among the inputs, the plain arrays of all inputs, their shapes, and whether one is of half precision; in
+    one loop, as it runs for every operation. Numbers beside an array stay numbers, so that they take its dtype."""
+    tensors, arrays, shapes, usual, half = [], [], [], True, False
     for x in inputs:
         if isinstance(x, _tensor_type):
             tensors.append(x)
@@ -128,18 +138,20 @@ def _read(inputs: tuple[Any, ...], name: str) -> tuple[list[Any], list[Any], tup
         arrays.append(x)
         if isinstance(x, np.ndarray):
             shapes.append(x.shape)
+            half = half or x.dtype.char == "e"
         else:
             shapes.append(None)
             usual = usual and x is None
     if usual:
-        return tensors, arrays, tuple(shapes)
+        return tensors, arrays, tuple(shapes), half
     devices = {device_of(a) for a in arrays if is_array(a)}
     if len(devices) > 1:
         raise ValueError(f"{name}: the inputs are on different devices (cpu and cuda); move them with .to(device)")
     for i, a in enumerate(arrays):
         if not (a is None or is_array(a) or (devices and isinstance(a, int | float))):
             arrays[i] = np.asarray(a) if isinstance(a, np.generic) else np.asarray(a, np.float32)
-    return tensors, arrays, tuple([None if a is None else getattr(a, "shape", ()) for a in arrays])
+    half = any(is_array(a) and a.dtype.char == "e" for a in arrays)
+    return tensors, arrays, tuple([None if a is None else getattr(a, "shape", ()) for a in arrays]), half
 
 
 def _as_arrays(results: tuple[Any, ...], arrays: list[Any], name: str) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from tinydiff import random
-from tinydiff.backend import array_module, is_array
+from tinydiff.backend import array_module, is_array, widened
 from tinydiff.machine.threads import add_to
 
 _sequence = itertools.count()
@@ -130,6 +130,8 @@ class Node:
     def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
         """The edges to the parents, each with its gradient and whether nothing else holds that array."""
         op, name = self.op, self.name
+        if op.rounds_to_half:
+            L_Ys = [widened(L_Y) for L_Y in L_Ys]
         observer = _mode.observer
         L_Xs = op.backward(*L_Ys) if observer is None else observer(op, "backward", L_Ys, {})
         L_Xs = L_Xs if isinstance(L_Xs, tuple | list) else (L_Xs,)

@@ -27,7 +27,7 @@ class Attention(Function):
     L_Q = scale L_S K, L_K = scale L_S^T Q, L_mask = L_S.
     """
 
-    gives_new = True
+    gives_new = widens_half = True
 
     def forward(self, Q, K, V, mask, scale):
         self.scale = scale

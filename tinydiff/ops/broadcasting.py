@@ -5,18 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from tinydiff.autograd.function import Function
+from tinydiff.backend import array_module, widened
 
 
 def unbroadcast(L: Any, shape: tuple[int, ...]) -> Any:
     """The gradient of an array of the given shape, from the gradient L of what it was broadcast to.
 
-    An element that was repeated gets the sum of the gradients of its copies.
+    An element that was repeated gets the sum of the gradients of its copies, which of half precision is in float32.
     """
     if L.shape == shape:
         return L
+    L = widened(L)
     extra = L.ndim - len(shape)
     repeated = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and L.shape[extra + i] != 1)
     return L.sum(repeated, keepdims=True).reshape(shape)
+
+
+def masked(mask: Any, L: Any) -> Any:
+    """L where the boolean mask holds, else 0. A product with the mask would make NaN of an infinity that is masked out."""
+    return array_module(L).where(mask, L, L.dtype.type(0))
 
 
 class Elementwise(Function):
@@ -25,6 +32,8 @@ class Elementwise(Function):
     A subclass has, beside `forward`, a method for each input that gives the gradient in the broadcast shape: `L_A` for
     the first, `L_B` for the second.
     """
+
+    widens_half = True
 
     def backward(self, L_Y: Any) -> tuple[Any, ...]:
         methods = (self.L_A, self.L_B)[: len(self.shapes)]

@@ -14,6 +14,8 @@ from tinydiff.ops.broadcasting import unbroadcast
 class Matmul(Function):
     """Y = A B for stacks of matrices: L_A = L_Y B^T, L_B = A^T L_Y, summed where a stack was broadcast."""
 
+    widens_half = True
+
     def forward(self, A, B):
         self.save(A, B)
         return A @ B
@@ -30,6 +32,8 @@ class Matmul(Function):
 
 class Einsum(Function):
     """Each operand's gradient is again a sum of products: of L_Y with the other operands, over the letters it lacks."""
+
+    widens_half = True
 
     def forward(self, *Xs, operands, output):
         self.operands, self.output = operands, output

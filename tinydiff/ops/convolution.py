@@ -28,7 +28,7 @@ from typing import Any
 
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module
+from tinydiff.backend import array_module, widened
 from tinydiff.dispatch import accelerated
 from tinydiff.machine import threads
 from tinydiff.machine.threads import share
@@ -53,10 +53,12 @@ class Patches(Function):
         return P.reshape(-1, P.shape[3] * P.shape[4] * P.shape[5])
 
     def backward(self, L_P):
-        return fold(L_P.reshape(self.by_pixel), self.shapes[0], self.window)
+        return fold(widened(L_P).reshape(self.by_pixel), self.shapes[0], self.window)
 
 
 class Unpatches(Function):
+    widens_half = True
+
     def forward(self, P, shape, window):
         self.window = window
         return fold(P.reshape(shape[0], *window.output_size(shape), *window.size, shape[3]), shape, window)
@@ -68,7 +70,7 @@ class Unpatches(Function):
 class Conv2d(Function):
     """Y = P W + 1 b + E + R, group by group; E has one row for all pixels of an image, R one for each pixel."""
 
-    gives_new = True
+    gives_new = widens_half = True
 
     def forward(self, X, W, b, E, R, window, groups):
         self.window, self.groups = window, groups
@@ -117,7 +119,7 @@ class UpsampleConv2d(Function):
 class ConvTranspose2d(Function):
     """The adjoint of X -> P W: Y = patches^T(X W^T), hence L_X = patches(L_Y) W and L_W = patches(L_Y)^T X."""
 
-    gives_new = True
+    gives_new = widens_half = True
 
     def forward(self, X, W, b, shape, window, groups):
         self.window, self.groups = window, groups

@@ -14,6 +14,8 @@ from tinydiff.random import Generator
 class Dropout(Function):
     """Y = X M, with M = 0 with probability p, else 1 / (1 - p), so that the expectation stays."""
 
+    widens_half = True
+
     def forward(self, X, p, generator):
         kept = generator.uniform(X.shape, device=device_of(X)) >= p
         self.mask = kept * X.dtype.type(1 / (1 - p))

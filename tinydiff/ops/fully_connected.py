@@ -38,7 +38,7 @@ class Linear(Function):
     Rows are spread over the threads.
     """
 
-    gives_new = True
+    gives_new = widens_half = True
 
     def forward(self, X, W, b):
         self.save(X, W)
@@ -65,7 +65,7 @@ class Linears(Function):
     so that each thread takes some of the layers: 8 rows with 22 layers (512, 128 or 256) take 1.3 instead of 1.6 ms.
     """
 
-    gives_new = True
+    gives_new = widens_half = True
 
     def forward(self, X, *layers):
         self.save(X, *layers[::2])

@@ -14,6 +14,8 @@ from tinydiff.ops.softmaxes import log_softmax_array
 class MseLoss(Function):
     """l = (p - y)^2, so L_P = 2 (p - y) L and L_Y = -L_P; L is shared out by the mean."""
 
+    widens_half = True
+
     def forward(self, P, Y, reduction):
         D = P - Y
         self.save(D)
@@ -32,6 +34,8 @@ class MseLoss(Function):
 
 class CrossEntropy(Function):
     """l_n = -log p_n,y(n) with p the softmax of the logits; its derivative is p - onehot(y) (from A 3.3.7)."""
+
+    widens_half = True
 
     def forward(self, X, labels, reduction):
         xp, rows = array_module(X), array_module(X).arange(X.shape[0])

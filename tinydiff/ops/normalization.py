@@ -38,7 +38,7 @@ _SMALL = 1 << 18  # numbers that are not worth a second thread: with half as man
 class GroupNorm(Function):
     """Saves its input alone: Z, and what SiLU was applied to, are cheaper to compute again than to keep."""
 
-    gives_new = True
+    gives_new = widens_half = True
 
     def forward(self, X, w, b, groups, eps, silu=False):
         self.groups, self.silu = groups, silu
@@ -286,6 +286,8 @@ def _pixels_per_row(pixels: int, channels: int, alone: bool) -> int:
 
 class LayerNorm(Function):
     """Normalisation over the last axis: each row is a group of its own, w and b stand for its columns."""
+
+    widens_half = True
 
     def forward(self, X, w, b, eps):
         Z = X - X.mean(-1, keepdims=True)

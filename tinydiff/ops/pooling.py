@@ -6,7 +6,7 @@ from typing import Any
 
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module
+from tinydiff.backend import array_module, widened
 from tinydiff.dispatch import accelerated
 from tinydiff.ops.arguments import as_tensor, pair
 from tinydiff.ops.windows import Window, fold, pad_images, sliding_view
@@ -14,6 +14,8 @@ from tinydiff.ops.windows import Window, fold, pad_images, sliding_view
 
 class AvgPool2d(Function):
     """Y is the mean over each window, so every entry of a window gets L_Y / (R S)."""
+
+    widens_half = True
 
     def forward(self, X, window):
         self.window = window
@@ -28,7 +30,9 @@ class AvgPool2d(Function):
 
 
 class MaxPool2d(Function):
-    """Equal largest entries of a window share its gradient equally."""
+    """Equal largest entries of a window share its gradient equally; where there is NaN, that is the largest."""
+
+    widens_half = True
 
     def forward(self, X, window):
         self.window = window
@@ -56,7 +60,7 @@ class UpsampleNearest2d(Function):
         return repeat_pixels(X, factor)
 
     def backward(self, L_Y):
-        return sum_pixel_blocks(L_Y, self.factor)
+        return sum_pixel_blocks(widened(L_Y), self.factor)
 
 
 @accelerated

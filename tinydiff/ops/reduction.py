@@ -17,6 +17,8 @@ from tinydiff.ops.arguments import as_tensor, normalize_axes
 class Reduction(Function):
     """Remembers over which axes; `restored(L_Y)` is the gradient with those axes again, of length 1."""
 
+    widens_half = True
+
     def reduce_over(self, X: Any, axis: Any) -> None:
         self.axes = axis
         self.kept = tuple(1 if i in axis else n for i, n in enumerate(X.shape))

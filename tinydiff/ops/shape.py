@@ -11,7 +11,7 @@ import numpy as np
 
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module
+from tinydiff.backend import array_module, widened
 from tinydiff.dispatch import accelerated
 from tinydiff.machine.threads import share_blocks
 from tinydiff.ops.arguments import as_array, as_tensor, normalize_axes, normalize_axis
@@ -84,7 +84,7 @@ class GetItem(Function):
         return X[index]
 
     def backward(self, L_Y):
-        xp = array_module(L_Y)
+        xp, L_Y = array_module(L_Y), widened(L_Y)  # half precision is added up in float32
         L_X = xp.zeros(self.shapes[0], L_Y.dtype)
         parts = self.index if isinstance(self.index, tuple) else (self.index,)
         if all(isinstance(part, int | np.integer | slice | type(None) | type(Ellipsis)) for part in parts):
@@ -114,7 +114,7 @@ class PadByIndex(Function):
         return X.take(array_module(X).asarray(source), axis)
 
     def backward(self, L_Y):
-        n = self.shapes[0][self.axis]
+        n, L_Y = self.shapes[0][self.axis], widened(L_Y)
         at = (slice(None),) * self.axis
         L_X = L_Y[(*at, slice(self.before, self.before + n))].copy()
         for j, i in enumerate(self.source):

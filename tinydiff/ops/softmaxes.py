@@ -42,6 +42,8 @@ def softmax_backward(P: Any, L_P: Any, axis: int) -> Any:
 
 
 class Softmax(Function):
+    widens_half = True
+
     def forward(self, X, axis):
         self.axis = axis
         P = softmax_array(X, axis)
@@ -65,6 +67,8 @@ def log_softmax_array(X: Any, axis: int) -> Any:
 class LogSoftmax(Function):
     """y = x - log sum exp(x); from dy_i/dx_j = delta_ij - p_j: L_X = L_Y - P sum(L_Y)."""
 
+    widens_half = True
+
     def forward(self, X, axis):
         self.axis = axis
         Y = log_softmax_array(X, axis)
@@ -78,6 +82,8 @@ class LogSoftmax(Function):
 
 class LogSumExp(Function):
     """dy/dx_i = p_i, the softmax."""
+
+    widens_half = True
 
     def forward(self, X, axes, keepdims):
         xp = array_module(X)

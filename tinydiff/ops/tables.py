@@ -6,7 +6,7 @@ from typing import Any
 
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module
+from tinydiff.backend import array_module, widened
 from tinydiff.dispatch import accelerated
 from tinydiff.ops.arguments import as_array, as_tensor
 
@@ -19,7 +19,7 @@ class Embedding(Function):
         return W[indices]
 
     def backward(self, L_Y):
-        return sum_picked(L_Y, self.indices, self.shapes[0])
+        return sum_picked(widened(L_Y), self.indices, self.shapes[0])
 
 
 @accelerated
