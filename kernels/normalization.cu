@@ -94,7 +94,7 @@ __device__ __forceinline__ void drop(float (&y)[VECTOR], unsigned long long elem
     unsigned word[VECTOR];
     words_of(word, element, draw);
     UNROLL
-    for (int i = 0; i < VECTOR; i++) y[i] *= uniform(word[i]) >= p ? grown : 0.f;
+    for (int i = 0; i < VECTOR; i++) y[i] = uniform(word[i]) >= p ? y[i] * grown : 0.f;
 }
 
 // Mean and variance take one pass over the data and are still safe where the mean is large: a thread sums d = x - k and d^2,
@@ -281,13 +281,15 @@ KERNEL(sum_over_images, 256)(const float* x, float* y, int N, int C) {
 
 // --- SiLU alone: Y = X sigma(X), L_X = L_Y sigma(X) (1 + X (1 - sigma(X))).
 
+#define FLAT 100.f  // beyond it sigma is 0 or 1: X is cut there, as infinity times 0 would be NaN
+
 KERNEL(silu_forward, THREADS)(const float* X, float* Y, int n) {
     const int i = 4 * (blockIdx.x * THREADS + threadIdx.x);
     if (i >= n) return;
     float x[4];
     load4(x, X, i, n);
     UNROLL
-    for (int k = 0; k < 4; k++) x[k] *= sigmoid(x[k]);
+    for (int k = 0; k < 4; k++) x[k] = fmaxf(x[k], -FLAT) * sigmoid(x[k]);
     store4(Y, i, n, x);
 }
 
@@ -300,7 +302,7 @@ KERNEL(silu_backward, THREADS)(const float* L_Y, const float* X, float* L_X, int
     UNROLL
     for (int k = 0; k < 4; k++) {
         const float sigma = sigmoid(x[k]);
-        l[k] *= sigma * (1.f + x[k] * (1.f - sigma));
+        l[k] *= sigma * (1.f + fminf(fmaxf(x[k], -FLAT), FLAT) * (1.f - sigma));
     }
     store4(L_X, i, n, l);
 }

@@ -235,3 +235,46 @@ def test_the_stand_in_refuses_what_cupy_refuses(cupy):
     with pytest.raises(AttributeError):
         cupy.memmap  # noqa: B018
     assert type(x.sum()) is cupy.ndarray and x.sum().shape == () and float(x.sum()) == 3
+
+
+def test_edges_are_those_of_the_cpu():
+    """Masks, limits that are arrays, half precision and margins, which take NumPy's less usual functions."""
+    special = np.array([[-np.inf, -1.0, -0.0, 0.0], [1.0, 2.0, np.inf, np.nan]], np.float32)
+    column, image = np.array([[0.5], [1.5]], np.float32), np.arange(32, dtype=np.float32).reshape(1, 4, 4, 2) % 5
+    cases = [
+        (ops.relu, special), (ops.silu, special), (ops.gelu, special), (ops.abs, special), (ops.erf, special),
+        (lambda x: ops.gelu(x, "tanh"), special), (ops.clip, special, -column, column),
+        (lambda x: ops.clip(x, 0, 1), special), (lambda x, low: ops.clip(x, low), special, column), (ops.clip, special),
+        (ops.maximum, special, column), (lambda x: ops.minimum(x, 1), special), (ops.power, special, column),
+        (lambda x: x**2, special), (lambda x: ops.power(2, x), special), (lambda x: ops.max(x, 1), special),
+        (ops.min, special), (lambda x: ops.dropout(x, 0.5, Generator(1)), special),
+        (lambda x: ops.max_pool2d(x, 3, 2, 1), image), (lambda x, v: ops.pad(x, 1, value=v), column, np.float32(2) * np.ones(())),
+        (lambda x: ops.pad(x, 1, value=3), column), (lambda q, s: ops.attention(q, q, q, scale=s), column, np.ones((), np.float32)),
+        (lambda x, w: ops.conv_transpose2d(x, w, output_padding=2, dilation=3), image, np.ones((2, 2, 3, 2), np.float32)),
+    ]  # fmt: skip
+    for dtype in (np.float32, np.float16):
+        for fn, *arrays in cases:
+            results = []
+            for device in ("cuda", "cpu"):
+                xs = [td.Tensor(backend.to_device(a.astype(dtype), device), requires_grad=True) for a in arrays]
+                with np.errstate(all="ignore"):
+                    y = fn(*xs)
+                    y.backward(backend.to_device(np.linspace(0.5, 1, y.size, dtype=dtype).reshape(y.shape), device))
+                results.append([backend.to_numpy(a) for a in (y.data, *(x.grad for x in xs))])
+            for ours, expected in zip(*results, strict=True):
+                assert ours.dtype == dtype
+                np.testing.assert_allclose(ours, expected, rtol=1e-5 if dtype == np.float32 else 1e-3)
+
+
+def test_half_precision_is_computed_in_float32():
+    h = td.Tensor(backend.to_device(np.ones(70_000, np.float16), "cuda"), requires_grad=True)
+    for fn in (ops.mean, ops.max, lambda x: ops.mse_loss(x, x * 0), ops.logsumexp):
+        h.zero_grad()
+        fn(h).backward()
+        assert h.grad.dtype == np.float16
+        assert 1e-5 < float(h.grad[0]) < 3e-5
+    weight = td.nn.Parameter(backend.to_device(np.ones(5, np.float16), "cuda"))
+    weight.grad = backend.to_device(np.full(5, 1e-5, np.float16), "cuda")
+    average = optim.EMA([weight])
+    optim.Adam([weight], 0.1).step(average)
+    np.testing.assert_allclose(weight.numpy(), np.full(5, 0.9, np.float16))

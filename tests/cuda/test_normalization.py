@@ -183,6 +183,15 @@ def test_dropout_without_silu_keeps_what_the_generator_keeps(C, device, rng):
     np.testing.assert_array_equal(Y, plain * ops.dropout(np.ones_like(X), p, Generator(*STATE)).data)
 
 
+def test_dropout_hides_infinities_too(device):
+    X, b = np.zeros((2, 4, 8), np.float32), np.array([np.inf, 1, 1, 1, 1, 1, 1, -np.inf], np.float32)
+    kept = Generator(*STATE).uniform(X.shape) >= DROPOUT[0]
+    L_Y = np.where(kept, np.float32(0.7), np.float32(np.inf))
+    Y, _, _, L_b = both(device, X, L_Y, None, b, 2, dropout=DROPOUT)
+    np.testing.assert_allclose(Y, np.where(kept, b / 0.7, 0), rtol=1e-6)
+    np.testing.assert_allclose(L_b, kept.sum((0, 1)), rtol=1e-6)
+
+
 def test_advance_is_added_to_step_and_offset(device, rng):
     seed, stream, step, offset = STATE
     X, L_Y, w, b = arrays(rng, 1, (5, 3), 8)
@@ -242,9 +251,10 @@ def test_silu(device, rng):
         y.backward(L_Y.astype(np.float64))
         np.testing.assert_allclose(device.run(activation.silu_forward, X), y.data, rtol=3e-7, atol=1e-7)
         np.testing.assert_allclose(device.run(activation.silu_backward, L_Y, X), x.grad, rtol=1e-6, atol=1e-6)
-    far = np.array([-200, -90, 90, 200], np.float32)
-    np.testing.assert_array_equal(device.run(activation.silu_forward, far), [0, 0, 90, 200])
-    np.testing.assert_array_equal(device.run(activation.silu_backward, np.ones(4, np.float32), far), [0, 0, 1, 1])
+    far = np.array([-np.inf, -3e38, -200, -90, 90, 200, 3e38, np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(device.run(activation.silu_forward, far), [0, 0, 0, 0, *far[4:]])
+    L_X = device.run(activation.silu_backward, np.ones(9, np.float32), far)
+    np.testing.assert_array_equal(L_X, [0, 0, 0, 0, 1, 1, 1, 1, np.nan])
 
 
 def test_silu_of_an_array_without_axes_has_none(device):

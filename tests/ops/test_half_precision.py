@@ -90,10 +90,12 @@ OUT_OF_RANGE = {
     ),
     "a bias for many rows": (ops.add, [np.ones((5001, 2)), np.ones(2)], 1),
     "a weight for many rows": (ops.multiply, [np.full((5001, 2), 1e-4), np.ones(2)], 1e-3),
+    "a limit for many": (lambda x, low: ops.clip(x, low), [0 * MANY[:5001], np.ones(1)], 1),
     "broadcast_to": (lambda x: ops.broadcast_to(x, (5001, 2)), [np.ones(2)], 1),
     "getitem": (lambda x: x[np.zeros(5001, int)], [np.ones(3)], 1),
     "embedding": (lambda w: ops.embedding(np.ones(5001, int), w), [np.ones((3, 2))], 1),
     "pad by the edge": (lambda x: ops.pad(x, ((3000, 2000),), "edge"), [np.ones(1)], 1),
+    "pad with a value": (lambda x, v: ops.pad(x, ((3000, 2000),), value=v), [np.ones(1), np.array(2.0)], 1),
     "upsample_nearest2d": (lambda x: ops.upsample_nearest2d(x, 71), [np.ones((1, 1, 1, 1))], 1),
     "patches": (
         lambda x: ops.patches(x, (1, 71), dilation=(1, 1), padding=((0, 0), (70, 70))),

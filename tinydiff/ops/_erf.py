@@ -83,7 +83,7 @@ def _scaled_tail(xp: Any, y: Any) -> Any:
     """exp(y^2) erfc(y) for y > 0.46875."""
     middle = _ratio(_MIDDLE, xp.clip(y, _SPLIT, 4.0))
     far = xp.maximum(y, 4.0)
-    z = 1 / (far * far)
+    z = 1 / far / far  # the square may overflow
     return xp.where(y <= 4.0, middle, (_ONE_OVER_SQRT_PI - z * _ratio(_TAIL, z)) / far)
 
 

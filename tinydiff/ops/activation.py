@@ -29,15 +29,18 @@ def sigmoid_by_tanh(A: Any) -> Any:
     return S
 
 
+_FLAT = 100  # beyond it sigmoid, tanh and the normal distribution function are 0 or 1 to the last digit of float64
+
+
 class Relu(Elementwise):
-    """Slope 0 at 0."""
+    """Slope 0 at 0; NaN passes, and the gradient with it."""
 
     def forward(self, A):
-        self.positive = A > 0
-        return A * self.positive
+        self.closed = A <= 0
+        return array_module(A).where(self.closed, A.dtype.type(0), A)
 
     def L_A(self, L_Y):
-        return L_Y * self.positive
+        return array_module(L_Y).where(self.closed, L_Y.dtype.type(0), L_Y)
 
 
 class Silu(Elementwise):
@@ -54,14 +57,14 @@ class Silu(Elementwise):
 
 @accelerated
 def silu_forward(A: Any) -> Any:
-    return A * sigmoid_by_tanh(A)
+    return array_module(A).maximum(A, -_FLAT) * sigmoid_by_tanh(A)  # -inf times 0 would be NaN
 
 
 @accelerated
 def silu_backward(L_Y: Any, A: Any) -> Any:
     S = sigmoid_by_tanh(A)
     slope = 1 - S
-    slope *= A * S
+    slope *= A.clip(-_FLAT, _FLAT) * S
     slope += S
     return slope * L_Y
 
@@ -98,10 +101,11 @@ class Gelu(Elementwise):
     def forward(self, A):
         F = (erfc(A * -(0.5**0.5)) / 2).astype(A.dtype, copy=False)
         self.save(A, F)
-        return A * F
+        return array_module(A).maximum(A, -_FLAT) * F
 
     def L_A(self, L_Y):
         A, F = self.saved
+        A = A.clip(-_FLAT, _FLAT)
         density = array_module(A).exp(-A * A / 2) / (2 * np.pi) ** 0.5
         return L_Y * (F + A * density)
 
@@ -112,12 +116,14 @@ class GeluTanh(Elementwise):
     K, C = (2 / np.pi) ** 0.5, 0.044715
 
     def forward(self, A):
-        U = array_module(A).tanh(self.K * (A + self.C * A * A * A))
+        B = A.clip(-_FLAT, _FLAT)
+        U = array_module(A).tanh(self.K * (B + self.C * B * B * B))
         self.save(A, U)
-        return A * (1 + U) / 2
+        return array_module(A).maximum(A, -_FLAT) * ((1 + U) / 2)
 
     def L_A(self, L_Y):
         A, U = self.saved
+        A = A.clip(-_FLAT, _FLAT)
         return L_Y * ((1 + U) + A * (1 - U * U) * self.K * (1 + 3 * self.C * A * A)) / 2
 
 
@@ -134,7 +140,7 @@ class Softplus(Elementwise):
 
 
 def relu(x: Any) -> Tensor:
-    """max(x, 0), with slope 0 at 0."""
+    """max(x, 0), with slope 0 at 0. NaN stays NaN and passes the gradient."""
     return Relu.apply(x)
 
 

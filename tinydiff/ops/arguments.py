@@ -26,6 +26,12 @@ def as_real(x: Any) -> Tensor:
     return x if x.dtype.kind in "fc" else Tensor(x.data.astype("float64"))
 
 
+def check_number(name: str, what: str, value: Any) -> None:
+    """TypeError unless the value is a plain number: a gradient would not reach a tensor in its place."""
+    if not isinstance(value, int | float | np.generic):
+        raise TypeError(f"{name}: {what} must be a number, not {type(value).__name__}")
+
+
 def add_bias(Y: Any, b: Any) -> Any:
     """The array Y, which is the caller's own, plus b; in place unless b has the wider dtype."""
     if b.dtype != Y.dtype and array_module(Y).result_type(Y, b) != Y.dtype:

@@ -12,8 +12,8 @@ import numpy as np
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, is_array
 from tinydiff.ops._erf import erf as _erf
-from tinydiff.ops.arguments import as_real
-from tinydiff.ops.broadcasting import Elementwise
+from tinydiff.ops.arguments import as_real, as_tensor
+from tinydiff.ops.broadcasting import Elementwise, masked, unbroadcast
 
 
 class Add(Elementwise):
@@ -67,7 +67,7 @@ class Divide(Elementwise):
 
 
 class Power(Elementwise):
-    """Y = A^B; where A = 0 the derivative by B is taken as 0, and where B = 0 so is that by A."""
+    """Y = A^B; dy/da = b a^(b - 1), 0 where b = 0; dy/db = y log a, 0 where a = 0 and b >= 0."""
 
     def forward(self, A, B):
         Y = A**B
@@ -77,13 +77,15 @@ class Power(Elementwise):
     def L_A(self, L_Y):
         A, B, Y = self.saved
         xp = array_module(Y)
-        B_1 = xp.where(xp.asarray(B) == 0, 1, B - 1).astype(Y.dtype, copy=False)
-        return L_Y * (B * A**B_1)
+        zero = xp.asarray(B) == 0
+        B_1 = xp.where(zero, 0, B - 1).astype(Y.dtype, copy=False)
+        return masked(~zero, L_Y * (B * A**B_1))
 
     def L_B(self, L_Y):
-        A, _, Y = self.saved
+        A, B, Y = self.saved
         xp = array_module(Y)
-        return L_Y * Y * xp.log(xp.where(xp.asarray(A) == 0, 1, A).astype(Y.dtype, copy=False))
+        flat = (xp.asarray(A) == 0) & (xp.asarray(B) >= 0)
+        return masked(~flat, L_Y * (Y * xp.log(xp.where(flat, 1, A).astype(Y.dtype, copy=False))))
 
 
 class Maximum(Elementwise):
@@ -95,11 +97,11 @@ class Maximum(Elementwise):
 
     def L_A(self, L_Y):
         A, B = self.saved
-        return L_Y * _share(A, B, L_Y)
+        return _share(L_Y, A < B, A == B)
 
     def L_B(self, L_Y):
         A, B = self.saved
-        return L_Y * _share(B, A, L_Y)
+        return _share(L_Y, B < A, A == B)
 
 
 class Minimum(Elementwise):
@@ -111,17 +113,16 @@ class Minimum(Elementwise):
 
     def L_A(self, L_Y):
         A, B = self.saved
-        return L_Y * _share(B, A, L_Y)
+        return _share(L_Y, A > B, A == B)
 
     def L_B(self, L_Y):
         A, B = self.saved
-        return L_Y * _share(A, B, L_Y)
+        return _share(L_Y, B > A, A == B)
 
 
-def _share(A: Any, B: Any, like: Any) -> Any:
-    """1 where A > B, one half where they are equal, else 0."""
-    xp = array_module(like)
-    return (xp.greater(A, B).astype(like.dtype) + xp.greater_equal(A, B)) / 2
+def _share(L_Y: Any, lost: Any, equal: Any) -> Any:
+    """0 where the other was taken, half of L_Y where they are equal, else L_Y: where one is NaN, for both."""
+    return masked(~lost, array_module(L_Y).where(equal, L_Y / 2, L_Y))
 
 
 class Where(Elementwise):
@@ -138,15 +139,30 @@ class Where(Elementwise):
 
 
 class Clip(Elementwise):
-    """Passes the gradient where low <= A <= high."""
+    """Y = min(max(A, low), high). The gradient goes to A where low <= A <= high, to low where A < low < high, to high where
+    A > high or low > high."""
 
     def forward(self, A, low, high):
-        Y = array_module(A).clip(A, low, high)
-        self.inside = Y == A
-        return Y
+        xp = array_module(A)
+        Y = A if low is None else xp.maximum(A, low)
+        Y = Y if high is None else xp.minimum(Y, high)
+        self.save(A, low, high)
+        return A.copy() if Y is A else Y
 
-    def L_A(self, L_Y):
-        return L_Y * self.inside
+    def backward(self, L_Y):
+        A, low, high = self.saved
+        inside = A == A
+        below = above = ~inside
+        if low is not None:
+            inside, below = inside & (low <= A), low > A
+        if high is not None:
+            inside, above = inside & (high >= A), high < A
+        if low is not None and high is not None:
+            below, above = below & (low < high), above | (high < low)
+        return tuple(
+            unbroadcast(masked(mask, L_Y), shape) if needed else None
+            for mask, shape, needed in zip((inside, below, above), self.shapes, self.needs, strict=True)
+        )
 
 
 class Negative(Elementwise):
@@ -158,7 +174,7 @@ class Negative(Elementwise):
 
 
 class Abs(Elementwise):
-    """Slope 0 at 0."""
+    """Slope 0 at 0 and at NaN."""
 
     def forward(self, A):
         self.save(A)
@@ -166,7 +182,7 @@ class Abs(Elementwise):
 
     def L_A(self, L_Y):
         (A,) = self.saved
-        return L_Y * array_module(A).sign(A)
+        return masked(A > 0, L_Y) - masked(A < 0, L_Y)
 
 
 class Exp(Elementwise):
@@ -229,17 +245,21 @@ class Erf(Elementwise):
         return _erf(A).astype(A.dtype, copy=False)
 
     def L_A(self, L_Y):
-        (A,) = self.saved
+        A = self.saved[0].clip(-30, 30)  # where exp(-a^2) is 0; the square of larger numbers may overflow
         return L_Y * (2 / np.pi**0.5 * array_module(A).exp(-A * A))
 
 
 def _binary(function: type[Elementwise], name: str, a: Any, b: Any) -> Tensor:
-    shapes = [x.shape if isinstance(x, Tensor) or is_array(x) else np.shape(x) for x in (a, b)]
+    shapes = [_shape(x) for x in (a, b)]
     try:
         np.broadcast_shapes(*shapes)
     except ValueError:
         raise ValueError(f"{name}: shapes {shapes[0]} and {shapes[1]} do not broadcast") from None
     return function.apply(a, b)
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return x.shape if isinstance(x, Tensor) or is_array(x) else np.shape(x)
 
 
 def add(a: Any, b: Any) -> Tensor:
@@ -263,22 +283,33 @@ def divide(a: Any, b: Any) -> Tensor:
 
 
 def power(a: Any, b: Any) -> Tensor:
-    """a ** b. Where a = 0, the derivative by b is taken as 0."""
+    """a ** b, with NumPy's values: 1 where b = 0 (also for a = inf and NaN), inf for 0 ** -1, NaN for negative a with b not
+    whole.
+
+    The derivative by a is b a ** (b - 1), and 0 where b = 0; at a = 0 it is infinite for b < 1. That by b is
+    a ** b log(a), and 0 where a = 0 and b >= 0; it is -inf where a = 0 and b < 0, and NaN for negative a.
+    """
     return _binary(Power, "power", a, b)
 
 
 def maximum(a: Any, b: Any) -> Tensor:
-    """The larger of a and b; where they are equal each gets half the gradient."""
+    """The larger of a and b; where they are equal each gets half the gradient. Where one is NaN so is the result, and both get
+    the gradient."""
     return _binary(Maximum, "maximum", a, b)
 
 
 def minimum(a: Any, b: Any) -> Tensor:
-    """The smaller of a and b; where they are equal each gets half the gradient."""
+    """The smaller of a and b; where they are equal each gets half the gradient. Where one is NaN so is the result, and both get
+    the gradient."""
     return _binary(Minimum, "minimum", a, b)
 
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
-    """a where the condition (a boolean array or tensor) holds, else b."""
+    """a where the condition (a boolean array or tensor) holds, else b; each gets the gradient where it was taken, else 0.
+
+    An infinite slope in what was not taken still gives NaN, as 0 times infinity: where(x > 0, sqrt(x), x) at x = 0. Take
+    the root of something that is safe there instead: where(x > 0, sqrt(where(x > 0, x, 1)), x).
+    """
     condition = condition.data if isinstance(condition, Tensor) else condition
     shapes = [getattr(x, "shape", np.shape(x)) for x in (condition, a, b)]
     try:
@@ -289,8 +320,18 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
 
 
 def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
-    """x limited to low..high (None: no limit); the gradient passes inside and at the limits."""
-    return Clip.apply(x, low=low, high=high)
+    """min(max(x, low), high). The limits are numbers, arrays or tensors that broadcast with x, or None for no limit.
+
+    As in PyTorch's clamp, x gets the gradient where low <= x <= high, so also at its limits; a limit that is a tensor gets
+    it where x lies beyond: low where x < low < high, high where x > high or low > high (where the result is high). None
+    gets it at NaN. ValueError where the shapes do not broadcast.
+    """
+    shapes = [() if limit is None else _shape(limit) for limit in (x, low, high)]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise ValueError(f"clip: x {shapes[0]}, low {shapes[1]} and high {shapes[2]} do not broadcast") from None
+    return Clip.apply(as_tensor(x), low, high)
 
 
 def negative(x: Any) -> Tensor:
@@ -299,7 +340,7 @@ def negative(x: Any) -> Tensor:
 
 
 def abs_(x: Any) -> Tensor:
-    """The absolute value, with slope 0 at 0."""
+    """The absolute value, with slope 0 at 0 and at NaN."""
     return Abs.apply(x)
 
 
@@ -314,7 +355,7 @@ def log(x: Any) -> Tensor:
 
 
 def sqrt(x: Any) -> Tensor:
-    """The square root; its slope at 0 is infinite."""
+    """The square root. Its slope at 0 is infinite, so that a gradient of 0 becomes NaN there (see `where`)."""
     return Sqrt.apply(x)
 
 

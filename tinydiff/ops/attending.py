@@ -12,7 +12,7 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.dispatch import accelerated
 from tinydiff.machine.threads import BLOCK, count, share_blocks, share_tasks, workspace
-from tinydiff.ops.arguments import as_array, as_tensor
+from tinydiff.ops.arguments import as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
 from tinydiff.ops.products import SHARED, multiply, multiply_panels, panel_width
 from tinydiff.ops.softmaxes import softmax_array, softmax_backward
@@ -166,12 +166,13 @@ def _stack(X: Any) -> Any:
     return X.reshape(math.prod(X.shape[:-2]), *X.shape[-2:])
 
 
-def attention(q: Any, k: Any, v: Any, mask: Any = None, scale: float | None = None) -> Tensor:
+def attention(q: Any, k: Any, v: Any, mask: Any = None, scale: Any = None) -> Tensor:
     """softmax(scale q k^T + mask) v (Vaswani et al., 2017, eq. 1).
 
-    q (..., L, D), k (..., M, D), v (..., M, E) -> (..., L, E); leading axes broadcast. scale: 1/sqrt(D) if None. mask,
-    broadcasting to (..., L, M): boolean, True where attended, or floating point, added; a query that may attend to
-    nothing gets zeros. ValueError where the shapes do not fit, TypeError for a mask of another type.
+    q (..., L, D), k (..., M, D), v (..., M, E) -> (..., L, E); leading axes broadcast. scale: a number or a tensor of one
+    element, 1/sqrt(D) if None. mask, broadcasting to (..., L, M): boolean, True where attended, or floating point, added; a
+    query that may attend to nothing gets zeros. Scale and mask get gradients too. ValueError where the shapes do not fit,
+    TypeError for a mask of another type.
     """
     q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
@@ -179,12 +180,19 @@ def attention(q: Any, k: Any, v: Any, mask: Any = None, scale: float | None = No
         raise ValueError(f"attention: {shapes} do not fit; needed are (..., L, D), (..., M, D), (..., M, E)")
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    if mask is not None and as_array(mask).dtype.kind not in "bf":
+    elif not isinstance(scale, int | float | np.generic):
+        scale = as_tensor(scale)
+        if scale.size != 1:
+            raise ValueError(f"attention: scale must be one number, not of shape {scale.shape}")
+        q, scale = q * scale.reshape(()), 1.0  # so that a gradient reaches it
+    if mask is not None and not hasattr(mask, "dtype"):
+        mask = np.asarray(mask)
+    if mask is not None and mask.dtype.kind not in "bf":
         raise TypeError(
             f"attention: the mask must be boolean (True: attend) or floating point (added), not {mask.dtype}"
         )
     try:
-        return Attention.apply(q, k, v, mask, scale=scale)
+        return Attention.apply(q, k, v, mask, scale=float(scale))
     except ValueError:
         shown = shapes if mask is None else f"{shapes} and mask {mask.shape}"
         raise ValueError(f"attention: the leading axes of {shown} do not broadcast") from None

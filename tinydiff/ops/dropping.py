@@ -7,7 +7,8 @@ from typing import Any
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import device_of
-from tinydiff.ops.arguments import as_tensor
+from tinydiff.ops.arguments import as_tensor, check_number
+from tinydiff.ops.broadcasting import masked
 from tinydiff.random import Generator
 
 
@@ -17,12 +18,12 @@ class Dropout(Function):
     widens_half = True
 
     def forward(self, X, p, generator):
-        kept = generator.uniform(X.shape, device=device_of(X)) >= p
-        self.mask = kept * X.dtype.type(1 / (1 - p))
-        return X * self.mask
+        self.kept = generator.uniform(X.shape, device=device_of(X)) >= p
+        self.factor = X.dtype.type(1 / (1 - p))
+        return masked(self.kept, X * self.factor)
 
     def backward(self, L_Y):
-        return L_Y * self.mask
+        return masked(self.kept, L_Y * self.factor)
 
 
 def dropout(x: Any, p: float, generator: Generator | None) -> Tensor:
@@ -31,6 +32,7 @@ def dropout(x: Any, p: float, generator: Generator | None) -> Tensor:
     One random number for each element comes from the generator, which may be None only where p is 0.
     """
     x = as_tensor(x)
+    check_number("dropout", "p", p)
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be in [0, 1), not {p}")
     if p == 0:

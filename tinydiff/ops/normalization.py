@@ -25,7 +25,7 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.dispatch import accelerated
 from tinydiff.machine.threads import long_rows, prepared, share_blocks, workspace
-from tinydiff.ops.arguments import as_real, as_tensor
+from tinydiff.ops.arguments import as_real, as_tensor, check_number
 
 _ROW = 1 << 11  # numbers in a row that is broadcast, at most: half or twice as many are 2 to 4 % slower
 _WHOLE = 1 << 13  # numbers of a small image: to write it as one row takes less time than to broadcast shorter ones,
@@ -329,6 +329,8 @@ def _group_norm(x: Any, groups: int, weight: Any, bias: Any, eps: float, silu: b
     x = as_real(x)
     if x.ndim < 2:
         raise ValueError(f"group_norm: x must be (N, ..., C), not of shape {x.shape}")
+    check_number("group_norm", "groups", groups)
+    check_number("group_norm", "eps", eps)
     if groups < 1 or x.shape[-1] % groups:
         raise ValueError(f"group_norm: the {x.shape[-1]} channels of x {x.shape} do not divide into {groups} groups")
     _check_affine("group_norm", x, weight, bias)
@@ -341,6 +343,7 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
     if x.ndim < 1:
         raise ValueError("layer_norm: x must have at least one axis")
     _check_affine("layer_norm", x, weight, bias)
+    check_number("layer_norm", "eps", eps)
     return LayerNorm.apply(x, weight, bias, eps=eps)
 
 

@@ -9,6 +9,7 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, widened
 from tinydiff.dispatch import accelerated
 from tinydiff.ops.arguments import as_tensor, pair
+from tinydiff.ops.broadcasting import masked
 from tinydiff.ops.windows import Window, fold, pad_images, sliding_view
 
 
@@ -42,9 +43,12 @@ class MaxPool2d(Function):
 
     def backward(self, L_Y):
         X, Y = self.saved
-        hit = (self._view(X) == Y[:, :, :, None, None]).astype(L_Y.dtype)
-        hit *= (L_Y / hit.sum((3, 4)))[:, :, :, None, None]
-        return fold(hit, X.shape, self.window)
+        V = self._view(X)
+        hit = (Y[:, :, :, None, None] == V) | (V != V)
+        if self.window.padded:  # which equals the maximum of a window of -inf
+            hit &= self._view(array_module(X).zeros((1, *X.shape[1:3], 1), X.dtype)) == 0
+        share = L_Y / hit.sum((3, 4)).astype(L_Y.dtype)
+        return fold(masked(hit, share[:, :, :, None, None]), X.shape, self.window)
 
     def _view(self, X):
         return sliding_view(

@@ -11,7 +11,8 @@ from typing import Any
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
-from tinydiff.ops.arguments import as_tensor, normalize_axes
+from tinydiff.ops.arguments import as_tensor, check_number, normalize_axes
+from tinydiff.ops.broadcasting import masked
 
 
 class Reduction(Function):
@@ -61,7 +62,7 @@ class Var(Reduction):
 
 
 class Max(Reduction):
-    """Equal extremes share the gradient equally."""
+    """Equal extremes share the gradient equally; where there is NaN, that is the extreme."""
 
     def forward(self, X, axis, keepdims):
         self.reduce_over(X, axis)
@@ -71,8 +72,9 @@ class Max(Reduction):
 
     def backward(self, L_Y):
         X, Y = self.saved
-        hit = (self.restored(Y) == X).astype(L_Y.dtype)
-        return hit * (self.restored(L_Y) / hit.sum(self.axes, keepdims=True))
+        hit = (self.restored(Y) == X) | (X != X)
+        count = hit.sum(self.axes, keepdims=True).astype(L_Y.dtype)
+        return masked(hit, self.restored(L_Y) / count)
 
 
 class Min(Max):
@@ -99,6 +101,7 @@ def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tens
     """The mean squared deviation from the mean over `axis`; divides by n - ddof. ValueError where n <= ddof."""
     x = as_tensor(x)
     axes = normalize_axes("var", axis, x.ndim)
+    check_number("var", "ddof", ddof)
     n = math.prod(x.shape[i] for i in axes)
     if n <= ddof:
         raise ValueError(f"var: {n} elements of shape {x.shape} over axes {axes} are too few for ddof={ddof}")
@@ -106,12 +109,12 @@ def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tens
 
 
 def max(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """The largest element over `axis`; equal ones share the gradient equally."""
+    """The largest element over `axis`, NaN where there is one; equal ones share the gradient equally."""
     return _extreme(Max, "max", x, axis, keepdims)
 
 
 def min(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """The smallest element over `axis`; equal ones share the gradient equally."""
+    """The smallest element over `axis`, NaN where there is one; equal ones share the gradient equally."""
     return _extreme(Min, "min", x, axis, keepdims)
 
 

@@ -95,14 +95,22 @@ class GetItem(Function):
 
 
 class Pad(Function):
-    """Constant padding; backward cuts it off."""
+    """Constant padding; backward cuts it off. The value gets the sum of what is cut off."""
 
-    def forward(self, X, widths, value):
+    def forward(self, X, value, widths):
         self.inner = tuple(slice(before, before + n) for (before, _), n in zip(widths, X.shape, strict=True))
-        return array_module(X).pad(X, widths, constant_values=value)
+        Y = array_module(X).empty([a + n + b for (a, b), n in zip(widths, X.shape, strict=True)], X.dtype)
+        Y[...] = value
+        Y[self.inner] = X
+        return Y
 
     def backward(self, L_Y):
-        return L_Y[self.inner]
+        L_value = None
+        if self.needs[1]:
+            margin = widened(L_Y.copy())
+            margin[self.inner] = 0
+            L_value = margin.sum().reshape(self.shapes[1])
+        return L_Y[self.inner], L_value
 
 
 class PadByIndex(Function):
@@ -218,14 +226,20 @@ def getitem(x: Any, index: Any) -> Tensor:
     return GetItem.apply(as_tensor(x), index=index)
 
 
-def pad(x: Any, widths: Any, mode: str = "constant", value: float = 0) -> Tensor:
-    """x with a margin. widths: one int, or (before, after) for each axis; mode "constant" fills with `value`, "edge"
-    repeats the last element, "reflect" mirrors at it. ValueError for negative widths and for reflecting an axis that is
-    too short to mirror."""
+def pad(x: Any, widths: Any, mode: str = "constant", value: Any = 0) -> Tensor:
+    """x with a margin. widths: one int, or (before, after) for each axis.
+
+    mode "constant" fills with `value`, a number or a tensor without axes, which gets a gradient too; "edge" repeats the last
+    element, "reflect" mirrors at it. ValueError for negative widths, for a value with axes and for reflecting an axis that
+    is too short to mirror.
+    """
     x = as_tensor(x)
     widths = _pad_widths(x.shape, widths)
     if mode == "constant":
-        return Pad.apply(x, widths=widths, value=value)
+        value = value if isinstance(value, int | float) else as_tensor(value)
+        if np.shape(value) != ():
+            raise ValueError(f"pad: value must be one number, not of shape {value.shape}")
+        return Pad.apply(x, value, widths=widths)
     if mode not in ("reflect", "edge"):
         raise ValueError(f'pad: mode must be "constant", "reflect" or "edge", not {mode!r}')
     for axis, (before, after) in enumerate(widths):

@@ -100,18 +100,19 @@ class LogSumExp(Function):
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along an axis. A row of -inf alone, as a fully masked row of attention, gives zeros."""
+    """exp(x) / sum(exp(x)) along an axis. A row of -inf alone, as a fully masked row of attention, gives zeros; +inf gives
+    NaN, and zeros beside it."""
     x = as_real(x)
     return Softmax.apply(x, axis=normalize_axis("softmax", axis, x.ndim))
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
-    """x - log(sum(exp(x))) along an axis."""
+    """x - log(sum(exp(x))) along an axis. A row of -inf alone gives NaN, and so does +inf."""
     x = as_real(x)
     return LogSoftmax.apply(x, axis=normalize_axis("log_softmax", axis, x.ndim))
 
 
 def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """log(sum(exp(x))) over axes (None: all), without overflow."""
+    """log(sum(exp(x))) over axes (None: all), without overflow; -inf over elements that all are -inf, with gradients 0."""
     x = as_real(x)
     return LogSumExp.apply(x, axes=normalize_axes("logsumexp", axis, x.ndim), keepdims=keepdims)
