@@ -323,8 +323,8 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
     """min(max(x, low), high). The limits are numbers, arrays or tensors that broadcast with x, or None for no limit.
 
     As in PyTorch's clamp, x gets the gradient where low <= x <= high, so also at its limits; a limit that is a tensor gets
-    it where x lies beyond: low where x < low < high, high where x > high or low > high (where the result is high). None
-    gets it at NaN. ValueError where the shapes do not broadcast.
+    it where x lies beyond: low where x < low < high, high where x > high or low > high (where the result is high). NaN
+    stays NaN and gets no gradient. ValueError where the shapes do not broadcast.
     """
     shapes = [() if limit is None else _shape(limit) for limit in (x, low, high)]
     try:
