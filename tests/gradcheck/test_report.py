@@ -1,11 +1,16 @@
 """tinydiff/gradcheck/report.py and diagnosis.py: what is said."""
 
+import itertools
+import time
+
 import numpy as np
 import pytest
 
 import tinydiff as td
 from tinydiff import ops
 from tinydiff.gradcheck import Diagnosis, Finding, GradientError, Report, evidence, gradcheck
+from tinydiff.gradcheck.check import Check
+from tinydiff.gradcheck.subject import make_subject
 
 RNG = np.random.default_rng(6)
 
@@ -111,19 +116,60 @@ def test_right_operations_wrongly_joined_are_not_blamed():
 
 
 def test_large_arrays_are_sampled(monkeypatch):
-    """As many elements as the time allows: the rest is not known, and the report says how many were looked at."""
-    monkeypatch.setattr(evidence, "SECONDS", 0.1)
-
-    class Slow(Wrong):
-        def forward(self, X):
-            for _ in range(20):
-                np.sort(X, axis=None)
-            return np.tanh(X)
-
-    report = failure(Slow, [RNG.normal(size=(200, 300))], skip=["sizes"])
+    """As many elements as the work allows: the rest is not known, and the report does not speak of it."""
+    monkeypatch.setattr(evidence, "MOST_WORK", 10_000_000)
+    report = failure(Wrong, [RNG.normal(size=(200, 300))], skip=["sizes"])
     unknown = np.isnan(report.findings[0].expected)
     assert unknown.any() and not unknown.all()
     assert "of 60000 elements" not in str(report)
+
+
+def test_work_is_counted_not_timed(monkeypatch):
+    """The diagnosis, its numbers and the sampled elements are the same on a machine that is busy with something else."""
+    args = [np.random.default_rng(1).normal(size=(40, 60)), np.random.default_rng(2).normal(size=(60, 3))]
+
+    class WrongProduct(td.Function):
+        def forward(self, X, W):
+            self.save(X, W)
+            return X @ W
+
+        def backward(self, L_Y):
+            X, W = self.saved
+            return L_Y @ W.T, -X.T @ L_Y
+
+    quiet = failure(WrongProduct, args)
+    now = itertools.count(0, 3600)
+    for clock in ("perf_counter", "monotonic", "time", "process_time", "thread_time"):
+        monkeypatch.setattr(time, clock, lambda: float(next(now)))
+    busy = failure(WrongProduct, args)
+    assert quiet.diagnosis == "sign" and not np.isnan(quiet.findings[0].expected).any()
+    assert str(busy) == str(quiet)
+    np.testing.assert_array_equal(busy.findings[0].expected, quiet.findings[0].expected)
+
+
+LIMITS = {"nothing": {}, "columns": {"MOST_COLUMNS": 40}, "work": {"MOST_WORK": 2 * 40 * (1000 + 300 + 300)}}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_jacobian_takes_bounded_work(monkeypatch, limit):
+    """Two forward passes for each column: at most MOST_COLUMNS, and fewer where the passes read many numbers."""
+    passes = [0]
+
+    class Counted(Wrong):
+        def forward(self, X):
+            passes[0] += 1
+            return super().forward(X)
+
+    for name, value in LIMITS[limit].items():
+        monkeypatch.setattr(evidence, name, value)
+    subject = make_subject(Counted, [RNG.normal(size=300)])
+    check = Check(subject, subject, Report("counted", 0), np.dtype(float), None, 0.0)
+    passes[0] = 0
+    gathered = evidence.Evidence.gather(check, 0)
+    columns = 300 if limit == "nothing" else 40
+    assert gathered.J.shape == (300, columns) and gathered.complete == (limit == "nothing")
+    assert 2 * columns <= passes[0] <= 2 * columns + 4
+    assert (gathered.claimed is None) == (limit != "nothing")
 
 
 def test_a_backward_pass_that_raises():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinydiff.backend import array_module, to_numpy
+from tinydiff.backend import array_module, is_array, to_numpy
 from tinydiff.gradcheck import numeric
+from tinydiff.gradcheck.formula import Call, recorded
 from tinydiff.gradcheck.numeric import largest
 
 if TYPE_CHECKING:
     from tinydiff.gradcheck.check import Check
 
-SECONDS = 2.0  # what the columns of a Jacobian may take before only a sample of them is computed
+# Larger Jacobians are sampled. Work is counted, not timed, so that a diagnosis is the same on every machine.
+MOST_WORK = 10**8  # numbers that the passes for one Jacobian read and write: about a second
+MOST_COLUMNS = 4096  # for functions that do more with a number than operations do
+CALL = 1000  # numbers that are read in the time that an operation takes to begin
 CLOSE = 1e-5
 
 
@@ -28,6 +31,7 @@ class Evidence:
 
     J (outputs, elements) is by differences, with the elements of all outputs one after another; `known` says which
     elements of the array it covers (the others are NaN in B). `rows` (M, outputs) are the cotangents in that order.
+    `work` is that of one forward pass.
     """
 
     check: Check
@@ -37,14 +41,13 @@ class Evidence:
     rows: np.ndarray
     A: np.ndarray
     B: np.ndarray
+    work: int
 
     @classmethod
     def gather(cls, check: Check, k: int) -> Evidence:
         x = check.point[k]
-        start = time.perf_counter()
-        check.forward(check.point)
-        each = 2 * (time.perf_counter() - start)
-        most = max(16, int(SECONDS / max(each, 1e-6)))
+        work = _work(check)
+        most = max(16, min(MOST_COLUMNS, MOST_WORK // (2 * work)))
         elements = np.arange(x.size)
         if x.size > most:
             elements = np.sort(check.rng.choice(x.size, most, replace=False))
@@ -56,7 +59,7 @@ class Evidence:
         A = np.stack([_gradient(check, U, k) for U in draws])
         B = np.full((len(draws), x.size), np.nan)
         B[:, elements] = rows @ J
-        return cls(check, k, J, known, rows, A, B.reshape(A.shape))
+        return cls(check, k, J, known, rows, A, B.reshape(A.shape), work)
 
     @property
     def complete(self) -> bool:
@@ -124,9 +127,8 @@ class Evidence:
     def claimed(self) -> np.ndarray | None:
         """The Jacobian as backward has it, by one backward pass per output element; None where that is too many."""
         count = self.J.shape[0]
-        start = time.perf_counter()
-        _gradient(self.check, self.check.U, self.k)
-        if count * (time.perf_counter() - start) > SECONDS or not self.complete:
+        each = 3 * self.work  # forward, and backward for inputs and weights
+        if count > min(MOST_COLUMNS, MOST_WORK // each) or not self.complete:
             return None
         J = np.empty((count, self.x.size))
         for i in range(count):
@@ -134,6 +136,15 @@ class Evidence:
             row[i] = 1
             J[i] = self.gradient(row).reshape(-1)
         return J
+
+
+def _work(check: Check) -> int:
+    """How many numbers one forward pass reads and writes, with CALL for each operation."""
+    calls: list[Call] = []
+    with recorded(calls):
+        outputs = check.forward(check.point)
+    arrays = [a for call in calls for a in call.inputs] if calls else check.point
+    return CALL * max(1, len(calls)) + sum(a.size for a in (*arrays, *outputs) if is_array(a))
 
 
 def flat(arrays: Sequence[Any]) -> np.ndarray:
