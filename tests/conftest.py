@@ -11,6 +11,23 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Only tests marked `gpu` see the machine's GPU: all others, and their fixtures of any scope, run as on a machine
+    without a driver and without CuPy, so that they mean the same everywhere. A test that needs a GPU's answers puts a
+    module in CuPy's place."""
+    from tinydiff import backend
+
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("gpu") is None:
+            patch.setitem(sys.modules, "cupy", None)  # makes `import cupy` fail
+            patch.setattr(backend, "driver_version", lambda: None)
+        backend.cupy.cache_clear()
+        result = yield
+    backend.cupy.cache_clear()
+    return result
+
+
 @pytest.fixture
 def rng():
     """NumPy's generator with a fixed seed: independent of tinydiff's own random numbers."""

@@ -279,7 +279,12 @@ def test_help_shows_every_default():
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a device that is always full")
 @pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize(
-    "words", [["info", "RUN"], ["sample", "RUN", "--n", "1", "--steps", "1"], ["gradcheck", "HOMEWORK"]]
+    "words",
+    [
+        ["info", "RUN"],
+        ["sample", "RUN", "--n", "1", "--steps", "1", "--device", "cpu"],
+        ["gradcheck", "HOMEWORK"],
+    ],
 )
 def test_output_to_a_full_device(words, buffered, run, tmp_path):
     (tmp_path / "homework.py").write_text(HOMEWORK.format(mistake=""))

@@ -1,5 +1,6 @@
 """What doctor says of runs that can start and of those that cannot; it writes nothing."""
 
+import math
 import re
 
 import numpy as np
@@ -13,6 +14,15 @@ SMALL = [
     "--channels", "8", "--groups", "4", "--mults", "1,2", "--image-size", "8", "--attention", "4", "--timesteps", "1000",
     "--batch-size", "4", "--threads", "1", "--steps", "40", "--warmup", "10", "--save-every", "20",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch):
+    """A machine with room and time for everything, however busy this one is."""
+    monkeypatch.setattr(machine, "processors", lambda: 4)
+    monkeypatch.setattr(machine, "memory", lambda: (1 << 40, 1 << 40))
+    monkeypatch.setattr(doctor, "LONGEST", math.inf)
+    monkeypatch.setattr(doctor, "BUDGET", math.inf)
 
 
 @pytest.fixture
@@ -81,7 +91,8 @@ WARNINGS = {
 @pytest.mark.parametrize("case", WARNINGS)
 def test_what_is_odd_gets_a_warning(case, examined, arrays, monkeypatch):
     data, flags, pattern = WARNINGS[case]
-    monkeypatch.setattr(doctor, "TRIES", 2)
+    monkeypatch.setattr(doctor, "_time", lambda *_: (0.1, 2))  # seconds: of a step
+    monkeypatch.setattr(doctor, "_time_of_samples", lambda _: (1.0, 1.0))  # and of pictures
     status, said, _ = examined("--data", arrays(*data), *flags)
     assert status == 0
     warnings = [line for line in said.splitlines() if line.startswith("warning: ")]

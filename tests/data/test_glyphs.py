@@ -1,7 +1,5 @@
 """The built-in digits: repeatable, balanced, legible, whole."""
 
-import time
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,10 +90,8 @@ def test_wrong_sizes_are_refused(options, sentence):
         draw_glyphs(**options)
 
 
-def test_the_whole_set_loads_quickly():
-    start = time.process_time()
+def test_the_whole_set_loads():
     data = load("glyphs", seed=3, channels=3, labels=False, flip=True, holdout=0.1)
-    assert time.process_time() - start < 10  # about 1 s; the margin is for a busy machine
     assert data.images.shape == (COUNT - COUNT // 10, 28, 28, 3) and len(data.held_out) == COUNT // 10
     assert data.labels is None and data.num_classes is None and data.flip and data.source == "glyphs"
     np.testing.assert_array_equal(data.images[..., 0], data.images[..., 2])

@@ -15,6 +15,8 @@ from threadpoolctl import threadpool_info
 from tinydiff import ops
 from tinydiff.machine import threads
 
+PATIENCE = 600  # seconds until a thread counts as hanging, on the busiest machine
+
 
 def blas_threads():
     return [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
@@ -33,7 +35,7 @@ def test_nothing_to_share():
 
 
 def test_the_threads_really_are_several():
-    barrier = threading.Barrier(2, timeout=20)  # passes only if two threads wait at it together
+    barrier = threading.Barrier(2, timeout=PATIENCE)  # passes only if two threads wait at it together
     with threads.threads(2):
         threads.share(lambda part: barrier.wait(), [0, 1])
 
@@ -81,7 +83,7 @@ def in_a_child(work):
     queue = context.SimpleQueue()
     child = context.Process(target=lambda: queue.put(work()))
     child.start()
-    child.join(20)
+    child.join(PATIENCE)
     if child.is_alive():
         child.kill()
         pytest.fail("the forked process hangs")
@@ -92,7 +94,7 @@ def in_a_child(work):
 @needs_fork
 def test_a_process_forked_inside_the_pool_has_threads_of_its_own():
     def work():
-        barrier = threading.Barrier(2, timeout=10)
+        barrier = threading.Barrier(2, timeout=PATIENCE)
         threads.share(lambda part: barrier.wait(), [0, 1])
         with threads.threads(3):
             nested = threads.share(sum, [1, 2, 3])
@@ -217,7 +219,7 @@ def test_two_threads_may_share_work_at_the_same_time():
         for t in others:
             t.start()
         for t in others:
-            t.join(20)
+            t.join(PATIENCE)
     for k in range(3):
         assert results[k] == [[2 * k + 1, 2 * k + 5]] * 200
 
@@ -250,7 +252,7 @@ def test_an_interruption_waits_for_the_other_threads_at_the_end_of_the_block():
 
     def work(part):
         if part == [0]:
-            started.wait(10)
+            started.wait(PATIENCE)
             raise KeyboardInterrupt
         started.set()
         time.sleep(0.2)

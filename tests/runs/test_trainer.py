@@ -39,7 +39,14 @@ def tiny_unet(classes=None, dropout=0.0, size=8, channels=1):
 
 
 def tiny_trainer(out, classes=3, dropout=0.1, data=None, **changes):
-    settings = {"steps": 6, "batch_size": 5, "save_every": 100, "preview_every": 0, "warmup": 3} | changes
+    settings = {
+        "device": "cpu",
+        "steps": 6,
+        "batch_size": 5,
+        "save_every": 100,
+        "preview_every": 0,
+        "warmup": 3,
+    } | changes
     config = td.TrainConfig(out=str(out), **settings)
     diffusion = Diffusion(Schedule.linear(20, 1e-3, 0.4))
     return Trainer(tiny_unet(classes, dropout), diffusion, data or tiny_data(classes=classes), config)
@@ -216,8 +223,7 @@ def start(out, steps, resume):
 
 
 def wait_for(path, process):
-    deadline = time.monotonic() + 60
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not path.exists() and process.poll() is None:
         time.sleep(0.002)
 
 
@@ -247,7 +253,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
     process = start(tmp_path / "run", 100_000, False)
     wait_for(tmp_path / "run/checkpoint", process)
     process.send_signal(number)
-    assert process.wait(timeout=60) == 128 + number
+    assert process.wait() == 128 + number
     assert "finishing the step and saving" in process.stderr.read()
     done = len(read_log(tmp_path / "run/log.csv"))
     assert td.checkpoint.load_training_state(tmp_path / "run/checkpoint")[1]["step"] == str(done)
