@@ -19,8 +19,8 @@ SMALL = [
 @pytest.fixture(autouse=True)
 def roomy(monkeypatch):
     """A machine with room and time for everything, however busy this one is."""
-    monkeypatch.setattr(machine, "processors", lambda: 4)
-    monkeypatch.setattr(machine, "memory", lambda: (1 << 40, 1 << 40))
+    monkeypatch.setattr(limits, "processors", lambda: 4)
+    monkeypatch.setattr(limits, "memory", lambda: (1 << 40, 1 << 40))
     monkeypatch.setattr(doctor, "LONGEST", math.inf)
     monkeypatch.setattr(doctor, "BUDGET", math.inf)
 
