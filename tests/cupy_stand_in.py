@@ -2,7 +2,7 @@
 
 NumPy is more forgiving than CuPy: it takes more keywords, mixes with anything, turns results into scalars. So code that
 runs with NumPy may fail with CuPy in its first line. Here every call is held to the signature that CuPy 14.2 has, as
-written down in cupy_api.json, which
+written down in cupy_api.json with the options that CuPy adds for the compiler, which
 
     python tests/cupy_stand_in.py
 
@@ -389,6 +389,28 @@ def make():
 # ----------------------------------------------------------------------------------------- writing down CuPy's signatures
 
 
+def compiler_options(cupy, given, architecture="90"):
+    """What CuPy's RawModule gives NVRTC beside the architecture and options of ours, in order; nothing is compiled."""
+    compiler, seen = cupy.cuda.compiler, []
+
+    class Program:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def compile(self, options=(), *rest):
+            seen.append(list(options))
+            return b"", None
+
+    kept, compiler._NVRTCProgram = compiler._NVRTCProgram, Program
+    try:
+        compiler._compile_with_cache_cuda("", tuple(given), architecture, cache_in_memory=True)
+    except Exception:  # an empty binary cannot be loaded
+        pass
+    finally:
+        compiler._NVRTCProgram = kept
+    return [o for o in seen[-1] if o not in given and not o.startswith("-arch=")]
+
+
 def describe():
     """The signatures of CuPy's functions, methods and ufuncs that NumPy has as well, from its documentation where it is
     compiled."""
@@ -416,7 +438,9 @@ def describe():
             return None
         return text
 
-    found = {"version": cupy.__version__, "functions": {}, "methods": {}, "ufuncs": {}}
+    found = {
+        "version": cupy.__version__, "functions": {}, "methods": {}, "ufuncs": {}, "compiler": compiler_options(cupy, ())
+    }  # fmt: skip
     for prefix, module, theirs in (
         ("", cupy, np), ("linalg.", cupy.linalg, np.linalg),
         ("lib.stride_tricks.", cupy.lib.stride_tricks, np.lib.stride_tricks),

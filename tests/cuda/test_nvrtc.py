@@ -5,7 +5,9 @@
 
 import pytest
 
-from tinydiff.cuda import nvrtc, source
+from tests import cupy_stand_in
+from tinydiff import backend
+from tinydiff.cuda import driver, nvrtc, source
 from tinydiff.cuda.source import KernelError
 
 pytestmark = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
@@ -24,6 +26,20 @@ def test_every_variant_compiles_without_spills():
 def test_every_family_lists_what_it_launches():
     listed = {name for name, _, _ in nvrtc.variants()}
     assert listed == {path.name for path in source.folder().glob("*.cu")}
+
+
+def test_the_options_are_those_that_cupy_compiles_with():
+    """As written down from CuPy. Beside them only the architecture is named, and a report of registers asked for."""
+    ours = nvrtc._options({"A": 1}, 90)
+    theirs = [*driver.OPTIONS, *source.flags({"A": 1}), *cupy_stand_in.api()["compiler"]]
+    assert sorted(ours) == sorted([*theirs, "--gpu-architecture=sm_90", "--ptxas-options=-v"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(backend.cupy() is None, reason="needs an NVIDIA GPU and CuPy")
+def test_cupys_options_are_those_that_are_written_down():
+    given = (*driver.OPTIONS, "-DTD_NOTHING=1")
+    assert cupy_stand_in.compiler_options(backend.cupy(), given) == cupy_stand_in.api()["compiler"]
 
 
 WRAPPERS = """

@@ -17,6 +17,7 @@ from tinydiff import backend
 from tinydiff.cuda import source
 from tinydiff.cuda.source import KernelError
 
+OPTIONS = ("--std=c++17",)  # of the compiler, beside defines and what CuPy adds
 STATIC_LIMIT = 48 << 10  # bytes of dynamic shared memory that a kernel may have without asking for more
 
 
@@ -48,7 +49,7 @@ def run(
 def _module(name: str, flags: tuple[str, ...]) -> Any:
     cupy = backend.cupy()
     assert cupy is not None
-    return cupy.RawModule(code=source.load(name), backend="nvrtc", options=("--std=c++17", *flags))
+    return cupy.RawModule(code=source.load(name), backend="nvrtc", options=(*OPTIONS, *flags))
 
 
 @functools.cache

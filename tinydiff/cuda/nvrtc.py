@@ -20,14 +20,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from tinydiff.cuda import source
+from tinydiff.cuda import driver, source
 from tinydiff.cuda.host import cache_folder
 from tinydiff.cuda.source import KernelError
 from tinydiff.machine import threads
 
 ARCHITECTURES = (75, 80, 89, 90, 120)
 FAMILIES = ("products", "convolution", "normalization", "softmaxes", "random", "optim", "resampling")
-FLAGS = ("--std=c++17",)
+# CuPy adds the last two: numbers below 2^-126 become 0 (denormals are flushed), and functions are the device's.
+FLAGS = (*driver.OPTIONS, "-ftz=true", "--device-as-default-execution-space")
 
 
 Variant = tuple[str, dict[str, Any], int]  # source, defines, the oldest architecture that it is meant for
