@@ -148,6 +148,52 @@ def test_damage_is_told_in_one_sentence_with_the_file(tmp_path, damage, message)
     assert "\n" not in str(told.value)
 
 
+LATER = (
+    "tinydiff.json was saved by a later version of tinydiff, in a format that this one does not know: update tinydiff"
+)
+NO_FORMAT = "tinydiff.json: format must be a whole number of at least 1, not "
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (2, LATER), (10**400, LATER), (0, NO_FORMAT + "0"), (-1, NO_FORMAT + "-1"), (True, NO_FORMAT + "True"),
+        (1.0, NO_FORMAT + "1.0"), (float("inf"), NO_FORMAT + "inf"), ("1", NO_FORMAT + "'1'"), (None, NO_FORMAT + "None"),
+        ([1], NO_FORMAT + r"\[1\]"), ("x" * 10_000, NO_FORMAT + r"'x+\.\.\.x+'"),
+    ],
+    ids=lambda value: str(value)[:9],
+)  # fmt: skip
+def test_a_format_that_is_not_known_is_refused_by_every_reader(tmp_path, value, message):
+    save(tmp_path)
+    edit(tmp_path / "checkpoint/tinydiff.json", format=value)
+    for reader in (
+        td.load,
+        checkpoint.load_training_state,
+        checkpoint.read_step,
+        lambda p: checkpoint.load(p, raw=True),
+    ):
+        with pytest.raises(InputError, match=f"{tmp_path}/checkpoint/{message}$") as told:
+            reader(tmp_path)
+        assert "\n" not in str(told.value) and len(str(told.value)) < 300
+
+
+def test_a_number_that_is_too_long_to_read(tmp_path):
+    save(tmp_path)
+    (tmp_path / "checkpoint/tinydiff.json").write_text('{"format": ' + "9" * 5000 + "}")
+    with pytest.raises(InputError, match=r"checkpoint/tinydiff\.json is not a JSON file"):
+        td.load(tmp_path)
+
+
+def test_the_format_is_saved_and_its_absence_is_the_first(tmp_path):
+    unet = save(tmp_path)
+    file = tmp_path / "checkpoint/tinydiff.json"
+    assert json.loads(file.read_text())["format"] == 1
+    edit(file, format=...)
+    assert same(td.load(tmp_path).unet, unet) and checkpoint.read_step(tmp_path) == 7
+    file.unlink()  # as diffusers saves a folder
+    assert checkpoint.read_step(tmp_path) == 7
+
+
 def test_a_damaged_training_state(tmp_path):
     save(tmp_path)
     cut("training_state.safetensors", -1)(tmp_path / "checkpoint")

@@ -91,6 +91,16 @@ def test_from_python_settings_are_called_as_there(name, value):
         TrainConfig(**{name: value})
 
 
+def test_the_format_is_saved_and_need_not_be_given(tmp_path):
+    """Files written by hand, and those of tinydiff 0.1.0, have none."""
+    path = tmp_path / "c.toml"
+    RunConfig(steps=7).save(path)
+    text = path.read_text()
+    assert text.startswith("format = 1\n")
+    path.write_text(text.removeprefix("format = 1\n"))
+    assert RunConfig(**load(path)) == RunConfig(steps=7)
+
+
 def test_lists_from_toml_become_tuples():
     assert RunConfig(mults=[1, 2]).mults == (1, 2)
 
@@ -127,6 +137,13 @@ def test_flags_that_cannot_be_read(name, text):
         ("[training]\nstep = 3", "no setting 'step' in section"),
         ("[network]\nsteps = 3", "no setting 'steps' in section"),
         ("[training\n", "cannot read the configuration"),
+        ("[training]\nsteps = " + "9" * 5000, "cannot read the configuration"),
+        ("format = 2", r"c\.toml was saved by a later version of tinydiff, .*: update tinydiff$"),
+        ("format = 2\n[training]\nmomentum = 3", r"c\.toml was saved by a later version of tinydiff"),
+        ("format = 0", r"c\.toml: format must be a whole number of at least 1, not 0$"),
+        ("format = true", r"format must be a whole number of at least 1, not True$"),
+        ("format = '1'", r"format must be a whole number of at least 1, not '1'$"),
+        ("[format]\nsteps = 3", r"format must be a whole number of at least 1, not \{'steps': 3\}$"),
         ("[training]\nlr = -3", r"c\.toml: lr must be greater than 0, not -3$"),
         ("[network]\nmults = 2", r"c\.toml: mults must be whole numbers such as 1,2,2, not 2$"),
     ],

@@ -3,7 +3,7 @@
     checkpoint/
       unet/diffusion_pytorch_model.safetensors    the (averaged) weights, in PyTorch's layout     unet/config.json
       scheduler/scheduler_config.json             schedule, prediction, variance
-      tinydiff.json                               what diffusers has no place for: null label, class names
+      tinydiff.json                               what diffusers has no place for: format, null label, class names
       training_state.safetensors                  what training goes on from; absent from a pipeline saved for use
       model_index.json                            what the parts are; appears last: a folder that has it is complete
 
@@ -31,7 +31,7 @@ from tinydiff.data import pixels
 from tinydiff.diffusion import Diffusion, sample
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.random import SAMPLING, Generator
-from tinydiff.runs import diffusers, tensorfile
+from tinydiff.runs import diffusers, formats, tensorfile
 from tinydiff.unet import UNet
 
 INDEX = "model_index.json"
@@ -125,6 +125,7 @@ def load_training_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndar
     damaged."""
 
     def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        _extras(folder)
         file = folder / TRAINING_STATE
         if not file.exists():
             raise InputError(f"{folder} was saved without what training needs to go on: it has no {TRAINING_STATE}")
@@ -137,6 +138,7 @@ def read_step(path: str | os.PathLike[str]) -> int | None:
     """The training step of a run's checkpoint; None for a folder that was saved without its training state."""
 
     def read(folder: Path) -> int | None:
+        _extras(folder)
         file = folder / TRAINING_STATE
         step = tensorfile.read_metadata(file).get("step") if file.exists() else None
         return None if step is None else int(step)
@@ -254,6 +256,7 @@ def _pipeline_files(
         "unet": ["diffusers", "UNet2DModel"],
     }
     extras = {
+        "format": formats.FORMAT,
         "null_label": unet.null_label,
         "class_names": None if class_names is None else list(class_names),
         "min_snr": diffusion.min_snr,
@@ -298,12 +301,11 @@ def _identity(folder: Path | None) -> tuple[int, int] | None:
 
 
 def _load(folder: Path, raw: bool) -> Pipeline:
+    extras = _extras(folder)
     _check_index(folder / INDEX)
-    extras_file = folder / EXTRAS
-    extras = _read_json(extras_file) if extras_file.exists() else {}
     class_names = extras.get("class_names")
     if class_names is not None and not (isinstance(class_names, list) and all(isinstance(n, str) for n in class_names)):
-        raise InputError(f"{extras_file}: class_names must be a list of names, not {class_names!r}")
+        raise InputError(f"{folder / EXTRAS}: class_names must be a list of names, not {class_names!r}")
     config_file = _either(folder / "unet/config.json", folder / "config.json")
     scheduler_file = _either(folder / "scheduler/scheduler_config.json", folder / "scheduler_config.json")
     unet = diffusers.unet_from_config(_read_json(config_file), extras.get("null_label"), str(config_file))
@@ -321,6 +323,14 @@ def _load(folder: Path, raw: bool) -> Pipeline:
             unet.load_torch_state_dict(diffusers.current_names(state))
     unet.eval()
     return Pipeline(unet, diffusion, class_names)
+
+
+def _extras(folder: Path) -> dict[str, Any]:
+    """What tinydiff.json holds, nothing in a folder of diffusers. InputError for a format that is not known."""
+    file = folder / EXTRAS
+    extras = _read_json(file) if file.exists() else {}
+    formats.check(extras, file)
+    return extras
 
 
 def _check_index(file: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydiff.errors import InputError
+from tinydiff.runs import formats
 
 
 def _setting(default: Any, section: str, help: str, check: Any = None, metavar: str | None = None) -> Any:
@@ -83,14 +84,14 @@ class TrainConfig:
         return name
 
     def save(self, path: Path, extra: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Writes the settings as TOML, in sections; None is left out. `extra`: more sections, to record what they
-        hold."""
+        """Writes the format and the settings as TOML, in sections; None is left out. `extra`: more sections, to record
+        what they hold."""
         sections: dict[str, dict[str, Any]] = {}
         for f in dataclasses.fields(self):
             sections.setdefault(f.metadata["section"], {})[f.name] = getattr(self, f.name)
         for name, values in (extra or {}).items():
             sections.setdefault(name, {}).update(values)
-        lines = []
+        lines = [f"format = {formats.FORMAT}", ""]
         for section, values in sections.items():
             lines.append(f"[{section}]")
             lines += [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
@@ -156,14 +157,16 @@ def flag(name: str) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file, by name. InputError for a file that is missing or broken, for unknown settings, and for
-    values out of range."""
+    """The settings in a TOML file, by name. InputError for a file that is missing or broken or of a later format, for
+    unknown settings, and for values out of range."""
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"there is no configuration file {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # not text, not TOML, or a number of thousands of digits
         raise InputError(f"cannot read the configuration {path}: {error}") from None
+    formats.check(sections, path)
+    sections.pop("format", None)
     fields = {f.name: f for f in dataclasses.fields(RunConfig)}
     settings = {}
     for section, values in sections.items():
