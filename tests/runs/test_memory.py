@@ -112,13 +112,12 @@ def test_a_real_run_needs_what_was_estimated(tmp_path):
 
     code = """
 import sys
-from tinydiff.machine import limits
-from tinydiff.machine import threads
+from tinydiff.machine import limits, threads
 from tinydiff import Trainer, TrainConfig, UNet, data, diffusion
 unet = UNet(16, 1, channels=32, channel_mults=(1, 2), blocks_per_level=1, attention_resolutions=(8,))
 images = data.load("glyphs", image_size=16, labels=False)
 process = diffusion.Diffusion(diffusion.Schedule.linear(), predict="v")
-trainer = Trainer(unet, process, images, TrainConfig(batch_size=128, threads=2, out=sys.argv[2]))
+trainer = Trainer(unet, process, images, TrainConfig(batch_size=128, device="cpu", threads=2, out=sys.argv[2]))
 with threads.threads(2):
     if sys.argv[1] == "estimate":
         print(trainer.memory_of_step().total(128))
