@@ -10,6 +10,8 @@ writes anew where CuPy is installed (no GPU is needed). Beyond signatures it kee
 operation or an index, nothing turns into a NumPy array but by `get`, reductions give arrays of no axes.
 
 Kernels run on the project's stand-in for CUDA, through `RawModule`, so that what launches them is tested too.
+
+CuPy loads CUDA's libraries when it first needs one. A machine that lacks some is stood in for by their names in `MISSING`.
 """
 
 import contextlib
@@ -27,12 +29,35 @@ import numpy as np
 API_FILE = Path(__file__).with_name("cupy_api.json")
 SCALARS = (bool, int, float, complex, np.generic)
 PROPERTIES = ("shape", "dtype", "ndim", "size", "strides", "nbytes", "itemsize", "flags")
+MISSING = set()  # of "nvrtc", "headers", "cublas"
+PRODUCTS = ("matmul", "dot", "vdot", "inner", "tensordot", "einsum", "kron")  # what CuPy has cuBLAS compute
+WITHOUT_KERNELS = ("empty", "empty_like", "zeros", "asarray", "array", "broadcast_to", "result_type", "reshape", "item")
 CONVERTERS = ("asarray", "array", "ascontiguousarray", "asfortranarray", "asnumpy")  # these may take NumPy's arrays
 
 
 @cache
 def api():
     return json.loads(API_FILE.read_text(encoding="utf-8"))
+
+
+class DynamicLibNotFoundError(RuntimeError):
+    """That of cuda.pathfinder, which CuPy asks for libraries."""
+
+
+def load_libraries(name):
+    """Fails as CuPy does where a function of that name needs a library that is MISSING."""
+    if MISSING and name not in WITHOUT_KERNELS:
+        if "nvrtc" in MISSING:
+            raise DynamicLibNotFoundError(
+                'Failure finding "libnvrtc.so.13": No such file: libnvrtc.so.13\n  listdir("/usr/lib"):'
+            )
+        if "headers" in MISSING:
+            raise RuntimeError(
+                "Failed to find CUDA headers. Please install CUDA toolkit headers (e.g., pip install cupy-cuda12x[ctk]) "
+                "or specify CUDA_PATH environment variable."
+            )
+        if "cublas" in MISSING and (name in PRODUCTS or name.startswith("linalg.")):
+            raise ImportError("libcublasLt.so.13: cannot open shared object file: No such file or directory")
 
 
 @cache
@@ -111,6 +136,7 @@ class ndarray:
 
         def method(*args, **kwargs):
             check("methods", name, self, *args, **kwargs)
+            load_libraries(name)
             result = getattr(self._array, name)(*plain(args, name), **plain(kwargs, name))
             return (
                 wrap(result, self, *arrays_in([*args, *kwargs.values()])) if name not in ("item", "tolist") else result
@@ -215,6 +241,7 @@ def install_operators():
 
     def in_place(symbol):
         def method(self, other):
+            load_libraries(symbol)
             self._array = getattr(operator, f"i{symbol}")(self._array, checked(other, symbol))
             return self
 
@@ -229,6 +256,7 @@ def install_operators():
         return plain(x, symbol)
 
     def operate(symbol, a, b):
+        load_libraries(symbol)
         return wrap(getattr(operator, symbol)(checked(a, symbol), checked(b, symbol)))
 
     for symbol in (
@@ -263,6 +291,7 @@ install_operators()
 
 def call_ufunc(name, *args, **kwargs):
     check("ufuncs", name, *args, **kwargs)
+    load_libraries(name)
     out = kwargs.get("out")
     if isinstance(out, tuple):
         kwargs["out"] = out = out[0]
@@ -286,6 +315,7 @@ class Ufunc:
 def call_function(home, name, *args, **kwargs):
     full = f"{home.__name__.removeprefix('numpy').removeprefix('.')}.{name}".removeprefix(".")
     check("functions", full, *args, **kwargs)
+    load_libraries(full)
     numpy_too = name in CONVERTERS
     result = getattr(home, name)(*plain(args, full, numpy_too), **plain(kwargs, full, numpy_too))
     if isinstance(result, np.dtype):
@@ -339,6 +369,8 @@ class RawModule:
     def get_function(self, name):
         from tinydiff.cuda import host
 
+        load_libraries(name)
+
         def function(grid, block, args, *, shared_mem=0):
             assert shared_mem <= function.max_dynamic_shared_size_bytes
             parameters = self.kernels[name]
@@ -368,7 +400,9 @@ def make_cuda():
         compiler=types.SimpleNamespace(CompileException=failure["CompileException"]),
         driver=types.SimpleNamespace(CUDADriverError=failure["CUDADriverError"]),
         runtime=types.SimpleNamespace(
-            CUDARuntimeError=failure["CUDARuntimeError"], memGetInfo=lambda: (8 << 30, 16 << 30)
+            CUDARuntimeError=failure["CUDARuntimeError"],
+            memGetInfo=lambda: (8 << 30, 16 << 30),
+            runtimeGetVersion=lambda: 13000,
         ),
     )
 

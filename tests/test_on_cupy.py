@@ -1,7 +1,10 @@
-"""Everything that runs on NumPy runs on CuPy: on a stand-in that refuses what CuPy refuses (see cupy_stand_in.py)."""
+"""Everything that runs on NumPy runs on CuPy: on a stand-in that refuses what CuPy refuses (see cupy_stand_in.py).
+
+It does so without cuBLAS, unless a test has the `cublas` fixture: in float32, the products are those of our own kernels."""
 
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,15 +16,23 @@ from tinydiff.diffusion import Diffusion, Schedule, sample
 from tinydiff.diffusion.editing import ddim_invert, inpaint, interpolate
 from tinydiff.random import Generator
 from tinydiff.runs import checkpoint
+from tinydiff.runs.sheets import draw_sheet
 
 
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch):
     module = cupy_stand_in.make()
     monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(cupy_stand_in, "MISSING", {"cublas"})
     backend.cupy.cache_clear()
     yield module
     backend.cupy.cache_clear()
+
+
+@pytest.fixture
+def cublas(cupy):
+    """cuBLAS is there, as it has to be for what our own kernels do not compute."""
+    cupy_stand_in.MISSING.clear()
 
 
 def make_unet(**options):
@@ -32,8 +43,10 @@ def make_unet(**options):
     return unet
 
 
-def train(device, steps=3, **options):
-    """Losses and norms of a few steps of training, the gradients of the first, the averaged weights after the last."""
+def train(device, steps=3, given_noise=False, **options):
+    """Losses and norms of a few steps of training, the gradients of the first, the averaged weights after the last.
+
+    given_noise: t and eps are drawn before, as for several batches in one step."""
     unet = make_unet(num_classes=4, null_label=3, dropout=0.1, out_channels=options.pop("out_channels", None)).to(
         device
     )
@@ -45,7 +58,9 @@ def train(device, steps=3, **options):
     for step in range(1, steps + 1):
         optimizer.zero_grad()
         unet.train(Generator(0, 5, step))
-        loss = diffusion.loss(unet, x0, Generator(0, 3, step), labels=np.arange(6) % 4)
+        generator = Generator(0, 3, step)
+        noise = diffusion.draw(x0, generator) if given_noise else (None, None)
+        loss = diffusion.loss(unet, x0, generator, np.arange(6) % 4, *noise)
         loss.backward()
         gradients = gradients or [backend.to_numpy(p.grad).copy() for p in parameters]
         figures.append((loss.item(), optim.clip_grad_norm(parameters, 1.0)))
@@ -58,7 +73,7 @@ def train(device, steps=3, **options):
     "options",
     [
         {}, {"predict": "v"}, {"predict": "x0", "variance": "posterior"}, {"variance": "learned", "out_channels": 4},
-        {"min_snr": 5.0},
+        {"min_snr": 5.0}, {"given_noise": True},
     ],
     ids=str,
 )  # fmt: skip
@@ -113,7 +128,7 @@ def test_a_model_that_returns_float64_has_a_loss_as_on_the_cpu():
 
 def test_the_bound_is_that_of_the_cpu():
     def bound(device):
-        x0 = backend.to_device(np.rint(Generator(3).uniform((3, 8, 8, 2), np.float64) * 255) / 127.5 - 1, device)
+        x0 = backend.to_device(np.rint(Generator(3).uniform((3, 8, 8, 2)) * 255) / np.float32(127.5) - 1, device)
         unet = make_unet().to(device)
         return Diffusion(Schedule.cosine(12)).vlb(unet, x0, Generator(0))
 
@@ -138,7 +153,7 @@ def test_a_checkpoint_moves_between_devices(tmp_path):
         np.testing.assert_array_equal(a.data, b.data.get())
 
 
-def test_the_commands_train_resume_and_sample(tmp_path, capfd, monkeypatch):
+def test_the_commands_train_resume_and_sample(tmp_path, capfd, monkeypatch, cublas):
     monkeypatch.setenv("TINYDIFF_KERNELS", "0")  # the host is too slow for them with as many samples as are drawn here
     run = tmp_path / "run"
     words = ["train", "--channels", "8", "--groups", "4", "--mults", "1,2", "--blocks", "1", "--timesteps", "4"]
@@ -153,7 +168,38 @@ def test_the_commands_train_resume_and_sample(tmp_path, capfd, monkeypatch):
     )
 
 
-def test_a_gpu_gets_its_work_from_one_thread(tmp_path, capfd, monkeypatch):
+def test_the_commands_need_no_cublas(tmp_path, capfd, monkeypatch):
+    """Training with all that a step may have, sampling, evaluation, doctor: by our own kernels, so only a few of each."""
+    monkeypatch.setattr("tinydiff.runs.trainer.PREVIEW_STEPS", 1)
+    monkeypatch.setattr("tinydiff.runs.trainer.draw_sheet", partial(draw_sheet, n=1))
+    run, device = tmp_path / "run", ["--device", "cuda"]
+    small = [
+        "--channels=8",
+        "--groups=4",
+        "--mults=1,2",
+        "--timesteps=4",
+        "--image-size=8",
+        "--batch-size=2",
+        "--blocks=1",
+    ]
+    small += [
+        "--steps=1",
+        "--preview-every=0",
+        "--holdout=0.1",
+        "--variance=learned",
+        "--accumulate=2",
+        "--dropout=0.1",
+    ]
+    for words in (
+        ["train", "--out", run, "--clip", "0.01", "--labels", *small],
+        ["sample", run, "--n", "2", "--steps", "2", "--label", "3"],
+        ["evaluate", run, "--only", "bits", "--images", "2", "--terms", "3"],
+        ["doctor", "--out", tmp_path / "other", *small],
+    ):
+        assert cli.main([*map(str, words), *device]) == 0, capfd.readouterr().err
+
+
+def test_a_gpu_gets_its_work_from_one_thread(tmp_path, capfd, monkeypatch, cublas):
     monkeypatch.setenv("TINYDIFF_KERNELS", "0")
     wrap, seen = cupy_stand_in.wrap, set()
     monkeypatch.setattr(cupy_stand_in, "wrap", lambda *args: (seen.add(threading.current_thread()), wrap(*args))[1])
@@ -198,10 +244,14 @@ OPERATIONS = {
     "pad": lambda x: ops.pad(x, ((0, 0), (1, 2), (2, 1), (0, 0)), mode="reflect") + 0 * ops.pad(
         x, ((0, 0), (1, 2), (2, 1), (0, 0)), mode="edge"),
     "pools": lambda x: ops.avg_pool2d(x, 2) + ops.max_pool2d(x, 2) + ops.avg_pool2d(ops.upsample_nearest2d(x), 4),
-    "matmul": lambda x: ops.matmul(x, w(2, 3)) + ops.einsum("nhwc,ck->nhwk", x, w(2, 3)),
+    "matmul": lambda x: ops.matmul(x, w(2, 3)) + ops.matmul(x[0, :1], w(6, 2, 3)) @ w(2, 1, 3, 3),
+    "einsum": lambda x: ops.einsum("nhwc,ck->nhwk", x, w(2, 3)),
     "losses": lambda x: ops.mse_loss(x, 0 * x.data) + ops.cross_entropy(x.reshape(-1, 2), np.zeros(96, int)),
     "dropout": lambda x: ops.dropout(x, 0.3, Generator(1)),
     "attention": lambda x: ops.attention(x.reshape(2, 24, 4), x.reshape(2, 24, 4), x.reshape(2, 24, 4)),
+    "masked attention": lambda x: ops.attention(
+        x.reshape(2, 1, 24, 4), w(3, 5, 4), w(5, 4) @ w(4, 3), mask=x.data.reshape(2, 4, 24)[:, None, :1, :5] > 0),
+    "large groups": lambda x: ops.group_norm(x.reshape(1, 2, 48, 2) @ w(2, 2048), 1, w(2048), w(2048)) @ w(2048, 1),
 }  # fmt: skip
 
 
@@ -209,8 +259,14 @@ def w(*shape):
     return td.Tensor(backend.to_device(Generator(9).normal(shape), w.device), requires_grad=True)
 
 
+BY_CUPY = ("einsum",)  # with cuBLAS
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_and_its_gradient_are_those_of_the_cpu(name):
+    if name in BY_CUPY:
+        cupy_stand_in.MISSING.clear()
+
     def run(device):
         w.device = device
         x = td.Tensor(backend.to_device(Generator(4).normal((2, 6, 8, 2)), device), requires_grad=True)

@@ -19,6 +19,7 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, to_numpy, widened
 from tinydiff.errors import InputError
 from tinydiff.machine.threads import share_tasks, workspace
+from tinydiff.ops.reduction import sum_of_squares
 
 _BLOCK = 1 << 17  # elements; blocks that stay in a nearer cache are slower, as threads wait for the interpreter's lock
 
@@ -314,7 +315,7 @@ def _sum_of_squares(blocks: list[Any]) -> float:
     def square(block: Any) -> Any:
         wide = _scratch(block, np.float64)
         wide[...] = block
-        return wide.ravel() @ wide.ravel()
+        return sum_of_squares(wide.reshape(-1))
 
     return float(sum(share_tasks(square, blocks)))  # the only time that a GPU is waited for
 

@@ -77,6 +77,16 @@ def test_stacks(device, transpose_a, transpose_b, N):
     assert error(run(a[0, 0], b), A[0, 0].astype(float) @ B) < 1e-6
 
 
+@pytest.mark.parametrize("leading", [((2,), (1,)), ((1, 3), (2, 1)), ((3,), (2, 3)), ((0,), (1,)), ((2, 1), (0,))])
+@pytest.mark.parametrize("transpose_a, transpose_b", [(False, False), (False, True), (True, False), (True, True)])
+def test_leading_axes_broadcast(device, leading, transpose_a, transpose_b):
+    A, B = normal(*leading[0], 5, 7), normal(*leading[1], 7, 6)
+    Y = device.run(products.matmul, swapped(A, transpose_a), swapped(B, transpose_b), transpose_a, transpose_b)
+    truth = A.astype(float) @ B
+    assert Y.shape == truth.shape and Y.dtype == np.float32
+    np.testing.assert_allclose(Y, truth, atol=1e-5)
+
+
 def test_a_stack_in_parts(device, forced):
     forced(Plan(64, 32, 2, 4, 4))
     A, B = normal(3, 66, 64), normal(3, 64, 36)
@@ -109,9 +119,10 @@ def test_what_is_left_to_others(device):
     assert device.run(products.matmul, A.astype(float), B) is NotImplemented
     assert device.run(products.matmul, A, B, bias=np.zeros(4)) is NotImplemented
     assert device.run(products.matmul, A[0], B) is NotImplemented
-    assert device.run(products.matmul, normal(2, 4, 4), normal(1, 4, 4)) is NotImplemented
     with pytest.raises(ValueError, match=r"matmul: \(4, 4\) and \(5, 4\) do not fit"):
         device.run(products.matmul, A, normal(5, 4))
+    with pytest.raises(ValueError, match="broadcast"):
+        device.run(products.matmul, normal(2, 4, 4), normal(3, 4, 4))
     with pytest.raises(ValueError, match=r"with bias \(3,\)"):
         device.run(products.matmul, A, B, bias=normal(3))
 

@@ -5,7 +5,8 @@ import pytest
 
 from tinydiff.machine import threads as workers
 from tinydiff.ops import tall_products
-from tinydiff.ops.tall_products import multiply_transposed, sum_pixels
+from tinydiff.ops.convolution import sum_pixels
+from tinydiff.ops.tall_products import multiply_transposed
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (("optimizer.cu", {}),)
 
 _THREADS = 256  # each has four elements at a time
 _BLOCKS = 1024  # of the first stage of a sum, at most
+LARGEST = 2**31 - 4 * _THREADS  # elements, which the kernels count in an int
 
 
 def adam(
@@ -75,6 +76,6 @@ def squared_norm(g: Any, max_norm: float = math.inf, scale: Any = None) -> Any:
 
 
 def _int32(n: int) -> np.int32:
-    if n > 2**31 - 4 * _THREADS:
+    if n > LARGEST:
         raise ValueError(f"the flat array must have fewer than 2**31 elements, not {n}")
     return np.int32(n)

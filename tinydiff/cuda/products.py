@@ -118,17 +118,19 @@ def matmul(
 ) -> Any:
     """Y = scale A B + 1 bias for A (..., M, K), B (..., K, N), bias (N,) or None -> (..., M, N).
 
-    transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K). Leading axes are equal, or one matrix has none
-    and is used for all of the others. NotImplemented for other shapes, or if not all is float32.
+    transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K). Leading axes broadcast; where they differ, arrays
+    are written out, unless one matrix has none and is used for all of the others. NotImplemented for vectors, or if not all
+    is float32. ValueError for shapes that do not fit.
     """
     arrays = [A, B] if bias is None else [A, B, bias]
     if min(A.ndim, B.ndim) < 2 or any(a.dtype != np.float32 for a in arrays):
         return NotImplemented
+    xp = array_module(A)
     if A.shape[:-2] != B.shape[:-2] and min(A.ndim, B.ndim) > 2:
-        return NotImplemented
+        leading = np.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+        A, B = (xp.broadcast_to(X, (*leading, *X.shape[-2:])) for X in (A, B))
     if transpose_a and transpose_b:
         B, transpose_b = B.swapaxes(-1, -2), False
-    xp = array_module(A)
     A, B, bias = (None if a is None else xp.ascontiguousarray(a) for a in (A, B, bias))
     M, K = A.shape[-2:][::-1] if transpose_a else A.shape[-2:]
     L, N = B.shape[-2:][::-1] if transpose_b else B.shape[-2:]
@@ -176,8 +178,7 @@ def matmul_cost(
 ) -> Cost:
     """The cost of `matmul` with the same arguments."""
     K, N = B.shape[-2:][::-1] if transpose_b else B.shape[-2:]
-    leading = A.shape[:-2] if A.ndim > 2 else B.shape[:-2]
-    entries = math.prod(leading) * A.shape[-1 if transpose_a else -2] * N
+    entries = math.prod(np.broadcast_shapes(A.shape[:-2], B.shape[:-2])) * A.shape[-1 if transpose_a else -2] * N
     return Cost(2 * entries * K, 4 * (A.size + B.size + entries + (0 if bias is None else N)))
 
 

@@ -14,6 +14,7 @@ from tinydiff.dispatch import accelerated
 from tinydiff.machine.threads import BLOCK, count, share_blocks, share_tasks, workspace
 from tinydiff.ops.arguments import as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
+from tinydiff.ops.contraction import product
 from tinydiff.ops.products import SHARED, multiply, multiply_panels, panel_width
 from tinydiff.ops.softmaxes import softmax_array, softmax_backward
 
@@ -36,13 +37,13 @@ class Attention(Function):
             Y, P = attend(Q, K, V, scale)
             self.save(Q, K, V, P, Y)
             return Y
-        S = (Q * scale) @ K.swapaxes(-1, -2)
+        S = product(Q * scale, K, transpose_b=True)
         if mask is not None:
             xp = array_module(Q)
             S = xp.where(mask, S, S.dtype.type(-xp.inf)) if mask.dtype == bool else S + mask.astype(S.dtype, copy=False)
         P = softmax_array(S, -1)
         self.save(Q, K, V, P, None)
-        return P @ V
+        return product(P, V)
 
     def backward(self, L_Y):
         Q, K, V, P, Y = self.saved
@@ -50,16 +51,16 @@ class Attention(Function):
             return *attend_backward(L_Y, Q, K, V, P, Y, self.scale), None
         L_Q = L_K = L_V = L_mask = None
         if self.needs[2]:
-            L_V = unbroadcast(P.swapaxes(-1, -2) @ L_Y, V.shape)
+            L_V = unbroadcast(product(P, L_Y, transpose_a=True), V.shape)
         if self.needs[0] or self.needs[1] or self.needs[3]:
-            L_S = softmax_backward(P, L_Y @ V.swapaxes(-1, -2), -1)
+            L_S = softmax_backward(P, product(L_Y, V, transpose_b=True), -1)
             if self.needs[3]:
                 L_mask = unbroadcast(L_S, self.shapes[3])
             L_S = L_S * self.scale
             if self.needs[0]:
-                L_Q = unbroadcast(L_S @ K, Q.shape)
+                L_Q = unbroadcast(product(L_S, K), Q.shape)
             if self.needs[1]:
-                L_K = unbroadcast(L_S.swapaxes(-1, -2) @ Q, K.shape)
+                L_K = unbroadcast(product(L_S, Q, transpose_a=True), K.shape)
         return L_Q, L_K, L_V, L_mask
 
 

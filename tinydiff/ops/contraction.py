@@ -7,8 +7,18 @@ from typing import Any
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
+from tinydiff.dispatch import accelerated
 from tinydiff.ops.arguments import as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
+
+
+@accelerated
+def product(A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
+    """A B for A (..., M, K), B (..., K, N), whose leading axes broadcast -> (..., M, N).
+
+    transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K).
+    """
+    return (A.swapaxes(-1, -2) if transpose_a else A) @ (B.swapaxes(-1, -2) if transpose_b else B)
 
 
 class Matmul(Function):
@@ -18,15 +28,15 @@ class Matmul(Function):
 
     def forward(self, A, B):
         self.save(A, B)
-        return A @ B
+        return product(A, B)
 
     def backward(self, L_Y):
         A, B = self.saved
         L_A = L_B = None
         if self.needs[0]:
-            L_A = unbroadcast(L_Y @ B.swapaxes(-1, -2), A.shape)
+            L_A = unbroadcast(product(L_Y, B, transpose_b=True), A.shape)
         if self.needs[1]:
-            L_B = unbroadcast(A.swapaxes(-1, -2) @ L_Y, B.shape)
+            L_B = unbroadcast(product(A, L_Y, transpose_a=True), B.shape)
         return L_A, L_B
 
 

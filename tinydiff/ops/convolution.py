@@ -31,13 +31,14 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, widened
 from tinydiff.dispatch import accelerated
 from tinydiff.machine import threads
-from tinydiff.machine.threads import share
+from tinydiff.machine.threads import share, share_blocks
 from tinydiff.ops import thin, winograd
 from tinydiff.ops.arguments import add_bias, as_tensor, pair
+from tinydiff.ops.contraction import product
 from tinydiff.ops.pooling import upsample_nearest2d
 from tinydiff.ops.products import multiply
 from tinydiff.ops.shape import pad
-from tinydiff.ops.tall_products import multiply_transposed, sum_pixels
+from tinydiff.ops.tall_products import multiply_transposed
 from tinydiff.ops.windows import Window, add_terms, fold, image_blocks, unfold
 
 Shape = tuple[int, ...]
@@ -165,7 +166,7 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = N
                 if groups == 1:
                     multiply(P, Wg[:, 0], Y[images].reshape(-1, K))
                 else:
-                    Y[images].reshape(-1, groups, K // groups)[:, g] = P @ Wg[:, g]
+                    Y[images].reshape(-1, groups, K // groups)[:, g] = product(P, Wg[:, g])
             add_terms(Y, images, b, E, R)
 
     share(some, image_blocks(X.shape[0], Ho * Wo * r * s * C))
@@ -247,6 +248,16 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: W
     for L_W in others:
         first += L_W
     return first.reshape(shape)
+
+
+@accelerated
+def sum_pixels(X: Any) -> Any:
+    """The sum over the pixels of each image: X (N, H, W, C) -> (N, C), as a product 1^T X: 0.14 instead of 1.05 ms for
+    64 images of 32x32 with 32 channels, on one AVX-512 core."""
+    xp, (N, H, W, C) = array_module(X), X.shape
+    sums, ones = xp.empty((N, C), X.dtype), xp.ones((1, H * W), X.dtype)
+    share_blocks(lambda n: xp.matmul(ones, X[n].reshape(len(sums[n]), H * W, C), out=sums[n][:, None]), X)
+    return sums
 
 
 def patches(x: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Tensor:

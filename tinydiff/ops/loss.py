@@ -8,6 +8,7 @@ from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.ops.arguments import as_array, as_tensor
+from tinydiff.ops.reduction import sum_of_squares
 from tinydiff.ops.softmaxes import log_softmax_array
 
 
@@ -22,8 +23,7 @@ class MseLoss(Function):
         self.factor = 2 / max(D.size, 1) if reduction == "mean" else 2
         if reduction == "none":
             return D * D
-        flat = D.reshape(-1)
-        total = flat @ flat
+        total = sum_of_squares(D.reshape(-1))
         return total / D.dtype.type(max(D.size, 1)) if reduction == "mean" else total
 
     def backward(self, L):

@@ -1,5 +1,5 @@
 """Products of matrices and rows added to them, arranged for speed on the CPU; the results are those of `A @ B` and `Y + b`
-up to rounding.
+up to rounding. On the GPU, products of float32 are those of our own kernels, as CuPy's need cuBLAS.
 
 Measured on cores with AVX-512, OpenBLAS 0.3.31 and NumPy 2.4, in one thread:
 - OpenBLAS's code for AVX-512 works on the operands of a float32 product of up to 10^6 multiplications as they lie; those
@@ -24,6 +24,7 @@ import numpy as np
 from tinydiff.backend import array_module
 from tinydiff.machine import limits
 from tinydiff.machine.threads import long_rows
+from tinydiff.ops.contraction import product
 
 LIMIT = 1_000_000  # multiplications of a small product
 _ROWS, _COLUMNS = (32, 16, 8), 64  # of a small product
@@ -37,8 +38,11 @@ _FEW = 1 << 15  # numbers for which a longer row does not pay
 def multiply(A: Any, B: Any, out: Any) -> Any:
     """out = A B for A (n, L, D), B (n, D, M), out (n, L, M), or all without n."""
     xp, (*stack, L, D), M = array_module(out), A.shape, B.shape[-1]
+    if xp is not np:
+        out[...] = product(A, B)
+        return out
     # A transposed B is left whole: small products with one are slower.
-    if L * D * M <= LIMIT or xp is not np or B.strides[-1] != B.itemsize:
+    if L * D * M <= LIMIT or B.strides[-1] != B.itemsize:
         return xp.matmul(A, B, out=out)
     rows, columns = _cut(L, D, M, has_small_products())
     if columns == M:
