@@ -13,7 +13,7 @@ from tests import cupy_stand_in
 from tinydiff import backend, ops
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import driver_version
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, RunFailed
 
 PACKAGE = Path(backend.__file__).parent
 
@@ -135,6 +135,81 @@ def test_a_cupy_that_cannot_be_imported_is_told_apart(monkeypatch, tmp_path):
     ):
         backend.resolve_device("cuda")
     backend.cupy.cache_clear()
+
+
+DynamicLibNotFoundError = type("DynamicLibNotFoundError", (RuntimeError,), {})
+LISTING = '\n  listdir("nvidia/cu13/lib"):\n    libnvrtc-builtins.so.13.5'
+LACKING = {
+    "NVRTC": (DynamicLibNotFoundError('Failure finding "libnvrtc.so.13 or libnvrtc.so.12": No such file'), "NVRTC, a library"),
+    "cuBLAS": (ImportError(f'Failure finding "libcublasLt.so.13": No such file{LISTING}'), "cuBLAS, a library"),
+    "cuSOLVER": (ImportError("libcusolver.so.12: cannot open shared object file: No such file"), "cuSOLVER, a library"),
+    "Windows": (ImportError("DLL load failed while importing curand: The specified module"), "cuRAND, a library"),
+    "headers": (RuntimeError("Failed to find CUDA headers. Please install CUDA toolkit headers"), "the headers of CUDA"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LACKING)
+@pytest.mark.parametrize("built", [11, 12, 13, 14])
+def test_a_library_that_cupy_does_not_find_is_named_with_the_extra(fake_cupy, case, built):
+    fake_cupy(True, built)
+    error, what = LACKING[case]
+    assert backend.missing_library(error) == (
+        f"CuPy does not find {what}{' of CUDA' * ('library' in what)}: install "
+        f"tinydiff[cuda{min(max(built, 12), 13)}], which brings {'them' if case == 'headers' else 'it'}"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("No module named 'scipy'"), RuntimeError("libnvrtc is mentioned"), ValueError("cublas"),
+        DynamicLibNotFoundError(f'Failure finding "libcutensor.so.2": No such file{LISTING}'), RunFailed("cuBLAS"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_errors_are_not_taken_for_missing_libraries(fake_cupy, error):
+    fake_cupy(True)
+    assert backend.missing_library(error) is None
+    backend.refuse_missing_library(error, "it")
+
+
+def test_without_cupy_no_library_is_missing(monkeypatch):
+    monkeypatch.delitem(sys.modules, "cupy")
+    assert backend.missing_library(LACKING["cuBLAS"][0]) is None
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_a_gpu_without_libraries_is_refused_and_auto_says_why(fake_cupy, capsys, case):
+    module, (error, what) = fake_cupy(True, 13), LACKING[case]
+
+    def fail(*args):
+        raise error
+
+    module.ones = fail
+    for ask in (
+        lambda: backend.resolve_device("cuda"),
+        lambda: backend.module_for("cuda"),
+        lambda: Tensor([1.0]).to("cuda"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"^CuPy does not find {what}.*tinydiff\[cuda13\].*; or use --device cpu$"
+        ):
+            ask()
+    assert capsys.readouterr().err == ""
+    backend._say_once.cache_clear()
+    assert [backend.resolve_device("auto"), backend.resolve_device("auto")] == ["cpu", "cpu"]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"no GPU is used: CuPy does not find {what}")
+
+
+def test_a_gpu_that_fails_otherwise_is_not_hidden(fake_cupy):
+    module = fake_cupy(True)
+
+    def fail(*args):
+        raise MemoryError("out of memory allocating 512 bytes")
+
+    module.ones = fail
+    assert backend.resolve_device("auto") == backend.resolve_device("cuda") == "cuda"
 
 
 def test_the_drivers_version(monkeypatch):

@@ -14,6 +14,7 @@ from tests import cupy_stand_in
 from tinydiff import backend, cli, ops, optim
 from tinydiff.diffusion import Diffusion, Schedule, sample
 from tinydiff.diffusion.editing import ddim_invert, inpaint, interpolate
+from tinydiff.errors import RunFailed
 from tinydiff.random import Generator
 from tinydiff.runs import checkpoint
 from tinydiff.runs.sheets import draw_sheet
@@ -197,6 +198,84 @@ def test_the_commands_need_no_cublas(tmp_path, capfd, monkeypatch):
         ["doctor", "--out", tmp_path / "other", *small],
     ):
         assert cli.main([*map(str, words), *device]) == 0, capfd.readouterr().err
+
+
+SMALL = ["--channels=8", "--groups=4", "--mults=1,2", "--timesteps=4", "--image-size=8", "--batch-size=2", "--blocks=1"]
+COMMANDS = {
+    "train": ["train", "--steps=1", "--preview-every=0", "--out=RUN/new", *SMALL],
+    "doctor": ["doctor", "--steps=1", "--preview-every=0", "--out=RUN/new", *SMALL],
+    "sample": ["sample", "RUN", "--n=1", "--steps=1", "--out=RUN/new.png"],
+    "evaluate": ["evaluate", "RUN", "--only=bits", "--images=2", "--terms=3"],
+    "bench": ["bench", "--quick", "--no-torch", "--only=adam"],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run on the CPU."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    words = ["train", "--steps=1", "--preview-every=0", "--holdout=0.1", *SMALL, "--threads=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinydiff.runs.trainer.draw_sheet", partial(draw_sheet, n=1))
+        assert cli.main([*words, "--out", str(run), "--device", "cpu"]) == 0
+    return run
+
+
+def command(name, trained, device):
+    return [word.replace("RUN", str(trained)) for word in COMMANDS[name]] + ["--device", device]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("library, what", [("nvrtc", "NVRTC, a library of CUDA"), ("headers", "the headers of CUDA")])
+def test_a_command_says_which_library_is_missing(name, library, what, trained, capfd):
+    cupy_stand_in.MISSING.add(library)
+    assert cli.main(command(name, trained, "cuda")) == 2
+    said, error = capfd.readouterr()
+    sentence = f"tinydiff: CuPy does not find {what}: install tinydiff[cuda13], which brings "
+    assert error.startswith(sentence) and error.count("\n") == 1 and "--device cpu" in error
+    assert said == ""
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "bench"])
+def test_auto_goes_on_without_the_gpu_and_says_so(name, trained, capfd, monkeypatch):
+    cupy_stand_in.MISSING.add("nvrtc")
+    backend._say_once.cache_clear()
+    monkeypatch.setattr("tinydiff.runs.trainer.draw_sheet", partial(draw_sheet, n=1))
+    assert cli.main([*command(name, trained, "auto"), "--threads=1", *["--force"] * (name in ("train", "doctor"))]) == 0
+    said, error = capfd.readouterr()
+    sentence = "no GPU is used: CuPy does not find NVRTC, a library of CUDA: install tinydiff[cuda13], which brings it"
+    assert error.count(sentence) == 1
+    assert name != "doctor" or (f"warning: {sentence}\n" in said and "device     CPU" in said)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_needs_a_library_later_fails_with_a_sentence(name, trained, capfd, monkeypatch):
+    """By CuPy's own operations all of them need cuBLAS."""
+    monkeypatch.setenv("TINYDIFF_KERNELS", "0")
+    assert cli.main([*command(name, trained, "cuda"), *["--force"] * (name in ("train", "doctor"))]) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.endswith("CuPy does not find cuBLAS, a library of CUDA: install tinydiff[cuda13], which brings it")
+    assert error.startswith("tinydiff: ")
+
+
+def test_gradients_in_float64_are_clipped_without_cublas(cupy):
+    p = td.Tensor(cupy.asarray(np.zeros((2, 3))), requires_grad=True)
+    p.grad = cupy.asarray(np.arange(6.0).reshape(2, 3))
+    assert optim.clip_grad_norm([p], 1.0) == pytest.approx(55**0.5, rel=1e-14)
+    np.testing.assert_allclose(p.grad.get(), np.arange(6.0).reshape(2, 3) / 55**0.5, rtol=1e-14)
+
+
+def test_an_operation_names_the_library_that_it_needs(cupy):
+    x, w = (td.Tensor(cupy.ones((2, 2), "float64"), requires_grad=True) for _ in range(2))
+    with pytest.raises(
+        RunFailed, match=r"^Matmul: CuPy does not find cuBLAS, a library of CUDA: install tinydiff\[cuda13"
+    ):
+        ops.matmul(x, w)
+    cupy_stand_in.MISSING.clear()
+    y = ops.matmul(x, w)
+    cupy_stand_in.MISSING.add("cublas")
+    with pytest.raises(RunFailed, match=r"^the backward pass of Matmul: CuPy does not find cuBLAS"):
+        y.backward(cupy.ones((2, 2), "float64"))
 
 
 def test_a_gpu_gets_its_work_from_one_thread(tmp_path, capfd, monkeypatch, cublas):

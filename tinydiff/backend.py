@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, RunFailed
+from tinydiff.machine.terminal import say
 
 DEVICES = ("cpu", "cuda")
+_LIBRARIES = {
+    "nvrtc": "NVRTC", "cublas": "cuBLAS", "cusolver": "cuSOLVER", "cusparse": "cuSPARSE", "curand": "cuRAND",
+    "cufft": "cuFFT", "nvjitlink": "nvJitLink",
+}  # fmt: skip
 
 
 @functools.cache
@@ -34,8 +40,9 @@ def cupy() -> ModuleType | None:
 
 def no_cuda() -> str | None:
     """Why there is no device cuda on this machine and what to install or change, in a sentence; None if there is one."""
-    if cupy() is not None:
-        return None
+    if (found := cupy()) is not None:
+        lacking = _lacking(found)
+        return None if lacking is None else f"{lacking}; or use --device cpu"
     driver = driver_version()
     if driver is None:
         return "device cuda needs an NVIDIA GPU with its driver, and no driver is installed here; use --device cpu"
@@ -44,7 +51,7 @@ def no_cuda() -> str | None:
         return (
             f"device cuda needs a driver for CUDA 12 or later, and {supports}: update the driver, or use --device cpu"
         )
-    package = f"tinydiff[cuda{min(driver[0], 13)}]"
+    package = _extra(driver[0])
     try:
         import cupy as module
     except ModuleNotFoundError as error:
@@ -66,6 +73,46 @@ def no_cuda() -> str | None:
     return f"CuPy and the driver are installed and see no NVIDIA GPU{hint}; use --device cpu"
 
 
+@functools.cache
+def _lacking(cupy: ModuleType) -> str | None:
+    """What CuPy lacks to run any kernel, found out by running one; the sentence of `missing_library`, or None."""
+    try:
+        cupy.ones(1)
+    except Exception as error:  # other failures are told where they matter, by who knows what was tried
+        return missing_library(error)
+    return None
+
+
+def missing_library(error: Exception) -> str | None:
+    """What to install, in a sentence, if the error is CuPy's for a library of CUDA that it does not find, or for the headers;
+    None for all others. CuPy looks for each when it first needs it, and its wheels bring none of them."""
+    if "cupy" not in sys.modules:
+        return None
+    text = str(error).partition("\n")[0]
+    if isinstance(error, RuntimeError) and "Failed to find CUDA headers" in text:
+        missing, them = "the headers of CUDA", "them"
+    elif isinstance(error, ImportError) or any(c.__name__ == "DynamicLibNotFoundError" for c in type(error).__mro__):
+        match = re.search("|".join(_LIBRARIES), text.lower())
+        if match is None:
+            return None
+        missing, them = f"{_LIBRARIES[match[0]]}, a library of CUDA", "it"
+    else:
+        return None
+    extra = _extra(sys.modules["cupy"].cuda.runtime.runtimeGetVersion() // 1000)
+    return f"CuPy does not find {missing}: install {extra}, which brings {them}"
+
+
+def refuse_missing_library(error: Exception, what: str) -> None:
+    """RunFailed, one sentence that says what to install, if `what` failed for want of a library of CUDA."""
+    if (sentence := missing_library(error)) is not None:
+        raise RunFailed(f"{what}: {sentence}") from None
+
+
+def _extra(cuda: int) -> str:
+    """The extra for a major version of CUDA."""
+    return f"tinydiff[cuda{min(max(cuda, 12), 13)}]"
+
+
 def driver_version() -> tuple[int, int] | None:
     """(major, minor) of the newest CUDA that the installed driver supports; None without a driver."""
     import ctypes
@@ -81,10 +128,18 @@ def driver_version() -> tuple[int, int] | None:
 
 
 def resolve_device(device: str) -> str:
-    """The device that a user's wish ("auto", "cpu" or "cuda") comes to on this machine; InputError if it is not
-    here."""
+    """The device that a user's wish ("auto", "cpu" or "cuda") comes to on this machine; InputError if it is not here.
+
+    auto: the GPU that CuPy sees, else the CPU. Where CuPy sees a GPU but lacks libraries to use it, it is the CPU as well, and
+    a line on stderr says so.
+    """
     if device == "auto":
-        return "cuda" if cupy() is not None else "cpu"
+        if cupy() is None:
+            return "cpu"
+        if (reason := no_cuda()) is None:
+            return "cuda"
+        _say_once(f"no GPU is used: {reason.partition(';')[0]}")
+        return "cpu"
     if device not in DEVICES:
         raise InputError(f"device must be one of auto, cpu or cuda, not {device!r}")
     if device == "cuda":
@@ -92,6 +147,9 @@ def resolve_device(device: str) -> str:
         if reason is not None:
             raise InputError(reason)
     return device
+
+
+_say_once = functools.cache(say)
 
 
 def host_threads(device: str, wish: int | None = None) -> int | None:

@@ -140,7 +140,7 @@ def fake_cupy(monkeypatch):
         Device=lambda id: nullcontext(),
         compiler=types.SimpleNamespace(CompileException=errors["CompileException"]),
         driver=types.SimpleNamespace(CUDADriverError=errors["CUDADriverError"]),
-        runtime=types.SimpleNamespace(CUDARuntimeError=errors["CUDARuntimeError"]),
+        runtime=types.SimpleNamespace(CUDARuntimeError=errors["CUDARuntimeError"], runtimeGetVersion=lambda: 13000),
     )
     function = FakeKernel(module.log)
 
@@ -204,6 +204,36 @@ def test_failures_of_the_gpu_become_a_sentence(path, fake_cupy, monkeypatch, cas
     monkeypatch.setattr(FakeKernel, "__call__", fail)
     X, Y = (fake_cupy.asarray(np.ones(3, np.float32)) for _ in range(2))
     with pytest.raises(KernelError, match=sentence):
+        launch(path, "scale", (2, 1, 1), (64, 1, 1), (X, Y, np.float32(3), np.int32(3)))
+
+
+MISSING = {
+    "library": (ImportError("libcublasLt.so.13: cannot open shared object file"), "cuBLAS, a library of CUDA"),
+    "headers": (RuntimeError("Failed to find CUDA headers. Please install"), "the headers of CUDA"),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_a_missing_library_becomes_a_sentence(path, fake_cupy, monkeypatch, case):
+    error, what = MISSING[case]
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(FakeKernel, "__call__", fail)
+    X, Y = (fake_cupy.asarray(np.ones(3, np.float32)) for _ in range(2))
+    with pytest.raises(KernelError, match=rf"kernel scale: CuPy does not find {what}: install tinydiff\[cuda13\]"):
+        launch(path, "scale", (2, 1, 1), (64, 1, 1), (X, Y, np.float32(3), np.int32(3)))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("something else"), ImportError("no module named x")])
+def test_other_errors_of_the_gpu_stay_what_they_are(path, fake_cupy, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(FakeKernel, "__call__", fail)
+    X, Y = (fake_cupy.asarray(np.ones(3, np.float32)) for _ in range(2))
+    with pytest.raises(type(error), match=str(error)):
         launch(path, "scale", (2, 1, 1), (64, 1, 1), (X, Y, np.float32(3), np.int32(3)))
 
 

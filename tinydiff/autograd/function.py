@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinydiff.autograd.tape import Node, current_observer, edge_to, is_recording, note_inputs, refuse_non_finite
-from tinydiff.backend import array_module, device_of, is_array, widened
+from tinydiff.backend import array_module, device_of, is_array, refuse_missing_library, widened
 
 _tensor_type: Any = None
 
@@ -83,7 +83,11 @@ class Function:
             op.rounds_to_half = np.result_type(*[a.dtype for a in arrays if is_array(a)]) == "float16"
             arrays = [widened(a) for a in arrays]
         observer = current_observer()
-        results = op.forward(*arrays, **options) if observer is None else observer(op, "forward", arrays, options)
+        try:
+            results = op.forward(*arrays, **options) if observer is None else observer(op, "forward", arrays, options)
+        except (ImportError, RuntimeError) as error:
+            refuse_missing_library(error, cls.__name__)
+            raise
         several = isinstance(results, tuple)
         results = results if several else (results,)
         if not all([isinstance(y, np.ndarray) for y in results]):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from tinydiff import random
-from tinydiff.backend import array_module, is_array, widened
+from tinydiff.backend import array_module, is_array, refuse_missing_library, widened
 from tinydiff.machine.threads import add_to
 
 _sequence = itertools.count()
@@ -133,7 +133,11 @@ class Node:
         if op.rounds_to_half:
             L_Ys = [widened(L_Y) for L_Y in L_Ys]
         observer = _mode.observer
-        L_Xs = op.backward(*L_Ys) if observer is None else observer(op, "backward", L_Ys, {})
+        try:
+            L_Xs = op.backward(*L_Ys) if observer is None else observer(op, "backward", L_Ys, {})
+        except (ImportError, RuntimeError) as error:
+            refuse_missing_library(error, f"the backward pass of {name}")
+            raise
         L_Xs = L_Xs if isinstance(L_Xs, tuple | list) else (L_Xs,)
         if len(L_Xs) != len(self.parents):
             raise ValueError(f"{name}.backward returned {len(L_Xs)} gradients for {len(self.parents)} inputs")

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tinydiff import backend
 from tinydiff.machine import threads
 
@@ -99,8 +97,8 @@ def measure_ceiling(device: str, quick: bool = False) -> Ceiling:
         target[part] = source[part]
 
     contests = {
-        "large": shared(n, lambda part: np.matmul(A[part], B, out=C[part])),
-        "small": shared(len(P), lambda part: np.matmul(P[part], Q[part], out=R[part])),
+        "large": shared(n, lambda part: xp.matmul(A[part], B, out=C[part])),
+        "small": shared(len(P), lambda part: xp.matmul(P[part], Q[part], out=R[part])),
         "copy": shared(source.size, copy),
     }
     times = race(contests, 15, 3.0)

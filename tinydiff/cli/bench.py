@@ -17,7 +17,7 @@ from tinydiff.bench.cases import Case, all_cases
 from tinydiff.bench.timing import Ceiling, Times, measure_ceiling, race
 from tinydiff.errors import InputError
 from tinydiff.machine import limits, threads
-from tinydiff.runs.progress import say
+from tinydiff.machine.terminal import say
 
 OURS = "tinydiff"
 

@@ -213,7 +213,11 @@ def _device(trainer: Trainer, line: Line, warnings: list[str]) -> None:
     reason = backend.no_cuda() if trainer.config.device == "auto" else None
     line("device", f"CPU, {limits.processor_name()}, {count} thread{'s' * (count > 1)}")
     if reason:
-        line("", f"no GPU is used: {reason.partition(';')[0]}")
+        unused = f"no GPU is used: {reason.partition(';')[0]}"
+        if backend.cupy() is None:
+            line("", unused)
+        else:  # there is one
+            warnings.append(unused)
     if count > usable:
         given = f"--threads {wish}" if wish else f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
         warnings.append(f"{given}, and the process may use {usable} processors: more threads than that are slower")

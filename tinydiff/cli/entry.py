@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 import tinydiff
+from tinydiff.backend import missing_library
 from tinydiff.cli import bench, doctor, evaluate, gradcheck, info, sample, train
 from tinydiff.cli.numbers import INTERRUPTED
 from tinydiff.errors import InputError, RunFailed
@@ -57,6 +58,10 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(error, 2)
     except RunFailed as error:
         return _fail(error, 1)
+    except (ImportError, RuntimeError) as error:
+        if (sentence := missing_library(error)) is None:
+            raise
+        return _fail(sentence, 1)
     except MemoryError:
         training = arguments.command in ("train", "doctor")
         advice = "; a smaller --batch-size with a larger --accumulate needs less" if training else ""

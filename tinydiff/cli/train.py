@@ -8,7 +8,7 @@ from typing import Any
 
 from tinydiff.cli import flags
 from tinydiff.cli.numbers import INTERRUPTED
-from tinydiff.runs.progress import say
+from tinydiff.machine.terminal import say
 
 
 def add_command(commands: Any) -> None:

@@ -64,7 +64,8 @@ def _function(name: str, kernel: str, flags: tuple[str, ...], device: int, large
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turns the failures of compiler, driver and memory into a KernelError of one sentence that says what helps."""
+    """Turns the failures of compiler, driver, memory and for want of libraries into a KernelError of one sentence that says
+    what helps."""
     cupy = backend.cupy()
     assert cupy is not None
     try:
@@ -77,6 +78,10 @@ def explained(what: str) -> Iterator[None]:
         ) from None
     except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
         raise KernelError(f"{what}: {_advice(str(error))} ({error})") from None
+    except (ImportError, RuntimeError) as error:
+        if (sentence := backend.missing_library(error)) is None:
+            raise
+        raise KernelError(f"{what}: {sentence}") from None
 
 
 def _advice(error: str) -> str:

@@ -21,9 +21,9 @@ from tinydiff.evaluation.frechet import frechet_distance, moments
 from tinydiff.evaluation.neighbours import Neighbours, nearest
 from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
+from tinydiff.machine.terminal import say
 from tinydiff.runs import memory, pictures
 from tinydiff.runs.folder import RunFolder
-from tinydiff.runs.progress import say
 
 PARTS = ("bits", "frechet", "neighbours", "samplers")
 

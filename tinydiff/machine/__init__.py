@@ -2,4 +2,5 @@
 
 limits.py      processors and memory that this process may use
 threads.py     threads that share the blocks of one operation
+terminal.py    lines for whoever is watching
 """

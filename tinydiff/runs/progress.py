@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
 from typing import Any
+
+from tinydiff.machine.terminal import say
 
 
 class Progress:
@@ -37,17 +38,6 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def say(text: str) -> None:
-    """One line on stderr, above a bar if there is one. Where it cannot be written, nothing is lost but the line."""
-    with suppress(OSError):
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            tqdm.write(text, file=sys.stderr)
-        else:
-            print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

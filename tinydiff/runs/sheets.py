@@ -13,9 +13,10 @@ import numpy as np
 from tinydiff.backend import to_numpy
 from tinydiff.data import pixels
 from tinydiff.diffusion import Diffusion, sample_steps
+from tinydiff.machine.terminal import say
 from tinydiff.random import Generator
 from tinydiff.runs import memory, pictures
-from tinydiff.runs.progress import duration, say
+from tinydiff.runs.progress import duration
 from tinydiff.unet import UNet
 
 _PIXELS_AT_ONCE = 1 << 17  # a hundred pictures of 36x36: more at once take memory and no less time

@@ -26,11 +26,12 @@ from tinydiff.diffusion import Diffusion
 from tinydiff.dispatch import kernels_take
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.machine import limits, threads
+from tinydiff.machine.terminal import say
 from tinydiff.runs import checkpoint, memory, pictures
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.profile import Profile, section
-from tinydiff.runs.progress import Progress, say
+from tinydiff.runs.progress import Progress
 from tinydiff.runs.sheets import Sheet, class_count, draw_sheet
 from tinydiff.unet import UNet
 
