@@ -15,8 +15,9 @@ setup(
     package_data={"tinydiff.kernels_src": ["*.cu", "*.cuh", "*.h", "host/*"]},
     install_requires=["numpy>=2", "pillow>=10.1", "tqdm", "safetensors", "threadpoolctl"],
     extras_require={
-        "cuda12": ["cupy-cuda12x>=14"],
-        "cuda13": ["cupy-cuda13x>=14"],
+        # ctk: NVRTC, CUDA's headers and the libraries that CuPy loads; its wheels alone bring none of them
+        "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes"],
         "plot": ["matplotlib"],
         "test": [
             "pytest",

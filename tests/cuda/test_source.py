@@ -96,6 +96,10 @@ def test_a_wheel_holds_the_sources(tmp_path):
     for place in (unpacked / "kernels", tmp_path / "installed" / "tinydiff" / "kernels_src"):
         assert {p.relative_to(place) for p in place.rglob("*") if p.is_file()} == files
     assert not (tmp_path / "installed" / "kernels").exists()
+    (metadata,) = (tmp_path / "installed").glob("*.dist-info/METADATA")
+    for version in (12, 13):  # CuPy's wheels bring no library of CUDA unless asked for its toolkit
+        needed = f'Requires-Dist: cupy-cuda{version}x[ctk]>=14; extra == "cuda{version}"'
+        assert needed in metadata.read_text(encoding="utf-8")
     code = "from tinydiff.cuda import source; print(source.folder()); print(len(source.load('tinydiff.cuh')) > 1000)"
     for place, found in ((tmp_path / "installed", "installed/tinydiff/kernels_src"), (copy, "copy/kernels")):
         done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
