@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from tests.diffusion.steps import by_the_papers
 from tinydiff.cuda import noise, random
 from tinydiff.diffusion import Diffusion, Schedule
-from tinydiff.diffusion.sampler import ddim_weights, make_solver
+from tinydiff.diffusion.sampler import ddim_weights
 from tinydiff.random import Generator
 
 STATES = [(0, 0, 0, 0), (2**64 - 1, 2**32 - 1, 2**32 - 1, 2**32 - 2), (2**40 + 12345, 4, 77, 9)]
@@ -46,6 +47,14 @@ def test_an_element_does_not_depend_on_how_many_there_are(draw, device):
     )
 
 
+@pytest.mark.parametrize(("kernel", "dtype"), [("random_words", np.uint32), ("random_normal", np.float32)])
+def test_advance_is_added_to_step_and_offset(kernel, dtype, device):
+    seed, stream, step, offset = STATE
+    moved = device.run(random._draw, kernel, dtype, 50, STATE, device.place, np.array([3, 1000], np.uint32))
+    there = device.run(random._draw, kernel, dtype, 50, (seed, stream, step + 3, offset + 1000), device.place)
+    np.testing.assert_array_equal(moved, there)
+
+
 def test_more_elements_than_a_kernel_counts(device):
     with pytest.raises(ValueError, match=r"fewer than 2\*\*31"):
         random.int32(2**31)
@@ -56,14 +65,15 @@ def test_q_sample(shape, device, rng):
     x0, a = rng.normal(size=shape).astype(np.float32), rng.uniform(size=shape[0])
     b = np.sqrt(1 - a * a)
     eps = Generator(*STATE).normal(shape, np.float64)
-    xt = device.run(noise.q_sample, x0, a.astype(np.float32), b, STATE)
+    xt, seen = device.run(noise.q_sample, x0, a.astype(np.float32), b, STATE)
+    assert seen == STATE
     np.testing.assert_allclose(xt, per_image(a, x0) * x0 + per_image(b, x0) * eps, rtol=0, atol=2e-6)
 
 
 def test_q_sample_with_one_weight_for_all_images(device, rng):
     x0 = rng.normal(size=(3, 5, 5, 1)).astype(np.float32)
-    expected = device.run(noise.q_sample, x0, np.full(3, 0.8), np.full(3, 0.6), STATE)
-    np.testing.assert_array_equal(device.run(noise.q_sample, x0, 0.8, np.array(0.6), STATE), expected)
+    expected, _ = device.run(noise.q_sample, x0, np.full(3, 0.8), np.full(3, 0.6), STATE)
+    np.testing.assert_array_equal(device.run(noise.q_sample, x0, 0.8, np.array(0.6), STATE)[0], expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -78,7 +88,7 @@ def test_mse_loss_and_its_gradient(shape, target, weighted, device, rng):
     of_v = per_image(a, x0) * eps - per_image(b, x0) * x0
     difference = P - {"eps": eps, "x0": x0.astype(np.float64), "v": of_v}[target]
     w = per_image(weight, x0) if weighted else 1.0
-    loss, L_P = device.run(noise.mse_loss, P, STATE, weight, target, *([] if target == "eps" else [x0, a, b]))
+    loss, L_P = device.run(noise.mse_loss, P, x0, a, b, STATE, target, weight)
     assert loss.shape == () and loss.dtype == L_P.dtype == np.float32
     np.testing.assert_allclose(loss, np.mean(w * difference**2), rtol=2e-6)
     np.testing.assert_allclose(L_P, 2 / P.size * w * difference, rtol=0, atol=4e-6 / P.size)
@@ -87,40 +97,48 @@ def test_mse_loss_and_its_gradient(shape, target, weighted, device, rng):
 def test_the_loss_meets_the_very_noise_of_q_sample(device):
     """The bits are the same in every kernel, so with the noise as prediction nothing is left."""
     zeros = np.zeros((2, 9, 9, 3), np.float32)
-    eps = device.run(noise.q_sample, zeros, 1.0, 1.0, STATE)
+    eps, _ = device.run(noise.q_sample, zeros, 1.0, 1.0, STATE)
     np.testing.assert_array_equal(eps.ravel(), device.run(random.normal, eps.size, STATE, device.place))
-    loss, L_P = device.run(noise.mse_loss, eps, STATE)
+    loss, L_P = device.run(noise.mse_loss, eps, zeros, 1.0, 1.0, STATE)
     assert loss == 0 and not L_P.any()
 
 
 def test_the_loss_has_the_same_bits_whatever_the_order_of_threads(device, rng):
     P = rng.normal(size=(3, 30, 30, 3)).astype(np.float32)
-    (loss, L_P), (again, L_P_again) = (device.run(noise.mse_loss, P, STATE, seed=seed) for seed in (1, 2))
+    (loss, L_P), (again, L_P_again) = (device.run(noise.mse_loss, P, P, 0.8, 0.6, STATE, seed=seed) for seed in (1, 2))
     np.testing.assert_array_equal(loss, again)
     np.testing.assert_array_equal(L_P, L_P_again)
 
 
 def test_the_loss_of_nothing_is_0(device):
-    loss, L_P = device.run(noise.mse_loss, np.zeros((0, 4, 4, 1), np.float32), STATE)
+    nothing = np.zeros((0, 4, 4, 1), np.float32)
+    loss, L_P = device.run(noise.mse_loss, nothing, nothing, 0.8, 0.6, STATE)
     assert loss == 0 and L_P.shape == (0, 4, 4, 1)
 
 
 def test_wrong_arguments(device):
     P = np.zeros((2, 3), np.float32)
     with pytest.raises(ValueError, match="one of eps, x0, v"):
-        device.run(noise.mse_loss, P, STATE, None, "noise")
+        device.run(noise.mse_loss, P, P, 1, 0, STATE, "noise")
     with pytest.raises(ValueError, match="differ in shape"):
-        device.run(noise.mse_loss, P, STATE, None, "x0", P[:1])
+        device.run(noise.mse_loss, P, P[:1], 1, 0, STATE, "x0")
     with pytest.raises(ValueError, match="8 coefficients"):
         device.run(noise.reverse_step, P, P, np.zeros(7), STATE)
     with pytest.raises(ValueError, match=r"images \(2, 3\).*\(2, 4\)"):
         device.run(noise.reverse_step, np.zeros((2, 4), np.float32), P, np.zeros(8), STATE)
-    assert device.run(noise.q_sample, P.astype(np.float64), 1, 0, STATE) is NotImplemented
-    assert device.run(noise.mse_loss, P.astype(np.float64), STATE) is NotImplemented
-    assert device.run(noise.reverse_step, P.astype(np.float64), P, np.zeros(8), STATE) is NotImplemented
 
 
-# Steps back, against the samplers. The coefficients are written out from the papers once more.
+def test_other_dtypes_and_noise_that_exists_are_left_to_the_definitions(device):
+    P = np.zeros((2, 3), np.float32)
+    for images, eps in ((P.astype(np.float64), STATE), (P, P)):
+        assert device.run(noise.q_sample, images, 1, 0, eps) is NotImplemented
+        assert device.run(noise.mse_loss, P, images, 1, 0, eps) is NotImplemented
+        assert device.run(noise.mse_loss, images, P, 1, 0, eps) is NotImplemented
+        assert device.run(noise.reverse_step, images, P, np.zeros(8), eps) is NotImplemented
+        assert device.run(noise.reverse_step, P, images, np.zeros(8), eps) is NotImplemented
+
+
+# Steps back, against the papers. The coefficients are written out once more.
 
 SCHEDULE = Schedule.cosine(20)
 
@@ -159,13 +177,13 @@ def coefficients(diffusion, sampler, i, eta):
 @pytest.mark.parametrize("shape", [(3, 3, 5, 1), (2, 20, 20, 3)], ids=str)
 def test_a_step_back(predict, clip, sampler, variance, eta, shape, device, rng):
     diffusion = Diffusion(SCHEDULE, predict, variance, clip)
-    solver = make_solver(sampler, diffusion, eta)
-    before = None
+    before = rng.normal(size=shape).astype(np.float32) if sampler == "dpm++" else None
     for i in (12, 11, 1):
         xt = rng.normal(size=shape).astype(np.float32)
         output = rng.normal(size=(*shape[:-1], shape[-1] * (2 if variance == "learned" else 1))).astype(np.float32)
         exact = [a.astype(np.float64) for a in (output, xt)]
-        expected, x0 = solver.step(*exact, i, lambda: Generator(*STATE).normal(shape, np.float64))
+        z = Generator(*STATE).normal(shape, np.float64)
+        expected, x0 = by_the_papers(diffusion, sampler, eta, *exact, i, z, before)
         c = coefficients(diffusion, sampler, i, eta)
         x, our_x0 = device.run(noise.reverse_step, output, xt, c, STATE, clip, before)
         np.testing.assert_allclose(our_x0, x0, rtol=0, atol=1e-6 * np.abs(x0).max())

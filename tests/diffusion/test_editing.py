@@ -4,6 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from tests.diffusion.steps import by_the_papers
 from tinydiff.diffusion import Diffusion, Schedule, ddim_invert, inpaint, interpolate, sample
 from tinydiff.diffusion.editing import repaint_path
 from tinydiff.errors import InputError
@@ -133,6 +134,31 @@ def test_inpainting_keeps_what_is_known_and_draws_the_rest(gaussian_data):
     free = sample(data.eps, Diffusion(s, clip_x0=False), (4000, 1, 1, 1), Generator(1), progress=False)
     assert abs(out[..., 1].mean() - data.m) < 0.02 + 4.5 * data.s / np.sqrt(4000)
     assert abs(out[..., 1].std() / free.std() - 1) < 0.06
+
+
+def test_inpainting_walks_down_by_the_sampler_and_up_by_the_forward_process():
+    d, known, x0, g = (
+        Diffusion(Schedule.linear(7, 0.05, 0.9)),
+        np.arange(4).reshape(2, 2, 1) > 1,
+        images(3),
+        Generator(5),
+    )
+
+    def model(x, t):
+        return np.sin(x + t[0])
+
+    out = inpaint(model, d, x0, known, Generator(5), jump=2, rounds=3, progress=False)
+    x, i = g.normal(x0.shape, x0.dtype), 7
+    for target in repaint_path(7, 2, 3):
+        if target > i:
+            x = d.q_step(x, target, g.normal(x0.shape, x0.dtype))
+        else:
+            z = g.normal(x0.shape, x0.dtype) if i > 1 else 0
+            x, _ = by_the_papers(d, "ddpm", 0, model(x, [i]), x, i, z)
+            kept = d.q_sample(x0, target, g.normal(x0.shape, x0.dtype)) if target else x0
+            x = np.where(known, kept, x)
+        i = target
+    np.testing.assert_allclose(out, x, rtol=0, atol=1e-10)
 
 
 def test_inpainting_in_rounds_agrees_better_with_what_is_known():

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from tests.diffusion.steps import SAMPLERS, by_the_papers, take
 from tinydiff.diffusion import Diffusion, Schedule, sample, sample_steps
-from tinydiff.diffusion.sampler import DDIM, DDPM, ddim_weights
+from tinydiff.diffusion.sampler import DDIM, DDPM, ddim_weights, make_solver, step_back
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
 
@@ -103,6 +104,69 @@ def test_the_model_gets_the_original_t_from_T_down_once_per_image():
 
 
 @pytest.mark.parametrize("predict", ["eps", "x0", "v"])
+@pytest.mark.parametrize("variance", ["beta", "posterior", "learned"])
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
+def test_a_step_is_that_of_the_papers(predict, variance, clip, sampler, eta):
+    rng = np.random.default_rng(0)
+    for schedule in (S, S.respaced(7), S.respaced([3, 10, 60])):
+        d, before = Diffusion(schedule, predict, variance, clip), None
+        solver = make_solver(sampler, d, eta)
+        for i in range(schedule.T, 0, -1):
+            xt, output = (
+                rng.standard_normal(SHAPE),
+                rng.standard_normal((*SHAPE[:-1], 4 if variance == "learned" else 2)),
+            )
+            used = Generator(3, 7, i)
+            x, x0 = step_back(solver, output, xt, i, used, before)
+            z = Generator(3, 7, i).normal(SHAPE, np.float64)
+            expected, expected_x0 = by_the_papers(d, sampler, eta, output, xt, i, z, before)
+            np.testing.assert_allclose(x0, expected_x0, rtol=0, atol=8e-15 / np.sqrt(schedule.alpha_bar[i]))
+            np.testing.assert_allclose(x, expected, rtol=0, atol=8e-15 * np.abs(expected).max())
+            noisy = i > 1 and (sampler == "ddpm" or eta > 0)
+            assert used.state == (3, 7, i, xt.size // 4 if noisy else 0)
+            before = x0
+
+
+class Guided:
+    """A network with labels, of which the last is the null label."""
+
+    num_classes, null_label = 3, 2
+
+    def __call__(self, x, t, labels):
+        column = labels.reshape(-1, 1, 1, 1)
+        return np.sin((1 + column) * x + 0.01 * t.reshape(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLERS)
+@pytest.mark.parametrize("guidance", [None, 2.5])
+def test_a_chain_is_made_of_the_steps_of_the_papers(sampler, eta, guidance):
+    schedule, labels, model = S.respaced(9), np.arange(5) % 2, Guided()
+    x_T, g, drawn = np.random.default_rng(0).standard_normal(SHAPE), Generator(4), Generator(4)
+    chain = sample_steps(model, Diffusion(S), SHAPE, g, sampler, 9, eta, labels, guidance, x_T=x_T)
+    x, x0 = x_T, None
+    for i, step in zip(range(9, 0, -1), chain, strict=True):
+        t = np.full(5, schedule.timesteps[i])
+        output = model(x, t, labels)
+        if guidance:
+            null = model(x, t, np.full(5, 2))
+            output = null + guidance * (output - null)
+        noisy = i > 1 and (sampler == "ddpm" or eta > 0)
+        z = drawn.normal(SHAPE, np.float64) if noisy else 0
+        x, x0 = by_the_papers(Diffusion(schedule), sampler, eta, output, x, i, z, x0)
+        np.testing.assert_allclose(step.x, x, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(step.x0, x0, rtol=0, atol=1e-11)
+        assert step.t == schedule.timesteps[i - 1] and g.state == drawn.state
+
+
+def test_an_output_of_the_wrong_shape_is_answered_with_a_sentence():
+    for variance, channels in (("beta", 4), ("learned", 2)):
+        output = np.zeros((*SHAPE[:-1], channels))
+        with pytest.raises(ValueError, match="the model must return"):
+            step_back(DDPM(Diffusion(S, variance=variance)), output, np.zeros(SHAPE), 3, Generator(0))
+
+
+@pytest.mark.parametrize("predict", ["eps", "x0", "v"])
 def test_ddim_with_eta_1_is_ancestral_sampling_with_the_posterior_variance(predict):
     """The same map and the same noise: to rounding in float64, on the full schedule and on a strided one."""
     rng = np.random.default_rng(0)
@@ -110,8 +174,8 @@ def test_ddim_with_eta_1_is_ancestral_sampling_with_the_posterior_variance(predi
         d = Diffusion(schedule, predict, variance="posterior")
         for i in range(1, schedule.T + 1):
             xt, output, z = rng.standard_normal((3, *SHAPE))
-            ours, x0 = DDPM(d).step(output, xt, i, lambda z=z: z)
-            theirs, x0_too = DDIM(d, 1.0).step(output, xt, i, lambda z=z: z)
+            ours, x0 = take(DDPM(d), output, xt, i, z)
+            theirs, x0_too = take(DDIM(d, 1.0), output, xt, i, z)
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
             np.testing.assert_array_equal(x0, x0_too)
 
@@ -134,7 +198,7 @@ def test_eps_is_derived_anew_after_clipping():
     xt = np.full((1, 1, 1, 1), 3.0)
     output = np.full_like(xt, -2.0)
     i = 30
-    x, x0 = DDIM(Diffusion(S)).step(output, xt, i, None)
+    x, x0 = take(DDIM(Diffusion(S)), output, xt, i)
     assert x0.item() == 1.0
     eps = (3.0 - np.sqrt(S.alpha_bar[i])) / np.sqrt(1 - S.alpha_bar[i])
     assert x.item() == pytest.approx(np.sqrt(S.alpha_bar[i - 1]) + np.sqrt(1 - S.alpha_bar[i - 1]) * eps)
@@ -185,6 +249,19 @@ def test_draws_are_the_generators_own_sequence():
 
 def np_eps(x, t, labels=None):
     return 0.5 * x
+
+
+def test_a_generator_that_draws_in_its_own_way_is_asked():
+    class Mirrored(Generator):
+        def normal(self, *args, **kwargs):
+            return -super().normal(*args, **kwargs)
+
+    d, mirrored = Diffusion(S, clip_x0=False), Mirrored(3)
+    x = sample(np_eps, d, SHAPE, mirrored, steps=4, progress=False)
+    np.testing.assert_array_equal(x, -run(np_eps, d, seed=3, steps=4))  # this model is odd
+    plain = Generator(3)
+    sample(np_eps, d, SHAPE, plain, steps=4, progress=False)
+    assert mirrored.state == plain.state
 
 
 def test_ddim_without_eta_draws_nothing_but_x_T():

@@ -4,4 +4,5 @@ tensor.py      a tensor: an array that remembers what it was computed from
 function.py    an operation: forward and backward on plain arrays
 tape.py        what was computed from what, and the walk back
 recompute.py   blocks computed again in backward instead of kept
+profile.py     where the time of a step goes
 """

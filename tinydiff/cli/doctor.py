@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinydiff import backend, random
+from tinydiff.autograd.profile import Profile
 from tinydiff.cli import flags
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.machine import limits, threads
 from tinydiff.runs import memory
 from tinydiff.runs.memory import show
-from tinydiff.runs.profile import Profile
 from tinydiff.runs.progress import duration
 
 if TYPE_CHECKING:

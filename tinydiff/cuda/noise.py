@@ -1,8 +1,9 @@
 """Noise made where it is needed: draws, x_t, the training loss and sampling's steps back (kernels/noise.cu).
 
 `state` is that of a generator, (seed, stream, step, offset); element j is what `Generator(*state)` would draw as its j-th:
-words and uniforms with the same bits, normals to rounding. advance: uint32 (2,) on the device, what to add to step and
-offset, so that a captured graph can be replayed for one step after another; None for nothing.
+words and uniforms with the same bits, normals to rounding. `noise` is a state too, or an array of noise that exists already,
+with which the definitions (tinydiff/diffusion/noise.py) compute. The kernels take another argument, `advance`: uint32 (2,)
+on the device, what to add to step and offset, so that a captured graph can be replayed for one step after another.
 """
 
 from __future__ import annotations
@@ -14,81 +15,71 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.random import THREADS, State, blocks, int32, launch_draw
+from tinydiff.cuda.random import THREADS, blocks, int32, launch_draw
 
 TARGETS = ("eps", "x0", "v")  # as `enum Target` in the source
 
 
-def q_sample(x0: Any, sqrt_alpha_bar: Any, sqrt_one_minus: Any, state: State, advance: Any = None) -> Any:
-    """x_t = sqrt_alpha_bar x0 + sqrt_one_minus eps with eps drawn on the way: x0 (N, ...) float32, weights (N,) or numbers.
+def q_sample(x0: Any, sqrt_alpha_bar: Any, sqrt_one_minus: Any, noise: Any) -> Any:
+    """x_t and the state: eps is drawn on the way and not stored. x0 (N, ...) float32, weights (N,) or numbers.
 
-    NotImplemented for other dtypes of x0.
+    NotImplemented for other dtypes of x0, and for noise that is an array.
     """
-    if x0.dtype != np.float32:
+    if not isinstance(noise, tuple) or x0.dtype != np.float32:
         return NotImplemented
     x0 = array_module(x0).ascontiguousarray(x0)
     a, b = _per_image(sqrt_alpha_bar, x0), _per_image(sqrt_one_minus, x0)
     xt = array_module(x0).empty_like(x0)
-    launch_draw("q_sample", x0.size, (x0, a, b, xt, int32(x0.size), _image_size(x0)), state, advance)
-    return xt
+    launch_draw("q_sample", x0.size, (x0, a, b, xt, int32(x0.size), _image_size(x0)), noise)
+    return xt, noise
 
 
 def mse_loss(
     prediction: Any,
-    state: State,
-    weight: Any = None,
+    x0: Any,
+    sqrt_alpha_bar: Any,
+    sqrt_one_minus: Any,
+    noise: Any,
     target: str = "eps",
-    x0: Any = None,
-    sqrt_alpha_bar: Any = None,
-    sqrt_one_minus: Any = None,
-    advance: Any = None,
+    weight: Any = None,
 ) -> Any:
     """The mean over elements of weight (prediction - target)^2, an array (), and its derivative L_prediction.
 
-    target: "eps", the noise that q_sample drew with the same state; "x0"; or "v" = sqrt_alpha_bar eps - sqrt_one_minus x0,
-    which take x0 and, for v, q_sample's weights. prediction (N, ...) float32; weight (N,), or None for 1.
-    NotImplemented for other dtypes.
+    target: "eps", the noise that q_sample drew with the same state and weights; "x0"; or "v" = sqrt_alpha_bar eps -
+    sqrt_one_minus x0. prediction and x0 (N, ...) float32; weight (N,) or a number, or None for 1.
+    NotImplemented for other dtypes, and for noise that is an array.
     """
     if target not in TARGETS:
         raise ValueError(f"mse_loss: target must be one of {', '.join(TARGETS)}, not {target!r}")
-    if prediction.dtype != np.float32 or not (target == "eps" or x0.dtype == np.float32):
+    if not isinstance(noise, tuple) or prediction.dtype != np.float32 or x0.dtype != np.float32:
         return NotImplemented
+    if x0.shape != prediction.shape:
+        raise ValueError(f"mse_loss: prediction {prediction.shape} and x0 {x0.shape} differ in shape")
     xp = array_module(prediction)
     P = xp.ascontiguousarray(prediction)
     n, a, b = P.size, None, None
-    if target != "eps":
-        if x0.shape != P.shape:
-            raise ValueError(f"mse_loss: prediction {P.shape} and x0 {x0.shape} differ in shape")
-        x0 = xp.ascontiguousarray(x0)
+    x0 = None if target == "eps" else xp.ascontiguousarray(x0)
     if target == "v":
         a, b = _per_image(sqrt_alpha_bar, P), _per_image(sqrt_one_minus, P)
     weight = None if weight is None else _per_image(weight, P)
     L_P, loss, sums = xp.empty_like(P), xp.empty((), np.float32), xp.empty(blocks(n), np.float32)
     numbers = np.int32(TARGETS.index(target)), int32(n), _image_size(P)
-    args: tuple[Any, ...] = (P, None if target == "eps" else x0, a, b, weight, L_P, sums, *numbers)
-    launch_draw("mse_loss", n, args, state, advance)
+    args: tuple[Any, ...] = (P, x0, a, b, weight, L_P, sums, *numbers)
+    launch_draw("mse_loss", n, args, noise)
     args = (sums, np.int32(len(sums)), np.float32(1 / max(n, 1)), loss)
     launch("noise.cu", "sum_blocks", (1, 1, 1), (THREADS, 1, 1), args)
     return loss, L_P
 
 
-def reverse_step(
-    output: Any,
-    xt: Any,
-    coefficients: Any,
-    state: State,
-    clip: bool = True,
-    x0_before: Any = None,
-    advance: Any = None,
-) -> Any:
+def reverse_step(output: Any, xt: Any, coefficients: Any, noise: Any, clip: bool = True, x0_before: Any = None) -> Any:
     """x_{t-1} = c[2] D + c[3] xt + sigma z and the predicted x0 = c[0] xt + c[1] output, clipped to [-1, 1] if asked for.
 
     xt (N, ..., C) float32; output like it, or with 2C channels of which the second half v gives
     sigma = c[4] exp((c[5] + c[6] (v + 1)) / 2); otherwise sigma = c[4]. Where c[4] is 0 no noise is drawn. D is x0, or
     x0 + c[7] (x0 - x0_before) where x0_before is given. coefficients: c (8,), float32 on the device, or anything that can
-    be put there. NotImplemented for other dtypes.
+    be put there. NotImplemented for other dtypes, and for noise that is an array.
     """
-    if output.dtype != np.float32 or xt.dtype != np.float32:
+    if not isinstance(noise, tuple) or output.dtype != np.float32 or xt.dtype != np.float32:
         return NotImplemented
     xp, channels = array_module(xt), xt.shape[-1]
     learned = output.shape == (*xt.shape[:-1], 2 * channels)
@@ -101,7 +92,7 @@ def reverse_step(
     before = None if x0_before is None else xp.ascontiguousarray(x0_before)
     x_next, x0 = xp.empty_like(xt), xp.empty_like(xt)
     numbers = int32(xt.size), np.int32(channels), np.int32(learned), np.int32(clip)
-    launch_draw("reverse_step", xt.size, (output, xt, before, c, x_next, x0, *numbers), state, advance)
+    launch_draw("reverse_step", xt.size, (output, xt, before, c, x_next, x0, *numbers), noise)
     return x_next, x0
 
 

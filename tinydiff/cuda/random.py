@@ -34,9 +34,9 @@ def normal(n: int, state: State, device: str) -> Any:
     return _draw("random_normal", np.float32, n, state, device)
 
 
-def _draw(kernel: str, dtype: Any, n: int, state: State, device: str) -> Any:
+def _draw(kernel: str, dtype: Any, n: int, state: State, device: str, advance: Any = None) -> Any:
     out = module_for(device).empty(n, dtype)
-    launch_draw(kernel, n, (out, int32(n)), state)
+    launch_draw(kernel, n, (out, int32(n)), state, advance)
     return out
 
 

@@ -2,8 +2,8 @@
 
 from tinydiff.diffusion import gaussian
 from tinydiff.diffusion.bound import Bound
+from tinydiff.diffusion.diffusion import Diffusion
 from tinydiff.diffusion.editing import ddim_invert, inpaint, interpolate
-from tinydiff.diffusion.process import Diffusion
 from tinydiff.diffusion.sampler import Step, sample, sample_steps
 from tinydiff.diffusion.schedule import Schedule
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, is_array, to_numpy
+from tinydiff.backend import is_array, to_numpy
 
 
 def as_images(**images: Any) -> list[Any]:
@@ -34,11 +34,3 @@ def as_steps(t: Any, n: int, T: int, first: int = 1) -> np.ndarray:
     if t.size and not (first <= t.min() and t.max() <= T):
         raise ValueError(f"t must be in {first}..{T}, not {t.min()}..{t.max()}")
     return t.astype(np.int64)
-
-
-def per_image(w: np.ndarray, x: Any) -> Any:
-    """A float64 weight () or (N,) as what x can be multiplied by: a number, or (N, 1, ...) of x's dtype and device."""
-    if w.ndim == 0:
-        return float(w)
-    xp = array_module(x.data if isinstance(x, Tensor) else x)
-    return xp.asarray(w.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)))

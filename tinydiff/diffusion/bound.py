@@ -13,20 +13,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, device_of, to_numpy
+from tinydiff.backend import array_module, to_numpy
 from tinydiff.diffusion.arguments import as_images
 from tinydiff.diffusion.decoder import bin_log_prob
 from tinydiff.diffusion.model import Predictor
+from tinydiff.diffusion.noise import q_sample
+from tinydiff.diffusion.process import Process
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
-
-if TYPE_CHECKING:
-    from tinydiff.diffusion.process import Diffusion
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Bound:
 
 
 def vlb(
-    diffusion: Diffusion,
+    diffusion: Process,
     model: Any,
     x0: Any,
     generator: Generator,
@@ -85,8 +84,8 @@ def vlb(
     terms = np.full((n, T), np.nan)
     first, blocks = generator.offset, -(-x0.size // 4)
     for step in _progress(steps) if progress else steps:
-        noise = Generator(generator.seed, generator.stream, generator.step, first + (int(step) - 1) * blocks)
-        xt = diffusion.q_sample(x0, step, noise.normal(x0.shape, x0.dtype, device_of(x0)))
+        state = generator.seed, generator.stream, generator.step, first + (int(step) - 1) * blocks
+        xt, _ = q_sample(x0, *diffusion.levels(step), state)
         output = predict(xt, diffusion.schedule.timesteps[step])
         terms[:, step - 1] = to_numpy(reverse_term(diffusion, output, x0, xt, int(step)))
     generator.offset = first + T * blocks
@@ -95,7 +94,7 @@ def vlb(
     return Bound(prior, terms, terms[:, 0].copy(), prior + total, standard_error)
 
 
-def prior_term(diffusion: Diffusion, x0: Any) -> Any:
+def prior_term(diffusion: Process, x0: Any) -> Any:
     """L_T of each image, (N,) in bits per dimension: KL(N(sqrt(alpha_bar_T) x0, 1 - alpha_bar_T) || N(0, 1)), which is
     (alpha_bar_T x0^2 - alpha_bar_T - ln(1 - alpha_bar_T)) / (2 ln 2), averaged over the pixels (source E, 1.2(a))."""
     alpha_bar = float(diffusion.schedule.alpha_bar[-1])
@@ -103,7 +102,7 @@ def prior_term(diffusion: Diffusion, x0: Any) -> Any:
     return (alpha_bar * square - alpha_bar - math.log1p(-alpha_bar)) / (2 * math.log(2))
 
 
-def reverse_term(diffusion: Diffusion, output: Any, x0: Any, xt: Any, t: int) -> Any:
+def reverse_term(diffusion: Process, output: Any, x0: Any, xt: Any, t: int) -> Any:
     """The term of step t for each image, (N,) in bits per dimension, from the model's output for xt; in float64.
 
     For t = 1 it is the decoder's -log P(x0). For t >= 2 it is the KL of Gaussians with variances b, the posterior's,
@@ -112,7 +111,7 @@ def reverse_term(diffusion: Diffusion, output: Any, x0: Any, xt: Any, t: int) ->
     """
     xp = array_module(x0)
     x0, xt, output = (a.astype("float64") for a in (x0, xt, output))
-    mean, log_s, predicted = diffusion.reverse(output, xt, t)
+    mean, log_s, predicted = diffusion.reverse_from(*diffusion.split(output, xt), xt, t, diffusion.clip_x0)
     log_s = xp.broadcast_to(xp.asarray(log_s, "float64"), x0.shape)
     if t == 1:
         nats = -bin_log_prob(mean, log_s, x0).data
@@ -121,22 +120,6 @@ def reverse_term(diffusion: Diffusion, output: Any, x0: Any, xt: Any, t: int) ->
         d = float(diffusion.posterior_weights(t)[0]) * (x0 - predicted)
         nats = (xp.expm1(r) - r + d * d * xp.exp(-log_s)) / 2
     return nats.reshape(len(x0), -1).mean(1) / math.log(2)
-
-
-def eps_error_weight(diffusion: Diffusion, t: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(w, c), float64, such that L_{t-1} = w (eps - predicted eps)^2 + c nats in each dimension, for t in 2..T.
-
-    w = beta_t^2 / (2 sigma_t^2 alpha_t (1 - alpha_bar_t)) (Ho et al., 2020, eq. 12; source B). c is the KL of the
-    variances, 0 only where sigma_t^2 is the posterior's. ValueError where the variance is learned.
-    """
-    if diffusion.variance == "learned":
-        raise ValueError(
-            "the weight of the noise's error is fixed only where the variance is: not with variance='learned'"
-        )
-    t, s = np.asarray(t), diffusion.schedule
-    sigma_squared = s.beta[t] if diffusion.variance == "beta" else s.posterior_variance[t]
-    r = np.log(s.posterior_variance[t]) - np.log(sigma_squared)
-    return s.beta[t] ** 2 / (2 * sigma_squared * s.alpha[t] * s.one_minus_alpha_bar[t]), (np.expm1(r) - r) / 2
 
 
 def check_steps(t: Any, T: int) -> np.ndarray:

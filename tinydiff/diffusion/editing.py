@@ -18,15 +18,16 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of
 from tinydiff.diffusion.arguments import as_images
 from tinydiff.diffusion.model import Predictor
-from tinydiff.diffusion.process import Diffusion
-from tinydiff.diffusion.sampler import DDPM, sample
+from tinydiff.diffusion.noise import next_noise, q_sample
+from tinydiff.diffusion.process import Process
+from tinydiff.diffusion.sampler import DDPM, sample, step_back
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
 
 
 def ddim_invert(
     model: Any,
-    diffusion: Diffusion,
+    diffusion: Process,
     x0: Any,
     steps: int | Sequence[int] | None = None,
     labels: Any = None,
@@ -54,14 +55,15 @@ def ddim_invert(
         noise_now, noise_before = (float(np.sqrt(schedule.one_minus_alpha_bar[j])) for j in (i, i - 1))
         known, at = x, max(i - 1, 1)  # no model was trained at t = 0
         for _ in range(1 + refinements):
-            eps = diffusion.predict_eps(predict(x, schedule.timesteps[at]), x, at)
+            prediction, _ = diffusion.split(predict(x, schedule.timesteps[at]), x)
+            eps = diffusion.eps_from(prediction, x, at)
             x, at = shrink * (known - noise_before * eps) + noise_now * eps, i
     return x
 
 
 def interpolate(
     model: Any,
-    diffusion: Diffusion,
+    diffusion: Process,
     a: Any,
     b: Any,
     t: int,
@@ -88,12 +90,13 @@ def interpolate(
     w = xp.asarray(share.astype(a.dtype)).reshape(-1, *[1] * a.ndim)
     image = (1 - w) * a + w * b
     noise = ((1 - w) * noise_a + w * noise_b) / xp.sqrt((1 - w) ** 2 + w**2)
-    return sample(model, part, image.shape, generator, x_T=part.q_sample(image, part.schedule.T, noise), **options)
+    x_t, _ = q_sample(image, *part.levels(part.schedule.T), noise)
+    return sample(model, part, image.shape, generator, x_T=x_t, **options)
 
 
 def inpaint(
     model: Any,
-    diffusion: Diffusion,
+    diffusion: Process,
     x0: Any,
     known: Any,
     generator: Generator,
@@ -126,11 +129,7 @@ def inpaint(
     schedule = diffusion.schedule if steps is None else diffusion.schedule.respaced(steps)
     diffusion = replace(diffusion, schedule=schedule)
     predict, solver = Predictor(model, len(x0), labels, guidance), DDPM(diffusion)
-
-    def draw() -> Any:
-        return generator.normal(x0.shape, x0.dtype, device_of(x0))
-
-    x, i = draw(), schedule.T
+    x, i = generator.normal(x0.shape, x0.dtype, device_of(x0)), schedule.T
     path = repaint_path(schedule.T, jump, rounds)
     if progress:
         from tqdm import tqdm
@@ -138,10 +137,12 @@ def inpaint(
         path = tqdm(path, desc="inpainting", unit="step", leave=False)
     for target in path:
         if target > i:
-            x = diffusion.q_step(x, target, draw())
+            shrink, grow = np.sqrt(schedule.alpha[target]), np.sqrt(schedule.beta[target])
+            x, _ = q_sample(x, shrink, grow, next_noise(generator, x))  # one step of the forward chain
         else:
-            x, _ = solver.step(predict(x, schedule.timesteps[i]), x, i, draw)
-            x = xp.where(known, diffusion.q_sample(x0, target, draw()) if target else x0, x)
+            x, _ = step_back(solver, predict(x, schedule.timesteps[i]), x, i, generator)
+            kept = q_sample(x0, *diffusion.levels(target), next_noise(generator, x))[0] if target else x0
+            x = xp.where(known, kept, x)
         i = target
     return x
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tinydiff import ops
 from tinydiff.autograd.function import Function
+from tinydiff.autograd.profile import section
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of
-from tinydiff.diffusion.arguments import as_images, as_steps, per_image
+from tinydiff.diffusion.arguments import as_images, as_steps
 from tinydiff.diffusion.decoder import bin_log_prob
 from tinydiff.diffusion.model import call
-from tinydiff.dispatch import kernels_take
+from tinydiff.diffusion.noise import mse_loss, per_image, q_sample
+from tinydiff.diffusion.process import Process
 from tinydiff.random import NOISE, TIME, Generator
-
-if TYPE_CHECKING:
-    from tinydiff.diffusion.process import Diffusion
 
 
 def training_loss(
-    diffusion: Diffusion,
+    diffusion: Process,
     model: Any,
     x0: Any,
     generator: Generator | None,
@@ -34,69 +33,37 @@ def training_loss(
 
     model: model(x, t, labels=None). x0: images (N, H, W, C), floating point in [-1, 1], where the model is.
     generator: its seed and step choose t and eps, see `draw`; its own state stays as it is. It may be None where t, a
-        number or (N,), and eps, of x0's shape, are given.
+        number or (N,), and eps, of x0's shape, are given. The loss passes no gradient to x0 and eps.
 
     With `min_snr`, each image's error is weighted. With learned variance, `variance_term` is added.
     Returns a scalar tensor. ValueError or TypeError for images, t or a model's output of the wrong shape or dtype.
     """
-    (x0,) = as_images(x0=x0)
-    x0 = x0.data if isinstance(x0, Tensor) else x0
-    if t is None or eps is None:
-        if generator is None:
+    images = as_images(x0=x0) if eps is None else as_images(x0=x0, eps=eps)
+    x0, *given = (x.data if isinstance(x, Tensor) else x for x in images)
+    t = None if t is None else as_steps(t, len(x0), diffusion.schedule.T)
+    noise = given[0] if given else None
+    with section("noise and times"):
+        if generator is not None:
+            t = _draw_times(diffusion, len(x0), generator) if t is None else t
+            noise = generator.at(NOISE, generator.step).state if noise is None else noise
+        if t is None or noise is None:
             raise ValueError("the loss needs a generator, or both t and eps")
-        if t is None and eps is None and kernels_take(x0) and x0.dtype == np.float32:
-            return _fused_loss(diffusion, model, x0, generator, labels)
-        drawn_t, drawn_eps = draw(diffusion, x0, generator)
-        t, eps = drawn_t if t is None else t, drawn_eps if eps is None else eps
-    xt = diffusion.q_sample(x0, t, eps)
-    t = as_steps(t, len(x0), diffusion.schedule.T)
+        levels = diffusion.levels(t)
+        xt, noise = q_sample(x0, *levels, noise)
     output = call(model, xt, diffusion.schedule.timesteps[t], labels)
-    return _loss_of(diffusion, output, x0, xt, t, eps)
-
-
-def _loss_of(diffusion: Diffusion, output: Any, x0: Any, xt: Any, t: np.ndarray, eps: Any) -> Tensor:
-    """The loss of a model's output for x_t = q_sample(x0, t, eps)."""
     prediction, v = diffusion.split(output, xt)
-    target = diffusion.target(x0, eps, t)
-    if diffusion.min_snr is None:
-        loss = ops.mse_loss(prediction, target)
-    else:
-        weight = per_image(min_snr_weight(diffusion, diffusion.min_snr, t), xt)
-        loss = ops.mean(ops.mse_loss(prediction, target, reduction="none") * weight)
-    if v is not None:
-        loss = loss + variance_term(diffusion, output, x0, xt, t) * (diffusion.schedule.T / 1000)
-    return loss
-
-
-def _fused_loss(diffusion: Diffusion, model: Any, x0: Any, generator: Generator, labels: Any) -> Tensor:
-    """The same by kernels that make the noise where they need it: once for x_t, once more for the loss, never in memory."""
-    from tinydiff.cuda import noise
-
-    t = _draw_times(diffusion, len(x0), generator)
-    state, s = generator.at(NOISE, generator.step).state, diffusion.schedule
-    signal, noise_level = np.sqrt(s.alpha_bar[t]), np.sqrt(s.one_minus_alpha_bar[t])
-    xt = noise.q_sample(x0, signal, noise_level, state)
-    output = call(model, xt, s.timesteps[t], labels)
-    prediction, v = diffusion.split(output, xt)
-    if prediction.dtype != np.float32:  # the kernels take no other
-        return _loss_of(diffusion, output, x0, xt, t, Generator(*state).normal(x0.shape, x0.dtype, device_of(x0)))
     weight = None if diffusion.min_snr is None else min_snr_weight(diffusion, diffusion.min_snr, t)
-    of_target = (
-        {} if diffusion.predict == "eps" else {"x0": x0, "sqrt_alpha_bar": signal, "sqrt_one_minus": noise_level}
-    )
-    loss = _NoiseLoss.apply(prediction, state=state, weight=weight, target=diffusion.predict, **of_target)
+    loss = _NoiseLoss.apply(prediction, target=(x0, *levels, noise, diffusion.predict, weight))
     if v is not None:
-        loss = loss + variance_term(diffusion, output, x0, xt, t) * (s.T / 1000)
+        loss = loss + variance_term(diffusion, prediction, v, x0, xt, t) * (diffusion.schedule.T / 1000)
     return loss
 
 
 class _NoiseLoss(Function):
-    """The kernel computes loss and gradient together, as both need the noise."""
+    """`noise.mse_loss`, which gives loss and gradient together, as both need the noise. target: its further arguments."""
 
-    def forward(self, prediction: Any, **options: Any) -> Any:
-        from tinydiff.cuda import noise
-
-        loss, L_prediction = noise.mse_loss(prediction, **options)
+    def forward(self, prediction: Any, target: tuple[Any, ...]) -> Any:
+        loss, L_prediction = mse_loss(prediction, *target)
         self.save(L_prediction)
         return loss
 
@@ -105,7 +72,7 @@ class _NoiseLoss(Function):
         return L_prediction * L_loss
 
 
-def draw(diffusion: Diffusion, x0: Any, generator: Generator) -> tuple[np.ndarray, Any]:
+def draw(diffusion: Process, x0: Any, generator: Generator) -> tuple[np.ndarray, Any]:
     """t (N,), uniform on 1..T, and eps, like x0, of the training step `generator.step`.
 
     They come from the streams TIME and NOISE of the generator's seed at that step, so they are the same each time.
@@ -114,11 +81,11 @@ def draw(diffusion: Diffusion, x0: Any, generator: Generator) -> tuple[np.ndarra
     return t, generator.at(NOISE, generator.step).normal(x0.shape, x0.dtype, device_of(x0))
 
 
-def _draw_times(diffusion: Diffusion, n: int, generator: Generator) -> np.ndarray:
+def _draw_times(diffusion: Process, n: int, generator: Generator) -> np.ndarray:
     return generator.at(TIME, generator.step).integers(1, diffusion.schedule.T + 1, n)
 
 
-def min_snr_weight(diffusion: Diffusion, gamma: float, t: np.ndarray) -> np.ndarray:
+def min_snr_weight(diffusion: Process, gamma: float, t: np.ndarray) -> np.ndarray:
     """The weight of the squared error that makes it min(snr, gamma) times that of x0 (Hang et al., 2023, section 3.4).
 
     snr is alpha_bar / (1 - alpha_bar), gamma is `diffusion.min_snr`. An error d in x0 is one of sqrt(snr) d in eps and
@@ -128,7 +95,7 @@ def min_snr_weight(diffusion: Diffusion, gamma: float, t: np.ndarray) -> np.ndar
     return np.minimum(snr, gamma) / {"eps": snr, "x0": 1.0, "v": snr + 1}[diffusion.predict]
 
 
-def variance_term(diffusion: Diffusion, output: Any, x0: Any, xt: Any, t: np.ndarray) -> Tensor:
+def variance_term(diffusion: Process, prediction: Any, v: Any, x0: Any, xt: Any, t: np.ndarray) -> Tensor:
     """The mean over all elements of L_t in bits, for learning the variance (Nichol & Dhariwal, 2021, section 3.1).
 
     The prediction is detached, so that only the variance channels v learn from this, and x0 is not clipped. With the
@@ -137,8 +104,7 @@ def variance_term(diffusion: Diffusion, output: Any, x0: Any, xt: Any, t: np.nda
     t: int64, () or (N,).
     """
     t = np.broadcast_to(t, (len(x0),))
-    predicted = diffusion.predict_x0(output.data if isinstance(output, Tensor) else output, xt, t)
-    _, v = diffusion.split(output, xt)
+    predicted = diffusion.x0_from(prediction.data if isinstance(prediction, Tensor) else prediction, xt, t)
     xp = array_module(xt)
     total: Any = 0.0
     if np.any(t > 1):

@@ -3,6 +3,9 @@
 Everything is affine in images with weights that depend on t alone. The weights are computed in float64 and cast only
 where they meet an image. x_0 is `x0`, x_t is `xt`, noise is `eps`: images (N, H, W, C), or any shape with N first; t is
 a number or (N,). Given arrays the methods return arrays, given tensors they return tensors that the tape follows.
+
+Public methods check their arguments, once. What sampling, loss and bound call in every step (`levels`, `x0_from`, `eps_from`,
+`reverse_from`, `log_variance`, weights) takes t as integers in 1..T, a number or an int64 array (N,), and checks nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +17,10 @@ import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import is_array
-from tinydiff.diffusion import bound as _bound
-from tinydiff.diffusion import loss as _loss
-from tinydiff.diffusion.arguments import as_images, as_steps, per_image
+from tinydiff.diffusion.arguments import as_images, as_steps
+from tinydiff.diffusion.noise import per_image, q_sample, target_of
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.errors import InputError
-from tinydiff.random import Generator
 
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("beta", "posterior", "learned")
@@ -34,8 +35,8 @@ class Reverse(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Diffusion:
-    """What a model predicts and which reverse process p_theta(x_{t-1} | x_t) that makes.
+class Process:
+    """The mathematics of a `Diffusion`: what a model predicts, and which p_theta(x_{t-1} | x_t) that makes.
 
     schedule: the noise schedule.
     predict: "eps", the noise (Ho et al., 2020); "x0", the image; or "v" = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0
@@ -70,8 +71,11 @@ class Diffusion:
     def q_sample(self, x0: Any, t: Any, eps: Any) -> Any:
         """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps, t in 0..T (source A, 5.2.18; Ho et al., eq. 4)."""
         x0, eps = as_images(x0=x0, eps=eps)
-        t, s = as_steps(t, len(x0), self.schedule.T, first=0), self.schedule
-        return per_image(np.sqrt(s.alpha_bar[t]), x0) * x0 + per_image(np.sqrt(s.one_minus_alpha_bar[t]), x0) * eps
+        return q_sample(x0, *self.levels(as_steps(t, len(x0), self.schedule.T, first=0)), eps)[0]
+
+    def levels(self, t: Any) -> tuple[Any, Any]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), the float64 weights of x0 and of eps in x_t."""
+        return np.sqrt(self.schedule.alpha_bar[t]), np.sqrt(self.schedule.one_minus_alpha_bar[t])
 
     def q_step(self, x_before: Any, t: Any, eps: Any) -> Any:
         """One step of the forward chain: x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) eps (source A, 5.2.3)."""
@@ -89,9 +93,11 @@ class Diffusion:
         """
         x0, xt = as_images(x0=x0, xt=xt)
         t = as_steps(t, len(xt), self.schedule.T)
+        return self._posterior_mean(x0, xt, t), per_image(self.schedule.posterior_variance[t], xt)
+
+    def _posterior_mean(self, x0: Any, xt: Any, t: Any) -> Any:
         on_x0, on_xt = self.posterior_weights(t)
-        mean = per_image(on_x0, xt) * x0 + per_image(on_xt, xt) * xt
-        return mean, per_image(self.schedule.posterior_variance[t], xt)
+        return per_image(on_x0, xt) * x0 + per_image(on_xt, xt) * xt
 
     def q_posterior_from_eps(self, eps: Any, xt: Any, t: Any) -> tuple[Any, Any]:
         """The same with x0 expressed by the noise: mean = (xt - beta_t / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_t)
@@ -111,12 +117,7 @@ class Diffusion:
     def target(self, x0: Any, eps: Any, t: Any) -> Any:
         """What the model is trained to return for x_t = q_sample(x0, t, eps): eps, x0 or v."""
         x0, eps = as_images(x0=x0, eps=eps)
-        t, s = as_steps(t, len(x0), self.schedule.T), self.schedule
-        if self.predict == "eps":
-            return eps
-        if self.predict == "x0":
-            return x0
-        return per_image(np.sqrt(s.alpha_bar[t]), x0) * eps - per_image(np.sqrt(s.one_minus_alpha_bar[t]), x0) * x0
+        return target_of(self.predict, x0, eps, *self.levels(as_steps(t, len(x0), self.schedule.T)))
 
     def predict_x0(self, output: Any, xt: Any, t: Any) -> Any:
         """The x0 that a model's output stands for, as it is: nothing is clipped.
@@ -124,19 +125,21 @@ class Diffusion:
         output: (N, H, W, C), or (N, H, W, 2C) with learned variance, of which the first C channels count.
         From eps: (xt - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar); from v: sqrt(alpha_bar) xt - sqrt(1 - alpha_bar) v.
         """
-        (xt,) = as_images(xt=xt)
-        t, s = as_steps(t, len(xt), self.schedule.T), self.schedule
-        prediction, _ = self.split(output, xt)
+        prediction, _, xt, t = self._read(output, xt, t)
+        return self.x0_from(prediction, xt, t)
+
+    def x0_from(self, prediction: Any, xt: Any, t: Any) -> Any:
+        """`predict_x0` of a prediction without variance channels, for arguments that are checked already."""
+        signal, noise = self.levels(t)
         if self.predict == "x0":
             return prediction
-        noise = per_image(np.sqrt(s.one_minus_alpha_bar[t]), xt) * prediction
         if self.predict == "eps":
-            return (xt - noise) * per_image(1 / np.sqrt(s.alpha_bar[t]), xt)
-        return per_image(np.sqrt(s.alpha_bar[t]), xt) * xt - noise
+            return (xt - per_image(noise, xt) * prediction) * per_image(1 / signal, xt)
+        return per_image(signal, xt) * xt - per_image(noise, xt) * prediction
 
     def x0_weights(self, t: int) -> tuple[float, float]:
         """The weights of xt and of the prediction in `predict_x0`."""
-        signal, noise = np.sqrt(self.schedule.alpha_bar[t]), np.sqrt(self.schedule.one_minus_alpha_bar[t])
+        signal, noise = self.levels(t)
         if self.predict == "x0":
             return 0.0, 1.0
         return (1 / signal, -noise / signal) if self.predict == "eps" else (signal, -noise)
@@ -146,15 +149,23 @@ class Diffusion:
 
         From x0: (xt - sqrt(alpha_bar) x0) / sqrt(1 - alpha_bar); from v: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) xt.
         """
-        (xt,) = as_images(xt=xt)
-        t, s = as_steps(t, len(xt), self.schedule.T), self.schedule
-        prediction, _ = self.split(output, xt)
+        prediction, _, xt, t = self._read(output, xt, t)
+        return self.eps_from(prediction, xt, t)
+
+    def eps_from(self, prediction: Any, xt: Any, t: Any) -> Any:
+        """`predict_eps` of a prediction without variance channels, for arguments that are checked already."""
+        signal, noise = self.levels(t)
         if self.predict == "eps":
             return prediction
-        image = per_image(np.sqrt(s.alpha_bar[t]), xt) * prediction
         if self.predict == "x0":
-            return (xt - image) * per_image(1 / np.sqrt(s.one_minus_alpha_bar[t]), xt)
-        return image + per_image(np.sqrt(s.one_minus_alpha_bar[t]), xt) * xt
+            return (xt - per_image(signal, xt) * prediction) * per_image(1 / noise, xt)
+        return per_image(signal, xt) * prediction + per_image(noise, xt) * xt
+
+    def _read(self, output: Any, xt: Any, t: Any) -> tuple[Any, Any, Any, np.ndarray]:
+        """A model's output as prediction and variance channels, with its arguments; all of them checked."""
+        (xt,) = as_images(xt=xt)
+        t = as_steps(t, len(xt), self.schedule.T)
+        return *self.split(output, xt), xt, t
 
     def split(self, output: Any, xt: Any) -> tuple[Any, Any]:
         """A model's output as prediction and variance channels (None unless the variance is learned).
@@ -177,12 +188,14 @@ class Diffusion:
 
         clip: whether to limit that x0 to [-1, 1], by default `clip_x0`. Without, the mean is that of Ho et al., eq. 11.
         """
-        (xt,) = as_images(xt=xt)
-        t = as_steps(t, len(xt), self.schedule.T)
-        x0 = self.predict_x0(output, xt, t)
-        if self.clip_x0 if clip is None else clip:
-            x0 = x0.clip(-1, 1)
-        return Reverse(self.q_posterior(x0, xt, t)[0], self.log_variance(self.split(output, xt)[1], xt, t), x0)
+        return self.reverse_from(*self._read(output, xt, t), self.clip_x0 if clip is None else clip)
+
+    def reverse_from(self, prediction: Any, v: Any, xt: Any, t: Any, clip: bool) -> Reverse:
+        """`reverse` of a model's output that is split into prediction and variance channels, for arguments that are checked
+        already."""
+        x0 = self.x0_from(prediction, xt, t)
+        x0 = x0.clip(-1, 1) if clip else x0
+        return Reverse(self._posterior_mean(x0, xt, t), self.log_variance(v, xt, t), x0)
 
     def log_variance(self, v: Any, xt: Any, t: Any) -> Any:
         """log sigma_t^2 of the reverse step: a number, or (N, 1, ...) where t is (N,).
@@ -203,23 +216,17 @@ class Diffusion:
         with np.errstate(divide="ignore"):  # index 0 is never used
             return self.schedule.log_posterior_variance, np.log(self.schedule.beta)
 
-    def loss(
-        self, model: Any, x0: Any, generator: Generator | None, labels: Any = None, t: Any = None, eps: Any = None
-    ) -> Tensor:
-        """The training loss, a scalar: the prediction's mean squared error at random t; see `loss.training_loss`."""
-        return _loss.training_loss(self, model, x0, generator, labels, t, eps)
-
-    def draw(self, x0: Any, generator: Generator) -> tuple[np.ndarray, Any]:
-        """The t (N,) and eps of training step `generator.step` that `loss` would take for x0; see `loss.draw`."""
-        return _loss.draw(self, x0, generator)
-
-    def vlb(
-        self, model: Any, x0: Any, generator: Generator, labels: Any = None, t: Any = None, progress: bool = False
-    ) -> _bound.Bound:
-        """The variational bound in bits per dimension, with all its terms; see `bound.vlb`."""
-        return _bound.vlb(self, model, x0, generator, labels, t, progress)
-
     def eps_error_weight(self, t: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Weight of the noise's squared error in the bound's term of step t, and constant; see
-        `bound.eps_error_weight`."""
-        return _bound.eps_error_weight(self, t)
+        """(w, c), float64, such that the bound's L_{t-1} = w (eps - predicted eps)^2 + c nats in each dimension, t in 2..T.
+
+        w = beta_t^2 / (2 sigma_t^2 alpha_t (1 - alpha_bar_t)) (Ho et al., 2020, eq. 12; source B). c is the KL of the
+        variances, 0 only where sigma_t^2 is the posterior's. ValueError where the variance is learned.
+        """
+        if self.variance == "learned":
+            raise ValueError(
+                "the weight of the noise's error is fixed only where the variance is: not with variance='learned'"
+            )
+        t, s = np.asarray(t), self.schedule
+        sigma_squared = s.beta[t] if self.variance == "beta" else s.posterior_variance[t]
+        r = np.log(s.posterior_variance[t]) - np.log(sigma_squared)
+        return s.beta[t] ** 2 / (2 * sigma_squared * s.alpha[t] * s.one_minus_alpha_bar[t]), (np.expm1(r) - r) / 2

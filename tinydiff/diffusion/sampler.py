@@ -1,23 +1,24 @@
 """Sampling: from noise x_T back to images x_0, step by step.
 
 Every sampler predicts x0 from x_t, clips it if the diffusion says so, and moves to
-x_{t-1} = a x0 + b x_t + sigma z with fresh noise z; they differ in a, b and sigma alone.
+x_{t-1} = a x0 + b x_t + sigma z with fresh noise z; they differ in a, b and sigma alone. So a sampler is a `move`, which
+gives these numbers for a step, and `step_back` takes the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, device_of, is_array
+from tinydiff.backend import is_array
 from tinydiff.diffusion.model import Predictor, model_device
-from tinydiff.diffusion.process import Diffusion
+from tinydiff.diffusion.noise import next_noise, reverse_step
+from tinydiff.diffusion.process import Process
 from tinydiff.diffusion.schedule import Schedule
-from tinydiff.dispatch import kernels_take
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
 
@@ -34,7 +35,7 @@ class Step(NamedTuple):
 
 def sample(
     model: Any,
-    diffusion: Diffusion,
+    diffusion: Process,
     shape: Sequence[int],
     generator: Generator,
     sampler: str = "ddpm",
@@ -80,7 +81,7 @@ def sample(
 
 def sample_steps(
     model: Any,
-    diffusion: Diffusion,
+    diffusion: Process,
     shape: Sequence[int],
     generator: Generator,
     sampler: str = "ddpm",
@@ -115,66 +116,53 @@ def sample_steps(
 
 
 def _steps(predict: Predictor, solver: Solver, schedule: Schedule, x: Any, generator: Generator) -> Iterator[Step]:
-    shape, dtype, device = x.shape, x.dtype, device_of(x)
+    x0 = None
     for i in range(schedule.T, 0, -1):
-        output = predict(x, schedule.timesteps[i])
-        fused = _fused_step(solver, output, x, i, generator) if kernels_take(x) else NotImplemented
-        if fused is NotImplemented:
-            x, x0 = solver.step(output, x, i, lambda: generator.normal(shape, dtype, device))
-        else:
-            x, x0 = fused
+        x, x0 = step_back(solver, predict(x, schedule.timesteps[i]), x, i, generator, x0)
         yield Step(int(schedule.timesteps[i - 1]), x, x0)
 
 
-def _fused_step(solver: Solver, output: Any, x: Any, i: int, generator: Generator) -> Any:
-    """`solver.step` by one kernel, which makes the noise itself; NotImplemented where it does not take the arrays."""
-    from tinydiff.cuda import noise
+def step_back(
+    solver: Solver, output: Any, xt: Any, i: int, generator: Generator, x0_before: Any = None
+) -> tuple[Any, Any]:
+    """x_{i-1} and the predicted x0, from the model's output for xt = x_i. x0_before: the x0 predicted one step before.
 
-    diffusion, move, state = solver.diffusion, solver.move(i), generator.state
-    diffusion.split(output, x)  # for its check of the shape
-    on_xt, on_output = diffusion.x0_weights(i)
-    coefficients = [on_xt, on_output, move.on_x0, move.on_xt, move.sigma, *move.log_variance, move.extrapolation]
-    before = solver.x0_before if move.extrapolation else None
-    result = noise.reverse_step(output, x, np.array(coefficients), state, diffusion.clip_x0, before)
-    if result is not NotImplemented:
-        if move.sigma:
-            generator.advance(x.size)
-        solver.x0_before = result[1]
-    return result
+    The generator gives noise where the step takes some; none enters x_0. ValueError for an output of the wrong shape.
+    """
+    diffusion, move = solver.diffusion, solver.move(i)
+    diffusion.split(output, xt)  # for its check of the shape
+    noise = next_noise(generator, xt) if move.sigma else generator.state
+    before = x0_before if move.extrapolation else None
+    return reverse_step(output, xt, (*diffusion.x0_weights(i), *move), noise, diffusion.clip_x0, before)
 
 
 class Move(NamedTuple):
     """x_{i-1} = on_x0 D + on_xt x_i + sigma z with D = x0 + extrapolation (x0 - x0_before).
 
-    Where the variance is learned, v from the model multiplies sigma by exp((log_variance[0] + log_variance[1] (v + 1)) / 2).
+    Where the variance is learned, v from the model multiplies sigma by exp((low + slope (v + 1)) / 2).
     """
 
     on_x0: float
     on_xt: float
     sigma: float
-    log_variance: tuple[float, float] = (0.0, 0.0)
+    low: float = 0.0
+    slope: float = 0.0
     extrapolation: float = 0.0
 
 
 class Solver(Protocol):
     """One way down from x_i to x_{i-1}. Steps are counted in the (respaced) schedule; i falls from T to 1."""
 
-    diffusion: Diffusion
-    x0_before: Any
+    diffusion: Process
 
     def move(self, i: int) -> Move:
-        """What `step` does at i, in numbers."""
-
-    def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
-        """x_{i-1} and the predicted x0, from the model's output for xt = x_i. `draw` gives noise; none enters x_0."""
+        """The step from x_i to x_{i-1}, in numbers."""
 
 
 class DDPM:
     """Ancestral sampling: a draw from p_theta(x_{t-1} | x_t) (Ho et al., 2020, algorithm 2)."""
 
-    x0_before = None
-
-    def __init__(self, diffusion: Diffusion) -> None:
+    def __init__(self, diffusion: Process) -> None:
         self.diffusion = diffusion
 
     def move(self, i: int) -> Move:
@@ -183,15 +171,8 @@ class DDPM:
         if i == 1:
             return Move(on_x0, on_xt, 0.0)
         if self.diffusion.variance == "learned":
-            return Move(on_x0, on_xt, 1.0, (lower, (upper - lower) / 2))
+            return Move(on_x0, on_xt, 1.0, lower, (upper - lower) / 2)
         return Move(on_x0, on_xt, float(np.exp((lower if self.diffusion.variance == "posterior" else upper) / 2)))
-
-    def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
-        mean, log_variance, x0 = self.diffusion.reverse(output, xt, i)
-        if i == 1:
-            return mean, x0
-        sigma = array_module(xt).exp(log_variance / 2) if is_array(log_variance) else float(np.exp(log_variance / 2))
-        return mean + sigma * draw(), x0
 
 
 class DDIM:
@@ -203,19 +184,11 @@ class DDIM:
     (x_t - sqrt(alpha_bar_t) x0) / sqrt(1 - alpha_bar_t), so where x0 was clipped it is not the predicted one.
     """
 
-    x0_before = None
-
-    def __init__(self, diffusion: Diffusion, eta: float = 0.0) -> None:
+    def __init__(self, diffusion: Process, eta: float = 0.0) -> None:
         self.diffusion, self.eta = diffusion, eta
 
     def move(self, i: int) -> Move:
         return Move(*ddim_weights(self.diffusion.schedule, i, self.eta))
-
-    def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
-        x0 = clipped_x0(self.diffusion, output, xt, i)
-        on_x0, on_xt, sigma = ddim_weights(self.diffusion.schedule, i, self.eta)
-        x = on_x0 * x0 + on_xt * xt
-        return (x + sigma * draw() if sigma > 0 else x), x0
 
 
 def ddim_weights(schedule: Schedule, i: int, eta: float = 0.0) -> tuple[float, float, float]:
@@ -232,35 +205,21 @@ class DPMSolver:
     """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2): DDIM's step with an extrapolated x0.
 
     D = x0 + h / (2 h_before) (x0 - x0_before), where h and h_before are the lengths of this step and of the one before
-    in half the log-SNR. The first and the last step are DDIM's. An object samples once: it remembers x0_before.
+    in half the log-SNR. The first and the last step are DDIM's.
     """
 
-    def __init__(self, diffusion: Diffusion) -> None:
+    def __init__(self, diffusion: Process) -> None:
         self.diffusion = diffusion
         self.half_log_snr = diffusion.schedule.log_snr / 2
-        self.x0_before: Any = None
 
     def move(self, i: int) -> Move:
         extrapolation, level = 0.0, self.half_log_snr
-        if self.x0_before is not None and i > 1:
+        if 1 < i < self.diffusion.schedule.T:
             extrapolation = float((level[i - 1] - level[i]) / (2 * (level[i] - level[i + 1])))
         return Move(*ddim_weights(self.diffusion.schedule, i), extrapolation=extrapolation)
 
-    def step(self, output: Any, xt: Any, i: int, draw: Callable[[], Any]) -> tuple[Any, Any]:
-        x0 = clipped_x0(self.diffusion, output, xt, i)
-        move = self.move(i)
-        D = x0 + move.extrapolation * (x0 - self.x0_before) if move.extrapolation else x0
-        self.x0_before = x0
-        return move.on_x0 * D + move.on_xt * xt, x0
 
-
-def clipped_x0(diffusion: Diffusion, output: Any, xt: Any, i: int) -> Any:
-    """The x0 that the output stands for, limited to [-1, 1] if the diffusion says so."""
-    x0 = diffusion.predict_x0(output, xt, i)
-    return x0.clip(-1, 1) if diffusion.clip_x0 else x0
-
-
-def make_solver(sampler: str, diffusion: Diffusion, eta: float = 0.0) -> Solver:
+def make_solver(sampler: str, diffusion: Process, eta: float = 0.0) -> Solver:
     """The solver of that name. InputError for an unknown one, an eta outside 0..1, or one that is not for ddim."""
     if sampler not in SAMPLERS:
         raise InputError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")

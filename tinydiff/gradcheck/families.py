@@ -310,7 +310,7 @@ def _diffusion(rng: np.random.Generator) -> Iterator[tuple[Array, ...]]:
 
 def _q_sample(rng: np.random.Generator, run: Run) -> Pairs:
     for x0, _, a, s, _, eps in _diffusion(rng):
-        yield run(noise.q_sample, x0, a, s, _STATE), (a * x0.T + s * eps.T).T
+        yield run(noise.q_sample, x0, a, s, _STATE)[0], (a * x0.T + s * eps.T).T
 
 
 def _mse_loss(rng: np.random.Generator, run: Run) -> Pairs:
@@ -318,8 +318,7 @@ def _mse_loss(rng: np.random.Generator, run: Run) -> Pairs:
         for target, truth in (("eps", eps), ("x0", x0), ("v", (a * eps.T - s * x0.T).T)):
             difference = P - truth
             weighted = (weight * difference.T).T
-            extra = () if target == "eps" else (x0, a, s)
-            ours = run(noise.mse_loss, P, _STATE, weight, target, *extra)
+            ours = run(noise.mse_loss, P, x0, a, s, _STATE, target, weight)
             yield from _zip(ours, np.mean(weighted * difference), 2 / P.size * weighted)
 
 

@@ -5,6 +5,5 @@ building.py    settings -> data, network, diffusion      folder.py      the fold
 checkpoint.py  saving and loading models                 diffusers.py   diffusers' configurations
 tensorfile.py  safetensors files                         sheets.py      sheets of samples
 pictures.py    PNG and GIF files, the loss curve         progress.py    lines that say how far it is
-profile.py     where the time of a step goes             memory.py      how much memory a step needs
-formats.py     the number of the format of saved files
+memory.py      how much memory a step needs              formats.py     the number of the format of saved files
 """

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tinydiff.autograd.profile import Profile
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.runs.config import TrainConfig, flag
-from tinydiff.runs.profile import Profile
 
 COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_second")
 

@@ -20,17 +20,16 @@ import numpy as np
 import tinydiff
 from tinydiff import optim, random
 from tinydiff.autograd import tape
+from tinydiff.autograd.profile import Profile, section
 from tinydiff.backend import host_threads, module_for, resolve_device
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
-from tinydiff.dispatch import kernels_take
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
 from tinydiff.runs import checkpoint, memory, pictures
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
-from tinydiff.runs.profile import Profile, section
 from tinydiff.runs.progress import Progress
 from tinydiff.runs.sheets import Sheet, class_count, draw_sheet
 from tinydiff.unet import UNet
@@ -189,7 +188,7 @@ class Trainer:
             x0 = xp.asarray(x0)
         generator = self.generator.at(random.TIME, step)
         t = eps = None
-        if parts > 1 or not kernels_take(x0):  # kernels make the noise of a whole batch where they need it
+        if parts > 1:  # one draw for all parts
             with section("noise and times"):
                 t, eps = self.diffusion.draw(x0, generator)
         self.unet.train(self.generator.at(random.DROPOUT, step))

@@ -7,9 +7,8 @@ import pytest
 
 import tinydiff as td
 from tinydiff import ops
-from tinydiff.autograd import tape
-from tinydiff.runs import profile
-from tinydiff.runs.profile import Key, Profile
+from tinydiff.autograd import profile, tape
+from tinydiff.autograd.profile import Key, Profile
 
 
 class Clock:
