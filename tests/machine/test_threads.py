@@ -265,16 +265,6 @@ def test_an_interruption_waits_for_the_other_threads_at_the_end_of_the_block():
         assert threads.share(list, [1, 2]) == [[1], [2]]
 
 
-def test_the_buffer_is_put_back_also_after_an_error():
-    before = np.getbufsize()
-    with pytest.raises(ZeroDivisionError), threads.long_rows(1024):
-        assert np.getbufsize() < before
-        _ = 1 / 0
-    assert np.getbufsize() == before
-    with threads.long_rows(8):
-        assert np.getbufsize() == before  # short rows are faster with the large one
-
-
 def test_layouts_are_kept_until_a_workspace_is_replaced():
     made = []
 

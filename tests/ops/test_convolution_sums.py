@@ -6,7 +6,7 @@ import pytest
 from tinydiff import ops
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.machine import threads as workers
-from tinydiff.ops.convolution import conv2d_add, upsample_conv2d
+from tinydiff.ops.convolution import conv2d_add, sum_pixels, upsample_conv2d
 
 
 def leaf(array):
@@ -146,3 +146,15 @@ def test_upsample_conv2d_refuses_other_filters():
         upsample_conv2d(np.ones((1, 4, 4, 3)), np.ones((1, 1, 3, 3)))
     with pytest.raises(ValueError, match="channels"):
         upsample_conv2d(np.ones((1, 4, 4, 3)), np.ones((3, 3, 2, 3)))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (64, 32, 32, 8), (0, 4, 4, 2), (2, 1, 1, 3), (3, 4, 5, 0)], ids=str)
+def test_sum_pixels(shape, threads, rng):
+    X = rng.normal(size=shape)
+    with workers.threads(threads):
+        for layout in (X, np.asfortranarray(X), np.broadcast_to(X[:, :1], X.shape)):
+            np.testing.assert_allclose(sum_pixels(layout), layout.sum((1, 2)), rtol=0, atol=1e-11)
+            single = sum_pixels(layout.astype(np.float32))
+            assert single.dtype == np.float32
+            np.testing.assert_allclose(single, layout.sum((1, 2)), rtol=0, atol=1e-3)

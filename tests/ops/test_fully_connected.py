@@ -7,11 +7,11 @@ import pytest
 
 from tinydiff import ops
 from tinydiff.autograd.tensor import Tensor
+from tinydiff.cpu import blas
 from tinydiff.cuda import fully_connected as kernels
 from tinydiff.dispatch import on_host
 from tinydiff.machine.threads import share_blocks, share_tasks, threads
 from tinydiff.ops import fully_connected as module
-from tinydiff.ops import products, tall_products
 from tinydiff.ops.fully_connected import linears
 
 
@@ -203,8 +203,7 @@ def test_linears_names_the_shapes_that_do_not_fit():
 @pytest.mark.parametrize("cut", [True, False])
 def test_small_and_large_products_agree_with_float64(rows, cut, dtype, rng, monkeypatch):
     """Few rows are one product, more are spread and, where that is faster, cut; so is the sum of the weight gradient."""
-    for where in (products, tall_products):
-        monkeypatch.setattr(where, "has_small_products", lambda: cut)
+    monkeypatch.setattr(blas, "has_small_products", lambda: cut)
     x, w, b = (leaf(rng.normal(size=s).astype(dtype)) for s in ((rows, 192), (192, 128), (128,)))
     L_Y = rng.normal(size=(rows, 128)).astype(dtype)
     X, W, B = (a.data.astype(np.float64) for a in (x, w, b))

@@ -246,23 +246,6 @@ def add_to(A: Any, B: Any) -> None:
         share_blocks(lambda part: A[part].__iadd__(B[part]), A)
 
 
-@contextmanager
-def long_rows(length: int) -> Iterator[None]:
-    """A block in which NumPy broadcasts rows of that length as fast as it can, in the calling thread.
-
-    Into its usual buffer it copies such a row again and again; with the smallest one it does not. Short rows are faster
-    with the usual one (measured: from 512 numbers on the small one is faster).
-    """
-    if length < 512:
-        yield
-        return
-    before = np.setbufsize(16)
-    try:
-        yield
-    finally:
-        np.setbufsize(before)
-
-
 class _Workspaces(threading.local):
     """Each thread's arrays, by name and type, and what was made of views of them."""
 

@@ -10,12 +10,12 @@ import numpy as np
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
+from tinydiff.cpu.blas import SHARED, multiply, multiply_panels, panel_width
 from tinydiff.dispatch import accelerated
 from tinydiff.machine.threads import BLOCK, count, share_blocks, share_tasks, workspace
 from tinydiff.ops.arguments import as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
 from tinydiff.ops.contraction import product
-from tinydiff.ops.products import SHARED, multiply, multiply_panels, panel_width
 from tinydiff.ops.softmaxes import softmax_array, softmax_backward
 
 _SAFE = 50  # logits of this size neither overflow nor vanish when exponentiated, so the maximum need not be taken off

@@ -29,6 +29,7 @@ from typing import Any
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, widened
+from tinydiff.cpu.blas import multiply, multiply_transposed
 from tinydiff.dispatch import accelerated
 from tinydiff.machine import threads
 from tinydiff.machine.threads import share, share_blocks
@@ -36,9 +37,7 @@ from tinydiff.ops import thin, winograd
 from tinydiff.ops.arguments import add_bias, as_tensor, pair
 from tinydiff.ops.contraction import product
 from tinydiff.ops.pooling import upsample_nearest2d
-from tinydiff.ops.products import multiply
 from tinydiff.ops.shape import pad
-from tinydiff.ops.tall_products import multiply_transposed
 from tinydiff.ops.windows import Window, add_terms, fold, image_blocks, unfold
 
 Shape = tuple[int, ...]

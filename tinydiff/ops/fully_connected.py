@@ -23,11 +23,10 @@ from typing import Any
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of
+from tinydiff.cpu.blas import LIMIT, SHARED, add_row, multiply, multiply_transposed
 from tinydiff.dispatch import accelerated, is_on_host
 from tinydiff.machine.threads import add_to, share_blocks, share_tasks, sum_shares
 from tinydiff.ops.arguments import add_bias, as_tensor
-from tinydiff.ops.products import LIMIT, SHARED, add_row, multiply
-from tinydiff.ops.tall_products import multiply_transposed
 
 _FEW = 64  # rows for which threads should not all read the weights of several layers: each takes some of the layers
 

@@ -1,10 +1,10 @@
-"""tinydiff/ops/products.py against the plain product and sum."""
+"""tinydiff/cpu/blas.py against the plain product and sum."""
 
 import numpy as np
 import pytest
 
-from tinydiff.ops import products
-from tinydiff.ops.products import add_row, multiply, multiply_panels
+from tinydiff.cpu import blas
+from tinydiff.cpu.blas import add_row, long_rows, multiply, multiply_panels, multiply_transposed
 
 SHAPES = [
     ((64, 8), (8, 64)), ((32, 5), (5, 7)), ((64, 256), (256, 128)), ((2048, 5), (5, 192)), ((33, 4), (4, 64)),
@@ -49,7 +49,7 @@ def products_seen(monkeypatch):
 
 def test_large_products_are_cut(rng, monkeypatch, products_seen):
     """What the speed rests on: no product that NumPy is given has more multiplications than OpenBLAS takes as they are."""
-    monkeypatch.setattr(products, "has_small_products", lambda: True)
+    monkeypatch.setattr(blas, "has_small_products", lambda: True)
     shapes = (
         (2048, 64, 64),
         (1024, 256, 256),
@@ -72,11 +72,11 @@ def test_what_would_not_gain_is_left_whole(rng, monkeypatch, products_seen):
             rng.normal(size=(L, D)), rng.normal(size=(M, D)).T if turned else rng.normal(size=(D, M)), np.empty((L, M))
         )
 
-    monkeypatch.setattr(products, "has_small_products", lambda: True)
+    monkeypatch.setattr(blas, "has_small_products", lambda: True)
     multiply_new(100, 100, 100)  # it is small
     multiply_new(2048, 64, 64, turned=True)  # small products with a transposed matrix are slower
     multiply_new(2049, 64, 64)  # no rows that divide it
-    monkeypatch.setattr(products, "has_small_products", lambda: False)
+    monkeypatch.setattr(blas, "has_small_products", lambda: False)
     multiply_new(2048, 64, 64)  # OpenBLAS would copy the operands of every piece
     assert [n for n, _ in products_seen] == [100**3, 2048 * 64 * 64, 2049 * 64 * 64, 2048 * 64 * 64]
 
@@ -87,7 +87,7 @@ def test_what_would_not_gain_is_left_whole(rng, monkeypatch, products_seen):
     [((), 64, 300, 3, 64), ((2,), 96, 65, 2, 32), ((2, 3), 7, 5, 4, 16), ((1,), 40, 2000, 2, 64), ((), 3, 0, 2, 4)],
 )
 def test_multiply_panels(stack, L, D, panels, columns, small, rng, monkeypatch):
-    monkeypatch.setattr(products, "has_small_products", lambda: small)
+    monkeypatch.setattr(blas, "has_small_products", lambda: small)
     A, B = rng.normal(size=(*stack, L, D)), rng.normal(size=(*stack, panels, D, columns))
     out = np.full((*stack, L, panels * columns), np.nan)
     assert multiply_panels(A, B, out) is out
@@ -95,19 +95,19 @@ def test_multiply_panels(stack, L, D, panels, columns, small, rng, monkeypatch):
 
 
 def test_panels_fit_the_cache_and_divide_the_matrix(monkeypatch):
-    monkeypatch.setattr(products, "has_small_products", lambda: True)
+    monkeypatch.setattr(blas, "has_small_products", lambda: True)
     for D, M, width in ((64, 256, 64), (256, 256, 32), (257, 256, 16), (64, 96, 32), (64, 49, 49), (5000, 64, 64)):
-        assert products.panel_width(D, M) == width
-    monkeypatch.setattr(products, "has_small_products", lambda: False)
-    assert products.panel_width(256, 256) == 256
+        assert blas.panel_width(D, M) == width
+    monkeypatch.setattr(blas, "has_small_products", lambda: False)
+    assert blas.panel_width(256, 256) == 256
 
 
 @pytest.mark.parametrize(
-    "blas, small", [("openblas 0.3.31 SkylakeX", True), ("openblas 0.3.31 Haswell", False), ("mkl 2024.1", False)]
+    "library, small", [("openblas 0.3.31 SkylakeX", True), ("openblas 0.3.31 Haswell", False), ("mkl 2024.1", False)]
 )
-def test_which_libraries_have_code_for_small_products(blas, small, monkeypatch):
-    monkeypatch.setattr(products.limits, "blas", lambda: blas)
-    assert products.has_small_products.__wrapped__() is small
+def test_which_libraries_have_code_for_small_products(library, small, monkeypatch):
+    monkeypatch.setattr(blas.limits, "blas", lambda: library)
+    assert blas.has_small_products.__wrapped__() is small
 
 
 @pytest.mark.parametrize("shape", [(64, 4), (48, 20), (7, 3), (1, 5), (5, 2000), (0, 3), (4, 0), (2048, 64)], ids=str)
@@ -116,3 +116,26 @@ def test_add_row(shape, rng):
     expected = Y + b
     assert add_row(Y, b) is Y
     np.testing.assert_array_equal(Y, expected)
+
+
+@pytest.mark.parametrize(
+    ("T", "C", "K"), [(0, 3, 2), (5, 0, 2), (1, 1, 1), (255, 8, 4), (256, 64, 32), (1000, 96, 32), (700, 300, 200), (513, 288, 40)]
+)  # fmt: skip
+@pytest.mark.parametrize("cut", [True, False])
+def test_multiply_transposed(T, C, K, cut, rng, monkeypatch):
+    monkeypatch.setattr(blas, "has_small_products", lambda: cut)
+    A, B = rng.normal(size=(T, C)), rng.normal(size=(T, K))
+    found = multiply_transposed(A.astype(np.float32), B.astype(np.float32))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, A.T @ B, rtol=0, atol=1e-5 * (T + 1) ** 0.5)
+    np.testing.assert_allclose(multiply_transposed(A, B), A.T @ B, rtol=0, atol=1e-11)
+
+
+def test_the_buffer_is_put_back_also_after_an_error():
+    before = np.getbufsize()
+    with pytest.raises(ZeroDivisionError), long_rows(1024):
+        assert np.getbufsize() < before
+        _ = 1 / 0
+    assert np.getbufsize() == before
+    with long_rows(8):
+        assert np.getbufsize() == before  # short rows are faster with the large one

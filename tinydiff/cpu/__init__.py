@@ -1,0 +1,7 @@
+"""How fast on a CPU: NumPy and threads, arranged for caches and OpenBLAS; reached by `dispatch`.
+
+A file with the name of one in `ops` (or of `optim`) holds faster versions of its functions, with the same names and signatures.
+The others are what these stand on:
+
+blas.py        products of matrices, and rows added to them, in the sizes that OpenBLAS is fastest at
+"""
