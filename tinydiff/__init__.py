@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tinydiff import backend, errors, nn, ops, optim, random
 from tinydiff.autograd.function import Function
-from tinydiff.autograd.tape import no_grad, recompute
+from tinydiff.autograd.recompute import recompute
+from tinydiff.autograd.tape import no_grad
 from tinydiff.autograd.tensor import Tensor, from_dlpack
 from tinydiff.dispatch import by_definition
 from tinydiff.gradcheck import GradientError, gradcheck

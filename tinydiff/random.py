@@ -184,7 +184,7 @@ def _note_use(generator: Generator) -> None:
 
 @contextmanager
 def recording() -> Iterator[dict[Generator, int]]:
-    """Collects, for every generator drawn from inside the block, the offset it had before; `tape.recompute` replays by
+    """Collects, for every generator drawn from inside the block, the offset it had before; `autograd.recompute` replays by
     it."""
     outer, _recording.uses = _recording.uses, {}
     inner = _recording.uses

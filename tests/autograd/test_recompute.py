@@ -8,7 +8,8 @@ import pytest
 
 from tinydiff import ops
 from tinydiff.autograd import tape
-from tinydiff.autograd.tape import no_grad, recompute
+from tinydiff.autograd.recompute import recompute
+from tinydiff.autograd.tape import no_grad
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.random import Generator
 

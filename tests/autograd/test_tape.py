@@ -11,7 +11,8 @@ import pytest
 from tinydiff import ops
 from tinydiff.autograd import tape
 from tinydiff.autograd.function import Function
-from tinydiff.autograd.tape import NonFiniteError, check_finite, no_grad, recompute
+from tinydiff.autograd.recompute import recompute
+from tinydiff.autograd.tape import NonFiniteError, check_finite, no_grad
 from tinydiff.autograd.tensor import Tensor
 
 

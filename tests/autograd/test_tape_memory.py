@@ -9,7 +9,7 @@ import pytest
 
 from tinydiff import ops
 from tinydiff.autograd.function import Function
-from tinydiff.autograd.tape import recompute
+from tinydiff.autograd.recompute import recompute
 from tinydiff.autograd.tensor import Tensor
 
 

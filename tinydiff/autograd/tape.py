@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from tinydiff import random
 from tinydiff.backend import array_module, is_array, refuse_missing_library, widened
 from tinydiff.machine.threads import add_to
 
@@ -33,55 +32,56 @@ class _Mode(threading.local):
     observer: Any = None  # for profiles: runs the operations' passes
 
 
-_mode = _Mode()
+mode = _Mode()
 
 
 def is_recording() -> bool:
     """False inside `no_grad`."""
-    return _mode.recording
+    return mode.recording
 
 
 def note_inputs(tensors: Iterable[Any]) -> None:
     """Called by an operation that is not recorded: `recompute` wants to know what its block uses."""
-    if _mode.seen is not None:
+    if mode.seen is not None:
         for x in tensors:
             if x is not None:
-                _mode.seen.setdefault(x._version, x._version.count)
-                _mode.unrecorded = _mode.unrecorded or x.requires_grad
+                mode.seen.setdefault(x._version, x._version.count)
+                mode.unrecorded = mode.unrecorded or x.requires_grad
 
 
 @contextmanager
-def _set(**modes: Any) -> Iterator[None]:
-    before = {name: getattr(_mode, name) for name in modes}
+def set_mode(**modes: Any) -> Iterator[None]:
+    """A block in which this thread's modes have these values."""
+    before = {name: getattr(mode, name) for name in modes}
     for name, value in modes.items():
-        setattr(_mode, name, value)
+        setattr(mode, name, value)
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(_mode, name, value)
+            setattr(mode, name, value)
 
 
 def no_grad() -> Any:
     """A block (or, as a decorator, a function) in which nothing is recorded: for sampling, evaluation and updates."""
-    return _set(recording=False)
+    return set_mode(recording=False)
 
 
 def check_finite() -> Any:
     """A block in which the first operation that makes a value or a gradient that is not finite raises
     `NonFiniteError`."""
-    return _set(checking=True)
+    return set_mode(checking=True)
 
 
 def observing(observer: Callable[[Any, str, Any, dict[str, Any]], Any]) -> Any:
     """A block in which `observer(op, "forward" or "backward", arrays, options)` is called in place of that pass of each
     operation, and has to run it and return what it returns."""
-    return _set(observer=observer)
+    return set_mode(observer=observer)
 
 
 def current_observer() -> Any:
     """What `observing` has set, None outside of it."""
-    return _mode.observer
+    return mode.observer
 
 
 class NonFiniteError(ArithmeticError):
@@ -90,7 +90,7 @@ class NonFiniteError(ArithmeticError):
 
 def refuse_non_finite(arrays: Iterable[Any], what: str) -> None:
     """Raises NonFiniteError if `check_finite` is on and one of the arrays has a NaN or an infinity."""
-    if _mode.checking:
+    if mode.checking:
         for a in arrays:
             if a is not None and a.dtype.kind == "f" and not bool(array_module(a).isfinite(a).all()):
                 raise NonFiniteError(what)
@@ -132,7 +132,7 @@ class Node:
         op, name = self.op, self.name
         if op.rounds_to_half:
             L_Ys = [widened(L_Y) for L_Y in L_Ys]
-        observer = _mode.observer
+        observer = mode.observer
         try:
             L_Xs = op.backward(*L_Ys) if observer is None else observer(op, "backward", L_Ys, {})
         except (ImportError, RuntimeError) as error:
@@ -237,66 +237,3 @@ def backward(tensor: Any, L_Y: Any) -> None:
             send(edge, L_X, own)
         node.release()
         del L_Ys  # so that it does not live on beside the next one
-
-
-class _Recompute:
-    """What a recomputed block keeps: the function, its inputs, and where its random numbers began."""
-
-    def __init__(self, fn: Callable[..., Any], xs: tuple[Any, ...]) -> None:
-        self.fn, self.xs = fn, xs
-        self.versions: dict[Any, int] = {}
-        self.draws: dict[random.Generator, int] = {}
-
-    def run(self) -> tuple[Any, bool]:
-        """The block's outputs as a tuple, and whether it returned one."""
-        outputs = self.fn(*self.xs)
-        several = isinstance(outputs, tuple | list)
-        return (tuple(outputs) if several else (outputs,)), several
-
-    def release(self) -> None:
-        self.__dict__.clear()
-
-
-class _RecomputeNode(Node):
-    """Its gradients go to the outputs of the block run once more, whose new nodes the walk then visits like any others.
-
-    The new nodes hang on the inputs' own edges, so gradients of tensors that the block merely refers to (a layer's
-    weights, values computed outside) arrive where they belong.
-    """
-
-    __slots__ = ()
-
-    def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
-        op = self.op
-        if any(version.count != count for version, count in op.versions.items()):
-            raise RuntimeError(
-                "a tensor that a recomputed block uses was changed in place between forward and backward"
-            )
-        with _set(recording=True), random.replaying(op.draws):
-            outputs, _ = op.run()
-        if [(y.shape, y.dtype) for y in outputs] != [(shape, dtype) for shape, dtype, _ in self.outputs]:
-            raise RuntimeError("a recomputed block must do the same thing again, but it returned other outputs")
-        for y, L_Y in zip(outputs, L_Ys, strict=True):
-            if (edge := edge_to(y)) is not None:
-                yield edge, L_Y, False
-
-
-def recompute(fn: Callable[..., Any], *xs: Any) -> Any:
-    """fn(*xs), without keeping the arrays inside: backward runs fn again to get them (gradient checkpointing).
-
-    fn takes and returns tensors (one or a tuple) and must do the same thing when called again; random numbers that it
-    draws from a Generator are drawn again. Costs one more forward pass of the block, saves its memory until then.
-    """
-    if not is_recording():
-        return fn(*xs)
-    op = _Recompute(fn, xs)
-    with _set(recording=False, seen=op.versions, unrecorded=False), random.recording() as op.draws:
-        outputs, several = op.run()
-        needed = _mode.unrecorded or any(y.requires_grad for y in outputs)
-    outputs = tuple(y.detach() for y in outputs)
-    if needed:
-        node = _RecomputeNode(op, (), [y.data for y in outputs])
-        for index, y in enumerate(outputs):
-            if y.dtype.kind in "fc":
-                y._attach(node, index)
-    return outputs if several else outputs[0]
