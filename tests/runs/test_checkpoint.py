@@ -17,7 +17,7 @@ import tinydiff as td
 from tests.checkpoints import WEIGHTS, diffusion, make, same, save
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.random import SAMPLING, Generator
-from tinydiff.runs import checkpoint, tensorfile
+from tinydiff.runs import atomic, checkpoint, tensorfile
 
 
 def files(folder):
@@ -142,7 +142,7 @@ def write(target, version):
     """Three files that all hold the version, in a folder."""
     content = str(version).encode()
     parts = {"unet/a": lambda path: path.write_bytes(content), "b": content, "model_index.json": content}
-    checkpoint.write_atomically(target, parts)
+    atomic.write_folder(target, parts)
 
 
 def read(target):
@@ -238,7 +238,7 @@ def test_a_really_full_disk(tmp_path):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "try: save(sys.argv[1], 2, step=2)\n"
-        "except td.errors.InputError as error: print(error)\n"
+        "except td.errors.RunFailed as error: print(error)\n"
     )
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(

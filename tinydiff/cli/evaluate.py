@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 from typing import Any
 
+from tinydiff.cli.numbers import whole_number
+
 
 def add_command(commands: Any) -> None:
     """Adds `evaluate` to the subcommands of an argument parser; the parsed arguments' `run` runs it."""
@@ -21,22 +23,22 @@ def add_command(commands: Any) -> None:
     add("--only", type=_names, metavar="PARTS", help="of bits,frechet,neighbours,samplers [all]")
     add("--data", metavar="PATH", help="images to evaluate instead of the run's held-out ones")
     add("--training-images", action="store_true", help="the run's training images instead, which flatter the model")
-    add("--images", type=_whole_number, metavar="N", help="images for bits/dim, chosen at random [200]")
+    add("--images", type=whole_number, metavar="N", help="images for bits/dim, chosen at random [200]")
     terms = parser.add_mutually_exclusive_group()
-    terms.add_argument("--terms", type=_whole_number, metavar="N", help="steps t to evaluate, stratified, at most [50]")
+    terms.add_argument("--terms", type=whole_number, metavar="N", help="steps t to evaluate, stratified, at most [50]")
     terms.add_argument("--all-terms", action="store_const", dest="terms", const=None, help="every t: exact, and slow")
     add("--raw", action="store_true", help="the raw weights instead of the averaged (EMA) ones")
     add("--clip", action=argparse.BooleanOptionalAction, help="limit predicted x0 to [-1, 1] [as the checkpoint says]")
-    add("--samples", type=_whole_number, metavar="N", help="samples for distance, neighbours, PNG files [256]")
+    add("--samples", type=whole_number, metavar="N", help="samples for distance, neighbours, PNG files [256]")
     add("--sampler", help="for these: ddpm, ddim or dpm++ [ddim]")
-    add("--steps", type=_whole_number, metavar="N", help="and their steps [50]")
-    add("--each", type=_whole_number, metavar="N", help="samples for each way of sampling that is compared [64]")
+    add("--steps", type=whole_number, metavar="N", help="and their steps [50]")
+    add("--each", type=whole_number, metavar="N", help="samples for each way of sampling that is compared [64]")
     add("--step-counts", type=_whole_numbers, metavar="N,N,...", help="and their steps [10,25,50]")
     add("--png-folder", metavar="DIR", help="write the samples as PNG files as well, for other tools")
     add("--out", metavar="DIR", help="where to put the results [RUN/evaluation]")
-    add("--seed", type=_whole_number, help="seed of images, steps and noise [0]")
+    add("--seed", type=whole_number, help="seed of images, steps and noise [0]")
     add("--device", help="auto, cpu or cuda [auto]")
-    add("--threads", type=_whole_number, metavar="N", help="CPU threads [all]")
+    add("--threads", type=whole_number, metavar="N", help="CPU threads [all]")
     parser.set_defaults(run=_run)
 
 
@@ -48,15 +50,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-
-
 def _whole_numbers(text: str) -> tuple[int, ...]:
-    return tuple(map(_whole_number, text.split(",")))
+    return tuple(map(whole_number, text.split(",")))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -7,20 +7,15 @@
       training_state.safetensors                  what training goes on from; absent from a pipeline saved for use
       model_index.json                            what the parts are; appears last: a folder that has it is complete
 
-A folder is never changed. A new one is written beside it as `checkpoint.new` and brought to the disk; then the present
-one is renamed to `checkpoint.old`, the new one to `checkpoint`, and the old one is deleted. Whoever reads takes
-`checkpoint`, else a complete `checkpoint.new`, else `checkpoint.old`: whatever step the writer died in, one of them is
-there. Nothing is ever unpickled.
+The folder is replaced as a whole, see `atomic.py`. Whoever reads takes `checkpoint`, else a complete `checkpoint.new`, else
+`checkpoint.old`: whatever step the writer died in, one of them is there. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +24,13 @@ import numpy as np
 from tinydiff.backend import to_numpy
 from tinydiff.data import pixels
 from tinydiff.diffusion import Diffusion, sample
-from tinydiff.errors import InputError, RunFailed
+from tinydiff.errors import InputError
 from tinydiff.random import SAMPLING, Generator
 from tinydiff.runs import diffusers, formats, tensorfile
+from tinydiff.runs.atomic import LAST, beside, is_complete, write_folder
 from tinydiff.unet import UNet
 
-INDEX = "model_index.json"
+INDEX = LAST
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 TRAINING_STATE = "training_state.safetensors"
 EXTRAS = "tinydiff.json"
@@ -85,7 +81,7 @@ class Pipeline:
         own = {INDEX, EXTRAS, "unet", "scheduler"}
         if path.exists() and not (path.is_dir() and own >= {entry.name for entry in path.iterdir()}):
             raise InputError(f"{path} holds something else than a pipeline: choose a new folder")
-        write_atomically(path, _pipeline_files(self.unet, self.diffusion, self.class_names))
+        write_folder(path, _pipeline_files(self.unet, self.diffusion, self.class_names))
 
 
 def save(
@@ -106,7 +102,7 @@ def save(
         arrays, metadata = training_state
         files = {TRAINING_STATE: lambda path: tensorfile.write(path, arrays, metadata), **files}
     path = Path(run) / "checkpoint"
-    write_atomically(path, files)
+    write_folder(path, files)
     return path
 
 
@@ -155,95 +151,10 @@ def find(path: str | os.PathLike[str]) -> Path | None:
     if any((path / name).is_file() for name in (INDEX, "config.json", "unet/config.json")):
         return path
     for target in (path, path / "checkpoint"):
-        for folder in (target, *_beside(target)):
-            if _is_complete(folder):
+        for folder in (target, *beside(target)):
+            if is_complete(folder):
                 return folder
     return None
-
-
-def write_atomically(target: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
-    """Makes a folder with the given files, or puts one in the place of an earlier one that `find` found complete.
-
-    files: by path in the folder, what is in them or a function that writes them; one must be `model_index.json`.
-    Whatever moment the process is killed at, `find` finds the earlier folder or the new one, complete. InputError for a
-    place that cannot be written; RunFailed for a full disk, with the earlier folder still there.
-    """
-    new, old = _beside(target)
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _settle(target)
-        try:
-            _write_files(new, files)
-        except OSError:
-            shutil.rmtree(new, ignore_errors=True)  # on a full disk, what was written of it is in the way
-            raise
-        if target.exists():
-            os.rename(target, old)
-        os.rename(new, target)
-        _sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _settle(target: Path) -> None:
-    """Puts in place what an interrupted `write_atomically` left, and removes the rest."""
-    new, old = _beside(target)
-    if not _is_complete(target):
-        for folder in (new, old):
-            if _is_complete(folder):
-                if target.exists():
-                    shutil.rmtree(target)
-                os.rename(folder, target)
-                _sync(target.parent)
-                break
-    for folder in (new, old):
-        if folder.exists():
-            shutil.rmtree(folder)
-
-
-def _write_files(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
-    for name, content in files.items():
-        path = folder / (f"{name}.part" if name == INDEX else name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if callable(content):
-            content(path)
-        else:
-            path.write_bytes(content)
-        _sync(path)
-    for directory in sorted({folder / parent for name in files for parent in Path(name).parents}):
-        _sync(directory)
-    os.rename(folder / f"{INDEX}.part", folder / INDEX)  # now that everything is on the disk, the folder is complete
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Returns when a file or a folder is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows neither needs nor knows this for folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _beside(target: Path) -> tuple[Path, Path]:
-    target = Path(os.path.abspath(target))  # "." has no name
-    return target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
-
-
-def _is_complete(folder: Path) -> bool:
-    return (folder / INDEX).is_file()
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """Turns an operating system error in the block into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunFailed(f"the disk is full: {target} could not be written; what was saved before is kept") from None
-        raise InputError(f"{target} cannot be written: {error.strerror or error}") from None
 
 
 def _pipeline_files(

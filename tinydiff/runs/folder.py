@@ -8,7 +8,6 @@ profile.csv     where the time went, if that was measured
 from __future__ import annotations
 
 import csv
-import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tinydiff.autograd.profile import Profile
-from tinydiff.errors import InputError, RunFailed
+from tinydiff.errors import InputError
+from tinydiff.runs.atomic import writing
 from tinydiff.runs.config import TrainConfig, flag
 
 COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_second")
@@ -52,14 +52,14 @@ class RunFolder:
         self.check_free(force, config.called)
         if self.config_file.exists():
             self._remove_run()
-        with _writing(self.path):
+        with writing(self.path):
             self.samples.mkdir(parents=True, exist_ok=True)
             draft = self.path / "config.toml.new"
             config.save(draft, extra)
             draft.replace(self.config_file)
 
     def _remove_run(self) -> None:
-        with _writing(self.path):
+        with writing(self.path):
             for name in ("checkpoint", "checkpoint.new", "checkpoint.old", "samples", "evaluation"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             for file in (
@@ -72,7 +72,7 @@ class RunFolder:
 
     def rewrite_config(self, config: TrainConfig, extra: dict[str, dict[str, Any]]) -> None:
         """Records settings that a resume changed."""
-        with _writing(self.path):
+        with writing(self.path):
             draft = self.path / "config.toml.new"
             config.save(draft, extra)
             draft.replace(self.config_file)
@@ -80,7 +80,7 @@ class RunFolder:
     def open_log(self, step: int) -> None:
         """Opens log.csv behind the row of `step`: rows and previews of later steps, which a resumed run makes again,
         go."""
-        with _writing(self.log_file):
+        with writing(self.log_file):
             kept = [row for row in read_log(self.log_file) if int(row["step"]) <= step]
             draft = self.path / "log.csv.new"
             with open(draft, "w", newline="", encoding="utf-8") as file:
@@ -96,22 +96,22 @@ class RunFolder:
 
     def log(self, step: int, loss: float, grad_norm: float, lr: float, images_per_second: float) -> None:
         """Adds a row. Losses and norms are written so that equal floats are equal text."""
-        with _writing(self.log_file):
+        with writing(self.log_file):
             self._log.write(f"{step},{loss:.9g},{grad_norm:.9g},{lr:.9g},{images_per_second:.1f}\n")
 
     def flush(self) -> None:
         if self._log is not None:
-            with _writing(self.log_file):
+            with writing(self.log_file):
                 self._log.flush()
 
     def close(self) -> None:
         if self._log is not None:
             log, self._log = self._log, None
-            with _writing(self.log_file):
+            with writing(self.log_file):
                 log.close()
 
     def save_profile(self, profile: Profile) -> None:
-        with _writing(self.profile_file):
+        with writing(self.profile_file):
             profile.save(self.profile_file)
 
     def preview_file(self, step: int) -> Path:
@@ -125,19 +125,3 @@ def read_log(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
     return [row for row in rows if set(row) == set(COLUMNS) and row["step"].isdigit()]
-
-
-class _writing:
-    """Turns an operating system error in the block into one sentence."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, OSError):
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise RunFailed(f"the disk is full: {self.path} could not be written") from None
-            raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from None

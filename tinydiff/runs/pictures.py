@@ -13,7 +13,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import numpy as np
 
 from tinydiff.backend import to_numpy
 from tinydiff.data.pixels import convert_channels, fit, resize, to_bytes, to_float, without_alpha
-from tinydiff.errors import InputError, RunFailed
+from tinydiff.errors import InputError
+from tinydiff.runs.atomic import PathLike, temporary_beside, write_file
 
 __all__ = [  # the names of td.images; those on pixels are of data/pixels.py
     "check_place",
@@ -36,10 +37,6 @@ __all__ = [  # the names of td.images; those on pixels are of data/pixels.py
     "to_float",
     "write_file",
 ]
-
-PathLike = str | os.PathLike[str]
-
-_RUN_OUT = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}  # failures of the disk, not of the name the user gave
 
 
 def grid(images: Any, columns: int | None = None, padding: int = 2, scale: int = 1) -> np.ndarray:
@@ -143,37 +140,8 @@ def check_place(path: PathLike, suffix: str) -> None:
     path = _named(path, suffix)
     if path.is_dir():
         raise InputError(f"{path} cannot be written: {os.strerror(errno.EISDIR)}")
-    with _writing(path) as temporary:
+    with temporary_beside(path) as temporary:
         open(temporary, "wb").close()
-
-
-def write_file(path: PathLike, content: bytes) -> None:
-    """Writes a whole file or nothing: under a temporary name beside it, to the disk, then renamed.
-
-    Raises InputError for a place that cannot be written, RunFailed for a disk that is full or failing.
-    """
-    path = Path(path)
-    with _writing(path) as temporary:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, gone in the end; errors of the system become sentences."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            yield temporary
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-    except OSError as error:
-        kind = RunFailed if error.errno in _RUN_OUT else InputError
-        raise kind(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _named(path: PathLike, suffix: str) -> Path:

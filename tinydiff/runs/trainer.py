@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import platform
-import signal
-import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -30,6 +28,7 @@ from tinydiff.machine.terminal import say
 from tinydiff.runs import checkpoint, memory, pictures
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
+from tinydiff.runs.interrupts import Interrupts
 from tinydiff.runs.progress import Progress
 from tinydiff.runs.sheets import Sheet, class_count, draw_sheet
 from tinydiff.unet import UNet
@@ -103,7 +102,7 @@ class Trainer:
         self.stopped_by: int | None = None
         self._begin(resume, force)
         try:
-            with threads.threads(host_threads(self.device, self.config.threads)), _Interrupts() as interrupts:
+            with threads.threads(host_threads(self.device, self.config.threads)), Interrupts() as interrupts:
                 self._train(interrupts)
                 if interrupts.received is None:
                     interrupts.release()
@@ -138,7 +137,7 @@ class Trainer:
             self.folder.create(self.config, self.record, force)
         self.folder.open_log(self.step)
 
-    def _train(self, interrupts: _Interrupts) -> None:
+    def _train(self, interrupts: Interrupts) -> None:
         config, images_per_step = self.config, self.config.batch_size * self.config.accumulate
         progress, first = Progress(self.step, config.steps), self.step
         try:
@@ -322,32 +321,3 @@ class Trainer:
 
 def _with_prefix(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-class _Interrupts:
-    """Turns SIGINT and SIGTERM inside the block into a wish to stop that the loop looks at after each step.
-
-    A second signal acts at once, as does the first after `release`. Outside of the main thread nothing is changed.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.release()
-
-    def release(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.received = number
-        self.release()
-        say(f"{signal.Signals(number).name}: finishing the step and saving; once more stops at once")

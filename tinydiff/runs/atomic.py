@@ -1,0 +1,139 @@
+"""Files and folders that are there whole or not at all, whatever moment the writer dies at.
+
+A file is written under a temporary name, brought to the disk and renamed. A folder is never changed: a new one is written beside
+it as `NAME.new` and brought to the disk, then the present one is renamed to `NAME.old`, the new one to `NAME`, and the old one is
+deleted. One of its files, `LAST`, gets its name when all others are on the disk: a folder that has it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from tinydiff.errors import InputError, RunFailed
+
+PathLike = str | os.PathLike[str]
+
+LAST = "model_index.json"
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FAILING = {errno.EIO, errno.EFBIG}  # like a full disk, no fault of the name that the user gave
+
+
+@contextlib.contextmanager
+def writing(path: PathLike, kept: str = "") -> Iterator[None]:
+    """Turns an error of the system in the block into one sentence: RunFailed for a disk that is full or failing, InputError
+    for a place that cannot be written. kept: what to add of what was there before."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise RunFailed(f"the disk is full: {path} could not be written{kept}") from None
+        kind = RunFailed if error.errno in _FAILING else InputError
+        raise kind(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, gone in the end; errors as in `writing`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            yield temporary
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def write_file(path: PathLike, content: bytes) -> None:
+    """Writes a whole file or nothing: under a temporary name beside it, to the disk, then renamed.
+
+    Raises InputError for a place that cannot be written, RunFailed for a disk that is full or failing.
+    """
+    path = Path(path)
+    with temporary_beside(path) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def write_folder(target: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
+    """Makes a folder with the given files, or puts one in the place of an earlier complete one.
+
+    files: by path in the folder, what is in them or a function that writes them; one must be `model_index.json`.
+    Whatever moment the process is killed at, the earlier folder or the new one is there, complete. InputError for a
+    place that cannot be written; RunFailed for a full disk, with the earlier folder still there.
+    """
+    new, old = beside(target)
+    with writing(target, "; what was saved before is kept"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _settle(target)
+        try:
+            _write_files(new, files)
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)  # on a full disk, what was written of it is in the way
+            raise
+        if target.exists():
+            os.rename(target, old)
+        os.rename(new, target)
+        sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle(target: Path) -> None:
+    """Puts in place what an interrupted `write_folder` left, and removes the rest."""
+    new, old = beside(target)
+    if not is_complete(target):
+        for folder in (new, old):
+            if is_complete(folder):
+                if target.exists():
+                    shutil.rmtree(target)
+                os.rename(folder, target)
+                sync(target.parent)
+                break
+    for folder in (new, old):
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
+    for name, content in files.items():
+        path = folder / (f"{name}.part" if name == LAST else name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if callable(content):
+            content(path)
+        else:
+            path.write_bytes(content)
+        sync(path)
+    for directory in sorted({folder / parent for name in files for parent in Path(name).parents}):
+        sync(directory)
+    os.rename(folder / f"{LAST}.part", folder / LAST)  # now that everything is on the disk, the folder is complete
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file or a folder is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows neither needs nor knows this for folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def beside(target: Path) -> tuple[Path, Path]:
+    """Where a new folder is written, and where the earlier one goes."""
+    target = Path(os.path.abspath(target))  # "." has no name
+    return target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has all its files."""
+    return (folder / LAST).is_file()
