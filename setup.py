@@ -1,10 +1,11 @@
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import find_packages, setup
 
 setup(
     name="tinydiff",
-    version="0.1.0",
+    version=run_path("tinydiff/version.py")["__version__"],
     description="Trains and samples small DDPMs without PyTorch: automatic differentiation by hand on NumPy and CuPy",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -21,6 +21,7 @@ from tinydiff.autograd.tape import no_grad
 from tinydiff.autograd.tensor import Tensor, from_dlpack
 from tinydiff.dispatch import by_definition
 from tinydiff.gradcheck import GradientError, gradcheck
+from tinydiff.version import __version__
 
 if TYPE_CHECKING:
     from tinydiff import data, diffusion
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from tinydiff.runs.trainer import Trainer
     from tinydiff.unet import UNet
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Function",
     "GradientError",
@@ -39,6 +38,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "UNet",
+    "__version__",
     "backend",
     "by_definition",
     "checkpoint",

@@ -49,7 +49,7 @@ def test_maximum_and_minimum(name, L_Y):
 
 
 @pytest.mark.parametrize("name", ["max", "min"])
-@pytest.mark.parametrize("row", itertools.product([0.0, 1.0, np.inf, -np.inf, np.nan], repeat=3), ids=str)
+@pytest.mark.parametrize("row", [*itertools.product([0.0, 1.0, np.inf, -np.inf, np.nan], repeat=3)], ids=str)
 def test_extremes(name, row):
     compare(getattr(ops, name), getattr(torch, name), np.array(row), L_Y=1.5)
 

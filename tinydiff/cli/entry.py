@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-import tinydiff
 from tinydiff.backend import missing_library
 from tinydiff.cli import bench, doctor, evaluate, gradcheck, info, sample, train
 from tinydiff.cli.numbers import INTERRUPTED
 from tinydiff.errors import InputError, RunFailed
+from tinydiff.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="tinydiff", description="Trains and samples small diffusion models (DDPMs) without PyTorch.")
-    parser.add_argument("--version", action="version", version=f"tinydiff {tinydiff.__version__}")
+    parser.add_argument("--version", action="version", version=f"tinydiff {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (train, sample, info, gradcheck, evaluate, doctor, bench):
         command.add_command(commands)

@@ -60,9 +60,10 @@ def describe(path: Path) -> str:
     if settings:
         rows = read_log(folder.log_file)
         planned = settings.get("steps")
-        saved = checkpoint.load_training_state(path)[1]["step"]
+        step = checkpoint.read_step(path)
         line(
-            "steps", f"{saved} saved of {planned} planned, batches of {settings['batch_size'] * settings['accumulate']}"
+            "steps",
+            f"{'unknown' if step is None else step} saved of {planned} planned, batches of {settings['batch_size'] * settings['accumulate']}",
         )
         if rows:
             losses = np.array([float(row["loss"]) for row in rows])

@@ -130,6 +130,18 @@ def load_training_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndar
     return _read(path, read)
 
 
+def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The (averaged) weights of a checkpoint, by their present names and in PyTorch's layout. InputError as in `load`."""
+
+    def read(folder: Path) -> dict[str, np.ndarray]:
+        _extras(folder)
+        return diffusers.current_names(
+            _read_weights(_either(folder / "unet/config.json", folder / "config.json").parent)
+        )
+
+    return _read(path, read)
+
+
 def read_step(path: str | os.PathLike[str]) -> int | None:
     """The training step of a run's checkpoint; None for a folder that was saved without its training state."""
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-import tinydiff
 from tinydiff import optim, random
 from tinydiff.autograd import tape
 from tinydiff.autograd.profile import Profile, section
@@ -32,6 +31,7 @@ from tinydiff.runs.interrupts import Interrupts
 from tinydiff.runs.progress import Progress
 from tinydiff.runs.sheets import Sheet, class_count, draw_sheet
 from tinydiff.unet import UNet
+from tinydiff.version import __version__
 
 PREVIEW_STEPS = 50  # of DDIM, for previews and the samples at the end
 
@@ -267,21 +267,22 @@ class Trainer:
         if found is None:
             say(f"{self.folder.path} has no checkpoint yet; starting again from step 1")
             return
-        averages = [p.data for p in checkpoint.load(found).unet.parameters()]
+        averages = checkpoint.load_weights(found)
         arrays, metadata = checkpoint.load_training_state(found)
         here = self.environment()
         if metadata["environment"] != here:
             say(f"the run was made with {metadata['environment']}; with {here}, rounding may differ")
+        self.unet.load_torch_state_dict(averages)
+        averages = {f"average.{i}": p.data.copy() for i, p in enumerate(self.parameters)}
         self.unet.load_state_dict(_with_prefix("raw.", arrays))
         self.optimizer.load_state_dict(_with_prefix("adam.", arrays))
-        updates = np.array(int(metadata["ema_updates"]))
-        self.ema.load_state_dict({"updates": updates} | {f"average.{i}": array for i, array in enumerate(averages)})
+        self.ema.load_state_dict({"updates": np.array(int(metadata["ema_updates"])), **averages})
         self.step = self.saved_step = int(metadata["step"])
 
     def environment(self) -> str:
         """What rounding depends on: the same environment gives the same bits."""
         return (
-            f"tinydiff {tinydiff.__version__}, Python {platform.python_version()}, NumPy {np.__version__} with {limits.blas()}, "
+            f"tinydiff {__version__}, Python {platform.python_version()}, NumPy {np.__version__} with {limits.blas()}, "
             f"{platform.machine()}, {self.device}, {self.config.threads or threads.available()} threads"
         )
 

@@ -1,0 +1,3 @@
+"""The version of tinydiff."""
+
+__version__ = "0.1.0"
