@@ -18,7 +18,8 @@ from tinydiff import arena
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, to_numpy, widened
 from tinydiff.errors import InputError
-from tinydiff.machine.threads import share_tasks, workspace
+from tinydiff.machine.threads import share_tasks
+from tinydiff.machine.workspaces import workspace
 from tinydiff.ops.reduction import sum_of_squares
 
 _BLOCK = 1 << 17  # elements; blocks that stay in a nearer cache are slower, as threads wait for the interpreter's lock

@@ -13,7 +13,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 from tinydiff import ops
-from tinydiff.machine import threads
+from tinydiff.machine import threads, workspaces
 
 PATIENCE = 600  # seconds until a thread counts as hanging, on the busiest machine
 
@@ -265,47 +265,26 @@ def test_an_interruption_waits_for_the_other_threads_at_the_end_of_the_block():
         assert threads.share(list, [1, 2]) == [[1], [2]]
 
 
-def test_layouts_are_kept_until_a_workspace_is_replaced():
-    made = []
-
-    def make(size):
-        made.append(size)
-        return threads.workspace("layout", (size,))
-
-    first = threads.prepared(make, 10)
-    assert threads.prepared(make, 10) is first and made == [10]
-    assert np.shares_memory(threads.prepared(make, 5), first) and made == [10, 5]
-    larger = threads.prepared(make, 1000)
-    assert threads.prepared(make, 1000) is larger and made == [10, 5, 1000]
-    assert np.shares_memory(threads.prepared(make, 10), larger) and made == [10, 5, 1000, 10]
-
-
 def test_each_thread_has_layouts_of_its_own():
     def make():
-        return threads.workspace("layout of a thread", (10,))
+        return workspaces.workspace("layout of a thread", (10,))
 
     with threads.threads(2):
-        a, b = threads.share(lambda _: (threads.prepared(make), time.sleep(0.05))[0], range(2))
+        a, b = threads.share(lambda _: (workspaces.prepared(make), time.sleep(0.05))[0], range(2))
     assert not np.shares_memory(a, b)
-
-
-def test_layouts_do_not_pile_up():
-    for i in range(3 * threads._KEPT):
-        assert threads.prepared(lambda i: i, i) == i
-    assert len(threads._workspaces.prepared) <= threads._KEPT
 
 
 HEAP = """
 from pathlib import Path
 import numpy as np
-from tinydiff.machine import threads
+from tinydiff.machine import pages
 
 def heap(what):
     lines = Path("/proc/self/smaps").read_text().split("[heap]")[1:]
     return sum(int(part.split(what + ":")[1].split()[0]) for part in lines) / 1024
 
 before = heap("Rss")
-threads.keep_freed_memory()
+pages.keep_freed_memory()
 taken = heap("Rss") - before
 arrays = [np.ones(1 << 18, np.float32) for _ in range(32)]  # of 1 MiB
 print(taken, heap("AnonHugePages"))
@@ -328,7 +307,7 @@ def test_what_helpers_still_write_to_after_an_interruption_is_not_used_again(mon
     memory, go = [], threading.Event()
 
     def work(part):
-        memory.append(threads.workspace("of all", (10,)))
+        memory.append(workspaces.workspace("of all", (10,)))
         if part == [1]:
             go.wait(10)
 
@@ -336,35 +315,35 @@ def test_what_helpers_still_write_to_after_an_interruption_is_not_used_again(mon
         raise KeyboardInterrupt
 
     with threads.threads(2):
-        mine = threads.workspace("of the caller", (10,))
+        mine = workspaces.workspace("of the caller", (10,))
         with monkeypatch.context() as m:
             m.setattr(threads._Helper, "wait", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 threads.share(work, [0, 1])
-        assert not np.shares_memory(mine, threads.workspace("of the caller", (10,)))
+        assert not np.shares_memory(mine, workspaces.workspace("of the caller", (10,)))
         go.set()
 
 
 def test_the_callers_workspaces_end_with_the_block():
     """It has some for every worker."""
-    before = threads.workspace("of the block", (10,))
+    before = workspaces.workspace("of the block", (10,))
     with threads.threads(1):
         pass
-    assert threads.workspace("of the block", (10,)) is not None
+    assert workspaces.workspace("of the block", (10,)) is not None
     with threads.threads(3):
-        threads.workspace("of the block", (20,))
-        threads.prepared(list)
+        workspaces.workspace("of the block", (20,))
+        workspaces.prepared(list)
         with threads.threads(2):
             pass
-        assert threads._workspaces.prepared
-    assert not threads._workspaces.arrays and not threads._workspaces.prepared
+        assert workspaces._workspaces.prepared
+    assert not workspaces._workspaces.arrays and not workspaces._workspaces.prepared
     assert before.size == 10
 
 
 def test_no_addresses_are_taken_where_they_are_limited():
     code = (
-        "import resource, sys; from tinydiff.machine import limits, threads; before = limits.addresses_are_free(); "
-        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); threads.keep_freed_memory(); "
+        "import resource, sys; from tinydiff.machine import limits, pages; before = limits.addresses_are_free(); "
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); pages.keep_freed_memory(); "
         "size = int(open('/proc/self/statm').read().split()[0]) * 4096; print(before, limits.addresses_are_free(), size)"
     )
     if not Path("/proc/self/statm").exists():

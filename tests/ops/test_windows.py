@@ -8,7 +8,7 @@ import pytest
 
 from tinydiff import ops
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.machine import threads
+from tinydiff.machine import workspaces
 from tinydiff.ops.windows import Window, fold, image_blocks, unfold
 
 
@@ -135,5 +135,5 @@ def test_objects_keep_their_references():
     count = sys.getrefcount(thing)
     for _ in range(5):
         assert (unfold(x, Window.read("test", 2, 1, 0, 1), reuse=True) == thing).all()
-    threads.forget_workspaces()
+    workspaces.forget_workspaces()
     assert sys.getrefcount(thing) == count

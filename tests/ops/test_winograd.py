@@ -7,6 +7,7 @@ from tinydiff import ops
 from tinydiff.autograd.tape import no_grad
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.machine import threads as workers
+from tinydiff.machine import workspaces
 from tinydiff.ops import convolution, winograd
 from tinydiff.ops.windows import Window
 
@@ -140,14 +141,14 @@ def test_any_division_of_the_work(division, shape, threads, monkeypatch):
     exact = (convolution.convolve(*arrays[:3], window, 1, E, R), *three(*arrays, window)[1:])
     for name, value in (("_WORTH", worth), ("_FORWARD", filters), ("_BACKWARD", filters), ("_BLOCK", block)):
         monkeypatch.setattr(winograd, name, value)
-    monkeypatch.setattr(workers._workspaces, "prepared", {})
+    monkeypatch.setattr(workspaces._workspaces, "prepared", {})
     with workers.threads(threads):
         X, F, b, L_Y, E, R = single(*arrays, E, R)
         for _ in range(2):  # with new plans, then with those that were kept
             found = (convolution.convolve(X, F, b, window, 1, E, R), *three(X, F, b, L_Y, window)[1:])
             for f, e in zip(found, exact, strict=True):
                 np.testing.assert_allclose(f, e, rtol=0, atol=1e-5 * np.abs(e).max())
-        plans = [plan for plan in workers._workspaces.prepared.values() if isinstance(plan, winograd.Plan)]
+        plans = [plan for plan in workspaces._workspaces.prepared.values() if isinstance(plan, winograd.Plan)]
     assert len(plans) == 3
     for plan in plans:
         counts = np.zeros((shape[0], plan.vertical.tiles, plan.outputs[3]))

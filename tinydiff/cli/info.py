@@ -60,11 +60,9 @@ def describe(path: Path) -> str:
     if settings:
         rows = read_log(folder.log_file)
         planned = settings.get("steps")
-        step = checkpoint.read_step(path)
-        line(
-            "steps",
-            f"{'unknown' if step is None else step} saved of {planned} planned, batches of {settings['batch_size'] * settings['accumulate']}",
-        )
+        step, images = checkpoint.read_step(path), settings["batch_size"] * settings["accumulate"]
+        saved = "an unknown number" if step is None else step
+        line("steps", f"{saved} saved of {planned} planned, batches of {images}")
         if rows:
             losses = np.array([float(row["loss"]) for row in rows])
             last = losses[-100:]

@@ -2,5 +2,7 @@
 
 limits.py      processors and memory that this process may use
 threads.py     threads that share the blocks of one operation
+workspaces.py  arrays that each thread uses over and over
+pages.py       memory that the process keeps, in large pages
 terminal.py    lines for whoever is watching
 """

@@ -8,27 +8,25 @@ Outside of it operations run in the calling thread and the library does as it li
 
 from __future__ import annotations
 
-import ctypes
-import math
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import cache, partial
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
 from tinydiff.machine import limits
+from tinydiff.machine.pages import keep_freed_memory
+from tinydiff.machine.workspaces import forget_workspaces
 
 T = TypeVar("T")
 
 BLOCK = 1 << 19  # elements; smaller blocks stay in a nearer cache, but threads then wait for the interpreter's lock:
 # with 2^17 a second thread gained nothing, with 2^19 it gained a factor of 1.6 (measured for group normalisation)
 _SMALL = 1 << 17  # elements that are not worth a second thread
-_KEPT = 1024  # layouts
 
 _count = 1
 
@@ -126,39 +124,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-@cache
-def keep_freed_memory() -> None:
-    """Has the C library keep the memory of large arrays for the next ones, in large pages, where it can be told so (glibc).
-
-    By default it returns such memory to the system at once, and the system clears it again, page by page, for the next
-    array: a fifth of the time of a training step (measured). To find the address of each page takes a twentieth. It holds
-    for the whole process, whose memory stays near its peak from then on.
-    """
-    if sys.platform != "linux":
-        return
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        # M_MMAP_THRESHOLD: arrays of up to 1 GiB, or 32 MiB where glibc before 2.35 allows no more, come from the heap,
-        if libc.mallopt(-3, 1 << 30) or libc.mallopt(-3, 1 << 25):
-            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps up to 2 GiB of freed memory
-            if limits.addresses_are_free():
-                _ask_for_large_pages(libc)
-
-
-def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
-    """Grows the heap by 1 GiB of addresses, none of which take memory yet, and asks for pages of 2 MiB there."""
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.madvise.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], [ctypes.c_void_p]
-    size, page = 1 << 28, 1 << 21
-    pieces = [libc.malloc(size) for _ in range(4)]
-    for piece in pieces:
-        if piece is not None:
-            start, end = -(-piece // page) * page, (piece + size) // page * page
-            libc.madvise(start, end - start, 14)  # MADV_HUGEPAGE
-    for piece in pieces:
-        libc.free(piece)
-
-
 @contextmanager
 def threads(n: int | None = None) -> Iterator[int]:
     """A block in which operations spread over n threads (None: all that are available)."""
@@ -244,42 +209,3 @@ def add_to(A: Any, B: Any) -> None:
         A += B
     else:
         share_blocks(lambda part: A[part].__iadd__(B[part]), A)
-
-
-class _Workspaces(threading.local):
-    """Each thread's arrays, by name and type, and what was made of views of them."""
-
-    def __init__(self) -> None:
-        self.arrays: dict[Any, Any] = {}
-        self.prepared: dict[Any, Any] = {}
-
-
-_workspaces = _Workspaces()
-
-
-def workspace(name: str, shape: tuple[int, ...], dtype: Any = np.float32, xp: Any = np) -> Any:
-    """An array of the calling thread with arbitrary content, valid until the thread asks for the same name again."""
-    size, key = math.prod(shape), (name, np.dtype(dtype), xp.__name__)
-    kept = _workspaces.arrays.get(key)
-    if kept is None or kept.size < size:
-        kept = _workspaces.arrays[key] = xp.empty(size, dtype)
-        _workspaces.prepared.clear()  # else it would keep the smaller array
-    return kept[:size].reshape(shape)
-
-
-def forget_workspaces() -> None:
-    """Has the calling thread begin with new workspaces."""
-    _workspaces.arrays, _workspaces.prepared = {}, {}
-
-
-def prepared(make: Callable[..., T], *arguments: Any) -> T:
-    """make(*arguments), which the calling thread keeps for the next time, unless a workspace is replaced: for layouts, mostly
-    of workspaces, which take longer to set up than small operations take to run."""
-    key = make, arguments
-    kept = _workspaces.prepared.get(key)
-    if kept is None:
-        kept = make(*arguments)
-        if len(_workspaces.prepared) >= _KEPT:
-            _workspaces.prepared.clear()
-        _workspaces.prepared[key] = kept
-    return kept

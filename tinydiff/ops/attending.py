@@ -12,7 +12,8 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.cpu.blas import SHARED, multiply, multiply_panels, panel_width
 from tinydiff.dispatch import accelerated
-from tinydiff.machine.threads import BLOCK, count, share_blocks, share_tasks, workspace
+from tinydiff.machine.threads import BLOCK, count, share_blocks, share_tasks
+from tinydiff.machine.workspaces import workspace
 from tinydiff.ops.arguments import as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
 from tinydiff.ops.contraction import product

@@ -25,7 +25,8 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.cpu.blas import long_rows
 from tinydiff.dispatch import accelerated
-from tinydiff.machine.threads import prepared, share_blocks, workspace
+from tinydiff.machine.threads import share_blocks
+from tinydiff.machine.workspaces import prepared, workspace
 from tinydiff.ops.arguments import as_real, as_tensor, check_number
 
 _ROW = 1 << 11  # numbers in a row that is broadcast, at most: half or twice as many are 2 to 4 % slower

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.machine.threads import share, workspace
+from tinydiff.machine.threads import share
+from tinydiff.machine.workspaces import workspace
 from tinydiff.ops.windows import Window, add_terms
 
 Array = np.ndarray

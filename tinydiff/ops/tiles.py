@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinydiff.machine.threads import workspace
+from tinydiff.machine.workspaces import workspace
 
 Array = np.ndarray
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import array_module
-from tinydiff.machine.threads import workspace
+from tinydiff.machine.workspaces import workspace
 from tinydiff.ops.arguments import pair
 
 _BLOCK = (

@@ -48,7 +48,8 @@ import numpy as np
 from tinydiff.autograd.tape import is_recording
 from tinydiff.cpu.blas import LIMIT
 from tinydiff.machine import threads
-from tinydiff.machine.threads import prepared, share
+from tinydiff.machine.threads import share
+from tinydiff.machine.workspaces import prepared
 from tinydiff.ops.tiles import Axis, Reader, Writer, aligned, frequencies, items, multiply_lines
 from tinydiff.ops.windows import Window
 

@@ -24,7 +24,7 @@ from tinydiff import nn, ops
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, is_array, to_device
 from tinydiff.errors import InputError
-from tinydiff.machine.threads import keep_freed_memory
+from tinydiff.machine.pages import keep_freed_memory
 from tinydiff.random import Generator
 from tinydiff.unet.blocks import (
     DownBlock,
