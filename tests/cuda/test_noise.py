@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.diffusion.steps import by_the_papers
-from tinydiff.cuda import noise, random
+from tinydiff.cuda import draws, noise, random
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.diffusion.sampler import ddim_weights
 from tinydiff.random import Generator
@@ -57,7 +57,7 @@ def test_advance_is_added_to_step_and_offset(kernel, dtype, device):
 
 def test_more_elements_than_a_kernel_counts(device):
     with pytest.raises(ValueError, match=r"fewer than 2\*\*31"):
-        random.int32(2**31)
+        draws.int32(2**31)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (0, 4, 4, 1)], ids=str)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.cuda.draws import THREADS, blocks, int32, launch_draw
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.random import THREADS, blocks, int32, launch_draw
 
 TARGETS = ("eps", "x0", "v")  # as `enum Target` in the source
 
