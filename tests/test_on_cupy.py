@@ -12,6 +12,7 @@ import pytest
 import tinydiff as td
 from tests import cupy_stand_in
 from tinydiff import backend, cli, ops, optim
+from tinydiff.cuda import driver
 from tinydiff.diffusion import Diffusion, Schedule, sample
 from tinydiff.diffusion.editing import ddim_invert, inpaint, interpolate
 from tinydiff.errors import RunFailed
@@ -34,6 +35,11 @@ def cupy(monkeypatch):
 def cublas(cupy):
     """cuBLAS is there, as it has to be for what our own kernels do not compute."""
     cupy_stand_in.MISSING.clear()
+
+
+def kernels_launched():
+    """Kernels that were made ready for launching so far."""
+    return driver._function.cache_info().misses
 
 
 def make_unet(**options):
@@ -87,6 +93,19 @@ def test_training_gives_the_numbers_of_the_cpu(options):
     for a, b in zip(ours[2], expected[2], strict=True):
         # where a gradient is nothing but rounding, Adam still takes a step of the size of the learning rate
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-3)
+
+
+def test_training_by_definition_gives_the_same(cublas):
+    """Without a kernel of our own: nothing is launched."""
+    before = kernels_launched()
+    with td.by_definition():
+        ours = train("cuda")
+    assert kernels_launched() == before
+    expected = train("cpu")
+    np.testing.assert_allclose(ours[0], expected[0], rtol=1e-4)
+    scale = max(np.abs(g).max() for g in expected[1])
+    for a, b in zip(ours[1], expected[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "ddim with noise"])
