@@ -11,13 +11,14 @@ import tinydiff
 from tinydiff import nn, ops
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import _Transfer
+from tinydiff.cpu.winograd import convolution as winograd
 from tinydiff.cuda import host
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError
 from tinydiff.gradcheck import gradcheck
 from tinydiff.gradcheck.formula import recorded
 from tinydiff.gradcheck.subject import make_subject
-from tinydiff.ops.convolution import UpsampleConv2d
+from tinydiff.ops.convolution import upsample_conv2d
 from tinydiff.random import Generator
 from tinydiff.unet import UNet
 
@@ -50,19 +51,21 @@ def test_every_operation_is_among_those_that_are_checked():
         with recorded(calls), np.errstate(all="ignore"):
             subject.forward(subject.point)
         checked |= {call.function for call in calls}
-    elsewhere = {UpsampleConv2d}  # float32 alone, see below
-    assert operations() - checked - elsewhere == set()
+    assert operations() - checked == set()
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_upsampling_convolution_by_winograd(bias, rng):
+def test_upsampling_convolution_by_winograd(bias, rng, monkeypatch):
+    for limit in ("CHANNELS_WORTH_TRANSFORMS", "TILES_WORTH_TRANSFORMS", "MULTIPLICATIONS_LEFT_TO_PATCHES"):
+        monkeypatch.setattr(winograd, limit, 0)
+    used = []
+    for name in ("_filtered", "_weight_gradient"):
+        original = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *a, f=original, name=name, **k: used.append(name) or f(*a, **k))
     arrays = [rng.normal(size=s) for s in ((2, 3, 5, 4), (3, 3, 4, 6), (6,))[: 2 + bias]]
-
-    def by_winograd(x, w, b=None):
-        return UpsampleConv2d.apply(x, w, b)
-
-    report = gradcheck(by_winograd, arrays, dtype=np.float32, reference=upsample_by_definition)
+    report = gradcheck(upsample_conv2d, arrays, dtype=np.float32, reference=upsample_by_definition)
     assert [v.name for v in report.verdicts] == ["x", "w", "b"][: 2 + bias]
+    assert set(used) == {"_filtered", "_weight_gradient"}
 
 
 def upsample_by_definition(x, w, b=None):

@@ -3,12 +3,14 @@
 import itertools
 import sys
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from tinydiff import ops
+from tinydiff import dispatch, ops
 from tinydiff.autograd.tensor import Tensor
+from tinydiff.cpu import patches
 from tinydiff.machine import threads as workers
 from tinydiff.ops import convolution
 
@@ -93,8 +95,15 @@ def name_of(case):
     return " ".join(f"{key[0]}{value}" for key, value in case.items()).replace(", ", ",")
 
 
+@pytest.fixture(params=["fast", "definition"])
+def way(request):
+    """Computes everything in one way or the other."""
+    with dispatch.by_definition() if request.param == "definition" else nullcontext():
+        yield
+
+
 @pytest.mark.parametrize("case", sample(250), ids=name_of)
-def test_conv2d_with_all_its_options(case, rng):
+def test_conv2d_with_all_its_options(case, rng, way):
     C, K, groups = case["channels"]
     x, b = rng.normal(size=(2, *case["image"], C)), rng.normal(size=K)
     w = rng.normal(size=(*case["filter"], C // groups, K))
@@ -111,7 +120,7 @@ def test_conv2d_with_all_its_options(case, rng):
 
 
 @pytest.mark.parametrize("case", sample(250)[100:], ids=name_of)
-def test_conv_transpose2d_with_all_its_options(case, rng):
+def test_conv_transpose2d_with_all_its_options(case, rng, way):
     """Its forward pass is the input gradient of conv2d, for each of the sizes that conv2d maps to the same one."""
     C, K, groups = case["channels"]
     w, b = rng.normal(size=(*case["filter"], C // groups, K)), rng.normal(size=C)
@@ -242,7 +251,7 @@ LARGE = [  # images, filters, stride, padding, groups
 
 @pytest.mark.parametrize(("x", "w", "stride", "padding", "groups"), LARGE, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_large_convolutions_by_definition(x, w, stride, padding, groups, dtype, rng):
+def test_large_convolutions_by_definition(x, w, stride, padding, groups, dtype, rng, way):
     size = output_size(x, np.empty(w), stride, padding, 1)
     K, taps = w[3], w[0] * w[1] * w[2]
     exact = [rng.normal(size=shape).astype(np.float32) for shape in (x, w, (K,), (x[0], *size, K))]
@@ -327,7 +336,7 @@ def test_the_same_call_gives_the_same_bits(rng):
 
 
 @pytest.mark.parametrize("function", [ops.conv2d, ops.conv_transpose2d])
-def test_an_empty_batch(function):
+def test_an_empty_batch(function, way):
     x, w, b = leaf(np.zeros((0, 4, 4, 3))), leaf(np.ones((3, 3, 3, 3))), leaf(np.ones(3))
     y = function(x, w, b, padding=1)
     assert y.shape == (0, 4, 4, 3)
@@ -337,8 +346,19 @@ def test_an_empty_batch(function):
     assert not b.grad.any()
 
 
+def test_no_channels(way):
+    x, w, b = leaf(np.zeros((2, 4, 4, 0))), leaf(np.ones((3, 3, 0, 5))), leaf(np.arange(5.0))
+    y = ops.conv2d(x, w, b, padding=1)
+    np.testing.assert_array_equal(y.data, np.zeros((2, 4, 4, 5)) + b.data)
+    y.backward(np.ones(y.shape))
+    assert x.grad.shape == x.shape and w.grad.shape == w.shape and b.grad.tolist() == [32] * 5
+    y = ops.conv2d(leaf(np.ones((2, 4, 4, 3))), leaf(np.ones((3, 3, 3, 0))), padding=1)
+    assert y.shape == (2, 4, 4, 0)
+    y.backward(np.ones(y.shape))
+
+
 @pytest.mark.parametrize("function", [ops.conv2d, ops.conv_transpose2d])
-def test_promotion(function):
+def test_promotion(function, way):
     x, w = leaf(np.ones((1, 3, 3, 2), np.float32)), leaf(np.ones((2, 2, 2, 2)))
     y = function(x, w)
     assert y.dtype == np.float64
@@ -416,7 +436,7 @@ def test_impossible_output_paddings_are_named(output_padding):
     [((1, 4, 4, 64), (3, 3, 64, 50), 1), ((1, 16, 20, 64), (1, 1, 64, 40), 1), ((2, 32, 32, 16), (3, 3, 16, 24), 2)],
 )
 def test_an_image_that_is_shared_by_threads(shape, filters, stride, threads, rng, monkeypatch):
-    monkeypatch.setattr(convolution, "_WORTH", 0)
+    monkeypatch.setattr(patches, "MULTIPLICATIONS_WORTH_SHARING", 0)
     X, W, b = rng.standard_normal(shape), rng.standard_normal(filters), rng.standard_normal(filters[3])
     options = {"stride": stride, "padding": filters[0] // 2}
     expected = ops.conv2d(X, W, b, **options).data

@@ -1,15 +1,13 @@
 """tinydiff/ops/windows.py, and the patches that users see, against loops over every pixel of every patch."""
 
 import itertools
-import sys
 
 import numpy as np
 import pytest
 
 from tinydiff import ops
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.machine import workspaces
-from tinydiff.ops.windows import Window, fold, image_blocks, unfold
+from tinydiff.ops.windows import Window, by_group, fold, joined, unfold
 
 
 def pair(value):
@@ -52,7 +50,7 @@ def test_patches(shape, size, stride, padding, dilation, rng, verify):
     window = Window.read("test", size, stride, padding, dilation)
     assert window.output_size(x.shape) == P.shape[1:3]
     np.testing.assert_array_equal(unfold(x, window), P)
-    np.testing.assert_array_equal(unfold(x, window, reuse=True), P)
+    assert unfold(x, window).flags.c_contiguous and not np.shares_memory(unfold(x, window), x)
 
 
 @pytest.mark.parametrize(("shape", "size", "stride", "padding", "dilation"), CASES, ids=str)
@@ -79,18 +77,19 @@ def test_outside_of_the_image_stands_the_given_value():
     assert P.ravel().tolist() == [-7] * 4 + [1] + [-7] * 4
 
 
-def test_patches_of_a_reused_buffer_do_not_leak_old_margins(rng):
-    window = Window.read("test", 3, 1, 2, 1)
-    unfold(np.full((2, 6, 6, 3), 9.0), window, reuse=True, fill=5.0)
-    x = rng.normal(size=(1, 4, 5, 3))
-    np.testing.assert_array_equal(unfold(x, window, reuse=True), patches_loop(x, (3, 3), 1, 2, 1))
-
-
-@pytest.mark.parametrize("images", [0, 1, 7, 64])
-@pytest.mark.parametrize("entries", [0, 1, 1000, 10**5, 10**9])
-def test_image_blocks_cover_every_image_once(images, entries):
-    covered = [i for block in image_blocks(images, entries) for i in range(images)[block]]
-    assert covered == list(range(images))
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 3, 6), (2, 3, 1, 3, 2, 6), (3, 3, 2, 12), (0, 2, 2, 6), (2, 1, 1, 0)], ids=str
+)
+def test_matrices_of_groups(shape, groups, rng):
+    """Row (i, j, k) of group g has its channels alone; `joined` is the inverse."""
+    A = rng.normal(size=shape)
+    matrices, c = by_group(A, groups), shape[-1] // groups
+    assert len(matrices) == groups
+    for g in range(groups):
+        expected = A[..., g * c : (g + 1) * c]
+        np.testing.assert_array_equal(matrices[g], expected.reshape(np.prod(shape[:3]), np.prod(expected.shape[3:])))
+    np.testing.assert_array_equal(joined(matrices, shape), A)
 
 
 def test_patches_name_what_does_not_fit():
@@ -119,21 +118,7 @@ def test_unpatches_name_what_does_not_fit():
 
 @pytest.mark.parametrize("dtype", [">f8", ">f4", ">i4", ">c16"])
 def test_numbers_of_the_other_byte_order(dtype, rng):
-    """Patches are moved as they lie, beside those of native order, whose memory is used again."""
     x = rng.integers(-9, 9, (2, 6, 5, 3))
     for padding in (0, 1):
-        native = x.astype(np.dtype(dtype).newbyteorder("="))
-        for given in (native, x.astype(dtype), native):
-            for reuse in (True, False):
-                window = Window.read("test", 3, 1, padding, 1)
-                np.testing.assert_array_equal(unfold(given, window, reuse), unfold(x.astype(float), window))
-
-
-def test_objects_keep_their_references():
-    thing = object()
-    x = np.full((1, 3, 3, 1), thing)
-    count = sys.getrefcount(thing)
-    for _ in range(5):
-        assert (unfold(x, Window.read("test", 2, 1, 0, 1), reuse=True) == thing).all()
-    workspaces.forget_workspaces()
-    assert sys.getrefcount(thing) == count
+        window = Window.read("test", 3, 1, padding, 1)
+        np.testing.assert_array_equal(unfold(x.astype(dtype), window), unfold(x.astype(float), window))

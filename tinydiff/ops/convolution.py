@@ -16,33 +16,28 @@ Stride, padding and dilation only change which pixels a patch reads. With groups
 convolution of its own. A transposed convolution is the adjoint in X: its forward pass is the backward pass above, and
 the reverse.
 
-`Conv2d` below is that definition. It works through a few images at a time, so that the patches stay in cache and in
-memory that is used again. The arithmetic of patches, blocks and memory is in `windows.py`.
+`patches` and its adjoint are `unfold` and `fold` in `windows.py`. Faster ways to the same sums are in `cpu/convolution.py`
+and `cuda/convolution.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, widened
-from tinydiff.cpu.blas import multiply, multiply_transposed
+from tinydiff.backend import widened
 from tinydiff.dispatch import accelerated
-from tinydiff.machine import threads
-from tinydiff.machine.threads import share, share_blocks
-from tinydiff.ops import thin, winograd
 from tinydiff.ops.arguments import add_bias, as_tensor, pair
 from tinydiff.ops.contraction import product
-from tinydiff.ops.pooling import upsample_nearest2d
+from tinydiff.ops.pooling import repeat_pixels, sum_pixel_blocks
 from tinydiff.ops.shape import pad
-from tinydiff.ops.windows import Window, add_terms, fold, image_blocks, unfold
+from tinydiff.ops.windows import Window, by_group, fold, joined, unfold
 
 Shape = tuple[int, ...]
 
-_WORTH = 1 << 23  # multiplications of one image that are worth a second thread
+SAME = Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))  # of a 3x3 convolution that keeps the size of images
 
 
 class Patches(Function):
@@ -95,22 +90,21 @@ class Conv2d(Function):
 
 
 class UpsampleConv2d(Function):
-    """Conv2d of an image whose pixels are doubled, from the image itself by Winograd."""
+    """Conv2d of the image U whose pixels are doubled, by 3x3 filters. U is not kept: its gradient is summed back to X."""
 
-    gives_new = True
+    gives_new = widens_half = True
 
     def forward(self, X, W, b):
         self.save(X, W)
-        _, height, width, _ = X.shape
-        return winograd.convolve(X, W, (b, None, None), (2 * height, 2 * width), (1, 1), "UP")
+        return upsample_convolve(X, W, b)
 
     def backward(self, L_Y):
         X, W = self.saved
         L_X = L_W = L_b = None
         if self.needs[0]:
-            L_X = winograd.convolve(L_Y, W, (None,) * 3, X.shape[1:3], (1, 1), "UP_GRADIENT", turned=True)
+            L_X = upsample_convolve_input_gradient(L_Y, W)
         if self.needs[1]:
-            L_W = winograd.weight_gradient(X, L_Y, (1, 1), "UP")
+            L_W = upsample_convolve_weight_gradient(X, L_Y)
         if self.needs[2]:
             L_b = sum_pixels(L_Y).sum(0)
         return L_X, L_W, L_b
@@ -142,121 +136,50 @@ class ConvTranspose2d(Function):
 @accelerated
 def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = None, R: Any = None) -> Any:
     """Y = P W + 1 b + E + R with b (K,), E (N, K) for all pixels of an image, R (N, Ho, Wo, K); None leaves one out."""
-    xp, (r, s, C, K) = array_module(X), W.shape
-    Ho, Wo = window.output_size(X.shape)
-    dtype = xp.result_type(X, W, *(term for term in (b, E, R) if term is not None))
-    if winograd.is_faster(X, W, (Ho, Wo), window, groups, gradient=False) and dtype == X.dtype:
-        return winograd.convolve(X, W, (b, E, R), (Ho, Wo), window.before)
-    if dtype == X.dtype and thin.is_faster(C, K, groups, X, W):
-        return thin.convolve(X, W, (b, E, R), window)
-    if dtype == X.dtype and thin.is_faster(K, C, groups, X, W) and window.turned is not None:
-        return thin.input_gradient(X, thin.turn(W), (b, E, R), (len(X), Ho, Wo, K), window.turned)
-    Y = xp.empty((X.shape[0], Ho, Wo, K), dtype)
-    if groups == 1 and 2 * len(X) <= threads.count() and _WORTH <= Y.size * r * s * C <= _WORTH << 6:
-        _convolve_together(X, W.reshape(r * s * C, K), window, Y)
-        add_terms(Y, slice(None), b, E, R)
-        return Y
-    Wg = W.reshape(r * s * C, groups, K // groups)
-
-    def some(blocks: Sequence[slice]) -> None:
-        for images in blocks:
-            for g in range(groups):
-                P = unfold(X[images, ..., g * C : (g + 1) * C], window, reuse=True).reshape(-1, r * s * C)
-                if groups == 1:
-                    multiply(P, Wg[:, 0], Y[images].reshape(-1, K))
-                else:
-                    Y[images].reshape(-1, groups, K // groups)[:, g] = product(P, Wg[:, g])
-            add_terms(Y, images, b, E, R)
-
-    share(some, image_blocks(X.shape[0], Ho * Wo * r * s * C))
+    P = by_group(unfold(X, window), groups)
+    Y = joined(product(P, by_group(W, groups)), (len(X), *window.output_size(X.shape), W.shape[3]))  # Y = P W
+    for term in (b, None if E is None else E[:, None, None], R):
+        Y = Y if term is None else Y + term
     return Y
-
-
-def _convolve_together(X: Any, W: Any, window: Window, Y: Any) -> None:
-    """Y = P W with several workers for one image: each computes some rows, or of few rows some columns."""
-    K = W.shape[1]
-    P, y = unfold(X, window, reuse=True).reshape(-1, len(W)), Y.reshape(-1, K)
-
-    def rows(some: range) -> None:
-        multiply(P[some.start : some.stop], W, y[some.start : some.stop])
-
-    def columns(some: range) -> None:
-        array_module(X).matmul(P, W[:, some.start : some.stop], out=y[:, some.start : some.stop])
-
-    if len(P) >= 64 * threads.count():
-        share(rows, range(len(P)))
-    else:
-        share(columns, range(K))
 
 
 @accelerated
 def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
-    """L_X = patches^T(L_Y W^T), for X of the given shape.
-
-    With stride 1 no adding back is needed: pixel (i, j) was read by the outputs around it, each through the opposite
-    entry of the filter, so L_X is the convolution of L_Y with the filter turned by 180 degrees.
-    """
-    xp, (R, S, C, K) = array_module(L_Y), W.shape
-    turned = window.turned
-    if turned is not None:
-        if winograd.is_faster(L_Y, W.swapaxes(2, 3), (shape[1], shape[2]), turned, groups):
-            return winograd.convolve(L_Y, W, (None,) * 3, (shape[1], shape[2]), turned.before, turned=True)
-        V = W[::-1, ::-1].reshape(R, S, C, groups, K // groups).transpose(0, 1, 4, 3, 2)
-        return convolve(L_Y, xp.ascontiguousarray(V).reshape(R, S, K // groups, groups * C), None, turned, groups)
-    N, Ho, Wo, _ = L_Y.shape
-    L_X = xp.empty(shape, xp.result_type(L_Y, W))
-    Wt = xp.ascontiguousarray(W.reshape(R * S * C, groups, K // groups).transpose(1, 2, 0))
-
-    def some(blocks: Sequence[slice]) -> None:
-        for images in blocks:
-            for g in range(groups):
-                l_y = xp.ascontiguousarray(L_Y[images].reshape(-1, groups, K // groups)[:, g])
-                L_P = xp.empty((len(l_y), R * S * C), L_X.dtype)
-                multiply(l_y, Wt[g], L_P)
-                block = L_X[images, ..., g * C : (g + 1) * C]
-                block[...] = fold(L_P.reshape(-1, Ho, Wo, R, S, C), block.shape, window)
-
-    share(some, image_blocks(N, Ho * Wo * R * S * C))
-    return L_X
+    """L_X = patches^T(L_P) with L_P = L_Y W^T, for X of the given shape."""
+    L_P = product(by_group(L_Y, groups), by_group(W, groups), transpose_b=True)  # L_P = L_Y W^T
+    return fold(joined(L_P, (*L_Y.shape[:3], *window.size, shape[3])), shape, window)
 
 
 @accelerated
 def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
-    """L_W = P^T L_Y, summed over blocks of images in order."""
-    xp, (R, S, C, K) = array_module(X), shape
-    N, Ho, Wo, _ = L_Y.shape
-    if winograd.is_faster(X, L_Y, (Ho, Wo), window, groups):
-        return winograd.weight_gradient(X, L_Y, window.before)
-    turned = window.turned
-    if thin.is_faster(C, K, groups, X, L_Y):
-        return thin.weight_gradient(X, L_Y, shape, window)
-    if turned is not None and thin.is_faster(K, C, groups, X, L_Y):
-        return thin.turn(thin.weight_gradient(L_Y, X, (R, S, K, C), turned))
-
-    def some(blocks: Sequence[slice]) -> Any:
-        L_W = xp.zeros((R * S * C, groups, K // groups), xp.result_type(X, L_Y))
-        for images in blocks:
-            for g in range(groups):
-                P = unfold(X[images, ..., g * C : (g + 1) * C], window, reuse=True).reshape(-1, R * S * C)
-                L_W[:, g] += multiply_transposed(
-                    P, xp.ascontiguousarray(L_Y[images].reshape(-1, groups, K // groups)[:, g])
-                )
-        return L_W
-
-    first, *others = share(some, image_blocks(N, Ho * Wo * R * S * C))
-    for L_W in others:
-        first += L_W
-    return first.reshape(shape)
+    """L_W = P^T L_Y, for W of the given shape."""
+    P = by_group(unfold(X, window), groups)
+    return joined(product(P, by_group(L_Y, groups), transpose_a=True), shape)  # L_W = P^T L_Y
 
 
 @accelerated
 def sum_pixels(X: Any) -> Any:
-    """The sum over the pixels of each image: X (N, H, W, C) -> (N, C), as a product 1^T X: 0.14 instead of 1.05 ms for
-    64 images of 32x32 with 32 channels, on one AVX-512 core."""
-    xp, (N, H, W, C) = array_module(X), X.shape
-    sums, ones = xp.empty((N, C), X.dtype), xp.ones((1, H * W), X.dtype)
-    share_blocks(lambda n: xp.matmul(ones, X[n].reshape(len(sums[n]), H * W, C), out=sums[n][:, None]), X)
-    return sums
+    """The sum over the pixels of each image: X (N, H, W, C) -> (N, C)."""
+    return X.sum((1, 2))
+
+
+@accelerated
+def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
+    """The 3x3 convolution of X with its pixels doubled: X (N, H, W, C), W (3, 3, C, K), b (K,) or None ->
+    (N, 2 H, 2 W, K)."""
+    return convolve(repeat_pixels(X, (2, 2)), W, b, SAME)
+
+
+@accelerated
+def upsample_convolve_input_gradient(L_Y: Any, W: Any) -> Any:
+    """The gradient of a doubled pixel is the sum of those of its copies: L_Y (N, 2 H, 2 W, K) -> L_X (N, H, W, C)."""
+    return sum_pixel_blocks(convolve_input_gradient(L_Y, W, (*L_Y.shape[:3], W.shape[2]), SAME), (2, 2))
+
+
+@accelerated
+def upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
+    """That of the convolution that sees the doubled pixels: X (N, H, W, C), L_Y (N, 2 H, 2 W, K) -> L_W (3, 3, C, K)."""
+    return convolve_weight_gradient(repeat_pixels(X, (2, 2)), L_Y, (3, 3, X.shape[3], L_Y.shape[3]), SAME)
 
 
 def patches(x: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Tensor:
@@ -322,15 +245,11 @@ def conv2d_add(
 def upsample_conv2d(x: Any, w: Any, b: Any = None) -> Tensor:
     """conv2d(upsample_nearest2d(x), w, b, padding=1) for 3x3 filters: x (N, H, W, C), w (3, 3, C, K) ->
     (N, 2 H, 2 W, K)."""
-    w = as_tensor(w)
+    x, w = as_tensor(x), as_tensor(w)
     if w.shape[:2] != (3, 3):
         raise ValueError(f"upsample_conv2d: w must be filters (3, 3, C, K), not of shape {w.shape}")
-    x, window = as_tensor(x), Window.read("upsample_conv2d", 3, 1, 1, 1)
-    same = b is None or as_tensor(b).dtype == x.dtype
-    if x.ndim == 4 and same and winograd.is_faster(x.data, w.data, (2 * x.shape[1], 2 * x.shape[2]), window, 1):
-        _read("upsample_conv2d", x, w, b, 1, 1, 1, 1)
-        return UpsampleConv2d.apply(x, w, b)
-    return conv2d(upsample_nearest2d(x), w, b, padding=1)
+    _read("upsample_conv2d", x, w, b, 1, 1, 1, 1)
+    return UpsampleConv2d.apply(x, w, b)
 
 
 def conv_transpose2d(

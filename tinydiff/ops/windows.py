@@ -1,8 +1,7 @@
 """Windows over images: which pixels a patch reads, patches as an array, and the adjoint that adds them back.
 
-Convolution and pooling are written on top of this. The patches of large batches would be many times the size of the
-images; `image_blocks` says how many images to take at once, and `unfold(reuse=True)` writes into memory that each
-thread keeps, because touching fresh pages costs more than the arithmetic.
+Convolution and pooling are written on top of this. With groups, each group of channels has matrices of its own: `by_group`
+and `joined` go to and from a stack of them.
 """
 
 from __future__ import annotations
@@ -12,15 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from tinydiff.backend import array_module
-from tinydiff.machine.workspaces import workspace
 from tinydiff.ops.arguments import pair
-
-_BLOCK = (
-    1 << 19
-)  # entries of patches at once: 2 MiB of float32; measured: smaller blocks starve the matrix product, larger ones the cache
 
 
 @dataclass(frozen=True)
@@ -92,49 +84,9 @@ def _read_padding(name: str, padding: Any) -> tuple[tuple[int, int], tuple[int, 
     return (vertical, vertical), (horizontal, horizontal)
 
 
-def image_blocks(images: int, entries_per_image: int) -> list[slice]:
-    """Slices of the batch whose patches together fit into a core's cache (at least one image)."""
-    step = max(1, _BLOCK // max(1, entries_per_image))
-    return [slice(start, min(start + step, images)) for start in range(0, images, step)]
-
-
-def add_terms(Y: Any, images: slice, b: Any, E: Any, R: Any) -> None:
-    """Adds to some images of Y (N, H, W, K) what is not None: b (K,), E (N, K) to all pixels of an image, R like Y."""
-    if b is not None:
-        Y[images] += b
-    if E is not None:
-        Y[images] += E[images, None, None]
-    if R is not None:
-        Y[images] += R[images]
-
-
-def unfold(X: Any, window: Window, reuse: bool = False, fill: float = 0) -> Any:
-    """X (N, H, W, C) -> patches (N, Ho, Wo, R, S, C), contiguous; `fill` stands outside of the image.
-
-    reuse: the result lies in memory that the thread's next call overwrites.
-    """
-    if reuse and window.takes_pixels and X.flags.c_contiguous:
-        return X[:, :, :, None, None]
-    xp, output_size = array_module(X), window.output_size(X.shape)
-    padded = pad_images(X, window, fill, reuse)
-    shape = (len(X), *output_size, *window.size, X.shape[3])
-    P = workspace("patches", shape, X.dtype, xp) if reuse else xp.empty(shape, X.dtype)
-    if xp is np and P.size and padded.flags.c_contiguous and not P.dtype.hasobject:
-        to, source = _rows_of_pixels(P, padded, window)
-        to[...] = source
-    else:
-        P[...] = sliding_view(padded, window, output_size)
-    return P
-
-
-def _rows_of_pixels(P: Any, padded: Any, window: Window) -> tuple[Any, Any]:
-    """Patches P (N, Ho, Wo, R, S, C) and where they come from as opaque items, of S pixels where these are neighbours, else
-    of one: NumPy moves an item in the time of a few numbers."""
-    (n, h, w, _), (a, b), (d, e) = padded.strides, window.stride, window.dilation
-    axes = 4 if e == 1 else 5
-    item = np.dtype(f"V{math.prod(P.shape[axes:]) * P.itemsize}")
-    shape, strides = P.shape[:axes], (n, h * a, w * b, h * d, w * e)[:axes]
-    return np.ndarray(shape, item, P), np.ndarray(shape, item, padded, 0, strides)
+def unfold(X: Any, window: Window, fill: float = 0) -> Any:
+    """X (N, H, W, C) -> patches (N, Ho, Wo, R, S, C), contiguous; `fill` stands outside of the image."""
+    return sliding_view(pad_images(X, window, fill), window, window.output_size(X.shape)).copy()
 
 
 def fold(P: Any, shape: tuple[int, ...], window: Window) -> Any:
@@ -152,18 +104,29 @@ def fold(P: Any, shape: tuple[int, ...], window: Window) -> Any:
     return X[:, top : top + H, left : left + W]
 
 
-def pad_images(X: Any, window: Window, fill: float = 0, reuse: bool = False) -> Any:
+def by_group(A: Any, groups: int) -> Any:
+    """A matrix for each group of channels: A (a, b, c, .., groups C) -> (groups, a b c, .. C).
+
+    Of patches (N, Ho, Wo, R, S, C) and of images (N, H, W, C) the rows are pixels, of filters (R, S, C, K) they are taps."""
+    *lengths, channels = A.shape
+    A = array_module(A).moveaxis(A.reshape(*lengths, groups, channels // groups), -2, 0)
+    return A.reshape(groups, math.prod(lengths[:3]), math.prod(A.shape[4:]))
+
+
+def joined(A: Any, shape: tuple[int, ...]) -> Any:
+    """The inverse of by_group: (groups, a b c, C) -> the given shape (a, b, c, groups C)."""
+    *lengths, channels = shape
+    A = A.reshape(len(A), *lengths, channels // len(A))
+    return array_module(A).moveaxis(A, 0, -2).reshape(shape)
+
+
+def pad_images(X: Any, window: Window, fill: float = 0) -> Any:
     """X with the window's padding around each image."""
     if not window.padded:
         return X
     xp, (N, H, W, C) = array_module(X), X.shape
     (top, bottom), (left, right) = window.padding
-    shape = (N, H + top + bottom, W + left + right, C)
-    padded = workspace("padded", shape, X.dtype, xp) if reuse else xp.empty(shape, X.dtype)
-    padded[:, :top] = fill
-    padded[:, top + H :] = fill
-    padded[:, top : top + H, :left] = fill
-    padded[:, top : top + H, left + W :] = fill
+    padded = xp.full((N, H + top + bottom, W + left + right, C), fill, X.dtype)
     padded[:, top : top + H, left : left + W] = X
     return padded
 

@@ -17,25 +17,50 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.cpu.patches import add_terms, image_blocks, result_type
 from tinydiff.machine.threads import share
 from tinydiff.machine.workspaces import workspace
-from tinydiff.ops.windows import Window, add_terms
+from tinydiff.ops.windows import Window
 
 Array = np.ndarray
 Terms = tuple[Any, Any, Any]
 
-FEW = 4  # channels
-_BLOCK = 1 << 17  # entries of patches at once
+FEW_CHANNELS = 4  # at most
+ENTRIES_OF_A_BLOCK = 1 << 17  # of patches
 
 
-def is_faster(few: int, many: int, groups: int, *arrays: Any) -> bool:
-    """Whether a convolution between these numbers of channels is computed here; float64 is left to the definition."""
-    return (
-        few <= FEW < many and groups == 1 and all(isinstance(a, np.ndarray) and a.dtype == np.float32 for a in arrays)
-    )
+def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = None, R: Any = None) -> Any:
+    """Y = P W + 1 b + E + R from few channels or to few, in float32."""
+    C, K = W.shape[2:]
+    if is_faster(C, K, groups, X, W) and result_type(X, W, b, E, R) == X.dtype:
+        return _from_few(X, W, (b, E, R), window)
+    if is_faster(K, C, groups, X, W) and window.turned is not None and result_type(X, W, b, E, R) == X.dtype:
+        shape = (len(X), *window.output_size(X.shape), K)
+        return _back_to_few(X, turn(W), (b, E, R), shape, window.turned)
+    return NotImplemented
 
 
-def convolve(X: Array, W: Array, terms: Terms, window: Window) -> Array:
+def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
+    """L_W = P^T L_Y from few channels or to few, in float32."""
+    R, S, C, K = shape
+    if is_faster(C, K, groups, X, L_Y):
+        return _weight_gradient(X, L_Y, shape, window)
+    if is_faster(K, C, groups, X, L_Y) and window.turned is not None:
+        return turn(_weight_gradient(L_Y, X, (R, S, K, C), window.turned))
+    return NotImplemented
+
+
+def is_faster(few: int, many: int, groups: int, *arrays: Array) -> bool:
+    """Whether a convolution between these numbers of channels is computed here; float64 is left to others."""
+    return few <= FEW_CHANNELS < many and groups == 1 and all(a.dtype == np.float32 for a in arrays)
+
+
+def turn(W: Array) -> Array:
+    """The filters (R, S, K, C) that lead from outputs back to inputs with stride 1: turned by 180 degrees."""
+    return np.ascontiguousarray(W[::-1, ::-1].swapaxes(2, 3))
+
+
+def _from_few(X: Array, W: Array, terms: Terms, window: Window) -> Array:
     """Y = P^T W plus b, E and R, which may be None: X (N, H, W, C), W (R, S, C, K) -> (N, Ho, Wo, K)."""
     K, N, (Ho, Wo) = W.shape[3], len(X), window.output_size(X.shape)
     Y, filters = np.empty((N, Ho, Wo, K), X.dtype), W.reshape(-1, K)
@@ -46,11 +71,11 @@ def convolve(X: Array, W: Array, terms: Terms, window: Window) -> Array:
             np.matmul(P.swapaxes(1, 2), filters, out=Y[images].reshape(-1, Ho * Wo, K))
             add_terms(Y, images, *terms)
 
-    share(some, _blocks(N, Ho * Wo * len(filters)))
+    share(some, image_blocks(N, Ho * Wo * len(filters), ENTRIES_OF_A_BLOCK))
     return Y
 
 
-def input_gradient(L_Y: Array, W: Array, terms: Terms, shape: tuple[int, ...], window: Window) -> Array:
+def _back_to_few(L_Y: Array, W: Array, terms: Terms, shape: tuple[int, ...], window: Window) -> Array:
     """L_X: every plane of L_P = W L_Y^T added to the pixels that it was read from, plus terms; L_Y (N, Ho, Wo, K) -> shape."""
     (R, S, C, K), (N, Ho, Wo, _) = W.shape, L_Y.shape
     (N, height, width, _), ((top, bottom), (left, right)) = shape, window.padding
@@ -71,11 +96,11 @@ def input_gradient(L_Y: Array, W: Array, terms: Terms, shape: tuple[int, ...], w
             L_X[images] = sums[:, :, top : top + height, left : left + width].transpose(0, 2, 3, 1)
             add_terms(L_X, images, *terms)
 
-    share(some, _blocks(N, Ho * Wo * len(filters)))
+    share(some, image_blocks(N, Ho * Wo * len(filters), ENTRIES_OF_A_BLOCK))
     return L_X
 
 
-def weight_gradient(X: Array, L_Y: Array, shape: tuple[int, ...], window: Window) -> Array:
+def _weight_gradient(X: Array, L_Y: Array, shape: tuple[int, ...], window: Window) -> Array:
     """L_W = sum_n P_n L_Y_n: X (N, H, W, C), L_Y (N, Ho, Wo, K) -> (R, S, C, K); sums over images in order."""
     N, Ho, Wo, K = L_Y.shape
     rows = window.size[0] * window.size[1] * X.shape[3]
@@ -86,15 +111,10 @@ def weight_gradient(X: Array, L_Y: Array, shape: tuple[int, ...], window: Window
             L_W += np.matmul(_planes(X[images], window), L_Y[images].reshape(-1, Ho * Wo, K)).sum(0)
         return L_W
 
-    L_W, *others = share(some, _blocks(N, Ho * Wo * rows))
+    L_W, *others = share(some, image_blocks(N, Ho * Wo * rows, ENTRIES_OF_A_BLOCK))
     for other in others:
         L_W += other
     return L_W.reshape(shape)
-
-
-def turn(W: Array) -> Array:
-    """The filters (R, S, K, C) that lead from outputs back to inputs with stride 1: turned by 180 degrees."""
-    return np.ascontiguousarray(W[::-1, ::-1].swapaxes(2, 3))
 
 
 def _planes(X: Array, window: Window) -> Array:
@@ -112,8 +132,3 @@ def _planes(X: Array, window: Window) -> Array:
     P = workspace("planes", (n, R, S, C, Ho, Wo))
     P[...] = view
     return P.reshape(n, R * S * C, Ho * Wo)
-
-
-def _blocks(images: int, entries: int) -> list[slice]:
-    step = max(1, _BLOCK // max(1, entries))
-    return [slice(i, min(i + step, images)) for i in range(0, images, step)] or [slice(0, 0)]

@@ -6,9 +6,13 @@ import pytest
 from tinydiff import ops
 from tinydiff.autograd.tape import no_grad
 from tinydiff.autograd.tensor import Tensor
+from tinydiff.cpu.winograd import convolution as winograd
+from tinydiff.cpu.winograd import plan as plans
+from tinydiff.cpu.winograd.plan import Plan
+from tinydiff.cpu.winograd.transforms import toom_cook
 from tinydiff.machine import threads as workers
 from tinydiff.machine import workspaces
-from tinydiff.ops import convolution, winograd
+from tinydiff.ops import convolution
 from tinydiff.ops.windows import Window
 
 SHAPES = [  # N, H, W, C, K, padding
@@ -64,7 +68,7 @@ def test_errors_are_within_bounds_of_the_definitions(shape, threads, definition)
     """At most 12 times the definition's root mean square error and 32 times its largest, both measured in float32 against
     float64."""
     *arrays, window = problem(*shape)
-    assert winograd.is_faster(*single(arrays[0], arrays[1]), window.output_size(arrays[0].shape), window, 1)
+    assert winograd.is_faster(*single(arrays[0], arrays[1]), window.output_size(arrays[0].shape))
     exact = three(*arrays, window)
     with workers.threads(threads):
         fast, again, plain = (
@@ -111,7 +115,7 @@ def test_upsampled_errors_are_within_bounds_of_the_definitions(shape, threads, d
 
 
 def test_one_frequency_vanishes_on_doubled_pixels():
-    transform = winograd._toom_cook([0, 1, -1, 0.6, -0.6])
+    transform = toom_cook([0, 1, -1, 0.6, -0.6])
     tiles = np.random.default_rng(0).normal(size=(100, 4)).repeat(2, axis=1)[:, 1:7]
     frequencies = tiles @ transform.B_T.T
     np.testing.assert_allclose(frequencies[:, 2], 0, atol=1e-6)
@@ -139,8 +143,11 @@ def test_any_division_of_the_work(division, shape, threads, monkeypatch):
     *arrays, window = problem(*shape, ((1, 1), (1, 1)))
     E, R = np.ones((len(arrays[3]), shape[4])), arrays[3] * 2
     exact = (convolution.convolve(*arrays[:3], window, 1, E, R), *three(*arrays, window)[1:])
-    for name, value in (("_WORTH", worth), ("_FORWARD", filters), ("_BACKWARD", filters), ("_BLOCK", block)):
-        monkeypatch.setattr(winograd, name, value)
+    for name, value in (
+        ("MULTIPLICATIONS_WORTH_A_THREAD", worth), ("TILES_PER_FILTER", filters),
+        ("TILES_PER_FILTER_IN_A_GRADIENT", filters), ("ENTRIES_OF_A_BLOCK", block),
+    ):  # fmt: skip
+        monkeypatch.setattr(plans, name, value)
     monkeypatch.setattr(workspaces._workspaces, "prepared", {})
     with workers.threads(threads):
         X, F, b, L_Y, E, R = single(*arrays, E, R)
@@ -148,9 +155,9 @@ def test_any_division_of_the_work(division, shape, threads, monkeypatch):
             found = (convolution.convolve(X, F, b, window, 1, E, R), *three(X, F, b, L_Y, window)[1:])
             for f, e in zip(found, exact, strict=True):
                 np.testing.assert_allclose(f, e, rtol=0, atol=1e-5 * np.abs(e).max())
-        plans = [plan for plan in workspaces._workspaces.prepared.values() if isinstance(plan, winograd.Plan)]
-    assert len(plans) == 3
-    for plan in plans:
+        kept = [plan for plan in workspaces._workspaces.prepared.values() if isinstance(plan, Plan)]
+    assert len(kept) == 3
+    for plan in kept:
         counts = np.zeros((shape[0], plan.vertical.tiles, plan.outputs[3]))
         for part, steps in zip(plan.parts, plan.steps, strict=True):
             for images in (images for step in steps for images in step.blocks):
@@ -163,7 +170,7 @@ def test_any_division_of_the_work(division, shape, threads, monkeypatch):
 @pytest.mark.parametrize(("C", "K"), [(48, 32), (64, 96)])
 def test_small_convolutions_see_every_change_of_their_filters(C, K, threads, monkeypatch):
     """Transformed filters are kept, but only while the filters are the same."""
-    monkeypatch.setattr(winograd, "_WORTH", 0)
+    monkeypatch.setattr(plans, "MULTIPLICATIONS_WORTH_A_THREAD", 0)
     monkeypatch.setattr(winograd, "_recent", winograd._Recent())
     X, F, b, L_Y, window = problem(1, 16, 16, C, K, ((1, 1), (1, 1)))
     exact = three(X, F, b, L_Y, window)
@@ -188,7 +195,7 @@ def test_small_convolutions_see_every_change_of_their_filters(C, K, threads, mon
 
 def test_few_transformed_filters_are_kept(monkeypatch):
     recent = winograd._Recent()
-    monkeypatch.setattr(winograd, "_RECENT", 3)
+    monkeypatch.setattr(winograd, "CONVOLUTIONS_WITH_KEPT_FILTERS", 3)
     filters = [np.full((3, 3, 16, 16), i, np.float32) for i in range(5)]
     for W in (*filters, filters[2], filters[0]):
         recent.transformed(W, "F4", False)
@@ -226,21 +233,54 @@ def test_gradients_of_any_memory_layout(definition):
     np.testing.assert_allclose(w.grad, L_W, atol=2e-3)
 
 
-def test_the_definition_keeps_what_winograd_does_not_do():
-    X, F, _, _, window = problem(*SHAPES[0])
-    size = window.output_size(X.shape)
-    x, w = single(X, F)
-    assert winograd.is_faster(x, w, size, window, 1)
-    assert not winograd.is_faster(X, F, size, window, 1)  # float64: gradient checks see the definition
-    assert not winograd.is_faster(x, w, size, window, 2)
-    assert not winograd.is_faster(x, w[:, :, :, :8], size, window, 1)
-    assert not winograd.is_faster(x[:1, :8, :8], w, (8, 8), window, 1)  # too little to do
+def left(X, F, L_Y, window, groups=1):
+    """Which of the three are left to others."""
+    found = (
+        winograd.convolve(X, F, None, window, groups),
+        winograd.convolve_input_gradient(L_Y, F, X.shape, window, groups),
+        winograd.convolve_weight_gradient(X, L_Y, F.shape, window, groups),
+    )
+    return [f is NotImplemented for f in found]
+
+
+def test_what_is_left_to_others():
+    X, F, b, L_Y, window = problem(*SHAPES[0])
+    x, w, l_y = single(X, F, L_Y)
+    assert left(x, w, l_y, window) == [False] * 3
+    assert left(X, F, L_Y, window) == [True] * 3  # float64: gradient checks see the definition
+    assert left(x, F, L_Y, window) == [True] * 3
+    assert left(x, w, l_y, window, 2) == [True] * 3
+    assert left(x, w[..., :8], l_y[..., :8], window) == [True] * 3
+    assert left(x[:1, :8, :8], w, l_y[:1, :8, :8], window) == [True] * 3  # too little to do
     for other in (
         Window((3, 3), (2, 2), window.padding, (1, 1)),
         Window((3, 3), (1, 1), window.padding, (2, 2)),
         Window((1, 1), (1, 1), window.padding, (1, 1)),
     ):
-        assert not winograd.is_faster(x, w, size, other, 1)
+        assert left(x, w, l_y, other) == [True] * 3
+    assert winograd.convolve(x, w, b, window) is NotImplemented  # a wider bias
+
+
+def test_what_of_upsampled_images_is_left_to_others(monkeypatch):
+    X, F, b, L_Y, _ = problem(*SHAPES[0])
+    X = X[:, ::2, ::2]
+    x, w, l_y = single(X, F, L_Y)
+
+    def left(x, w, l_y):
+        found = (
+            winograd.upsample_convolve(x, w, None),
+            winograd.upsample_convolve_input_gradient(l_y, w),
+            winograd.upsample_convolve_weight_gradient(x, l_y),
+        )
+        return [f is NotImplemented for f in found]
+
+    assert left(x, w, l_y) == [False] * 3
+    assert winograd.upsample_convolve(x, w, b) is NotImplemented  # a wider bias
+    assert left(X, F, L_Y) == [True] * 3
+    assert left(x[..., :8], w[:, :, :8], l_y) == [True] * 3  # few channels
+    assert left(x[:1, :4, :4], w, l_y[:1, :8, :8]) == [True] * 3  # too little to do
+    monkeypatch.setenv("TINYDIFF_WINOGRAD", "0")
+    assert left(x, w, l_y) == [True] * 3
 
 
 def test_the_switch(monkeypatch):
@@ -259,8 +299,8 @@ def test_a_wider_bias_widens_the_result():
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 @pytest.mark.parametrize("padding", [((24, 24), (24, 24)), ((0, 39), (0, 39)), ((39, 0), (2, 30))], ids=str)
 def test_tiles_that_lie_wholly_outside_of_the_image(padding, threads, definition, monkeypatch):
-    monkeypatch.setattr(winograd, "_WORTH", 0)
-    monkeypatch.setattr(winograd, "_FORWARD", 0)
+    monkeypatch.setattr(plans, "MULTIPLICATIONS_WORTH_A_THREAD", 0)
+    monkeypatch.setattr(plans, "TILES_PER_FILTER", 0)
     X, F, b, L_Y, window = problem(1, 12, 12, 32, 32, padding)
     X, F, b, L_Y = single(X, F, b, L_Y)
     with workers.threads(threads):
@@ -302,9 +342,9 @@ def test_workers_with_few_and_with_many_tiles_share_filters(N, H, W, C, K, threa
 )
 def test_which_convolutions_are_computed_by_winograd(N, H, C, K, forward, backward, monkeypatch):
     used = []
-    for name in ("convolve", "weight_gradient"):
+    for name in ("_filtered", "_weight_gradient"):
         original = getattr(winograd, name)
         monkeypatch.setattr(winograd, name, lambda *a, f=original, name=name, **k: used.append(name) or f(*a, **k))
     X, F, b, L_Y, window = problem(N, H, H, C, K, ((1, 1), (1, 1)))
     three(*single(X, F, b, L_Y), window)
-    assert used.count("convolve") == forward + backward and used.count("weight_gradient") == backward
+    assert used.count("_filtered") == forward + backward and used.count("_weight_gradient") == backward

@@ -1,4 +1,4 @@
-"""Images as overlapping tiles, and small matrices applied to both axes of each tile: the transforms of `winograd.py`.
+"""Images as overlapping tiles, and small matrices applied to both axes of each tile, as Winograd's filtering does.
 
 A tile has `taps` pixels along an axis, and the next one starts `step` pixels later. `Reader` computes m d m^T for the tiles
 d of images, `Writer` puts tiles m e m^T together to images. Between the two stand "frequencies", arrays (F, F, T, C): entry
@@ -27,8 +27,8 @@ from tinydiff.machine.workspaces import workspace
 
 Array = np.ndarray
 
-_RUN = 24_000  # numbers in a line of one product: 6 * 6 * _RUN stays below 10^6 multiplications
-_PAD = 112  # numbers between two lines
+NUMBERS_OF_A_RUN = 24_000  # of a line in one product, at most: 6 * 6 of them stay below 10^6 multiplications
+NUMBERS_BETWEEN_LINES = 112
 _SINGLE = np.dtype(np.float32)
 
 
@@ -176,7 +176,7 @@ class _Place:
     """Where a workspace of lines has its lines: at multiples of 64 bytes, some of them apart."""
 
     def __init__(self, name: str, shape: tuple[int, ...], line: int) -> None:
-        stride = -(-line // 16) * 16 + _PAD
+        stride = -(-line // 16) * 16 + NUMBERS_BETWEEN_LINES
         self.memory = workspace(name, (math.prod(shape) * stride + 16,))
         self.offset = -self.memory.__array_interface__["data"][0] % 64
         self.shape = (*shape, line)
@@ -212,7 +212,7 @@ def _lines(V: Array) -> Array:
 
 def _runs(X: Array) -> Array:
     """(..., q, L) as (..., L / run, q, run), with runs that a product takes at once."""
-    L, count = X.shape[-1], max(1, -(-X.shape[-1] // _RUN))
+    L, count = X.shape[-1], max(1, -(-X.shape[-1] // NUMBERS_OF_A_RUN))
     while L % count:
         count += 1
     return X.reshape(*X.shape[:-1], count, L // count).swapaxes(-2, -3)

@@ -1,9 +1,9 @@
-"""tinydiff/ops/tiles.py against loops over tiles."""
+"""tinydiff/cpu/winograd/tiles.py against loops over tiles."""
 
 import numpy as np
 import pytest
 
-from tinydiff.ops.tiles import Axis, Reader, Writer, aligned, frequencies, multiply_lines
+from tinydiff.cpu.winograd.tiles import Axis, Reader, Writer, aligned, frequencies, multiply_lines
 
 
 @pytest.mark.parametrize("taps", [1, 2, 4, 6])

@@ -1,10 +1,11 @@
-"""tinydiff/ops/thin.py against the definition in float64."""
+"""tinydiff/cpu/few_channels.py against the definition in float64."""
 
 import numpy as np
 import pytest
 
+from tinydiff.cpu import few_channels
 from tinydiff.machine import threads as workers
-from tinydiff.ops import convolution, thin
+from tinydiff.ops import convolution
 from tinydiff.ops.windows import Window
 
 CASES = [  # N, H, W, few, many, window
@@ -27,9 +28,9 @@ def close(found, exact):
 @pytest.mark.parametrize(("N", "H", "W", "few", "many", "window"), CASES, ids=str)
 def test_from_and_to_few_channels(N, H, W, few, many, window, threads, rng, monkeypatch):
     calls = []
-    for name in ("convolve", "input_gradient", "weight_gradient"):
-        original = getattr(thin, name)
-        monkeypatch.setattr(thin, name, lambda *a, f=original, name=name: calls.append(name) or f(*a))
+    for name in ("_from_few", "_back_to_few", "_weight_gradient"):
+        original = getattr(few_channels, name)
+        monkeypatch.setattr(few_channels, name, lambda *a, f=original, name=name: calls.append(name) or f(*a))
     for C, K in ((few, many), (many, few)):
         X, F = rng.normal(size=(N, H, W, C)), rng.normal(size=(*window.size, C, K)) / C**0.5
         size = window.output_size(X.shape)
@@ -44,7 +45,7 @@ def test_from_and_to_few_channels(N, H, W, few, many, window, threads, rng, monk
             )
 
         exact = three(X, F, L_Y, b, E, R)
-        assert not calls  # float64 takes the definition
+        assert not calls  # float64 is left to others
         with workers.threads(threads):
             single = [a.astype(np.float32) for a in (X, F, L_Y, b, E, R)]
             found, again = three(*single), three(*single)
@@ -52,13 +53,28 @@ def test_from_and_to_few_channels(N, H, W, few, many, window, threads, rng, monk
             close(f, e)
             np.testing.assert_array_equal(f, a)
         if window.turned is not None:
-            first, second = ("convolve", "input_gradient") if few == C else ("input_gradient", "convolve")
-            assert calls == [first, second, "weight_gradient"] * 2
+            first, second = ("_from_few", "_back_to_few") if few == C else ("_back_to_few", "_from_few")
+            assert calls == [first, second, "_weight_gradient"] * 2
         calls.clear()
 
 
-def test_who_is_left_to_the_definition():
+def test_who_is_left_to_others():
     x = np.ones(1, np.float32)
-    assert thin.is_faster(1, 32, 1, x, x) and thin.is_faster(4, 5, 1, x)
+    assert few_channels.is_faster(1, 32, 1, x, x) and few_channels.is_faster(4, 5, 1, x)
     for few, many, groups, array in ((5, 32, 1, x), (4, 4, 1, x), (1, 32, 2, x), (1, 32, 1, x.astype(np.float64))):
-        assert not thin.is_faster(few, many, groups, x, array)
+        assert not few_channels.is_faster(few, many, groups, x, array)
+
+
+@pytest.mark.parametrize(("C", "K"), [(2, 8), (8, 2)])
+def test_what_is_left_to_others(C, K, rng):
+    X, F = rng.normal(size=(2, 5, 6, C)).astype(np.float32), rng.normal(size=(3, 3, C, K)).astype(np.float32)
+    same, halving = (Window((3, 3), (s, s), ((1, 1), (1, 1)), (1, 1)) for s in (1, 2))
+    for dtype in (np.float32, np.float64):
+        b = np.ones(K, dtype)
+        assert (few_channels.convolve(X, F, b, same) is NotImplemented) == (dtype == np.float64)
+        L_Y = np.ones((2, 5, 6, K), dtype)
+        assert (few_channels.convolve_weight_gradient(X, L_Y, F.shape, same) is NotImplemented) == (dtype == np.float64)
+    # to few channels only with stride 1
+    L_Y = np.ones((2, 3, 3, K), np.float32)
+    assert (few_channels.convolve(X, F, None, halving) is NotImplemented) == (K < C)
+    assert (few_channels.convolve_weight_gradient(X, L_Y, F.shape, halving) is NotImplemented) == (K < C)

@@ -1,0 +1,173 @@
+"""How the work of a convolution by Winograd's filtering is shared, and the memory for it.
+
+Images go through all steps in blocks whose V and M stay in the cache. Workers take images, or rows of tiles of an image, and
+share the transformed filters. Where there are few tiles for many filters it is cheaper that each worker transforms all
+images but only some of the filters. Either way they meet once. The product for each frequency is cut to some rows and panels
+of filters, because OpenBLAS does not copy the operands of small products.
+
+Measured on 2 cores with AVX-512 and OpenBLAS 0.3.31:
+- A fork and join takes 50 to 80 microseconds, as long as a small convolution. A second thread pays from 0.25 ms of work on.
+- Stacks of products of up to 10^6 multiplications run at 105 to 115 GFLOP/s a core; with a transposed second matrix at 100,
+  and only up to 2^18 multiplications. To copy filters in order to turn them costs more where they meet up to 32 tiles.
+- In batches of 1 to 8 images, workers that take filters win up to 0.5 tiles for each filter: twice as many filters as tiles
+  are transformed in a time. In weight gradients it is 2, as workers that take images have sums to add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydiff.cpu.blas import LIMIT
+from tinydiff.cpu.winograd.tiles import Axis, Reader, Writer, frequencies
+from tinydiff.cpu.winograd.transforms import TRANSFORMS
+
+Array = np.ndarray
+Size = tuple[int, int]
+Shape = tuple[int, ...]
+
+ROWS_OF_A_PRODUCT = 64  # tiles, at most
+MULTIPLICATIONS_OF_A_TRANSPOSED_PRODUCT = 1 << 18  # at most, where its second matrix is a transposed one
+TILES_FOR_TRANSPOSED_FILTERS = 32  # at most
+ENTRIES_OF_A_PANEL = 1 << 14  # of U_f, at most; twice as many where all tiles are the rows of one product
+FILTERS_OF_A_PANEL = 32, 64  # at least and at most; at most twice as many there too
+ENTRIES_OF_A_BLOCK = 1 << 19  # of V or M
+MULTIPLICATIONS_PER_TRANSFORMED_ENTRY = 12  # for one frequency, in the time that an entry of V, M or U takes,
+MULTIPLICATIONS_WORTH_A_THREAD = 400_000  # and how many are worth a second thread
+TILES_PER_FILTER, TILES_PER_FILTER_IN_A_GRADIENT = 0.5, 2  # up to which workers take filters
+
+
+class Part(NamedTuple):
+    """What one worker computes: some filters for some rows of tiles of some images."""
+
+    images: slice
+    rows: slice
+    filters: slice
+
+
+class Panel(NamedTuple):
+    """Some of a part's filters, as many as are best multiplied at once: M = V U for them."""
+
+    filters: slice
+    M: Array  # (F F, T, k)
+    products: list[tuple[Array, Array]]  # V and M in pieces: (F F, n, rows, C) and (F F, n, rows, k)
+
+
+class Step(NamedTuple):
+    """Blocks of equally many images of a part, and where their frequencies go."""
+
+    blocks: list[slice]
+    V: Array  # (F F, T, C)
+    panels: list[Panel]
+    reader: Reader  # of X
+    other: Any  # the Writer of Y, or in a weight gradient the Reader of L_Y
+
+
+class Plan:
+    """How the work on the tiles of a convolution, or of its weight gradient, is shared, and the memory for it.
+
+    The calling thread makes it, once for all convolutions of these shapes (`threads.prepared`): it would take half of the
+    time of a small one, and workers that set up arrays side by side wait for the interpreter's lock again and again.
+    """
+
+    def __init__(
+        self, transform: str, shape: Shape, size: Size, before: Size, filters: int, count: int, use: str = "forward"
+    ) -> None:
+        """shape: of X; size: of the outputs; before: rows above and columns left of the input that the first tile reads;
+        count: of workers; use: "forward", "turned" (with turned filters) or "gradient" (of the weights)."""
+        self.transform = TRANSFORMS[transform]
+        self.inputs, self.outputs = shape, (shape[0], *size, filters)
+        outputs, step = len(self.transform.A_T), self.transform.B_T.shape[1] - 2
+        self.vertical, self.horizontal = (Axis(-(-n // outputs), step, m) for n, m in zip(size, before, strict=True))
+        self.tiles = shape[0] * self.vertical.tiles * self.horizontal.tiles
+        self.transposed = use == "turned" and self.tiles <= TILES_FOR_TRANSPOSED_FILTERS  # U, if it was not kept
+        self.parts = self._parts(count, TILES_PER_FILTER_IN_A_GRADIENT if use == "gradient" else TILES_PER_FILTER)
+        most = max(_length(part.images) * _length(part.rows) for part in self.parts) * self.horizontal.tiles
+        self.wide = 1 + (
+            most <= ROWS_OF_A_PRODUCT
+        )  # of panels; those of all parts are alike, since workers share filters
+        self.steps = [[*self._steps(i, part, use == "gradient")] for i, part in enumerate(self.parts)]
+        self.by_filters = self.parts[-1].filters != self.parts[0].filters
+        blocks = max(sum(len(step.blocks) for step in steps) for steps in self.steps)
+        self.once = (self.by_filters or len(self.parts) == 1) and blocks == 1  # whether each filter meets one block
+
+    def _parts(self, count: int, tiles_per_filter: float) -> list[Part]:
+        """A part for each worker, or a single one where there is too little to do.
+
+        With up to tiles_per_filter K tiles a worker takes some filters for all images, else some images with all filters.
+        """
+        N, C, K, T, rows = self.inputs[0], self.inputs[3], self.outputs[3], self.tiles, self.vertical.tiles
+        whole = Part(slice(0, N), slice(0, rows), slice(0, K))
+        work = T * C * K + MULTIPLICATIONS_PER_TRANSFORMED_ENTRY * (T * (C + K) + C * K)
+        if count == 1 or work < MULTIPLICATIONS_WORTH_A_THREAD:
+            return [whole]
+        if tiles_per_filter * K >= T and 16 * count <= K:
+            return [whole._replace(filters=k) for k in _cut(K, count)]
+        if count <= N:
+            return [whole._replace(images=images) for images in _cut(N, count)]
+        each = _cut(rows, min(rows, -(-count // N)))
+        return [whole._replace(images=slice(n, n + 1), rows=r) for n in range(N) for r in each]
+
+    def _steps(self, worker: int, part: Part, gradient: bool) -> Iterator[Step]:
+        """Images of the part in blocks whose V and M stay in the cache; the last may have fewer."""
+        (images, rows, k), B_T, A_T = part, self.transform.B_T, self.transform.A_T
+        F, tiles, C, K = len(B_T), _length(rows), self.inputs[3], _length(k)
+        most = max(1, ENTRIES_OF_A_BLOCK // (36 * tiles * self.horizontal.tiles * max(C, K)))
+        n = -(-_length(images) // -(-_length(images) // most))
+        blocks = [slice(i, min(i + n, images.stop)) for i in range(images.start, images.stop, n)]
+        whole = len(blocks) - (_length(blocks[-1]) < n)
+        vertical, columns = self.vertical.part(rows), self.horizontal.tiles
+        for name, same in ((f"{worker}", blocks[:whole]), (f"{worker}, the last", blocks[whole:])):
+            if not same:
+                continue
+            n = _length(same[0])
+            V = frequencies(f"V {worker}", F, tiles, n, columns, C)
+            M = frequencies(f"M {worker}", F, tiles, n, columns, K)
+            reader = Reader(f"X {name}", B_T, self.inputs, vertical, self.horizontal, slice(0, C), V)
+            other: Reader | Writer
+            if gradient:
+                step = len(A_T)
+                down, right = Axis(self.vertical.tiles, step).part(rows), Axis(columns, step)
+                other = Reader(f"L_Y {name}", self.transform.A, self.outputs, down, right, k, M)
+            else:
+                other = Writer(f"Y {name}", A_T, self.outputs, rows, k, M)
+            yield Step(same, _flat(V), self._panels(part, _flat(V), _flat(M)), reader, other)
+
+    def _panels(self, part: Part, V: Array, M: Array) -> list[Panel]:
+        K, first, (least, most) = _length(part.filters), part.filters.start, FILTERS_OF_A_PANEL
+        width = min(max(self.wide * ENTRIES_OF_A_PANEL // self.inputs[3], least), self.wide * most)
+        limit = MULTIPLICATIONS_OF_A_TRANSPOSED_PRODUCT if self.transposed else LIMIT
+        return [
+            Panel(slice(k.start + first, k.stop + first), M[..., k], _pieces(V, M[..., k], limit))
+            for k in _cut(K, -(-K // width))
+        ]
+
+
+def _pieces(V: Array, M: Array, limit: int) -> list[tuple[Array, Array]]:
+    """V (F F, T, C) and M (F F, T, k) in small products of equal numbers of rows, and one of what is left."""
+    (F, T, C), k = V.shape, M.shape[2]
+    rows = max(1, min(ROWS_OF_A_PRODUCT, limit // (C * k)))
+    rows = -(-T // -(-T // rows))
+    whole = T // rows * rows
+    cut = (F, whole // rows, rows)
+    pieces = [(V[:, :whole].reshape(*cut, C), M[:, :whole].reshape(*cut, k))]
+    return pieces + ([(V[:, None, whole:], M[:, None, whole:])] if whole < T else [])
+
+
+def _flat(V: Array) -> Array:
+    """(F, F, rows, n, columns, C) as (F F, T, C), without a copy."""
+    F, _, rows, n, columns, C = V.shape
+    return V.reshape(F * F, rows * n * columns, C)
+
+
+def _length(s: slice) -> int:
+    return s.stop - s.start
+
+
+def _cut(length: int, pieces: int) -> list[slice]:
+    """0, 1, .. length - 1 in pieces of lengths as equal as can be."""
+    ends = [length * i // pieces for i in range(pieces + 1)]
+    return [slice(a, b) for a, b in pairwise(ends)]
