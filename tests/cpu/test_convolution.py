@@ -1,12 +1,15 @@
 """tinydiff/cpu/convolution.py against the definitions in float64: whichever algorithm computes, it is the same sums."""
 
 import inspect
+from functools import partial
 
 import numpy as np
 import pytest
 
 from tests.conftest import arrange
 from tinydiff.cpu import convolution as fast
+from tinydiff.cpu import few_channels as few
+from tinydiff.cpu import patches, winograd
 from tinydiff.cpu.convolution import ALGORITHMS, Algorithm
 from tinydiff.dispatch import by_definition
 from tinydiff.machine import threads as workers
@@ -139,6 +142,40 @@ def test_upsampled_sums_are_those_of_the_definition(N, H, W, C, K, dtype, thread
         with workers.threads(threads):
             for f, e in zip(four(*layout), exact, strict=True):
                 close(f, e, dtype, large=5)
+
+
+WHO = [  # case, dtype, threads; who computes the three
+    ("Winograd", np.float32, 2, (winograd.convolve, winograd.convolve_input_gradient, winograd.convolve_weight_gradient)),
+    ("Winograd", np.float64, 2, (patches.convolve, fast.turned, patches.convolve_weight_gradient)),
+    ("from few channels", np.float32, 2, (few.convolve, fast.turned, few.convolve_weight_gradient)),
+    ("from few, halving", np.float32, 2,
+     (few.convolve, patches.convolve_input_gradient, few.convolve_weight_gradient)),
+    ("one image", np.float32, 2,
+     (patches.convolve_together, patches.convolve_input_gradient, patches.convolve_weight_gradient)),
+    ("one image", np.float32, 1, (patches.convolve, patches.convolve_input_gradient, patches.convolve_weight_gradient)),
+    ("groups", np.float32, 2, (patches.convolve, fast.turned, patches.convolve_weight_gradient)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "dtype", "threads", "expected"), WHO, ids=lambda x: str(x)[:20])
+def test_who_computes(case, dtype, threads, expected, rng, monkeypatch):
+    shape, K, window, groups = CASES[case]
+    X, W = rng.normal(size=shape).astype(dtype), rng.normal(size=(*window.size, shape[3] // groups, K)).astype(dtype)
+    computed = []
+
+    def noted(f, *args):
+        result = f(*args)
+        if result is not NotImplemented:
+            computed.append(f)
+        return result
+
+    rows = [Algorithm(*(f and partial(noted, f) for f in row)) for row in ALGORITHMS]
+    monkeypatch.setattr(fast, "ALGORITHMS", rows)
+    with workers.threads(threads):
+        L_Y = ops.convolve(X, W, None, window, groups)
+        ops.convolve_weight_gradient(X, L_Y, W.shape, window, groups)
+        ops.convolve_input_gradient(L_Y, W, shape, window, groups)
+    assert (computed[0], computed[-1], computed[1]) == expected
 
 
 def test_terms_of_a_wider_type_widen_the_result(rng):
