@@ -77,13 +77,13 @@ class Conv2d(Function):
         L_X = L_W = L_b = L_R = None
         L_E: Any = None
         if self.needs[0]:
-            L_X = convolve_input_gradient(L_Y, W, X.shape, self.window, self.groups)
+            L_X = convolve_input_gradient(L_Y, W, X.shape, self.window, self.groups)  # patches^T(L_Y W^T)
         if self.needs[1]:
-            L_W = convolve_weight_gradient(X, L_Y, W.shape, self.window, self.groups)
+            L_W = convolve_weight_gradient(X, L_Y, W.shape, self.window, self.groups)  # P^T L_Y
         if self.needs[2] or self.needs[3]:
             L_E = sum_pixels(L_Y)
         if self.needs[2]:
-            L_b = L_E.sum(0)
+            L_b = L_E.sum(0)  # 1^T L_Y
         if self.needs[4]:
             L_R = L_Y
         return L_X, L_W, L_b, L_E, L_R
