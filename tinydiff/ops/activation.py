@@ -21,15 +21,7 @@ def sigmoid_array(A: Any) -> Any:
     return xp.where(A >= 0, A.dtype.type(1), e) / (1 + e)
 
 
-def sigmoid_by_tanh(A: Any) -> Any:
-    """(1 + tanh(a/2)) / 2, the sigmoid in half the time; exact to rounding of 1, so its left tail ends at 0."""
-    S = array_module(A).tanh(A / 2)
-    S += 1
-    S /= 2
-    return S
-
-
-_FLAT = 100  # beyond it sigmoid, tanh and the normal distribution function are 0 or 1 to the last digit of float64
+FLAT = 1000  # beyond it sigmoid, tanh and the normal distribution function are 0 or 1, also in float64
 
 
 class Relu(Elementwise):
@@ -57,16 +49,15 @@ class Silu(Elementwise):
 
 @accelerated
 def silu_forward(A: Any) -> Any:
-    return array_module(A).maximum(A, -_FLAT) * sigmoid_by_tanh(A)  # -inf times 0 would be NaN
+    """Y = A s(A)."""
+    return array_module(A).maximum(A, -FLAT) * sigmoid_array(A)  # -inf times 0 would be NaN
 
 
 @accelerated
 def silu_backward(L_Y: Any, A: Any) -> Any:
-    S = sigmoid_by_tanh(A)
-    slope = 1 - S
-    slope *= A.clip(-_FLAT, _FLAT) * S
-    slope += S
-    return slope * L_Y
+    """L_A = L_Y (S + A S (1 - S)) with S = s(A)."""
+    S = sigmoid_array(A)
+    return L_Y * (S + A.clip(-FLAT, FLAT) * S * (1 - S))
 
 
 class Sigmoid(Elementwise):
@@ -101,11 +92,11 @@ class Gelu(Elementwise):
     def forward(self, A):
         F = (erfc(A * -(0.5**0.5)) / 2).astype(A.dtype, copy=False)
         self.save(A, F)
-        return array_module(A).maximum(A, -_FLAT) * F
+        return array_module(A).maximum(A, -FLAT) * F
 
     def L_A(self, L_Y):
         A, F = self.saved
-        A = A.clip(-_FLAT, _FLAT)
+        A = A.clip(-FLAT, FLAT)
         density = array_module(A).exp(-A * A / 2) / (2 * np.pi) ** 0.5
         return L_Y * (F + A * density)
 
@@ -116,14 +107,14 @@ class GeluTanh(Elementwise):
     K, C = (2 / np.pi) ** 0.5, 0.044715
 
     def forward(self, A):
-        B = A.clip(-_FLAT, _FLAT)
+        B = A.clip(-FLAT, FLAT)
         U = array_module(A).tanh(self.K * (B + self.C * B * B * B))
         self.save(A, U)
-        return array_module(A).maximum(A, -_FLAT) * ((1 + U) / 2)
+        return array_module(A).maximum(A, -FLAT) * ((1 + U) / 2)
 
     def L_A(self, L_Y):
         A, U = self.saved
-        A = A.clip(-_FLAT, _FLAT)
+        A = A.clip(-FLAT, FLAT)
         return L_Y * ((1 + U) + A * (1 - U * U) * self.K * (1 + 3 * self.C * A * A)) / 2
 
 
