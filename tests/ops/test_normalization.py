@@ -1,14 +1,10 @@
 """tinydiff/ops/normalization.py against loops over groups, gradients by gradcheck."""
 
-import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 
 from tinydiff import ops
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.machine.threads import threads
 from tinydiff.ops.normalization import group_norm_silu, group_normalize
 
 
@@ -213,28 +209,6 @@ def test_a_large_mean_does_not_drown_the_variance(std, fused, rng):
     np.testing.assert_allclose(scale, 1 / np.sqrt(groups.var((1, 3)) + 1e-9), rtol=1e-5)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_blocks_and_threads_change_nothing(fused, rng):
-    """More than one block for each of three threads, against float64 in one."""
-    N, H, C, G = 40, 32, 64, 32
-    x, L_Y = (rng.normal(1, 2, (N, H, H, C)).astype(np.float32) for _ in range(2))
-    w, b = rng.uniform(0.5, 2, C).astype(np.float32), rng.normal(size=C).astype(np.float32)
-
-    def run(dtype):
-        leaves = [leaf(a.astype(dtype)) for a in (x, w, b)]
-        y = (group_norm_silu if fused else ops.group_norm)(leaves[0], G, *leaves[1:])
-        y.backward(L_Y.astype(dtype))
-        return y.data, *(a.grad for a in leaves)
-
-    exact = run(np.float64)
-    for n in (2, 3):
-        with threads(n):
-            ours, again = run(np.float32), run(np.float32)
-        for a, e, a2 in zip(ours, exact, again, strict=True):
-            np.testing.assert_allclose(a, e, atol=2e-6 * np.abs(e).max())
-            np.testing.assert_array_equal(a, a2)
-
-
 def test_only_the_input_is_kept_for_the_backward_pass(rng):
     x, w, b = leaf(rng.normal(size=(2, 8, 8, 4))), leaf(np.ones(4)), leaf(np.zeros(4))
     y = group_norm_silu(x, 2, w, b)
@@ -273,51 +247,6 @@ def test_one_image_and_few(shape, groups, fused, rng):
         np.testing.assert_allclose(((ends[0] - ends[1]) * L_Y).sum() / 2, (gradient * step[i]).sum(), rtol=1e-5)
     for ours, exact in zip(run(np.float32), (y, *gradients), strict=True):
         np.testing.assert_allclose(ours, exact, atol=3e-6 * np.abs(exact).max())
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8, 64), (1, 32, 32, 64), (64, 8, 8, 64)], ids=str)
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_runs_repeat_bit_for_bit(shape, n, rng):
-    x, L_Y = (rng.normal(1, 2, shape).astype(np.float32) for _ in range(2))
-    w, b = rng.uniform(0.5, 2, 64).astype(np.float32), rng.normal(size=64).astype(np.float32)
-
-    def run():
-        leaves = [leaf(a) for a in (x, w, b)]
-        y = group_norm_silu(leaves[0], 32, *leaves[1:])
-        y.backward(L_Y)
-        return y.data, *(a.grad for a in leaves)
-
-    exact = silu(group_norm_loop(x.astype(float), 32, w, b))
-    with threads(n):
-        first = run()
-        np.testing.assert_allclose(first[0], exact, atol=1e-5)
-        for a, again in zip(first, run(), strict=True):
-            np.testing.assert_array_equal(a, again)
-
-
-def test_images_of_many_sizes_take_no_memory_each():
-    """Of each size that came by something is kept, but not rows or images."""
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        for n in range(2003, 2303, 2):
-            ops.group_norm(np.zeros((1, n, 64), np.float32), 8)
-        after, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert after - before < 4 * 2303 * 64 * 4
-
-
-def test_threads_of_the_users_own_do_not_meet(rng):
-    """The memory that is kept for one image belongs to a thread: four of them normalise images of one size at once."""
-    images = rng.normal(size=(4, 1, 16, 16, 64)).astype(np.float32)
-    alone = [ops.group_norm(x, 32).data for x in images]
-
-    def often(i):
-        return all((ops.group_norm(images[i], 32).data == alone[i]).all() for _ in range(200))
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(often, range(4)))
 
 
 def test_a_group_far_from_0_beside_others(rng):

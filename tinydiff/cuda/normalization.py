@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,32 @@ class _Layout(NamedTuple):
     shared: int  # bytes
 
 
-def group_normalize(
+def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False) -> Any:
+    """Y = silu(Z w + b) of X (N, ..., C) float32, and what Z = (X - mean) scale was made with: mean and
+    scale = 1 / sqrt(variance + eps), both (N, groups).
+
+    w and b (C,) may be None. NotImplemented where arrays are not float32 or a group has more than 1024 channels, or more than
+    256 and not a multiple of 4.
+    """
+    return _normalize(X, w, b, groups, eps, silu)
+
+
+def group_normalize_backward(
+    L_Y: Any,
+    X: Any,
+    mean: Any,
+    scale: Any,
+    w: Any,
+    b: Any,
+    groups: int,
+    silu: bool,
+    needs: Sequence[bool] = (True, True, True),
+) -> Any:
+    """(L_X, L_w, L_b), with None for what `needs` does not ask for; arguments as in `group_normalize`."""
+    return _normalize_backward(L_Y, X, mean, scale, w, b, groups, silu, needs)
+
+
+def _normalize(
     X: Any,
     w: Any,
     b: Any,
@@ -43,12 +69,10 @@ def group_normalize(
     dropout: tuple[float, State] | None = None,
     advance: Any = None,
 ) -> Any:
-    """Y = M silu(Z w + b) of X (N, ..., C) float32, and what Z = (X - mean) scale was made with: mean and
-    scale = 1 / sqrt(variance + eps), both (N, groups).
+    """`group_normalize` with dropout: Y = M silu(Z w + b) with the mask M.
 
-    w and b (C,) may be None. dropout: (p, state of the generator that draws the mask), None for none. advance: uint32
-    (2,) on the device, what to add to the state's step and offset. NotImplemented where arrays are not float32 or a group
-    has more than 1024 channels, or more than 256 and not a multiple of 4.
+    dropout: (p, state of the generator that draws the mask), None for none. advance: uint32 (2,) on the device, what to add
+    to the state's step and offset.
     """
     xp = array_module(X)
     if not _single(X, w, b) or (layout := _layout(X, groups, 1)) is None:
@@ -61,7 +85,7 @@ def group_normalize(
     return Y, mean, scale
 
 
-def group_normalize_backward(
+def _normalize_backward(
     L_Y: Any,
     X: Any,
     mean: Any,
@@ -70,11 +94,11 @@ def group_normalize_backward(
     b: Any,
     groups: int,
     silu: bool,
-    needs: tuple[bool, bool, bool] = (True, True, True),
+    needs: Sequence[bool] = (True, True, True),
     dropout: tuple[float, State] | None = None,
     advance: Any = None,
 ) -> Any:
-    """(L_X, L_w, L_b), with None for what `needs` does not ask for; arguments as in `group_normalize`."""
+    """`group_normalize_backward` of what `_normalize` took and gave."""
     xp = array_module(X)
     if not _single(L_Y, X, w, b) or (layout := _layout(X, groups, 2)) is None:
         return NotImplemented

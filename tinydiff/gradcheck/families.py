@@ -238,13 +238,13 @@ def _normalization(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
 
 def _group_normalize(rng: np.random.Generator, run: Run) -> Pairs:
     for X, _, w, b, groups, silu, options, results, _ in _normalization(rng):
-        yield from _zip(run(normalization.group_normalize, X, w, b, groups, 1e-5, silu, **options), *results)
+        yield from _zip(run(normalization._normalize, X, w, b, groups, 1e-5, silu, **options), *results)
 
 
 def _group_normalize_backward(rng: np.random.Generator, run: Run) -> Pairs:
     for X, L_Y, w, b, groups, silu, options, (_, u, r), gradients in _normalization(rng):
         saved = u.astype(np.float32), r.astype(np.float32)
-        ours = run(normalization.group_normalize_backward, L_Y, X, *saved, w, b, groups, silu, **options)
+        ours = run(normalization._normalize_backward, L_Y, X, *saved, w, b, groups, silu, **options)
         if np.abs(u).max() < 50:  # else the rounding of u to float32 is all that the comparison sees
             yield from _zip(ours, *gradients)
 
