@@ -14,10 +14,10 @@ def fast_version(function):
     return getattr(import_module(f"tinydiff.cpu.{function.__module__.rpartition('.')[2]}"), function.__name__)
 
 
-def check(function, *args, single=3e-6, **options):
+def check(function, *args, single=3e-6, double=1e-13, **options):
     """The fast version of an accelerated function has its signature and, for arguments in float64, gives what the definition
     gives: in float64, also of arrays in other memory layouts, in one thread and in several, and in float32 as far as that
-    goes. single: the error of float32, relative to the largest entry of a result, or to 0.1 where that is smaller.
+    goes. single, double: the error of float32 and of float64, relative to the largest entry of a result or to 0.1.
     """
     fast, definition = fast_version(function), function.definition
     assert inspect.signature(fast) == inspect.signature(definition)
@@ -26,10 +26,10 @@ def check(function, *args, single=3e-6, **options):
     exact32 = results(definition(*(cast(a, np.float64) for a in near), **options))
     for n in (1, 2, 3):
         with threads(n):
-            close(fast(*args, **options), exact, 1e-13, np.float64)
+            close(fast(*args, **options), exact, double, np.float64)
             close(fast(*near, **options), exact32, single, np.float32)
     for name in arrange(np.zeros(1)):
-        close(fast(*(laid(a, name) for a in args), **options), exact, 1e-13, np.float64)
+        close(fast(*(laid(a, name) for a in args), **options), exact, double, np.float64)
 
 
 def leaves(function, *args, **options):

@@ -7,8 +7,7 @@ import pytest
 
 from tinydiff import ops
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.machine.threads import BLOCK, share_tasks, threads
-from tinydiff.ops import attending as module
+from tinydiff.machine.threads import threads
 
 INF = float("inf")
 
@@ -310,36 +309,6 @@ def test_stacks_over_threads_and_blocks_against_float64(stack, L, M, D, E, logit
         assert a.dtype == np.float32
         np.testing.assert_allclose(a, e, atol=max(4e-6, 3e-7 * logits) * np.abs(e).max())
         np.testing.assert_array_equal(a, a2)
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 40])
-@pytest.mark.parametrize(("L", "M"), [(256, 256), (200, 64), (31, 1000), (1, 1), (3000, 500)])
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_every_row_of_every_matrix_is_in_one_block(n, L, M, count, monkeypatch):
-    monkeypatch.setattr(module, "count", lambda: count)
-    seen, blocks = np.zeros((n, L), int), module._blocks(n, L, M)
-    for block in blocks:
-        seen[block] += 1
-        assert seen[block].size * M <= max(BLOCK, L * M)
-        assert (block[1].stop - block[1].start) % 32 == 0  # rows that products can be cut into
-    assert (seen == 1).all()
-    assert len(blocks) >= min(count, n * -(-L // 64))  # every thread has something to do, unless there is little
-
-
-def test_one_large_matrix_is_spread_over_the_threads(rng, monkeypatch):
-    parts = []
-
-    def tasks(work, blocks):
-        parts.append(len(blocks))
-        return share_tasks(work, blocks)
-
-    monkeypatch.setattr(module, "share_tasks", tasks)
-    q, k, v = rng.normal(size=(3, 1, 256, 128)).astype(np.float32)
-    small = rng.normal(size=(1, 256, 16)).astype(np.float32)
-    with threads(2):
-        ops.attention(q, k, v)
-        ops.attention(small, small, small)  # not worth a second thread
-    assert parts == [2]
 
 
 def test_rows_of_very_small_logits_alone_keep_their_sum(rng):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:
 
 
 def attend_backward(
-    L_Y: Any, Q: Any, K: Any, V: Any, z: Any, Y: Any, scale: float, needs: tuple[bool, ...] = (True, True, True)
+    L_Y: Any, Q: Any, K: Any, V: Any, z: Any, Y: Any, scale: float, needs: Sequence[bool] = (True, True, True)
 ) -> Any:
     """(L_Q, L_K, L_V), with None for what `needs` does not ask for, from L_Y and what `attend` took and gave:
 

@@ -16,7 +16,7 @@ VARIANTS = tuple(("attention.cu", {"PER_LANE": k}) for k in _PER_LANE)
 _ROWS = 8  # of a block, one for each warp
 
 
-def softmax_array(X: Any, axis: Any = -1) -> Any:
+def softmax_array(X: Any, axis: Any) -> Any:
     """exp(x) / sum exp(x) over the last axis, float32; a row of -inf alone gives zeros. NotImplemented for other
     dtypes and axes."""
     if X.dtype != np.float32 or not _is_last(axis, X.ndim):
@@ -27,7 +27,7 @@ def softmax_array(X: Any, axis: Any = -1) -> Any:
     return P
 
 
-def softmax_backward(P: Any, L_P: Any, axis: Any = -1) -> Any:
+def softmax_backward(P: Any, L_P: Any, axis: Any) -> Any:
     """L_X = P (L_P - sum(L_P P)), sums over the last axis, float32. NotImplemented for other dtypes and axes, and where
     one array would have to be broadcast."""
     if P.dtype != np.float32 or L_P.dtype != np.float32 or P.shape != L_P.shape or not _is_last(axis, P.ndim):

@@ -34,7 +34,7 @@ def softmax_array(X: Any, axis: Any) -> Any:
 
 
 @accelerated
-def softmax_backward(P: Any, L_P: Any, axis: int) -> Any:
+def softmax_backward(P: Any, L_P: Any, axis: Any) -> Any:
     """From dp_i/dx_j = p_i (delta_ij - p_j): L_X = P * (L_P - sum(L_P * P))."""
     L_X = L_P * P
     L_X -= P * L_X.sum(axis, keepdims=True)
@@ -80,18 +80,23 @@ class LogSoftmax(Function):
         return L_Y - array_module(Y).exp(Y) * L_Y.sum(self.axis, keepdims=True)
 
 
+def logsumexp_array(X: Any, axes: Any) -> Any:
+    """log sum exp(x) over axes, which stay with length 1; -inf over nothing."""
+    xp = array_module(X)
+    Y, top = shifted(X, axes)
+    with np.errstate(divide="ignore"):
+        return xp.log(xp.exp(Y).sum(axes, keepdims=True)) + top
+
+
 class LogSumExp(Function):
     """dy/dx_i = p_i, the softmax."""
 
     widens_half = True
 
     def forward(self, X, axes, keepdims):
-        xp = array_module(X)
         self.axes, self.kept = axes, tuple(1 if i in axes else n for i, n in enumerate(X.shape))
         self.save(X)
-        Y, top = shifted(X, axes)
-        with np.errstate(divide="ignore"):  # log 0 = -inf is what an empty sum shall give
-            Y = xp.log(xp.exp(Y).sum(axes, keepdims=True)) + top
+        Y = logsumexp_array(X, axes)
         return Y if keepdims else Y.reshape([n for i, n in enumerate(X.shape) if i not in axes])
 
     def backward(self, L_Y):
