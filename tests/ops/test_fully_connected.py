@@ -7,12 +7,10 @@ import pytest
 
 from tinydiff import ops
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.cpu import blas
 from tinydiff.cuda import fully_connected as kernels
 from tinydiff.dispatch import on_host
-from tinydiff.machine.threads import share_blocks, share_tasks, threads
-from tinydiff.ops import fully_connected as module
-from tinydiff.ops.fully_connected import linears
+from tinydiff.machine.threads import threads
+from tinydiff.ops.fully_connected import linears, linears_forward
 
 
 def leaf(array):
@@ -98,83 +96,11 @@ def test_linears_gives_the_gradients_that_are_needed(rng):
     np.testing.assert_allclose(w[1].grad, 4 * X.T @ ones, rtol=1e-12)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_large_linears_fork_once_and_agree_with_float64(count, rng, monkeypatch):
-    X = rng.normal(size=(1100, 128)).astype(np.float32)
-    Ws, bs = rng.normal(size=(3, 128, 64)).astype(np.float32), rng.normal(size=(3, 64)).astype(np.float32)
-    forks = []
-
-    def fork(work, X, **options):
-        forks.append(len(X))
-        return share_blocks(work, X, **options)
-
-    monkeypatch.setattr(module, "share_blocks", fork)
-    with threads(count):
-        Ys = module.linears_forward(X, Ws, [bs[0], None, bs[2]])
-    assert forks == [1100]
-    for Y, W, b in zip(Ys, Ws.astype(np.float64), (bs[0], 0, bs[2]), strict=True):
-        np.testing.assert_allclose(Y, X @ W + b, atol=6e-5)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_of_few_rows_each_thread_takes_layers(count, rng, monkeypatch):
-    """All layers have turns, in whatever thread, and none of the rows is taken apart."""
-    X, widths = rng.normal(size=(64, 256)).astype(np.float32), [64, 128, 64, 1, 256, 300, 64, 64]
-    Ws = [rng.normal(size=(256, M)).astype(np.float32) for M in widths]
-    bs = [None if i == 2 else rng.normal(size=M).astype(np.float32) for i, M in enumerate(widths)]
-    shared = []
-
-    def share(work, tasks):
-        shared.append(len(tasks))
-        return share_tasks(work, tasks)
-
-    monkeypatch.setattr(module, "share_tasks", share)
-    with threads(count):
-        Ys = module.linears_forward(X, Ws, bs)
-    assert shared == [len(widths)]
-    for Y, W, b in zip(Ys, Ws, bs, strict=True):
-        assert Y.dtype == np.float32
-        np.testing.assert_allclose(Y, X @ W.astype(np.float64) + (0 if b is None else b), atol=1e-4)
-
-
-@pytest.mark.parametrize("large", [True, False])
-@pytest.mark.parametrize("rows", [1, 5, 64, 65])
-def test_many_linears_and_their_gradients_agree_with_layers_one_by_one(rows, large, rng, monkeypatch):
-    """Also for gradients of the outputs that are broadcast, that have gaps, and that do not come."""
-    monkeypatch.setattr(module, "SHARED", 0 if large else 12 << 20)
-    widths = [8 + 4 * (i % 3) for i in range(9)]
-    X, Ws, L = rng.normal(size=(rows, 24)), [rng.normal(size=(24, M)) for M in widths], rng.normal(size=(rows, 88))
-    bs = [None if i == 4 else rng.normal(size=M) for i, M in enumerate(widths)]
-
-    def loss(ys):
-        """y_0 has no gradient, that of y_1 is one number everywhere, those of the others are columns of L."""
-        return ys[1].sum() + (ops.concatenate(ys[2:], axis=1) * L).sum()
-
-    def gradients(several, x):
-        layers = [(leaf(W), None if b is None else leaf(b)) for W, b in zip(Ws, bs, strict=True)]
-        ys = several(x, layers)
-        loss(ys).backward()
-        leaves = [term for layer in layers for term in layer if term is not None]
-        return [y.data for y in ys], [np.zeros(w.shape) if w.grad is None else w.grad for w in leaves]
-
-    def apart(x, layers):
-        return [ops.linear(x, w, b) for w, b in layers]
-
-    x, again = leaf(X), leaf(X)
-    with threads(2):
-        ours, constant = gradients(linears, x), gradients(linears, X)
-    truth = gradients(apart, again)
-    for a, b in zip([*ours[0], *ours[1], x.grad], [*truth[0], *truth[1], again.grad], strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-13 * rows * np.abs(b).max(initial=1))
-    for a, b in zip(constant[1], ours[1], strict=True):  # where x needs no gradient, the others are the same
-        np.testing.assert_array_equal(a, b)
-
-
 def test_no_layers_make_no_outputs():
     assert linears(leaf(np.ones((2, 3))), []) == ()
 
 
-def test_large_linears_run_on_kernels_where_these_take_the_arrays(rng, monkeypatch):
+def test_linears_run_on_kernels_where_these_take_the_arrays(rng, monkeypatch):
     ran = []
 
     def kernel(X, W, b):
@@ -182,10 +108,9 @@ def test_large_linears_run_on_kernels_where_these_take_the_arrays(rng, monkeypat
         return X @ W + b
 
     monkeypatch.setattr(kernels, "linear_forward", kernel)
-    monkeypatch.setattr(module, "SHARED", 0)  # as if these were large
     X, W, b = rng.normal(size=(5, 3)), rng.normal(size=(2, 3, 4)), np.ones(4)
     with on_host():
-        Ys = module.linears_forward(X, W, [b, b])
+        Ys = linears_forward(X, W, [b, b])
     assert ran == [(3, 4), (3, 4)]
     np.testing.assert_array_equal(Ys, X @ W + 1)
 
@@ -196,24 +121,6 @@ def test_linears_names_the_shapes_that_do_not_fit():
         linears(x, [(w, None), (np.ones((2, 4)), None)])
     with pytest.raises(ValueError, match=r"linear: b \(3,\) does not fit w \(3, 4\)"):
         linears(x, [(w, np.ones(3))])
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("rows", [1, 5, 300, 1025])
-@pytest.mark.parametrize("cut", [True, False])
-def test_small_and_large_products_agree_with_float64(rows, cut, dtype, rng, monkeypatch):
-    """Few rows are one product, more are spread and, where that is faster, cut; so is the sum of the weight gradient."""
-    monkeypatch.setattr(blas, "has_small_products", lambda: cut)
-    x, w, b = (leaf(rng.normal(size=s).astype(dtype)) for s in ((rows, 192), (192, 128), (128,)))
-    L_Y = rng.normal(size=(rows, 128)).astype(dtype)
-    X, W, B = (a.data.astype(np.float64) for a in (x, w, b))
-    with threads(2):
-        y = ops.linear(x, w, b)
-        y.backward(L_Y)
-    exact = X @ W + B, L_Y @ W.T, X.T @ L_Y, L_Y.sum(0)
-    for ours, truth in zip((y.data, x.grad, w.grad, b.grad), exact, strict=True):
-        assert ours.dtype == dtype
-        np.testing.assert_allclose(ours, truth, atol=(1e-6 if dtype == np.float32 else 1e-14) * np.abs(truth).max())
 
 
 @pytest.mark.parametrize("rows", [1, 300, 3000])  # a small product, a larger one, one for several threads

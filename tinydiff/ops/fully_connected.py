@@ -18,24 +18,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, device_of
-from tinydiff.cpu.blas import LIMIT, SHARED, add_row, multiply, multiply_transposed
-from tinydiff.dispatch import accelerated, is_on_host
-from tinydiff.machine.threads import add_to, share_blocks, share_tasks, sum_shares
-from tinydiff.ops.arguments import add_bias, as_tensor
-
-_FEW = 64  # rows for which threads should not all read the weights of several layers: each takes some of the layers
+from tinydiff.dispatch import accelerated
+from tinydiff.ops.arguments import as_tensor
 
 
 class Linear(Function):
-    """Y = X W + 1 b (4.1.1), for X of any number of leading axes, which count as rows; b may be None.
-
-    Rows are spread over the threads.
-    """
+    """Y = X W + 1 b (4.1.1), for X of any number of leading axes, which count as rows; b may be None."""
 
     gives_new = widens_half = True
 
@@ -59,9 +53,7 @@ class Linear(Function):
 class Linears(Function):
     """Y_i = X W_i + 1 b_i, several layers of one X, as the q, k and v of attention; inputs are X, W_1, b_1, W_2, b_2, ...
 
-    As X reaches the loss through every Y_i, L_X = sum_i L_Y_i W_i^T. One call of the threads instead of one for each layer
-    brings three products (256, 256) (256, 256) from 0.79 to 0.51 ms. With few rows the weights are most of what is read,
-    so that each thread takes some of the layers: 8 rows with 22 layers (512, 128 or 256) take 1.3 instead of 1.6 ms.
+    As X reaches the loss through every Y_i, L_X = sum_i L_Y_i W_i^T.
     """
 
     gives_new = widens_half = True
@@ -73,12 +65,7 @@ class Linears(Function):
     def backward(self, *L_Ys):
         X, *Ws = self.saved
         x, l_ys, needs = _rows(X), [_rows(L_Y) for L_Y in L_Ys], self.needs
-        L_X = None
-        if needs[0]:
-            L_X, *others = (linear_input_gradient(l_y, W) for l_y, W in zip(l_ys, Ws, strict=True))
-            for other in others:
-                add_to(L_X, other)
-            L_X = _like(X, L_X)
+        L_X = _like(X, linears_input_gradient(l_ys, Ws)) if needs[0] else None
         L_Ws = [linear_weight_gradient(x, l_y) if need else None for l_y, need in zip(l_ys, needs[1::2], strict=True)]
         L_bs = [sum_rows(l_y) if need else None for l_y, need in zip(l_ys, needs[2::2], strict=True)]
         return L_X, *(L for pair in zip(L_Ws, L_bs, strict=True) for L in pair)
@@ -86,73 +73,38 @@ class Linears(Function):
 
 @accelerated
 def linear_forward(X: Any, W: Any, b: Any) -> Any:
-    """Y = X W + 1 b for X (N, D), W (D, M), b (M,) or None -> (N, M)."""
-    return _in_one_thread(X, W, b) if X.size * W.shape[1] < SHARED else _spread_rows(X, [(W, b)])[0]
+    """Y = X W + 1 b for X (N, D), W (D, M), b (M,) or None -> (N, M)  (4.1.1)."""
+    return X @ W if b is None else X @ W + b
 
 
-def linears_forward(X: Any, Ws: Sequence[Any], bs: Sequence[Any]) -> Sequence[Any]:
+@accelerated
+def linears_forward(X: Any, Ws: Sequence[Any], bs: Sequence[Any]) -> Any:
     """Y_i = X W_i + 1 b_i for all i."""
-    layers = list(zip(Ws, bs, strict=True))
-    if is_on_host() or device_of(X) == "cuda":
-        return [linear_forward(X, W, b) for W, b in layers]
-    if X.size * sum([W.shape[1] for W in Ws]) < SHARED:
-        return [_in_one_thread(X, W, b) for W, b in layers]
-    if len(X) <= _FEW:
-        return share_tasks(lambda layer: _in_one_thread(X, *layer), layers)
-    return _spread_rows(X, layers)
-
-
-def _in_one_thread(X: Any, W: Any, b: Any) -> Any:
-    """Y = X W + 1 b in the calling thread."""
-    if X.size * W.shape[1] > LIMIT:
-        return _write(X, W, b, out=_empty(X, W, b))
-    Y = X.dot(W)  # has less to find out than X @ W: 0.7 instead of 1.3 us for (1, 128) (128, 64)
-    return Y if b is None else add_bias(Y, b)
-
-
-def _spread_rows(X: Any, layers: Sequence[tuple[Any, Any]]) -> Sequence[Any]:
-    """Y_i = X W_i + 1 b_i for all i, the rows spread over the threads."""
-    Ys = [_empty(X, W, b) for W, b in layers]
-
-    def some(rows: slice) -> None:
-        for Y, (W, b) in zip(Ys, layers, strict=True):
-            _write(X[rows], W, b, out=Y[rows])
-
-    share_blocks(some, X, small=0)
-    return Ys
-
-
-def _empty(X: Any, W: Any, b: Any) -> Any:
-    """Room for Y, of the widest type among X, W and b."""
-    xp = array_module(X)
-    return xp.empty((len(X), W.shape[1]), xp.result_type(X, W) if b is None else xp.result_type(X, W, b))
-
-
-def _write(X: Any, W: Any, b: Any, out: Any) -> Any:
-    multiply(X, W, out=out)
-    return out if b is None else add_row(out, b)
+    return [linear_forward(X, W, b) for W, b in zip(Ws, bs, strict=True)]
 
 
 @accelerated
 def linear_input_gradient(L_Y: Any, W: Any) -> Any:
-    """L_X = L_Y W^T."""
-    xp, D = array_module(L_Y), W.shape[0]
-    L_X = xp.empty((len(L_Y), D), xp.result_type(L_Y, W))
-    W_T = xp.ascontiguousarray(W.T) if len(L_Y) > 4 * D else W.T  # the copy lets `multiply` cut
-    share_blocks(lambda rows: multiply(L_Y[rows], W_T, out=L_X[rows]), L_Y, small=SHARED // max(D, 1))
-    return L_X
+    """L_X = L_Y W^T  (4.1.8)."""
+    return L_Y @ W.T
+
+
+@accelerated
+def linears_input_gradient(L_Ys: Sequence[Any], Ws: Sequence[Any]) -> Any:
+    """L_X = sum_i L_Y_i W_i^T, of one layer at least."""
+    return reduce(add, [linear_input_gradient(L_Y, W) for L_Y, W in zip(L_Ys, Ws, strict=True)])
 
 
 @accelerated
 def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
-    """L_W = X^T L_Y."""
-    return sum_shares(lambda rows: multiply_transposed(X[rows], L_Y[rows]), L_Y, small=SHARED // max(X.shape[1], 1))
+    """L_W = X^T L_Y  (4.1.11)."""
+    return X.T @ L_Y
 
 
 @accelerated
 def sum_rows(L_Y: Any) -> Any:
-    """L_b = 1^T L_Y."""
-    return array_module(L_Y).ones(len(L_Y), L_Y.dtype) @ L_Y
+    """L_b = 1^T L_Y for L_Y (N, M) -> (M,)  (4.1.14), or for each of several matrices."""
+    return L_Y.sum(-2)
 
 
 def _rows(X: Any) -> Any:

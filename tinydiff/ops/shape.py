@@ -13,7 +13,6 @@ from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, widened
 from tinydiff.dispatch import accelerated
-from tinydiff.machine.threads import share_blocks
 from tinydiff.ops.arguments import as_array, as_tensor, normalize_axes, normalize_axis
 from tinydiff.ops.broadcasting import unbroadcast
 
@@ -63,18 +62,14 @@ class Split(Function):
 
 
 @accelerated
-def join(Xs: tuple[Any, ...], axis: int) -> Any:
-    xp = array_module(Xs[0])
-    if axis == 0 or xp is not np:
-        return xp.concatenate(Xs, axis)
-    length = builtins.sum(X.shape[axis] for X in Xs)
-    Y = xp.empty((*Xs[0].shape[:axis], length, *Xs[0].shape[axis + 1 :]), np.result_type(*Xs))
-    share_blocks(lambda part: xp.concatenate([X[part] for X in Xs], axis, out=Y[part]), Y)
-    return Y
+def join(Xs: Sequence[Any], axis: int) -> Any:
+    """The arrays one after another along an axis."""
+    return array_module(Xs[0]).concatenate(Xs, axis)
 
 
 @accelerated
-def cut(X: Any, ends: list[int], axis: int) -> tuple[Any, ...]:
+def cut(X: Any, ends: Sequence[int], axis: int) -> Any:
+    """The parts of the array between these indices of an axis, the backward pass of `join`."""
     return tuple(array_module(X).split(X, ends, axis))
 
 
