@@ -1,5 +1,4 @@
 """Products of matrices and rows added to them, arranged for speed; the results are those of `A @ B` and `Y + b` up to rounding.
-On the GPU, products of float32 are those of our own kernels, as CuPy's need cuBLAS.
 
 Measured on cores with AVX-512, OpenBLAS 0.3.31 and NumPy 2.4, in one thread:
 - OpenBLAS's code for AVX-512 works on the operands of a float32 product of up to 10^6 multiplications as they lie; those
@@ -26,9 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import array_module
 from tinydiff.machine import limits
-from tinydiff.ops.contraction import product
 
 LIMIT = 1_000_000  # multiplications of a small product
 SHARED = 12 << 20  # multiplications that are worth a second thread
@@ -43,17 +40,14 @@ OPENBLAS_FOR_AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")  # what it ca
 
 def multiply(A: Any, B: Any, out: Any) -> Any:
     """out = A B for A (n, L, D), B (n, D, M), out (n, L, M), or all without n."""
-    xp, (*stack, L, D), M = array_module(out), A.shape, B.shape[-1]
-    if xp is not np:
-        out[...] = product(A, B)
-        return out
+    (*stack, L, D), M = A.shape, B.shape[-1]
     # A transposed B is left whole: small products with one are slower.
     if L * D * M <= LIMIT or B.strides[-1] != B.itemsize:
-        return xp.matmul(A, B, out=out)
+        return np.matmul(A, B, out=out)
     rows, columns = _cut(L, D, M, has_small_products())
     if columns == M:
         cut = (*stack, L // rows, rows)
-        xp.matmul(A.reshape(*cut, D), B[..., None, :, :], out=out.reshape(*cut, M))
+        np.matmul(A.reshape(*cut, D), B[..., None, :, :], out=out.reshape(*cut, M))
         return out
     return multiply_panels(A, B.reshape(*B.shape[:-1], M // columns, columns).swapaxes(-2, -3), out)
 
@@ -64,7 +58,7 @@ def multiply_panels(A: Any, B: Any, out: Any) -> Any:
     rows = _rows(L, D, columns) or L
     left = A.reshape(*stack, 1, L // rows, rows, D)
     to = out.reshape(*stack, L // rows, rows, panels, columns).swapaxes(-2, -3).swapaxes(-3, -4)
-    array_module(out).matmul(left, B[..., None, :, :], out=to)  # (..., panels, L / rows, rows, columns)
+    np.matmul(left, B[..., None, :, :], out=to)  # (..., panels, L / rows, rows, columns)
     return out
 
 
@@ -109,7 +103,7 @@ def add_row(Y: Any, b: Any) -> Any:
         return Y
     with long_rows(repeat * C):
         wide = Y.reshape(N // repeat, repeat * C)
-        wide += array_module(b).tile(b, repeat)
+        wide += np.tile(b, repeat)
     return Y
 
 
@@ -131,9 +125,7 @@ def long_rows(length: int) -> Iterator[None]:
 
 def multiply_transposed(A: Any, B: Any) -> Any:
     """A^T B for C-contiguous A (T, C) and B (T, K) -> (C, K), in pieces of equal numbers of rows."""
-    xp, (T, C), K = array_module(A), A.shape, B.shape[1]
-    if xp is not np:
-        return product(A, B, transpose_a=True)
+    (T, C), K = A.shape, B.shape[1]
     rows, c = ROWS_OF_A_TALL_PIECE, C
     while c > LEAST_COLUMNS_OF_A_TALL_PIECE and c % 2 == 0 and c * rows * K > LIMIT:
         c //= 2
@@ -142,7 +134,7 @@ def multiply_transposed(A: Any, B: Any) -> Any:
         return A.T @ B
     whole = pieces * rows
     cut = A[:whole].reshape(pieces, rows, C // c, c).transpose(0, 2, 3, 1)
-    total = xp.matmul(cut, B[:whole].reshape(pieces, 1, rows, K)).sum(0).reshape(C, K)
+    total = np.matmul(cut, B[:whole].reshape(pieces, 1, rows, K)).sum(0).reshape(C, K)
     if whole < T:
         total += A[whole:].T @ B[whole:]
     return total
