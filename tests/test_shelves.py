@@ -14,8 +14,8 @@ SHELVES = ("cpu", "cuda")
 
 # Files on a shelf that stand for no file of definitions: what the others are built on.
 FOUNDATIONS = {
-    "cpu": {"blas"},
-    "cuda": {"draws", "driver", "host", "launch", "nvrtc", "products", "resampling", "source"},
+    "cpu": {"blas", "few_channels", "patches", "winograd"},
+    "cuda": {"draws", "driver", "host", "launch", "nvrtc", "products", "resampling", "softmax_rows", "source"},
 }
 
 

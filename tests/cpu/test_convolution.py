@@ -146,14 +146,14 @@ def test_upsampled_sums_are_those_of_the_definition(N, H, W, C, K, dtype, thread
 
 WHO = [  # case, dtype, threads; who computes the three
     ("Winograd", np.float32, 2, (winograd.convolve, winograd.convolve_input_gradient, winograd.convolve_weight_gradient)),
-    ("Winograd", np.float64, 2, (patches.convolve, fast.turned, patches.convolve_weight_gradient)),
-    ("from few channels", np.float32, 2, (few.convolve, fast.turned, few.convolve_weight_gradient)),
+    ("Winograd", np.float64, 2, (patches.convolve, fast._turned, patches.convolve_weight_gradient)),
+    ("from few channels", np.float32, 2, (few.convolve, fast._turned, few.convolve_weight_gradient)),
     ("from few, halving", np.float32, 2,
      (few.convolve, patches.convolve_input_gradient, few.convolve_weight_gradient)),
     ("one image", np.float32, 2,
      (patches.convolve_together, patches.convolve_input_gradient, patches.convolve_weight_gradient)),
     ("one image", np.float32, 1, (patches.convolve, patches.convolve_input_gradient, patches.convolve_weight_gradient)),
-    ("groups", np.float32, 2, (patches.convolve, fast.turned, patches.convolve_weight_gradient)),
+    ("groups", np.float32, 2, (patches.convolve, fast._turned, patches.convolve_weight_gradient)),
 ]  # fmt: skip
 
 

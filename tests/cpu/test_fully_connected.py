@@ -99,7 +99,7 @@ def test_of_few_rows_each_thread_takes_layers(count, rng, monkeypatch):
 @pytest.mark.parametrize("rows", [1, 5, 64, 65])
 def test_many_linears_and_their_gradients_agree_with_layers_one_by_one(rows, large, rng, monkeypatch):
     """Also for gradients of the outputs that are broadcast, that have gaps, and that do not come."""
-    monkeypatch.setattr(module, "SHARED", 0 if large else 12 << 20)
+    monkeypatch.setattr(module, "MULTIPLICATIONS_WORTH_A_THREAD", 0 if large else 12 << 20)
     widths = [8 + 4 * (i % 3) for i in range(9)]
     X, Ws, L = rng.normal(size=(rows, 24)), [rng.normal(size=(24, M)) for M in widths], rng.normal(size=(rows, 88))
     bs = [None if i == 4 else rng.normal(size=M) for i, M in enumerate(widths)]

@@ -156,7 +156,7 @@ def test_an_image_is_rounded_in_the_same_way_in_any_batch(device, rng):
 def test_what_is_read_twice_is_rounded_in_the_same_way(device, rng, monkeypatch):
     given = arrays(rng, 2, (9, 10), 24)
     kept = both(device, *given, 6, silu=True, dropout=DROPOUT)
-    monkeypatch.setattr(normalization, "shared_memory", lambda x: 0)
+    monkeypatch.setattr(normalization, "_shared_memory", lambda x: 0)
     assert not normalization._layout(given[0], 6, 1).tiled
     for a, e in zip(both(device, *given, 6, silu=True, dropout=DROPOUT), kept, strict=True):
         np.testing.assert_array_equal(a, e)

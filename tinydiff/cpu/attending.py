@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.cpu.blas import SHARED, multiply, multiply_panels, panel_width
+from tinydiff.cpu.blas import MULTIPLICATIONS_WORTH_A_THREAD, multiply, multiply_panels, panel_width
 from tinydiff.machine.threads import BLOCK, count, share_blocks, share_tasks
 from tinydiff.machine.workspaces import workspace
 
@@ -41,7 +41,7 @@ def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:
         np.add(np.log(total), top, out=zs[block])
 
     (n, L, D), (M, E) = q.shape, v.shape[1:]
-    if n * L * M * (D + E) >= SHARED:
+    if n * L * M * (D + E) >= MULTIPLICATIONS_WORTH_A_THREAD:
         share_tasks(some, _blocks(n, L, M))
     else:
         some((slice(0, n), slice(0, L)))

@@ -27,8 +27,8 @@ import numpy as np
 
 from tinydiff.machine import limits
 
-LIMIT = 1_000_000  # multiplications of a small product
-SHARED = 12 << 20  # multiplications that are worth a second thread
+MULTIPLICATIONS_OF_A_SMALL_PRODUCT = 1_000_000
+MULTIPLICATIONS_WORTH_A_THREAD = 12 << 20
 ROWS_OF_A_SMALL_PRODUCT, COLUMNS_OF_A_SMALL_PRODUCT = (32, 16, 8), 64
 ROWS_OF_A_TALL_PIECE, LEAST_COLUMNS_OF_A_TALL_PIECE = 256, 16  # of what is transposed
 NUMBERS_IN_THE_NEAREST_CACHE = 1 << 13
@@ -42,7 +42,7 @@ def multiply(A: Any, B: Any, out: Any) -> Any:
     """out = A B for A (n, L, D), B (n, D, M), out (n, L, M), or all without n."""
     (*stack, L, D), M = A.shape, B.shape[-1]
     # A transposed B is left whole: small products with one are slower.
-    if L * D * M <= LIMIT or B.strides[-1] != B.itemsize:
+    if L * D * M <= MULTIPLICATIONS_OF_A_SMALL_PRODUCT or B.strides[-1] != B.itemsize:
         return np.matmul(A, B, out=out)
     rows, columns = _cut(L, D, M, has_small_products())
     if columns == M:
@@ -76,7 +76,7 @@ def _cut(L: int, D: int, M: int, small: bool) -> tuple[int, int]:
     """(rows of A, columns of B) that one product takes of (L, D) (D, M), where small products gain or not."""
     if small:
         most, columns = ROWS_OF_A_SMALL_PRODUCT[0], COLUMNS_OF_A_SMALL_PRODUCT
-        if L % most == 0 and most * D * M <= LIMIT:
+        if L % most == 0 and most * D * M <= MULTIPLICATIONS_OF_A_SMALL_PRODUCT:
             return most, M
         if M % columns == 0 and (rows := _rows(L, D, columns)):
             return rows, columns
@@ -85,7 +85,8 @@ def _cut(L: int, D: int, M: int, small: bool) -> tuple[int, int]:
 
 def _rows(L: int, D: int, columns: int) -> int | None:
     """The rows of A that a small product takes with so many columns of B."""
-    return next((rows for rows in ROWS_OF_A_SMALL_PRODUCT if L % rows == 0 and rows * D * columns <= LIMIT), None)
+    most = MULTIPLICATIONS_OF_A_SMALL_PRODUCT // max(1, D * columns)
+    return next((rows for rows in ROWS_OF_A_SMALL_PRODUCT if L % rows == 0 and rows <= most), None)
 
 
 @cache
@@ -127,9 +128,9 @@ def multiply_transposed(A: Any, B: Any) -> Any:
     """A^T B for C-contiguous A (T, C) and B (T, K) -> (C, K), in pieces of equal numbers of rows."""
     (T, C), K = A.shape, B.shape[1]
     rows, c = ROWS_OF_A_TALL_PIECE, C
-    while c > LEAST_COLUMNS_OF_A_TALL_PIECE and c % 2 == 0 and c * rows * K > LIMIT:
+    while c > LEAST_COLUMNS_OF_A_TALL_PIECE and c % 2 == 0 and c * rows * K > MULTIPLICATIONS_OF_A_SMALL_PRODUCT:
         c //= 2
-    pieces = T // rows if 0 < c * rows * K <= LIMIT and has_small_products() else 0
+    pieces = T // rows if 0 < c * rows * K <= MULTIPLICATIONS_OF_A_SMALL_PRODUCT and has_small_products() else 0
     if not pieces:
         return A.T @ B
     whole = pieces * rows

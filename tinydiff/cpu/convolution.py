@@ -60,7 +60,7 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: W
     return NotImplemented
 
 
-def turned(L_Y: Any, W: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
+def _turned(L_Y: Any, W: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
     """L_X without adding back: with stride 1 pixel (i, j) was read by the outputs around it, each through the opposite entry
     of the filter, so L_X is the convolution of L_Y with the filters turned by 180 degrees."""
     if window.turned is None:
@@ -90,7 +90,7 @@ class Algorithm(NamedTuple):
 ALGORITHMS = (
     Algorithm(winograd.convolve, winograd.convolve_input_gradient, winograd.convolve_weight_gradient),
     Algorithm(few_channels.convolve, None, few_channels.convolve_weight_gradient),
-    Algorithm(None, turned, None),
+    Algorithm(None, _turned, None),
     Algorithm(patches.convolve_together, None, None),
     Algorithm(patches.convolve, patches.convolve_input_gradient, patches.convolve_weight_gradient),
 )

@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.cpu.blas import LIMIT, SHARED, add_row, multiply, multiply_transposed
+from tinydiff.cpu.blas import (
+    MULTIPLICATIONS_OF_A_SMALL_PRODUCT,
+    MULTIPLICATIONS_WORTH_A_THREAD,
+    add_row,
+    multiply,
+    multiply_transposed,
+)
 from tinydiff.machine.threads import add_to, share_blocks, share_tasks, sum_shares
 from tinydiff.ops.arguments import add_bias
 
@@ -23,13 +29,15 @@ ROWS_FOR_WHICH_THREADS_TAKE_LAYERS = 64  # at most; of more rows they take rows
 
 def linear_forward(X: Any, W: Any, b: Any) -> Any:
     """Y = X W + 1 b."""
-    return _in_one_thread(X, W, b) if X.size * W.shape[1] < SHARED else _spread_rows(X, [(W, b)])[0]
+    if X.size * W.shape[1] < MULTIPLICATIONS_WORTH_A_THREAD:
+        return _in_one_thread(X, W, b)
+    return _spread_rows(X, [(W, b)])[0]
 
 
 def linears_forward(X: Any, Ws: Sequence[Any], bs: Sequence[Any]) -> Any:
     """Y_i = X W_i + 1 b_i for all i."""
     layers = list(zip(Ws, bs, strict=True))
-    if X.size * sum([W.shape[1] for W in Ws]) < SHARED:
+    if X.size * sum([W.shape[1] for W in Ws]) < MULTIPLICATIONS_WORTH_A_THREAD:
         return [_in_one_thread(X, W, b) for W, b in layers]
     if len(X) <= ROWS_FOR_WHICH_THREADS_TAKE_LAYERS:
         return share_tasks(lambda layer: _in_one_thread(X, *layer), layers)
@@ -41,7 +49,8 @@ def linear_input_gradient(L_Y: Any, W: Any) -> Any:
     D = W.shape[0]
     L_X = np.empty((len(L_Y), D), np.result_type(L_Y, W))
     W_T = np.ascontiguousarray(W.T) if len(L_Y) > 4 * D else W.T  # the copy lets `multiply` cut
-    share_blocks(lambda rows: multiply(L_Y[rows], W_T, out=L_X[rows]), L_Y, small=SHARED // max(D, 1))
+    small = MULTIPLICATIONS_WORTH_A_THREAD // max(D, 1)
+    share_blocks(lambda rows: multiply(L_Y[rows], W_T, out=L_X[rows]), L_Y, small=small)
     return L_X
 
 
@@ -55,7 +64,8 @@ def linears_input_gradient(L_Ys: Sequence[Any], Ws: Sequence[Any]) -> Any:
 
 def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
     """L_W = X^T L_Y."""
-    return sum_shares(lambda rows: multiply_transposed(X[rows], L_Y[rows]), L_Y, small=SHARED // max(X.shape[1], 1))
+    small = MULTIPLICATIONS_WORTH_A_THREAD // max(X.shape[1], 1)
+    return sum_shares(lambda rows: multiply_transposed(X[rows], L_Y[rows]), L_Y, small=small)
 
 
 def sum_rows(L_Y: Any) -> Any:
@@ -65,7 +75,7 @@ def sum_rows(L_Y: Any) -> Any:
 
 def _in_one_thread(X: Any, W: Any, b: Any) -> Any:
     """Y = X W + 1 b in the calling thread."""
-    if X.size * W.shape[1] > LIMIT:
+    if X.size * W.shape[1] > MULTIPLICATIONS_OF_A_SMALL_PRODUCT:
         return _write(X, W, b, out=_empty(X, W, b))
     Y = X.dot(W)
     return Y if b is None else add_bias(Y, b)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.cuda import products
-from tinydiff.cuda.softmaxes import softmax_backward_to, softmax_to
+from tinydiff.cuda.softmax_rows import softmax_backward_to, softmax_to
 
 
 def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:

@@ -138,7 +138,7 @@ def _layout(X: Any, groups: int, tiles: int) -> _Layout | None:
     """How to divide X, of which `tiles` arrays of its kind are kept in shared memory where they fit; None where a group
     has too many channels."""
     _, P, C = _sizes(X)
-    return _divide(P, C, C // groups, tiles, shared_memory(X))
+    return _divide(P, C, C // groups, tiles, _shared_memory(X))
 
 
 @functools.cache
@@ -165,7 +165,7 @@ def _divide(P: int, C: int, D: int, tiles: int, memory: int) -> _Layout | None:
     return _Layout(vector, slab, columns, threads, tiled, tile * tiled + sums)
 
 
-def shared_memory(x: Any) -> int:
+def _shared_memory(x: Any) -> int:
     """The bytes of shared memory of a multiprocessor where the array is, as far as a block can have them."""
     return 227 << 10 if isinstance(x, np.ndarray) else _of_gpu(x.device.id)
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.autograd.tape import is_recording
-from tinydiff.cpu.blas import LIMIT
+from tinydiff.cpu.blas import MULTIPLICATIONS_OF_A_SMALL_PRODUCT
 from tinydiff.cpu.patches import result_type
 from tinydiff.cpu.winograd.plan import Panel, Plan
 from tinydiff.cpu.winograd.tiles import aligned
@@ -227,9 +227,9 @@ def _multiply_transposed(V: Array, Z: Array) -> Array:
     (F, T, C), k = V.shape, Z.shape[2]
     D = aligned("L_U", (F,), C * k).reshape(F, C, k)
     c = C
-    while c > 16 and c % 2 == 0 and c * T * k > LIMIT:
+    while c > 16 and c % 2 == 0 and c * T * k > MULTIPLICATIONS_OF_A_SMALL_PRODUCT:
         c //= 2
-    if c * T * k > LIMIT:
+    if c * T * k > MULTIPLICATIONS_OF_A_SMALL_PRODUCT:
         c = C
     np.matmul(V.reshape(F, T, C // c, c).transpose(0, 2, 3, 1), Z[:, None], out=D.reshape(F, C // c, c, k))
     return D

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydiff.cpu.blas import LIMIT
+from tinydiff.cpu.blas import MULTIPLICATIONS_OF_A_SMALL_PRODUCT
 from tinydiff.cpu.winograd.tiles import Axis, Reader, Writer, frequencies
 from tinydiff.cpu.winograd.transforms import TRANSFORMS
 
@@ -139,7 +139,7 @@ class Plan:
     def _panels(self, part: Part, V: Array, M: Array) -> list[Panel]:
         K, first, (least, most) = _length(part.filters), part.filters.start, FILTERS_OF_A_PANEL
         width = min(max(self.wide * ENTRIES_OF_A_PANEL // self.inputs[3], least), self.wide * most)
-        limit = MULTIPLICATIONS_OF_A_TRANSPOSED_PRODUCT if self.transposed else LIMIT
+        limit = MULTIPLICATIONS_OF_A_TRANSPOSED_PRODUCT if self.transposed else MULTIPLICATIONS_OF_A_SMALL_PRODUCT
         return [
             Panel(slice(k.start + first, k.stop + first), M[..., k], _pieces(V, M[..., k], limit))
             for k in _cut(K, -(-K // width))
