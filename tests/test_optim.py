@@ -1,17 +1,25 @@
 """Optimisers against the recursions in their papers; averaging, clipping and warm-up against their definitions."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 import tinydiff as td
+from tinydiff.dispatch import by_definition
 from tinydiff.errors import InputError
 from tinydiff.machine.threads import threads
 from tinydiff.nn import Parameter
 from tinydiff.optim import EMA, SGD, Adam, AdamW, clip_grad_norm, warmup
 
 SHAPES = [(3, 4), (), (200, 400)]  # the last one is larger than a block
+
+
+@pytest.fixture(params=[nullcontext, by_definition], ids=["fast", "by definition"], autouse=True)
+def computed(request):
+    with request.param():
+        yield
 
 
 def make(rng, dtype=np.float64):

@@ -1,8 +1,8 @@
 """Optimisers, the moving average of the weights, clipping and warm-up.
 
-All of them change weights in place without large temporary arrays: they go through the weights in blocks, spread over the
-threads, each with one small scratch array that it uses over and over. Each change is noted in the tensor's
-version, so that a backward pass through a graph recorded before it raises an error instead of giving wrong gradients.
+The formulas come first: functions of lists of arrays, one for each weight, which they change in place. Optimisers hold the
+arrays. Each change is noted in the tensor's version, so that a backward pass through a graph recorded before it raises an error
+instead of giving wrong gradients. Weights of half precision have a state and an average of float32.
 """
 
 from __future__ import annotations
@@ -14,15 +14,87 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import arena
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, to_numpy, widened
+from tinydiff.dispatch import accelerated
 from tinydiff.errors import InputError
-from tinydiff.machine.threads import share_tasks
-from tinydiff.machine.workspaces import workspace
-from tinydiff.ops.reduction import sum_of_squares
 
-_BLOCK = 1 << 17  # elements; blocks that stay in a nearer cache are slower, as threads wait for the interpreter's lock
+Arrays = list[Any]
+
+
+@accelerated
+def sgd(
+    weights: Arrays, gradients: Arrays, velocities: Arrays | None, lr: float, momentum: float, weight_decay: float
+) -> None:
+    """v = momentum v + g, p = p - lr v, with g the gradient plus weight_decay p; velocities: None without momentum."""
+    for p, g, v in zip(weights, gradients, velocities or [None] * len(weights), strict=True):
+        w, g = widened(p), widened(g)
+        if weight_decay:
+            g = g + weight_decay * w
+        if v is not None:
+            v[...] = momentum * v + g
+            g = v
+        p[...] = w - lr * g
+
+
+@accelerated
+def adam(
+    weights: Arrays,
+    gradients: Arrays,
+    m: Arrays,
+    v: Arrays,
+    averages: Arrays | None,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    average_decay: float,
+) -> None:
+    """Update number t = step of each weight (Kingma & Ba, 2015, algorithm 1), then of its average, if there are averages.
+
+    Weight decay is part of the gradient or, decoupled, AdamW's (Loshchilov & Hutter, 2019, algorithm 2).
+    """
+    beta1, beta2 = betas
+    for p, g, mean, square, average in zip(weights, gradients, m, v, averages or [None] * len(weights), strict=True):
+        w, g = widened(p), widened(g)
+        if weight_decay and decoupled:
+            w = w - lr * weight_decay * w
+        elif weight_decay:
+            g = g + weight_decay * w
+        mean[...] = beta1 * mean + (1 - beta1) * g
+        square[...] = beta2 * square + (1 - beta2) * g**2
+        m_hat, v_hat = mean / (1 - beta1**step), square / (1 - beta2**step)
+        p[...] = w - lr * m_hat / (array_module(w).sqrt(v_hat) + eps)
+        if average is not None:
+            average += (1 - average_decay) * (p - average)
+
+
+@accelerated
+def move_averages(averages: Arrays, weights: Arrays, decay: float) -> None:
+    """average = decay average + (1 - decay) weight."""
+    for average, p in zip(averages, weights, strict=True):
+        average += (1 - decay) * (p - average)
+
+
+@accelerated
+def clip(gradients: Arrays, max_norm: float) -> float:
+    """The norm of all gradients together; if it is finite and above max_norm, they are scaled to max_norm."""
+    norm = math.sqrt(float(sum((g.astype("float64") ** 2).sum() for g in gradients)))
+    if max_norm < norm < math.inf:
+        for g in gradients:
+            g *= max_norm / norm
+    return norm
+
+
+@accelerated
+def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """(pieces, parts): the pieces of memory that a pass goes over, and the arrays as parts of them, which take their place.
+
+    Here each array is a piece. On the GPU all become views of one: a launch costs more than the work on a small weight.
+    """
+    return arrays, arrays
 
 
 class Optimizer:
@@ -40,39 +112,43 @@ class Optimizer:
         self.lr = _number(type(self).__name__, "lr", lr)
         self.weight_decay = _number(type(self).__name__, "weight_decay", weight_decay)
         self.steps = [0] * len(self.parameters)  # updates of each weight
-        self.state: list[list[Any]] = [[] for _ in self.parameters]  # the arrays of `slots`, from the first update on
+        self.state: list[Arrays] = [[] for _ in self.parameters]  # the arrays of `slots`, from the first update on
 
     def step(self, ema: EMA | None = None) -> None:
         """One update of all weights that have a gradient; then of their moving average, if one is given."""
-        self._step()
+        for step, indices in self._updates().items():
+            self._begin(indices)
+            rows = [(self.parameters[i].data, self.parameters[i].grad, *self.state[i]) for i in indices]
+            self._update(step, *map(list, zip(*rows, strict=True)))
         if ema is not None:
             ema.update()
 
-    def _step(self) -> None:
-        blocks = []
+    def _updates(self) -> dict[int, list[int]]:
+        """The weights that have a gradient, by the number of the update that they are to get. ValueError where a gradient or
+        a state does not fit its weight."""
+        found: dict[int, list[int]] = {}
+        name = type(self).__name__
         for i, p in enumerate(self.parameters):
             if p.grad is None:
                 continue
-            name = type(self).__name__
             if p.grad.shape != p.shape:
                 raise ValueError(f"{name}: weight {i} has shape {p.shape}, its gradient {p.grad.shape}")
             if len({device_of(a) for a in (p.data, p.grad, *self.state[i])}) > 1:
                 raise ValueError(f"{name}: weight {i}, its gradient and its state are on different devices")
+            found.setdefault(self.steps[i] + 1, []).append(i)
+        return found
+
+    def _begin(self, indices: Iterable[int]) -> None:
+        """Counts an update of these weights; gives those that have no state yet one of zeros."""
+        for i in indices:
+            p = self.parameters[i]
             if not self.state[i]:
                 self.state[i] = [array_module(p.data).zeros_like(p.data, _wide(p.dtype)) for _ in self.slots]
             self.steps[i] += 1
-            blocks += [(self.steps[i], *block) for block in _blocks(p.data, p.grad, *self.state[i])]
             p._version.count += 1
-        share_tasks(lambda block: self._update_block(*block), blocks)
 
-    def _update_block(self, step: int, p: Any, g: Any, *state: Any) -> None:
-        """Weights of half precision are updated as float32, as is their state: half has no room for squared gradients."""
-        wide = widened(p)
-        self._update(step, wide, widened(g), *state, _scratch(wide))
-        if wide is not p:
-            p[...] = wide
-
-    def _update(self, step: int, *arrays: Any) -> None:
+    def _update(self, *args: Any, **options: Any) -> None:
+        """Takes the number of the update, then lists of the weights, the gradients and the arrays of each slot."""
         raise NotImplementedError(f"{type(self).__name__} does not define _update")
 
     def zero_grad(self) -> None:
@@ -118,18 +194,8 @@ class SGD(Optimizer):
         self.momentum = _number("SGD", "momentum", momentum, below=1)
         self.slots = ("velocity",) if momentum else ()
 
-    def _update(self, step: int, p: Any, g: Any, *state: Any) -> None:
-        *velocity, s = state
-        xp = array_module(p)
-        if self.weight_decay:
-            g = g + self.weight_decay * p
-        if velocity:
-            (v,) = velocity
-            v *= self.momentum
-            v += g
-            g = v
-        xp.multiply(g, self.lr, out=s)
-        p -= s
+    def _update(self, step: int, weights: Arrays, gradients: Arrays, velocities: Arrays | None = None) -> None:
+        sgd(weights, gradients, velocities, self.lr, self.momentum, self.weight_decay)
 
 
 class Adam(Optimizer):
@@ -138,7 +204,7 @@ class Adam(Optimizer):
         m = beta1 m + (1 - beta1) g,    v = beta2 v + (1 - beta2) g^2
         p = p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    with g the gradient, plus weight_decay p where that is not 0; t counts the updates of the weight.
+    with g the gradient, plus weight_decay p; t counts the updates of the weight.
     """
 
     slots = ("m", "v")
@@ -160,36 +226,34 @@ class Adam(Optimizer):
     def step(self, ema: EMA | None = None) -> None:
         """One update of all weights that have a gradient; then of their moving average, if one is given. On the GPU it is one
         kernel for all of that, and the weights become views of one piece of memory."""
-        if not arena.adam_step(self, ema):
-            super().step(ema)
+        weights = self.parameters
+        at_once = [len(indices) for indices in self._updates().values()] == [len(weights)]
+        at_once &= ema is None or type(ema).update is EMA.update
+        averages = ema.averages_of(weights) if at_once and ema is not None else []
+        if not at_once or not _alike([a for p in weights for a in (p.data, p.grad)], *self.state, averages):
+            return super().step(ema)
+        self._begin(range(len(weights)))
+        pieces, parts = gathered([p.data for p in weights])
+        for p, part in zip(weights, parts, strict=True):
+            p.data = part
+        gradients, _ = gathered([p.grad for p in weights])
+        (m, firsts), (v, seconds) = (gathered(list(slot)) for slot in zip(*self.state, strict=True))
+        self.state = [list(pair) for pair in zip(firsts, seconds, strict=True)]
+        if ema is None:
+            self._update(self.steps[0], pieces, gradients, m, v)
+        else:
+            averages, ema.averages = gathered(averages)
+            self._update(self.steps[0], pieces, gradients, m, v, averages, ema.current_decay)
+            ema.updates += 1
 
-    def _update(self, step: int, p: Any, g: Any, *state: Any) -> None:
-        m, v, s = state
-        xp, (beta1, beta2) = array_module(p), self.betas
-        if self.weight_decay:
-            g = self._decay(p, g, xp)
-        m *= beta1
-        xp.multiply(g, 1 - beta1, out=s)
-        m += s
-        v *= beta2
-        xp.multiply(g, g, out=s)
-        s *= 1 - beta2
-        v += s
-        # m / c1 / (sqrt(v) / c2 + eps) as m (c2 / c1) / (sqrt(v) + eps c2), which takes two passes less
-        c1, c2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
-        xp.sqrt(v, out=s)
-        s += self.eps * c2
-        xp.divide(m, s, out=s)
-        s *= self.lr * c2 / c1
-        p -= s
-
-    def _decay(self, p: Any, g: Any, xp: Any) -> Any:
-        return g + self.weight_decay * p
+    def _update(self, step: int, weights: Arrays, gradients: Arrays, m: Arrays, v: Arrays, *average: Any) -> None:
+        averages, average_decay = average or (None, 0.0)
+        options = self.lr, self.betas, self.eps, self.weight_decay, not self.coupled
+        adam(weights, gradients, m, v, averages, step, *options, average_decay)
 
 
 class AdamW(Adam):
-    """Adam with weight decay decoupled from the gradient: first p = p - lr weight_decay p, then Adam's step
-    (Loshchilov & Hutter, 2019, algorithm 2)."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019, algorithm 2): first p = p - lr weight_decay p."""
 
     coupled = False
 
@@ -202,10 +266,6 @@ class AdamW(Adam):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(parameters, lr, betas, eps, weight_decay)
-
-    def _decay(self, p: Any, g: Any, xp: Any) -> Any:
-        p *= 1 - self.lr * self.weight_decay
-        return g
 
 
 class EMA:
@@ -228,12 +288,10 @@ class EMA:
         """The decay of the next update."""
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
-    def averages_of(self, weights: list[Tensor]) -> list[Any]:
+    def averages_of(self, weights: list[Tensor]) -> Arrays:
         """The averages, one for each of the weights in their order; ValueError if they are of other weights."""
         self._refuse_applied()
-        if len(weights) != len(self.parameters) or any(
-            a is not b for a, b in zip(weights, self.parameters, strict=True)
-        ):
+        if [id(p) for p in weights] != [id(p) for p in self.parameters]:
             raise ValueError("the moving average is of other weights than the optimiser's")
         return self.averages
 
@@ -244,16 +302,7 @@ class EMA:
     def update(self) -> None:
         """Takes the weights as they are now into the average."""
         self._refuse_applied()
-        rest = 1 - self.current_decay
-
-        def take(block: tuple[Any, Any]) -> None:
-            data, average = block
-            change = array_module(data).subtract(data, average, out=_scratch(average))
-            change *= rest
-            average += change
-
-        pairs = zip(self.parameters, self.averages, strict=True)
-        share_tasks(take, [block for p, average in pairs for block in _blocks(p.data, average)])
+        move_averages(self.averages, [p.data for p in self.parameters], self.current_decay)
         self.updates += 1
 
     @contextmanager
@@ -287,9 +336,8 @@ class EMA:
             if np.shape(state[f"average.{i}"]) != p.shape:
                 raise InputError(f"average.{i} has shape {np.shape(state[f'average.{i}'])}, weight {i} {p.shape}")
         self.updates = int(state["updates"])
-        self.averages = [
-            array_module(p.data).array(state[f"average.{i}"], _wide(p.dtype)) for i, p in enumerate(self.parameters)
-        ]
+        places = [(array_module(p.data), _wide(p.dtype)) for p in self.parameters]
+        self.averages = [xp.array(state[f"average.{i}"], dtype) for i, (xp, dtype) in enumerate(places)]
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
@@ -302,23 +350,11 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     max_norm = float(max_norm)
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be greater than 0, not {max_norm}")
-    parameters = list(parameters)
-    if (norm_on_gpu := arena.clip_grad_norm(parameters, max_norm)) is not None:
-        return norm_on_gpu
-    blocks = [block for p in parameters if p.grad is not None for (block,) in _blocks(p.grad)]
-    norm = math.sqrt(_sum_of_squares(blocks))
-    if max_norm < norm < math.inf:
-        share_tasks(lambda block: block.__imul__(max_norm / norm), blocks)
-    return norm
-
-
-def _sum_of_squares(blocks: list[Any]) -> float:
-    def square(block: Any) -> Any:
-        wide = _scratch(block, np.float64)
-        wide[...] = block
-        return sum_of_squares(wide.reshape(-1))
-
-    return float(sum(share_tasks(square, blocks)))  # the only time that a GPU is waited for
+    parameters = [p for p in parameters if p.grad is not None]
+    pieces, parts = gathered([p.grad for p in parameters])
+    for p, part in zip(parameters, parts, strict=True):
+        p.grad = part
+    return clip(pieces, max_norm)
 
 
 def warmup(lr: float, step: int, warmup_steps: int) -> float:
@@ -329,27 +365,14 @@ def warmup(lr: float, step: int, warmup_steps: int) -> float:
     return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
 
 
-def _blocks(*arrays: Any) -> Iterator[tuple[Any, ...]]:
-    """Views of the arrays, which are of one shape, block by block.
-
-    On the GPU, and where an array is not contiguous, there is one block: everything.
-    """
-    if array_module(arrays[0]) is not np or not all(a.flags.c_contiguous for a in arrays):
-        yield arrays
-        return
-    flat = [a.reshape(-1) for a in arrays]
-    for start in range(0, flat[0].size, _BLOCK):
-        yield tuple(a[start : start + _BLOCK] for a in flat)
-
-
 def _wide(dtype: Any) -> Any:
     """float32 for half precision, else the dtype itself: that of the state and the average of weights."""
     return np.result_type(dtype, np.float32)
 
 
-def _scratch(block: Any, dtype: Any = None) -> Any:
-    """An array of a block's shape with arbitrary content, the calling thread's."""
-    return workspace("optimizer", block.shape, dtype or block.dtype, array_module(block))
+def _alike(*lists: Arrays) -> bool:
+    """Whether all arrays are of one dtype and device."""
+    return len({(a.dtype, device_of(a)) for arrays in lists for a in arrays}) == 1
 
 
 def _parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -69,7 +69,7 @@ def test_a_training_step_runs_on_kernels_alone(taken, predict):
     diffusion = Diffusion(Schedule.cosine(50), predict=predict)
     loss, norm, gradients, weights, averages = step(make(), diffusion, on_host())
     needed = {"convolve", "convolve_input_gradient", "convolve_weight_gradient", "group_normalize", "attend",
-              "group_normalize_backward", "attend_backward", "q_sample", "mse_loss", "adam", "squared_norm", "cut",
+              "group_normalize_backward", "attend_backward", "q_sample", "mse_loss", "adam", "clip", "gathered", "cut",
               "linear_forward", "linear_input_gradient", "linear_weight_gradient", "join", "sum_rows",
               "repeat_pixels", "sum_pixel_blocks"}  # fmt: skip
     assert needed <= taken, f"not on kernels: {needed - taken}"

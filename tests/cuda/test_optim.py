@@ -1,4 +1,4 @@
-"""tinydiff/cuda/optim.py against tinydiff.optim in float64."""
+"""tinydiff/cuda/optim.py against the definitions in float64."""
 
 import math
 
@@ -13,7 +13,7 @@ LR, BETAS, EPS = 3e-3, (0.8, 0.97), 1e-4
 
 
 def update(p, g, m, v, ema, scalars, *args):
-    optimizer.adam(p, g, m, v, ema, scalars, *args)
+    optimizer.launch_adam(p, g, m, v, ema, scalars, *args)
     return p, m, v, ema
 
 
@@ -31,7 +31,7 @@ def test_adam_and_the_average_of_the_weights(n, kind, decay, device, rng):
         g = rng.normal(size=n).astype(np.float32) * np.float32(10.0) ** rng.integers(-4, 2, n).astype(np.float32)
         exact.grad = g.astype(np.float64) * 0.5
         theirs.lr = LR * step
-        scalars = optimizer.adam_scalars(step, LR * step, BETAS, EPS, decoupled, average.current_decay, clip=0.5)
+        scalars = optimizer.adam_scalars(step, LR * step, BETAS, EPS, decoupled, average.current_decay, scale=0.5)
         theirs.step()
         average.update()
         p, m, v, ema = device.run(update, p, g, m, v, ema, scalars, BETAS, coupled)
@@ -52,7 +52,7 @@ def test_adam_rounds_like_the_arrays_of_numpy(device, rng):
     theirs.step()
     average.update()
     zeros = np.zeros_like(start)
-    scalars = optimizer.adam_scalars(1, 1e-3, ema_decay=decay)
+    scalars = optimizer.adam_scalars(1, 1e-3, average_decay=decay)
     p, m, v, ema = device.run(update, start.copy(), g, zeros, zeros.copy(), start.copy(), scalars)
     for ours, e in ((p, weight.data), (m, theirs.state[0][0]), (v, theirs.state[0][1]), (ema, average.averages[0])):
         np.testing.assert_allclose(ours, e, rtol=3e-7, atol=1.5e-7)
@@ -67,7 +67,7 @@ def test_a_weight_without_gradient_and_moments_stays(device):
 
 def test_adam_without_an_average(device, rng):
     p, g, m, v = rng.uniform(size=(4, 37)).astype(np.float32)
-    scalars = optimizer.adam_scalars(7, 0.1, ema_decay=0.5)
+    scalars = optimizer.adam_scalars(7, 0.1, average_decay=0.5)
     with_average = device.run(update, p.copy(), g, m.copy(), v.copy(), p.copy(), scalars)
     without = device.run(update, p.copy(), g, m.copy(), v.copy(), None, scalars)
     for a, e in zip(without[:3], with_average[:3], strict=True):
@@ -82,7 +82,7 @@ def test_parts_of_an_array_that_do_not_start_at_a_multiple_of_16_bytes(device, r
 
     def parts(p, g, m, v, ema, scalars):
         for part in (slice(0, 3), slice(3, 42)):
-            optimizer.adam(p[part], g[part], m[part], v[part], ema[part], scalars)
+            optimizer.launch_adam(p[part], g[part], m[part], v[part], ema[part], scalars)
         return p, m, v, ema
 
     for a, e in zip(device.run(parts, *(a.copy() for a in arrays), scalars), whole, strict=True):
@@ -102,20 +102,20 @@ def test_arrays_that_do_not_fit_each_other(device):
 @pytest.mark.parametrize("n", [0, 1, 5, 4095, 4097, 20000, 4_300_001])
 def test_squared_norm(n, device, rng):
     g = (3 + rng.normal(size=n)).astype(np.float32)
-    squared = device.run(optimizer.squared_norm, g)
+    squared = device.run(optimizer.launch_squared_norm, g)
     assert squared.shape == ()
     np.testing.assert_allclose(squared, np.sum(g.astype(np.float64) ** 2), rtol=1e-6)
 
 
 def test_squared_norm_has_the_same_bits_whatever_the_order_of_threads(device, rng):
     g = rng.normal(size=30_001).astype(np.float32)
-    np.testing.assert_array_equal(*(device.run(optimizer.squared_norm, g, seed=seed) for seed in (1, 2)))
+    np.testing.assert_array_equal(*(device.run(optimizer.launch_squared_norm, g, seed=seed) for seed in (1, 2)))
 
 
 def test_squared_norm_reads_nothing_beside_a_part_of_an_array(device, rng):
     g = np.full(10_001, np.nan, np.float32)
     g[1:-3] = rng.normal(size=9997)
-    squared = device.run(lambda g: optimizer.squared_norm(g[1:-3]), g)
+    squared = device.run(lambda g: optimizer.launch_squared_norm(g[1:-3]), g)
     np.testing.assert_allclose(squared, np.sum(g[1:-3].astype(np.float64) ** 2), rtol=1e-6)
 
 
@@ -128,7 +128,7 @@ def test_clipping_scales_as_clip_grad_norm_does(max_norm, device, rng):
     norm = optim.clip_grad_norm([weight], max_norm)
 
     def clip(g, scale):
-        return optimizer.squared_norm(g, max_norm, scale), scale
+        return optimizer.launch_squared_norm(g, max_norm, scale), scale
 
     squared, scale = device.run(clip, g, np.zeros(1, np.float32))
     np.testing.assert_allclose(np.sqrt(squared), norm, rtol=1e-6)
@@ -143,10 +143,10 @@ def test_a_norm_that_is_not_finite_changes_nothing(value, max_norm, device, rng)
     g[1500] = value
 
     def step(g, scalars, p, m, v, ema):
-        squared = optimizer.squared_norm(g, max_norm, scalars[:1])
+        squared = optimizer.launch_squared_norm(g, max_norm, scalars[:1])
         return squared, *update(p, g, m, v, ema, scalars)
 
-    squared, *after = device.run(step, g, optimizer.adam_scalars(1, 0.1, ema_decay=0.5), *before.copy())
+    squared, *after = device.run(step, g, optimizer.adam_scalars(1, 0.1, average_decay=0.5), *before.copy())
     assert not np.isfinite(squared)
     np.testing.assert_array_equal(after, before)
 
@@ -157,10 +157,95 @@ def test_clipping_writes_into_what_adam_reads(device, rng):
     scalars = optimizer.adam_scalars(3, 0.1)
 
     def step(p, g, m, v, scalars):
-        optimizer.squared_norm(g, norm / 4, scalars[:1])
+        optimizer.launch_squared_norm(g, norm / 4, scalars[:1])
         return update(p, g, m, v, None, scalars)[:3]
 
     clipped = device.run(step, p.copy(), g, m.copy(), v.copy(), scalars.copy())
     expected = device.run(update, p.copy(), g / 4, m.copy(), v.copy(), None, scalars)
     for a, e in zip(clipped, expected[:3], strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-6)
+
+
+SHAPES = [(3, 5), (), (1,), (0, 2), (2, 3, 4), (1030,)]
+
+
+def lists(rng, count):
+    return [[rng.uniform(0.1, 1, shape).astype(np.float32) for shape in SHAPES] for _ in range(count)]
+
+
+def doubles(arrays):
+    return [a.astype(np.float64) for a in arrays]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("averages", [True, False])
+@pytest.mark.parametrize(("decay", "decoupled"), [(0.0, False), (0.2, False), (0.2, True)])
+def test_adam_is_its_definition(at_once, averages, decay, decoupled, device, rng):
+    options = 3, LR, BETAS, EPS, decay, decoupled, 0.3
+    arrays = lists(rng, 4 + averages)
+    exact = [doubles(a) for a in arrays] + [None] * (not averages)
+    optim.adam.definition(*exact, *options)
+
+    def step(*arrays):
+        pieces, parts = zip(*(optimizer.gathered(a) if at_once else (a, a) for a in arrays), strict=True)
+        assert optimizer.adam(*pieces, *[None] * (not averages), *options) is None
+        return parts
+
+    for ours, truth in zip(device.run(step, *arrays), exact, strict=False):
+        for a, e in zip(ours, truth, strict=True):
+            assert a.shape == e.shape
+            np.testing.assert_allclose(a, e, rtol=1e-6, atol=5e-7)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("max_norm", [0.5, 99.0, math.inf])
+def test_clip_is_its_definition(at_once, max_norm, device, rng):
+    (gradients,) = lists(rng, 1)
+    exact = doubles(gradients)
+    norm = optim.clip.definition(exact, max_norm)
+
+    def clip(gradients):
+        pieces, parts = optimizer.gathered(gradients) if at_once else (gradients, gradients)
+        return optimizer.clip(pieces, max_norm), parts
+
+    ours, parts = device.run(clip, gradients)
+    assert ours == pytest.approx(norm, rel=1e-6) and isinstance(ours, float)
+    for a, e in zip(parts, exact, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-6)
+
+
+def test_gathered_are_the_arrays(device, rng):
+    (arrays,) = lists(rng, 1)
+    pieces, parts = device.run(optimizer.gathered, arrays)
+    assert len(pieces) == 1 and pieces[0].ndim == 1
+    for a, e in zip(parts, arrays, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+def with_gaps(a):
+    return a[..., None].repeat(2, -1)[..., 0]
+
+
+@pytest.mark.parametrize("change", [lambda a: a.astype("float64"), lambda a: a.astype("float16"), with_gaps])
+@pytest.mark.parametrize("place", range(5))
+def test_what_the_kernels_leave_to_the_definition(change, place, device, rng):
+    def changed(arrays):
+        return [*arrays[:4], change(arrays[4]), arrays[5]]
+
+    def adam(*arrays):
+        arrays = [changed(a) if i == place else a for i, a in enumerate(arrays)]
+        return optimizer.adam(*arrays, 3, LR, BETAS, EPS, 0.0, False, 0.3)
+
+    arrays = lists(rng, 5)
+    assert device.run(adam, *arrays) is NotImplemented
+    assert device.run(lambda a: optimizer.clip(changed(a), 1.0), arrays[0]) is NotImplemented
+    if change is not with_gaps:
+        assert device.run(lambda a: optimizer.gathered(changed(a)), arrays[0]) is NotImplemented
+
+
+def test_more_elements_than_the_kernels_count_are_not_gathered(monkeypatch, rng):
+    monkeypatch.setattr(optimizer, "MOST_ELEMENTS", 1000)
+    assert optimizer.gathered([np.ones(1000, np.float32)]) is NotImplemented  # 1024 with the gap
+    assert optimizer.gathered([np.ones(960, np.float32)])[0][0].size == 960
+    with pytest.raises(ValueError, match="fewer than 2\\*\\*31 elements, not 1001"):
+        optimizer.launch_squared_norm(np.ones(1001, np.float32))

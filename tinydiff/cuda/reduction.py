@@ -12,6 +12,6 @@ from tinydiff.cuda import optim
 
 def sum_of_squares(x: Any) -> Any:
     """|x|^2 of x (n,), as an array (). NotImplemented for other dtypes than float32 and for 2**31 elements."""
-    if x.dtype != np.float32 or x.size > optim.LARGEST:
+    if x.dtype != np.float32 or x.size > optim.MOST_ELEMENTS:
         return NotImplemented
-    return optim.squared_norm(array_module(x).ascontiguousarray(x))
+    return optim.launch_squared_norm(array_module(x).ascontiguousarray(x))

@@ -29,9 +29,11 @@ from tinydiff.cuda import (
     source,
 )
 from tinydiff.cuda.shape import cut, join
+from tinydiff.dispatch import by_definition
 from tinydiff.errors import RunFailed
 from tinydiff.gradcheck.kernels import by_kernels
 from tinydiff.ops.windows import Window, fold, unfold
+from tinydiff.optim import adam, clip
 from tinydiff.random import Generator
 
 Array = np.ndarray
@@ -338,25 +340,33 @@ def _reverse_step(rng: np.random.Generator, run: Run) -> Pairs:
 
 def _adam(rng: np.random.Generator, run: Run) -> Pairs:
     for n in (1, 1027, 4096):
-        p, g, m, ema = (_normal(rng, n) for _ in range(4))
-        v = np.abs(_normal(rng, n))
+        p, g, m, v, ema = (_normal(rng, n) ** power for power in (1, 1, 1, 2, 1))
         p64, g64, m64, v64, ema64 = _doubles(p, g, m, v, ema)
-        d = 0.5 * g64 + 0.01 * p64
-        m64, v64 = 0.9 * m64 + 0.1 * d, 0.99 * v64 + 0.01 * d * d
-        c1, c2 = 1 - 0.9**7, np.sqrt(1 - 0.99**7)
-        p64 = p64 * (1 - 0.02 * 0.1) - 0.02 * (m64 / c1) / (np.sqrt(v64) / c2 + 1e-3)
-        ema64 += 0.2 * (p64 - ema64)
-        scalars = optim.adam_scalars(7, 0.02, (0.9, 0.99), 1e-3, 0.1, 0.8, 0.5)
-        run(optim.adam, p, g, m, v, ema, scalars, (0.9, 0.99), 0.01)
+        with by_definition():
+            adam([p64], [0.5 * g64], [m64], [v64], [ema64], 7, 0.02, (0.9, 0.99), 1e-3, 0.01, False, 0.8)
+        scalars = optim.adam_scalars(7, 0.02, (0.9, 0.99), 1e-3, 0.0, 0.8, 0.5)
+        run(optim.launch_adam, p, g, m, v, ema, scalars, (0.9, 0.99), 0.01)
         yield from _zip((p, m, v, ema), p64, m64, v64, ema64)
+    arrays = [[np.abs(_normal(rng, *shape)) for shape in ((3, 5), (33,), (1,))] for _ in range(5)]
+    exact: Any = [_doubles(*a) for a in arrays]
+    options: Any = 2, 0.02, (0.9, 0.99), 1e-3, 0.1, True, 0.8
+    pieces, parts = zip(*(run(optim.gathered, a) for a in arrays), strict=True)
+    run(optim.adam, *pieces, *options)
+    with by_definition():
+        adam(*exact, *options)
+    yield from _zip((a for part in parts for a in part), *(a for part in exact for a in part))
 
 
 def _squared_norm(rng: np.random.Generator, run: Run) -> Pairs:
     for n in (1, 3001, 40_000):
         g, scale = _normal(rng, n + 1)[1:], np.zeros(1, np.float32)  # four bytes past a multiple of 16
-        squared = np.sum(g.astype(np.float64) ** 2)
-        yield run(optim.squared_norm, g, 1e-2, scale), squared
-        yield scale, np.minimum(1, 1e-2 / np.sqrt(squared))[None]
+        exact = g.astype(np.float64)
+        with by_definition():
+            norm = clip([exact], 1e-2)
+        yield run(optim.launch_squared_norm, g, 1e-2, scale), norm**2
+        yield scale, np.minimum([1], 1e-2 / norm)
+        yield run(optim.clip, [g], 1e-2), norm
+        yield g, exact
 
 
 def _resampling(rng: np.random.Generator, run: Run) -> Pairs:

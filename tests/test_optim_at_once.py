@@ -1,14 +1,16 @@
-"""tinydiff/arena.py: Adam, averages and clipping by kernels give what they give weight by weight."""
+"""Adam, averages and clipping of all weights at once, by kernels, give what they give weight by weight."""
 
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
-from tinydiff import arena, optim
+from tinydiff import optim
 from tinydiff.autograd.tensor import Tensor
+from tinydiff.cuda import flat as flat_memory
 from tinydiff.cuda import host
-from tinydiff.dispatch import on_host
+from tinydiff.cuda import optim as kernels
+from tinydiff.dispatch import by_definition, on_host
 
 needs_compiler = pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
 SHAPES = [(3, 5), (7,), (1,), (2, 3, 4), (0, 2), (130,)]
@@ -82,26 +84,54 @@ def test_a_saved_state_goes_on_by_kernels():
         np.testing.assert_array_equal(p.data, q.data)
 
 
+@pytest.fixture
+def launches(monkeypatch):
+    """The shapes of the weights of each launch of Adam's kernel."""
+    shapes, launch = [], kernels.launch_adam
+
+    def noted(p, *rest):
+        shapes.append(p.shape)
+        launch(p, *rest)
+
+    monkeypatch.setattr(kernels, "launch_adam", noted)
+    return shapes
+
+
 @needs_compiler
-@pytest.mark.parametrize("case", ["no gradient", "float64", "unequal counts"])
-def test_what_kernels_do_not_take_goes_weight_by_weight(case, rng):
+@pytest.mark.parametrize("case", ["all at once", "no gradient", "float64", "unequal counts", "unlike gradient"])
+def test_what_cannot_go_at_once_goes_weight_by_weight(case, rng, launches):
     weights = make(rng, np.float64 if case == "float64" else np.float32)
-    optimizer = optim.Adam(weights, 0.01)
-    for p in weights:
-        p.grad = np.ones_like(p.data)
+    optimizer, ema = optim.Adam(weights, 0.01), optim.EMA(weights, 0.5)
+    others = [Tensor(p.data.astype(np.float64), requires_grad=True) for p in weights]
+    exact, exact_ema = optim.Adam(others, 0.01), optim.EMA(others, 0.5)
+
+    def step(without, context):
+        for i, (p, q) in enumerate(zip(weights, others, strict=True)):
+            p.grad = None if i == without else rng.normal(size=p.shape).astype(p.dtype)
+            q.grad = None if i == without else p.grad.astype(np.float64)
+        if case == "unlike gradient":
+            weights[3].grad = others[3].grad
+        with by_definition():
+            exact.step(exact_ema)
+        with context():
+            optimizer.step(ema)
+
     if case == "unequal counts":
-        weights[1].grad = None
-        optimizer.step()
-        weights[1].grad = np.ones_like(weights[1].data)
-    if case == "no gradient":
-        weights[0].grad = None
-    before = [p.data.copy() for p in weights]
-    with on_host():
-        assert not arena.adam_step(optimizer, None)
-        optimizer.step()
-    for i, (p, old) in enumerate(zip(weights, before, strict=True)):
-        moved = not (case == "no gradient" and i == 0)
-        assert np.all((p.data != old) == moved) and p.data.dtype == old.dtype
+        step(1, nullcontext)
+    places = [p.data for p in weights]
+    step(0 if case == "no gradient" else None, on_host)
+    sizes = {"all at once": [sum(-(-p.data.size // 32) * 32 for p in weights)], "float64": [], "unlike gradient": [],
+             "no gradient": [p.data.size for p in weights[1:]]}  # fmt: skip
+    others_first = [p.data.size for p in (weights[0], *weights[2:], weights[1])]
+    assert launches == [(n,) for n in sizes.get(case, others_first)]
+    for p, q, place in zip(weights, others, places, strict=True):
+        np.testing.assert_allclose(p.data, q.data, rtol=1e-6, atol=1e-6)
+        assert (p.data is place) == (case != "all at once") and p.dtype == place.dtype
+    for ours, expected in ((optimizer, exact), (ema, exact_ema)):
+        ours, expected = ours.state_dict(), expected.state_dict()
+        assert ours.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(ours[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
 
 
 @needs_compiler
@@ -123,24 +153,25 @@ def test_averages_of_other_weights_are_refused(rng):
         optim.Adam(weights).step(optim.EMA(others))
 
 
+def test_an_average_that_updates_in_its_own_way_is_asked(rng):
+    class Every(optim.EMA):
+        def update(self):
+            self.averages = [p.data.copy() for p in self.parameters]
+
+    weights = make(rng)
+    for p in weights:
+        p.grad = np.ones_like(p.data)
+    ema = Every(weights)
+    optim.Adam(weights).step(ema)
+    assert all(np.array_equal(a, p.data) for a, p in zip(ema.averages, weights, strict=True)) and not ema.updates
+
+
 @needs_compiler
-def test_every_array_starts_at_a_cache_line_and_the_gaps_stay_zero():
+def test_the_gaps_between_arrays_stay_zero():
     weights, optimizer, ema, _ = train(optim.Adam, {}, 3, on_host)
     for array in (weights[0].data, ema.averages[0], *optimizer.state[0]):
         flat = array.base
         inside = np.zeros(flat.size, bool)
-        for part in arena.part(inside, [p.data for p in weights]):
-            assert (part.ctypes.data - inside.ctypes.data) % 32 == 0
+        for part in flat_memory.part(inside, [p.data for p in weights]):
             part[...] = True
         assert not flat[~inside].any()
-
-
-@pytest.mark.parametrize("change", ["order", "gap", "copy", "part"])
-def test_arrays_that_do_not_fill_a_piece_of_memory_are_copied(change):
-    flat, (a, b) = arena.join([np.ones((2, 3)), np.zeros(4)])
-    assert arena.join([a, b])[0] is flat
-    other = {"order": [b, a], "gap": [a, b[1:]], "copy": [a, b.copy()], "part": [a]}[change]
-    joined, views = arena.join(other)
-    assert joined is not flat
-    for view, array in zip(views, other, strict=True):
-        np.testing.assert_array_equal(view, array)
