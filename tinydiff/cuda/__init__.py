@@ -10,4 +10,5 @@ source.py      the texts of kernels/*.cu and the parameters of each kernel
 nvrtc.py       compiles every kernel for every architecture, without a GPU
 products.py    products of matrices, and how they are cut into tiles
 flat.py        one piece of memory for many arrays
+updates.py     launches of the kernels in optimizer.cu
 """

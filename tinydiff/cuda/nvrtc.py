@@ -26,7 +26,7 @@ from tinydiff.cuda.source import KernelError
 from tinydiff.machine import threads
 
 ARCHITECTURES = (75, 80, 89, 90, 120)
-FAMILIES = ("products", "convolution", "normalization", "softmax_rows", "draws", "optim", "resampling")
+FAMILIES = ("products", "convolution", "normalization", "softmax_rows", "draws", "updates", "resampling")
 # CuPy adds the last two: numbers below 2^-126 become 0 (denormals are flushed), and functions are the device's.
 FLAGS = (*driver.OPTIONS, "-ftz=true", "--device-as-default-execution-space")
 

@@ -7,20 +7,13 @@ gathered take a launch each.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.cuda import flat
-from tinydiff.cuda.launch import launch
+from tinydiff.cuda.updates import MOST_ELEMENTS, adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.optim import Arrays
-
-VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (("optimizer.cu", {}),)
-
-THREADS = 256  # of a block; each has four elements at a time
-MOST_SUMS = 1024  # blocks of the first stage of a sum
-MOST_ELEMENTS = 2**31 - 4 * THREADS  # of an array, which the kernels count in an int
 
 
 def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
@@ -72,63 +65,6 @@ def clip(gradients: Arrays, max_norm: float) -> float:
     return norm
 
 
-def launch_adam(
-    p: Any,
-    g: Any,
-    m: Any,
-    v: Any,
-    average: Any,
-    scalars: Any,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.0,
-) -> None:
-    """One update of the weights p, the moments m and v and, unless None, the average, in place.
-
-    All are float32 (n,) in one piece, as is the gradient g. scalars: float32 (5,) on the same device, see `adam_scalars`;
-    where the first is NaN, nothing is changed. weight_decay: what is coupled to the gradient; decoupled decay is among the
-    scalars. ValueError for arrays of unequal shapes.
-    """
-    arrays = [a for a in (p, g, m, v, average) if a is not None]
-    if len({a.shape for a in arrays}) > 1 or p.ndim != 1 or scalars.shape != (5,):
-        shapes = ", ".join(str(a.shape) for a in arrays)
-        raise ValueError(f"adam: flat arrays of one length and 5 scalars are needed, not {shapes} and {scalars.shape}")
-    numbers = betas[0], 1 - betas[0], betas[1], 1 - betas[1], weight_decay
-    args = (p, g, m, v, average, scalars, _int32(p.size), *(np.float32(x) for x in numbers))
-    launch("optimizer.cu", "adam", (-(-p.size // (4 * THREADS)), 1, 1), (THREADS, 1, 1), args)
-
-
-def adam_scalars(
-    step: int,
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    decoupled_decay: float = 0.0,
-    average_decay: float = 0.0,
-    scale: float = 1.0,
-) -> np.ndarray:
-    """What `launch_adam` reads for update number `step` (1, 2, ...), float32 (5,): the scale of clipping, lr c2 / c1, eps c2,
-    1 - lr decoupled_decay and 1 - average_decay, where c1 = 1 - beta1^step and c2 = sqrt(1 - beta2^step)."""
-    c1, c2 = 1 - betas[0] ** step, math.sqrt(1 - betas[1] ** step)
-    return np.array([scale, lr * c2 / c1, eps * c2, 1 - lr * decoupled_decay, 1 - average_decay], np.float32)
-
-
-def launch_squared_norm(g: Any, max_norm: float = math.inf, scale: Any = None) -> Any:
-    """|g|^2 of a flat float32 array (n,), as an array (); summed in float32, in the same order each time.
-
-    scale: an array (1,) for what g is to be multiplied with so that its norm is at most max_norm, such as `scalars[:1]` of
-    `launch_adam`: 1 where it is already, NaN where the norm is not finite; then `launch_adam` changes nothing.
-    """
-    xp = array_module(g)
-    n = g.size
-    per_block = 4 * THREADS * max(4, -(-n // (4 * THREADS * MOST_SUMS)))
-    sums, squared = xp.empty(-(-n // per_block), np.float32), xp.empty((), np.float32)
-    args: tuple[Any, ...] = (g, _int32(n), np.int32(per_block), sums)
-    launch("optimizer.cu", "squared_norm", (len(sums), 1, 1), (THREADS, 1, 1), args)
-    args = (sums, np.int32(len(sums)), np.float32(max_norm), squared, scale)
-    launch("optimizer.cu", "clip_scale", (1, 1, 1), (THREADS, 1, 1), args)
-    return squared
-
-
 def _fit(arrays: Arrays) -> bool:
     """Whether the kernels take each of the arrays."""
     return _are_float32(arrays) and all(a.flags.c_contiguous and a.size <= MOST_ELEMENTS for a in arrays)
@@ -137,9 +73,3 @@ def _fit(arrays: Arrays) -> bool:
 def _are_float32(arrays: Arrays) -> bool:
     """Whether all arrays are float32 and of one device."""
     return {a.dtype for a in arrays} == {np.dtype(np.float32)} and len({array_module(a) for a in arrays}) == 1
-
-
-def _int32(n: int) -> np.int32:
-    if n > MOST_ELEMENTS:
-        raise ValueError(f"the flat array must have fewer than 2**31 elements, not {n}")
-    return np.int32(n)

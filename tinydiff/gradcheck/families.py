@@ -29,6 +29,7 @@ from tinydiff.cuda import (
     source,
 )
 from tinydiff.cuda.shape import cut, join
+from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.dispatch import by_definition
 from tinydiff.errors import RunFailed
 from tinydiff.gradcheck.kernels import by_kernels
@@ -344,8 +345,7 @@ def _adam(rng: np.random.Generator, run: Run) -> Pairs:
         p64, g64, m64, v64, ema64 = _doubles(p, g, m, v, ema)
         with by_definition():
             adam([p64], [0.5 * g64], [m64], [v64], [ema64], 7, 0.02, (0.9, 0.99), 1e-3, 0.01, False, 0.8)
-        scalars = optim.adam_scalars(7, 0.02, (0.9, 0.99), 1e-3, 0.0, 0.8, 0.5)
-        run(optim.launch_adam, p, g, m, v, ema, scalars, (0.9, 0.99), 0.01)
+        run(launch_adam, p, g, m, v, ema, adam_scalars(7, 0.02, (0.9, 0.99), 1e-3, 0.0, 0.8, 0.5), (0.9, 0.99), 0.01)
         yield from _zip((p, m, v, ema), p64, m64, v64, ema64)
     arrays = [[np.abs(_normal(rng, *shape)) for shape in ((3, 5), (33,), (1,))] for _ in range(5)]
     exact: Any = [_doubles(*a) for a in arrays]
@@ -363,7 +363,7 @@ def _squared_norm(rng: np.random.Generator, run: Run) -> Pairs:
         exact = g.astype(np.float64)
         with by_definition():
             norm = clip([exact], 1e-2)
-        yield run(optim.launch_squared_norm, g, 1e-2, scale), norm**2
+        yield run(launch_squared_norm, g, 1e-2, scale), norm**2
         yield scale, np.minimum([1], 1e-2 / norm)
         yield run(optim.clip, [g], 1e-2), norm
         yield g, exact
