@@ -15,7 +15,19 @@ SHELVES = ("cpu", "cuda")
 # Files on a shelf that stand for no file of definitions: what the others are built on.
 FOUNDATIONS = {
     "cpu": {"blas", "few_channels", "patches", "winograd"},
-    "cuda": {"draws", "driver", "host", "launch", "nvrtc", "products", "resampling", "softmax_rows", "source"},
+    "cuda": {
+        "draws",
+        "driver",
+        "flat",
+        "host",
+        "launch",
+        "nvrtc",
+        "products",
+        "resampling",
+        "softmax_rows",
+        "source",
+        "updates",
+    },
 }
 
 

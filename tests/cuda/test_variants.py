@@ -7,7 +7,8 @@ import pytest
 
 from tests.cuda.conftest import nan_filled
 from tinydiff.cuda import convolution, host, nvrtc, products, source
-from tinydiff.gradcheck.families import FAMILIES, run_check
+from tinydiff.gradcheck.backends import run_check
+from tinydiff.gradcheck.kernel_cases import BY_SOURCE
 
 pytestmark = pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
 
@@ -48,10 +49,10 @@ def plans(monkeypatch):
             yield forced
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_SOURCE)
 def test_every_variant_agrees_with_float64(family, launched, monkeypatch):
     for plan in plans(monkeypatch) if family in ("matrix", "convolution") else ["as planned"]:
-        for name, check in FAMILIES[family].items():
+        for name, check in BY_SOURCE[family].items():
             assert not (failure := run_check(check).failure), f"{name}, {plan}: {failure}"
     declared = {(name, source.flags(defines)): defines for name, defines, _ in nvrtc.variants()}
     assert set(launched) <= set(declared), "a family launches what it does not declare"
@@ -63,4 +64,4 @@ def test_every_variant_agrees_with_float64(family, launched, monkeypatch):
 
 
 def test_every_source_has_checks():
-    assert {f"{family}.cu" for family in FAMILIES} == {name for name, *_ in nvrtc.variants()}
+    assert {f"{family}.cu" for family in BY_SOURCE} == {name for name, *_ in nvrtc.variants()}

@@ -33,7 +33,7 @@ def _run(arguments: argparse.Namespace) -> int:
             raise InputError(
                 "gradcheck --kernels checks tinydiff's own kernels: it takes no function, --shape or --png"
             )
-        from tinydiff.gradcheck.families import check_kernels
+        from tinydiff.gradcheck.backends import check_kernels
 
         return 0 if check_kernels(arguments.seed) else 1
     if arguments.target is None:

@@ -13,6 +13,7 @@ sizes.py       the same at lengths 0 and 1, and with squares made oblong
 diagnosis.py   from what was seen to a diagnosis, afterwards: evidence.py, patterns/, formula.py
 report.py      what is said, picture.py what is drawn
 kernels.py     the same by the CUDA kernels, on the host
+backends.py    what cpu/ and cuda/ compute beside the definitions, on the arrays of cases.py
 target.py      MODULE:FUNCTION on the command line
 """
 

@@ -1,0 +1,76 @@
+"""What the CUDA kernels can do beyond the definitions, on the arrays of `cases.py`; and all cases together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinydiff import optim
+from tinydiff.cuda import normalization, products
+from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
+from tinydiff.gradcheck.cases import (
+    BY_DEFINITION,
+    STATE,
+    Check,
+    Pairs,
+    Run,
+    defined,
+    double,
+    normal,
+    normalized,
+    pairs,
+    products_of,
+)
+from tinydiff.ops.normalization import group_normalize, group_normalize_backward
+from tinydiff.random import Generator
+
+
+def _matmul(rng: np.random.Generator, run: Run) -> Pairs:
+    """What the kernel can do beside a product."""
+    for A, B, bias in products_of(rng):
+        yield run(products.matmul, A, B, bias=bias, scale=0.5), double(A) @ double(B) / 2 + bias
+
+
+def _with_dropout(rng: np.random.Generator, run: Run) -> Pairs:
+    """Y = M silu(Z w + b), whose gradient is that of silu(Z w + b) for M L_Y."""
+    for (X, L_Y, w, b, groups, silu), p in zip(normalized(rng), (0.0, 0.2, 0.3, 0.1, 0.2, 0.5), strict=True):
+        dropout = (p, STATE) if p else None
+        mask = (Generator(*STATE).uniform(X.shape) >= np.float32(p)) / (1 - p)
+        doubles = [double(x) for x in (X, w, b)]
+        Y, u, r = defined(group_normalize, *doubles, groups, 1e-5, silu)
+        ours = run(normalization._normalize, X, w, b, groups, 1e-5, silu, dropout)
+        yield from pairs(ours, (Y * mask, u, r))
+        saved = u.astype(np.float32), r.astype(np.float32)
+        ours = run(normalization._normalize_backward, L_Y, X, *saved, w, b, groups, silu, dropout=dropout)
+        if np.abs(u).max() < 50:
+            x, w64, b64 = doubles
+            truth = defined(group_normalize_backward, double(L_Y) * mask, x, u, r, w64, b64, groups, silu)
+            yield from pairs(ours, truth)
+
+
+def _adam(rng: np.random.Generator, run: Run) -> Pairs:
+    for n in (1, 1027, 4096):
+        p, g, m, v, average = (normal(rng, n) ** power for power in (1, 1, 1, 2, 1))
+        exact: Any = [[double(a)] for a in (p, 0.5 * g, m, v, average)]
+        defined(optim.adam, *exact, 7, 0.02, (0.9, 0.99), 1e-3, 0.01, False, 0.8)
+        scalars = adam_scalars(7, 0.02, (0.9, 0.99), 1e-3, 0.0, 0.8, 0.5)
+        run(launch_adam, p, g, m, v, average, scalars, (0.9, 0.99), 0.01)
+        yield from zip((p, m, v, average), (x for i, (x,) in enumerate(exact) if i != 1), strict=True)
+
+
+def _squared_norm(rng: np.random.Generator, run: Run) -> Pairs:
+    for n in (1, 3001, 40_000):
+        g, scale = normal(rng, n + 1)[1:], np.zeros(1, np.float32)  # four bytes past a multiple of 16
+        squared = np.sum(double(g) ** 2)
+        yield run(launch_squared_norm, g, 1e-2, scale), squared
+        yield scale, np.minimum([1], 1e-2 / np.sqrt(squared))
+
+
+OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond the definitions
+    "matrix": {"matmul": _matmul},
+    "normalization": {"dropout": _with_dropout},
+    "optimizer": {"launch_adam": _adam, "squared_norm": _squared_norm},
+}
+
+BY_SOURCE = {name: {**checks, **OF_KERNELS.get(name, {})} for name, checks in BY_DEFINITION.items()}
