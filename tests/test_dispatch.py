@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinydiff import backend, dispatch
-from tinydiff.dispatch import accelerated, by_definition, is_on_host, kernels_take, on_host
+from tinydiff.dispatch import accelerated, by_definition, is_on_host, on_host
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_by_definition(shelves):
     with by_definition():
         assert twice(x).sum() == 6
         with on_host():
-            assert twice(x).sum() == 6 and not kernels_take(x)
+            assert twice(x).sum() == 6
     assert calls == ["definition"] * 2
     assert twice.definition(x).sum() == 6 and calls == ["definition"] * 3
     twice(x)
@@ -109,7 +109,7 @@ def test_kernels_can_be_turned_off(shelves, monkeypatch):
     monkeypatch.setenv("TINYDIFF_KERNELS", "0")
     x = np.ones(3, np.float32)
     with on_host():
-        assert twice(x).sum() == 6 and calls == ["cpu"] and not kernels_take(x)
+        assert twice(x).sum() == 6 and calls == ["cpu"]
 
 
 def test_a_fast_file_that_cannot_be_imported_does_not_hide(monkeypatch):
@@ -131,16 +131,24 @@ def test_a_fast_file_that_cannot_be_imported_does_not_hide(monkeypatch):
         accelerated(broken)(np.ones(3))
 
 
-def test_only_arrays_inside_on_host_are_taken():
+def test_only_arrays_inside_on_host_go_to_kernels(shelves):
+    calls, cpu, cuda = shelves
+    twice = defined(calls)
+    cpu.twice, cuda.twice = version(calls, "cpu"), version(calls, "cuda")
     x = np.zeros(3, np.float32)
-    assert not kernels_take(x) and not is_on_host()
+    assert not is_on_host()
+    twice(x)
     with on_host():
-        assert kernels_take(x)
+        twice(x)
         with on_host(seed=3):
-            assert kernels_take(x) and not kernels_take(1.0) and not kernels_take(None) and not kernels_take([1.0])
-            assert dispatch.host_seed() == 3
-        assert dispatch.host_seed() == 0
-    assert not kernels_take(x)
+            assert is_on_host() and dispatch.host_seed() == 3
+            twice(x)
+            for other in (1.0, (1.0,), np.float32(1)):
+                twice(other)
+        assert is_on_host() and dispatch.host_seed() == 0
+    assert not is_on_host()
+    twice(x)
+    assert calls == ["cpu", "cuda", "cuda", *["definition"] * 3, "cpu"]
 
 
 def test_threads_do_not_share_the_modes():

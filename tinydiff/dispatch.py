@@ -141,10 +141,5 @@ def host_seed() -> int:
     return _mode.host_seed
 
 
-def kernels_take(x: Any) -> bool:
-    """Whether the CUDA kernels compute with this array: one of CuPy, or inside `on_host()` one of NumPy."""
-    return is_array(x) and not _mode.plain and (_mode.on_host or device_of(x) == "cuda") and _kernels_are_on()
-
-
 def _kernels_are_on() -> bool:
     return os.environ.get("TINYDIFF_KERNELS") != "0"

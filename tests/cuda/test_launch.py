@@ -7,11 +7,11 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from tinydiff import backend
+from tinydiff import backend, dispatch
 from tinydiff.cuda import driver, host, source
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.source import KernelError
-from tinydiff.dispatch import accelerated, kernels_take, on_host
+from tinydiff.dispatch import accelerated, on_host
 
 SOURCE = """
 #include "tinydiff.cuh"
@@ -174,7 +174,7 @@ def test_cupys_arrays_go_to_the_gpu(path, fake_cupy):
     assert [o["options"] for o in options] == [("--std=c++17", "-DFACTOR=3"), ("--std=c++17",)]  # compiled once each
     assert all(o["backend"] == "nvrtc" and "KERNEL(scale" in o["code"] and "#include" not in o["code"] for o in options)
     with on_host():
-        assert kernels_take(X)
+        assert dispatch._shelf((X,)) == "cuda"
 
 
 def test_arrays_of_two_devices_are_refused(path, fake_cupy):
