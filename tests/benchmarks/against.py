@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tinydiff.cli.bench import describe
+
 ROOT = Path(__file__).parents[2]
 LEAST = 0.02  # a difference that counts, as a share
 
@@ -119,6 +121,12 @@ def compare(name, here, there, again, rounds):
             "slower": ratio - 1 > max(LEAST, spread)}  # fmt: skip
 
 
+def commit(checkout):
+    """The commit that a checkout is at."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkout", type=Path, help="the folder of the other checkout")
@@ -139,7 +147,13 @@ def main():
     for worker in workers:
         worker.close()
     if options.json:
-        result = {"command": "python -m tests.benchmarks.against " + " ".join(sys.argv[1:]), "rows": rows}
+        words = ["CHECKOUT" if word == str(options.checkout) else word for word in sys.argv[1:]]
+        result = {
+            "command": " ".join(["python -m tests.benchmarks.against", *words]),
+            "machine": describe("cpu", options.threads),
+            "commits": {"here": commit(ROOT), "there": commit(options.checkout)},
+            "rows": rows,
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return int(any(row["slower"] for row in rows))
 
