@@ -22,6 +22,7 @@ setup(
         "plot": ["matplotlib"],
         "test": [
             "pytest",
+            "pytest-xdist",
             "import-linter",
             "setuptools>=70.1",
             "nvidia-cuda-nvrtc; platform_system == 'Linux'",

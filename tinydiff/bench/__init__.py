@@ -3,5 +3,4 @@
 timing.py    competitors in turns, medians; what the machine can do at best
 cases.py     the operations, with their work in FLOPs and bytes
 torch.py     the same operations in PyTorch
-command.py   `tinydiff bench`
 """

@@ -4,6 +4,7 @@ trainer.py     the training loop                         config.py      every se
 building.py    settings -> data, network, diffusion      folder.py      the folder of a run
 checkpoint.py  saving and loading models                 diffusers.py   diffusers' configurations
 tensorfile.py  safetensors files                         sheets.py      sheets of samples
+atomic.py      files that are there whole or not at all   interrupts.py  signals that ask a run to stop
 pictures.py    PNG and GIF files, the loss curve         progress.py    lines that say how far it is
 memory.py      how much memory a step needs              formats.py     the number of the format of saved files
 """
