@@ -165,13 +165,11 @@ KERNEL(group_norm_forward, THREADS)(const float* X, const float* w, const float*
     }
 }
 
-// Z and L_U of a thread's channels at one pixel: in `z` goes X, in `l` goes L_Y.
+// Z and L_U of a thread's channels at one pixel: in `z` goes X, in `l` goes L_Y M.
 struct Rule {
-    float mean[VECTOR], scale[VECTOR], weight[VECTOR], bias[VECTOR], p, grown;
+    float mean[VECTOR], scale[VECTOR], weight[VECTOR], bias[VECTOR];
     int silu;
-    Draw draw;
-    __device__ __forceinline__ void apply(float (&z)[VECTOR], float (&l)[VECTOR], unsigned long long element) const {
-        if (p > 0.f) drop(l, element, p, grown, draw);
+    __device__ __forceinline__ void apply(float (&z)[VECTOR], float (&l)[VECTOR]) const {
         UNROLL
         for (int i = 0; i < VECTOR; i++) {
             z[i] = (z[i] - mean[i]) * scale[i];
@@ -205,10 +203,7 @@ KERNEL(group_norm_backward, THREADS)(const float* L_Y, const float* X, const flo
     load_groups(rule.scale, scale + first_group, D, s);
     load_channels(rule.weight, w, 1.f, s);
     load_channels(rule.bias, b, 0.f, s);
-    rule.p = p;
-    rule.grown = grown;
     rule.silu = silu;
-    rule.draw = draw_at(seed, stream, step, offset, advance);
 
     float A[VECTOR] = {}, B[VECTOR] = {}, z[VECTOR], l[VECTOR];
     const int count = s.active && s.row < P ? (P - s.row - 1) / s.rows + 1 : 0;
@@ -216,7 +211,8 @@ KERNEL(group_norm_backward, THREADS)(const float* L_Y, const float* X, const flo
         const size_t at = start + static_cast<size_t>(pixel) * C;
         load(z, X + at);
         load(l, L_Y + at);
-        rule.apply(z, l, at);
+        if (p > 0.f) drop(l, at, p, grown, draw_at(seed, stream, step, offset, advance));
+        rule.apply(z, l);
         if (tiled) {
             store(tile + pixel * slab, z);
             store(tile_of_l + pixel * slab, l);
@@ -255,7 +251,8 @@ KERNEL(group_norm_backward, THREADS)(const float* L_Y, const float* X, const flo
         } else {
             load(z, X + at);
             load(l, L_Y + at);
-            rule.apply(z, l, at);
+            if (p > 0.f) drop(l, at, p, grown, draw_at(seed, stream, step, offset, advance));
+            rule.apply(z, l);
         }
         UNROLL
         for (int i = 0; i < VECTOR; i++) z[i] = (l[i] * rule.weight[i] - A[i] - z[i] * B[i]) * rule.scale[i];
