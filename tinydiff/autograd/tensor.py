@@ -252,7 +252,7 @@ class Tensor:
 
 def from_dlpack(x: Any) -> Tensor:
     """A tensor on the memory of an array of another library (PyTorch, NumPy, CuPy, JAX), without a copy: a change on either
-    side is seen on the other. https://dmlc.github.io/dlpack
+    side is seen on the other. NumPy 2.0 gives it read-only, later ones do not. https://dmlc.github.io/dlpack
 
     TypeError for what does not offer its memory by DLPack; ValueError where it cannot be shared: a device other than the CPU or
     a CUDA GPU, a dtype that NumPy does not have (bfloat16), a tensor of PyTorch that requires a gradient.
