@@ -7,6 +7,7 @@ td.nn, td.optim, td.UNet                                      networks and optim
 td.diffusion, td.data, td.Trainer, td.load                    diffusion models
 td.gradcheck                                                  is a gradient right?
 td.by_definition                                              compute everything as the formulas have it
+td.set_threads                                                how many CPU threads operations spread over
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tinydiff.autograd.tape import no_grad
 from tinydiff.autograd.tensor import Tensor, from_dlpack
 from tinydiff.dispatch import by_definition
 from tinydiff.gradcheck import GradientError, gradcheck
+from tinydiff.machine.threads import set_threads
 from tinydiff.version import __version__
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ __all__ = [
     "optim",
     "random",
     "recompute",
+    "set_threads",
 ]
 
 # Loaded when first asked for, so that `import tinydiff` stays quick: where each name comes from.

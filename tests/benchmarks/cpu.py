@@ -4,8 +4,9 @@
 
 Needs PyTorch and diffusers (the extra `parity`). The competitor is diffusers' UNet2DModel with the weights of the tinydiff
 network, the same batch and the same number of threads; of eager PyTorch in its usual layout and in channels-last the
-faster counts. Competitors have turns in one process, and figures are medians of at least five turns. Prints tables and
-writes tests/benchmarks/results/cpu.json. On two cores it takes some ten minutes; nothing else should run meanwhile.
+faster counts. tinydiff's loop is a user's own, told nothing but `td.set_threads`. Competitors have turns in one process, and
+figures are medians of at least five turns. Prints tables and writes tests/benchmarks/results/cpu.json. On two cores it takes
+some ten minutes; nothing else should run meanwhile.
 """
 
 import argparse
@@ -25,7 +26,6 @@ from tinydiff.bench.timing import Work, race
 from tinydiff.bench.torch import diffusers_unet
 from tinydiff.cli.bench import describe
 from tinydiff.diffusion import Diffusion, Schedule
-from tinydiff.machine import threads as workers
 from tinydiff.runs.memory import show
 
 ROOT = Path(__file__).parents[2]
@@ -148,20 +148,20 @@ def compare(name, settings, n, what, threads, rounds=5, compiled=False):
     if compiled:
         network = torch.compile(torch_network(unet, settings))
         contests["torch.compile"] = theirs(network, settings, n, torch.contiguous_format)
-    with workers.threads(threads):
-        torch.set_num_threads(threads)
-        first = {}
-        for key, contest in list(contests.items()):
-            try:
-                first[key] = np.asarray(contest(), np.float64)
-            except Exception as error:  # the compiler needs a C++ compiler and more
-                if key != "torch.compile":
-                    raise
-                progress(f"torch.compile does not work here: {str(error).splitlines()[0]}")
-                del contests[key]
-        apart = float(np.abs(first["tinydiff"] - first["channels first"]).max() / np.abs(first["channels first"]).max())
-        assert apart < 1e-3, f"{name}: the two compute different things, {apart:.1e} apart"
-        times = race({key: Work(contest) for key, contest in contests.items()}, rounds, 1e9)
+    td.set_threads(threads)
+    torch.set_num_threads(threads)
+    first = {}
+    for key, contest in list(contests.items()):
+        try:
+            first[key] = np.asarray(contest(), np.float64)
+        except Exception as error:  # the compiler needs a C++ compiler and more
+            if key != "torch.compile":
+                raise
+            progress(f"torch.compile does not work here: {str(error).splitlines()[0]}")
+            del contests[key]
+    apart = float(np.abs(first["tinydiff"] - first["channels first"]).max() / np.abs(first["channels first"]).max())
+    assert apart < 1e-3, f"{name}: the two compute different things, {apart:.1e} apart"
+    times = race({key: Work(contest) for key, contest in contests.items()}, rounds, 1e9)
     best = min(times["channels first"].forward, times["channels last"].forward)
     row = {
         "name": name,
@@ -276,12 +276,12 @@ def peak_of_steps(settings, n, threads, who):
     if who == "tinydiff":
         from tinydiff.runs import trainer  # noqa: F401  what a run imports
 
-        with workers.threads(threads):  # sets the allocator as in a real run
-            before = limits.resident()
-            step = tinydiff_step(tinydiff_network(settings), settings, n)
-            for _ in range(3):
-                step()
-            return limits.peak_resident() - before
+        td.set_threads(threads)
+        before = limits.resident()
+        step = tinydiff_step(tinydiff_network(settings), settings, n)
+        for _ in range(3):
+            step()
+        return limits.peak_resident() - before
     import torch
 
     layout = torch.channels_last if who == "channels last" else torch.contiguous_format

@@ -22,6 +22,7 @@ import numpy as np
 
 from tinydiff.autograd.tape import Node, current_observer, edge_to, is_recording, note_inputs, refuse_non_finite
 from tinydiff.backend import array_module, device_of, is_array, refuse_missing_library, widened
+from tinydiff.machine.threads import operation
 
 _tensor_type: Any = None
 
@@ -84,7 +85,10 @@ class Function:
             arrays = [widened(a) for a in arrays]
         observer = current_observer()
         try:
-            results = op.forward(*arrays, **options) if observer is None else observer(op, "forward", arrays, options)
+            if observer is None:
+                results = operation(op.forward, arrays, options)
+            else:
+                results = operation(observer, (op, "forward", arrays, options), {})
         except (ImportError, RuntimeError) as error:
             refuse_missing_library(error, cls.__name__)
             raise

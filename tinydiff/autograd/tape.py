@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from tinydiff.backend import array_module, is_array, refuse_missing_library, widened
-from tinydiff.machine.threads import add_to
+from tinydiff.machine.threads import add_to, operation
 
 _sequence = itertools.count()
 
@@ -206,6 +206,10 @@ def backward(tensor: Any, L_Y: Any) -> None:
 
     Frees saved arrays and gradients as it goes: the graph is used up. RuntimeError for a graph that was used up before.
     """
+    operation(_walk, (tensor, L_Y), {})
+
+
+def _walk(tensor: Any, L_Y: Any) -> None:
     gradients, waiting = _Gradients(), set()
     heap: list[tuple[int, Node]] = []
 

@@ -1,9 +1,8 @@
 """Threads that share the blocks of one operation.
 
-NumPy lets go of the interpreter's lock inside its loops and products, so threads that each take some images through a
-whole chain of copies and products use the cores better than products that are themselves split: only those run in
-parallel then. So inside `threads(n)` the linear algebra library works with one thread and operations with n.
-Outside of it operations run in the calling thread and the library does as it likes.
+NumPy releases the interpreter's lock inside loops and products. So two threads that each take half the images through a
+whole chain of copies and products beat products that are themselves split: only those would run in parallel. Operations
+spread over all available processors by themselves. Meanwhile the linear algebra library works with one thread.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
-from tinydiff.machine import limits
+from tinydiff.machine import helpers, limits
+from tinydiff.machine.library_threads import library, pin
 from tinydiff.machine.pages import keep_freed_memory
 from tinydiff.machine.workspaces import forget_workspaces
 
@@ -28,82 +28,10 @@ BLOCK = 1 << 19  # elements; smaller blocks stay in a nearer cache, but threads 
 # with 2^17 a second thread gained nothing, with 2^19 it gained a factor of 1.6 (measured for group normalisation)
 _SMALL = 1 << 17  # elements that are not worth a second thread
 
-_count = 1
-
-
-class _Helper(threading.Thread):
-    """A thread that does one thing after another for the thread that asks it."""
-
-    def __init__(self) -> None:
-        super().__init__(name="tinydiff", daemon=True)
-        self._go, self._done = threading.Lock(), threading.Lock()  # released by one thread, acquired by the other
-        self._go.acquire()
-        self._done.acquire()
-        self.busy = False  # from `begin` to the end of `wait`, also when that is interrupted
-        self._work: Callable[[], Any] | None = None
-        self._outcome: tuple[Any, BaseException | None] = None, None
-        self.start()
-
-    def begin(self, work: Callable[[], Any] | None) -> None:
-        """Starts the work; None ends the thread."""
-        self._work, self.busy = work, work is not None
-        self._go.release()
-
-    def wait(self) -> tuple[Any, BaseException | None]:
-        """The result of the work, or the error that it raised."""
-        self._done.acquire()
-        self.busy = False
-        outcome, self._outcome = self._outcome, (None, None)
-        return outcome
-
-    def run(self) -> None:
-        while self._go.acquire() and self._work is not None:
-            try:
-                self._outcome = self._work(), None
-            except BaseException as error:  # raised again by the thread that asked
-                self._outcome = None, error
-            self._work = None
-            self._done.release()
-
-
-class _Pool:
-    """Helpers for one thread at a time. A fork and join of theirs takes 13 microseconds, one of the standard library's
-    executors 21: there are a hundred in a forward pass of one image."""
-
-    def __init__(self, count: int) -> None:
-        self.helpers = [_Helper() for _ in range(count)]
-        self.free = threading.Lock()
-
-    def run(self, work: Callable[[Any], T], parts: Sequence[Any]) -> list[T]:
-        """[work(part) for part in parts], all at once; one after another if the helpers are busy with something else."""
-        if not self.free.acquire(blocking=False):
-            return [work(part) for part in parts]
-        busy = self.helpers[: len(parts) - 1]
-        for helper, part in zip(busy, parts[1:], strict=True):
-            helper.begin(partial(work, part))
-        try:
-            first = work(parts[0])
-        finally:
-            try:
-                outcomes = [helper.wait() for helper in busy]
-            except BaseException:  # an interruption
-                forget_workspaces()  # helpers that may be at work keep this memory, and are not asked again
-                raise
-            self.free.release()
-        for _, error in outcomes:
-            if error is not None:
-                raise error
-        return [first, *(result for result, _ in outcomes)]
-
-    def close(self) -> None:
-        for helper in self.helpers:
-            if helper.busy:  # it may not even have begun
-                helper.wait()
-            helper.begin(None)
-            helper.join()
-
-
-_pool: _Pool | None = None
+_chosen: ContextVar[int] = ContextVar("threads", default=0)  # by the block that the calling thread is in; 0: by none
+_wish: int | None = None  # of `set_threads`
+_usual: int | None = None  # outside of blocks, when it is known
+_limited: Any = None  # the library's other number of threads, where `pin` cannot set it
 
 
 def available() -> int:
@@ -113,41 +41,86 @@ def available() -> int:
     return int(wish) if wish.isdecimal() and int(wish) > 0 else limits.processors()
 
 
-def _after_fork() -> None:
-    """A forked process has the pool but not its threads, and would wait for them for ever: it gets a pool of its own."""
-    global _pool
-    if _pool is not None:
-        _pool = _Pool(_count - 1)
+def set_threads(n: int | None) -> None:
+    """How many CPU threads operations spread over from now on, in every thread of the process.
+
+    n: at least 1. None, as at the start: the environment variable OMP_NUM_THREADS, read anew, or else all processors that
+    this process may use. TypeError or ValueError for anything else. Sums have the same bits for the same number of threads.
+    """
+    global _wish, _usual, _limited
+    if n is not None:
+        if isinstance(n, bool) or not hasattr(n, "__index__"):
+            raise TypeError(f"set_threads: the number of threads must be a whole number or None, not {n!r}")
+        n = n.__index__()
+        if n < 1:
+            raise ValueError(f"set_threads: there must be at least 1 thread, not {n}")
+    if _limited is not None:
+        _limited.restore_original_limits()
+        _limited = None
+    if n is not None and library() is None:
+        _limited = _library_limited()
+    _wish, _usual = n, None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+def count() -> int:
+    """Threads that the calling thread's work is spread over."""
+    return _chosen.get() or _usual or _find_usual()
+
+
+def _find_usual() -> int:
+    """The number outside of `threads`. A library that keeps its threads gets no others beside them, unless asked for."""
+    global _usual
+    keep_freed_memory()
+    _usual = _wish or (1 if library() is None else available())
+    return _usual
+
+
+def operation(work: Callable[..., T], arguments: Sequence[Any], options: dict[str, Any]) -> T:
+    """work(*arguments, **options), while the linear algebra library works with one thread: threads that each take some
+    images through a whole chain of products are faster than products that are themselves split."""
+    me = threading.get_ident()
+    if me in pin.inside:
+        return work(*arguments, **options)
+    try:
+        pin.enter(me)
+        return work(*arguments, **options)
+    finally:
+        _leave(me)
+
+
+def _leave(thread: int) -> None:
+    try:
+        pin.leave(thread)
+    except BaseException:  # an interruption
+        pin.leave(thread)
+        raise
 
 
 @contextmanager
 def threads(n: int | None = None) -> Iterator[int]:
-    """A block in which operations spread over n threads (None: all that are available)."""
-    global _count, _pool
+    """A block in which the calling thread's operations spread over n threads (None: those of `set_threads`, or all that are
+    available), and the linear algebra library works with one."""
+    me, before = threading.get_ident(), _chosen.get()
+    inside, chosen = me in pin.inside, n or _wish or available()
+    keep_freed_memory()
+    with nullcontext() if library() else _library_limited():
+        try:
+            _chosen.set(chosen)
+            pin.enter(me)
+            yield chosen
+        finally:
+            _chosen.set(before)
+            if not inside:
+                _leave(me)
+            if chosen > count():
+                forget_workspaces()  # the calling thread has some for every worker
+
+
+def _library_limited() -> Any:
+    """Limits a linear algebra library that `pin` cannot, as far as it lets others do so."""
     from threadpoolctl import threadpool_limits
 
-    keep_freed_memory()
-    before = _count, _pool
-    _count = n or available()
-    _pool = _Pool(_count - 1) if _count > 1 else None
-    try:
-        with threadpool_limits(1):
-            yield _count
-    finally:
-        if _pool is not None:
-            _pool.close()
-        if _count > before[0]:
-            forget_workspaces()  # the calling thread has some for every worker
-        _count, _pool = before
-
-
-def count() -> int:
-    """Threads that `share` spreads work over."""
-    return _count
+    return threadpool_limits(1, "blas")
 
 
 def share(work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
@@ -155,12 +128,12 @@ def share(work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
 
     The parts depend on the number of threads alone, so that sums over them have the same bits each time.
     """
-    n = min(_count, len(items))
-    if n <= 1 or _pool is None:
-        return [work(items)]
+    n = min(count(), len(items))
+    if n <= 1:
+        return [operation(work, (items,), {})]
     ends = [len(items) * i // n for i in range(n + 1)]
     parts = [items[a:b] for a, b in pairwise(ends)]
-    return _pool.run(work, parts)
+    return operation(helpers.run, (work, parts, n), {})
 
 
 def share_blocks(work: Callable[[slice], Any], X: Any, entries: int | None = None, small: int = _SMALL) -> None:
@@ -174,22 +147,17 @@ def share_blocks(work: Callable[[slice], Any], X: Any, entries: int | None = Non
     if N * entries < small or not isinstance(X, np.ndarray):
         work(slice(0, N))
         return
-    step = max(1, min(BLOCK // entries, -(-N // _count)))
+    step = max(1, min(BLOCK // entries, -(-N // count())))
     share_tasks(work, [slice(start, min(start + step, N)) for start in range(0, N, step)])
 
 
 def share_tasks(work: Callable[[Any], T], tasks: Sequence[Any]) -> list[T]:
     """[work(task) for task in tasks], where each thread takes the next task when it is done with one. No result may depend
     on another: which thread does a task is left to chance."""
-    results: list[Any] = [None] * len(tasks)
-    waiting = iter(range(len(tasks)))
-
-    def some(_: Any) -> None:
-        for i in waiting:
-            results[i] = work(tasks[i])
-
-    share(some, range(min(_count, len(tasks))))
-    return results
+    n = min(count(), len(tasks))
+    if n <= 1:
+        return operation(lambda: [work(task) for task in tasks], (), {})
+    return operation(helpers.run, (work, tasks, n), {})
 
 
 def sum_shares(work: Callable[[slice], Any], X: Any, small: int = _SMALL) -> Any:

@@ -149,13 +149,16 @@ def test_any_division_of_the_work(division, shape, threads, monkeypatch):
     ):  # fmt: skip
         monkeypatch.setattr(plans, name, value)
     monkeypatch.setattr(workspaces._workspaces, "prepared", {})
+    kept = []
     with workers.threads(threads):
         X, F, b, L_Y, E, R = single(*arrays, E, R)
-        for _ in range(2):  # with new plans, then with those that were kept
+        for _ in range(200):  # first with new plans, then with those that were kept
             found = (convolution.convolve(X, F, b, window, 1, E, R), *three(X, F, b, L_Y, window)[1:])
             for f, e in zip(found, exact, strict=True):
                 np.testing.assert_allclose(f, e, rtol=0, atol=1e-5 * np.abs(e).max())
-        kept = [plan for plan in workspaces._workspaces.prepared.values() if isinstance(plan, Plan)]
+            before, kept = kept, [p for p in workspaces._workspaces.prepared.values() if isinstance(p, Plan)]
+            if len(before) == len(kept) == 3:
+                break  # a part that another thread took last time may need more memory, which makes plans anew
     assert len(kept) == 3
     for plan in kept:
         counts = np.zeros((shape[0], plan.vertical.tiles, plan.outputs[3]))
