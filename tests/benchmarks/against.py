@@ -20,8 +20,8 @@ from tinydiff.cli.bench import describe
 ROOT = Path(__file__).parents[2]
 LEAST = 0.02  # a difference that counts, as a share
 
-# A worker prints the names of its rows, then answers each name with the seconds of one turn. It runs in either layout of the
-# package: up to 0.1.0 the threads were in tinydiff/workers.py.
+# A worker prints the names of its rows, then answers each name with the seconds of one turn. It runs in any layout of the
+# package: where operations used several threads only when told so, they are told.
 WORKER = """
 import json, sys, time
 sys.path.insert(0, ".")
@@ -29,10 +29,14 @@ import numpy as np
 import tinydiff as td
 from tinydiff import ops, optim
 from tinydiff.bench.cases import all_cases
-try:
-    from tinydiff.machine.threads import threads
-except ImportError:
-    from tinydiff.workers import threads
+if hasattr(td, "set_threads"):  # a loop as a user writes it
+    from contextlib import nullcontext
+    threads = lambda n: nullcontext(td.set_threads(n))
+else:
+    try:
+        from tinydiff.machine.threads import threads
+    except ImportError:
+        from tinydiff.workers import threads
 W1 = dict(image_size=32, in_channels=1, channels=32, channel_mults=(1, 2, 2), blocks_per_level=2, attention_resolutions=(16,))
 W2 = dict(W1, in_channels=3, channels=128, channel_mults=(1, 2, 2, 2))
 

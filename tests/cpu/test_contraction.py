@@ -58,7 +58,9 @@ def test_small_products_and_empty_ones_stay_in_the_calling_thread():
 
 def test_threads_really_share_it_and_its_gradients(monkeypatch):
     parts, share = [], threads.share
-    monkeypatch.setattr(contraction, "share", lambda work, items: parts.append(len(items)) or share(work, items))
+    monkeypatch.setattr(
+        contraction, "share", lambda work, items, most: parts.append(len(items)) or share(work, items, most)
+    )
     rng = np.random.default_rng(0)
     a, b = (td.Tensor(rng.normal(size=s), requires_grad=True) for s in ((300, 200), (200, 500)))
     L = rng.normal(size=(300, 500))

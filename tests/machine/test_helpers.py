@@ -135,18 +135,70 @@ def test_many_callers_at_once():
     assert results == {k: [[x + k for x in range(n % 5)] for n in range(300)] for k in range(6)}
 
 
-def test_finished_work_is_not_kept_alive():
-    class Thing:
-        pass
+class Thing:
+    pass
 
-    thing = Thing()
+
+def test_finished_work_is_not_kept_alive_by_helpers_that_are_busy():
+    thing, release, wait = Thing(), threading.Event(), together(2)
     seen = weakref.ref(thing)
-    helpers.run(lambda part: part, [thing, thing, thing], 3)
-    del thing
-    time.sleep(0.01)
-    helpers.run(lambda part: part, range(3), 3)  # a helper's last work is over when it has new work
-    gc.collect()
-    assert seen() is None
+
+    def busy(_):
+        wait()
+        release.wait(PATIENCE)
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(helpers, "_helpers", helpers._Helpers())
+        other = threading.Thread(target=helpers.run, args=(busy, range(2), 2))
+        other.start()
+        while not helpers._helpers.count or not helpers._helpers.jobs.empty():
+            time.sleep(0.001)
+        results = helpers.run(lambda part: part, [thing, thing], 2)
+        del thing, results
+        gc.collect()
+        assert seen() is None
+        release.set()
+        other.join(PATIENCE)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_failed_is_not_kept_alive(threads):
+    """Nor does it wait for the collector of cycles: memory may be what it failed for."""
+    seen = []
+
+    def work(part):
+        thing = Thing()
+        seen.append(weakref.ref(thing))
+        raise MemoryError
+
+    gc.disable()
+    try:
+        with pytest.raises(MemoryError):
+            helpers.run(work, range(2), threads)
+        patient = time.monotonic() + 60  # until the helper has left its frame
+        while any(ref() is not None for ref in seen) and time.monotonic() < patient:
+            time.sleep(0.001)
+        assert all(ref() is None for ref in seen)
+    finally:
+        gc.enable()
+
+
+def test_an_interruption_while_helpers_start_is_no_reason_to_stay_alone():
+    def interrupt(frame, event, arg):
+        if event == "c_return" and arg is _thread.start_new_thread:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(helpers, "_helpers", helpers._Helpers())
+        sys.setprofile(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                helpers.run(str, range(2), 2)
+        finally:
+            sys.setprofile(None)
+        wait = together(2)
+        helpers.run(lambda _: wait(), range(2), 2)
 
 
 def test_an_interruption_of_the_caller_begins_no_more_parts_and_waits_for_those_begun():

@@ -5,6 +5,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+import threadpoolctl
 
 from tinydiff.machine import library_threads
 
@@ -22,17 +23,17 @@ class Fake:
         self.number = number
         self.told.append(number)
 
+    one = 1
+
 
 @pytest.fixture
-def fake(monkeypatch):
-    fake = Fake()
-    monkeypatch.setattr(library_threads, "library", lambda: fake)
-    return fake
+def fake():
+    return Fake()
 
 
 @pytest.fixture
 def pin(fake):
-    return library_threads._Pin()
+    return library_threads.Pin(lambda: fake)
 
 
 def test_the_first_thread_pins_and_the_last_one_gives_back(pin, fake):
@@ -69,9 +70,8 @@ def test_what_the_program_sets_meanwhile_stays(pin, fake):
     assert fake.number == 3
 
 
-def test_no_library_to_pin(monkeypatch):
-    monkeypatch.setattr(library_threads, "library", lambda: None)
-    pin = library_threads._Pin()
+def test_no_library_to_pin():
+    pin = library_threads.Pin(lambda: None)
     pin.enter(1)
     pin.leave(1)
     assert not pin.inside
@@ -82,7 +82,6 @@ def test_an_interrupted_call_can_be_made_again(fake, call):
     """The call's n-th touch of the library is interrupted, before or after it takes effect."""
     for late in (False, True):
         fake.number, touched = 4, 0
-        pin = library_threads._Pin()
 
         def touch(do, *a, late=late):
             nonlocal touched
@@ -94,17 +93,16 @@ def test_an_interrupted_call_can_be_made_again(fake, call):
                 raise KeyboardInterrupt
             return result
 
-        lib = SimpleNamespace(
-            get=lambda touch=touch: touch(fake.get), set=lambda number, touch=touch: touch(fake.set, number)
+        lib = library_threads.Library(
+            lambda touch=touch: touch(fake.get), lambda number, touch=touch: touch(fake.set, number)
         )
-        with pytest.MonkeyPatch.context() as m:
-            m.setattr(library_threads, "library", lambda lib=lib: lib)
-            with suppress(KeyboardInterrupt):
-                pin.enter(1)
-            try:
-                pin.leave(1)
-            except KeyboardInterrupt:
-                pin.leave(1)
+        pin = library_threads.Pin(lambda lib=lib: lib)
+        with suppress(KeyboardInterrupt):
+            pin.enter(1)
+        try:
+            pin.leave(1)
+        except KeyboardInterrupt:
+            pin.leave(1)
         assert fake.number == 4 and pin.before is None and not pin.inside
 
 
@@ -148,4 +146,50 @@ def openblas(path="/lib/libopenblas.so", layer="pthreads"):
 )
 def test_which_library_is_pinned(found, pinned, monkeypatch):
     lib = libraries(monkeypatch, *found)
-    assert lib == (("get", "set") if pinned else None)
+    assert lib == (("get", "set", 1) if pinned else None)
+
+
+def test_numpys_own_library_is_recognised():
+    """As it comes from PyPI; where it does not, there is nothing to tell."""
+    own = [
+        lib
+        for lib in threadpoolctl.threadpool_info()
+        if lib["user_api"] == "blas" and "numpy" in lib["filepath"] and lib.get("threading_layer") == "pthreads"
+    ]
+    if len(own) != 1:
+        pytest.skip("this NumPy does not bring OpenBLAS with threads of its own")
+    for number in (2, 1):
+        with threadpoolctl.threadpool_limits(number, "blas"):
+            assert library_threads.library().get() == number
+
+
+def test_all_libraries_at_once():
+    others = library_threads.others()
+    if others is None:
+        pytest.skip("threadpoolctl knows none of this NumPy's libraries")
+    before = others.get()
+    assert len(others.one) == len(before)
+    pin = library_threads.Pin(lambda: others)
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        pin.enter(1)
+        assert others.get() == others.one
+        pin.leave(1)
+        assert set(others.get()) == {2}
+    assert others.get() == before
+
+
+def test_a_handler_that_works_in_the_middle_of_leaving(fake):
+    """It gives the number back itself."""
+
+    def get():
+        if pin.before is not None and not nested:
+            nested.append(1)
+            pin.enter(2)
+            pin.leave(2)
+        return fake.get()
+
+    nested = []
+    pin = library_threads.Pin(lambda: library_threads.Library(get, fake.set))
+    pin.enter(1)
+    pin.leave(1)
+    assert nested and fake.number == 4 and set(fake.told) <= {1, 4}

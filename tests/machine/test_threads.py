@@ -77,7 +77,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def in_a_child(work):
-    """What work() returns in a forked process, or a failure if that takes more than 20 s."""
+    """What work() returns in a forked process, or a failure if that hangs."""
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=lambda: queue.put(work()))

@@ -1,5 +1,6 @@
 """Operations use all threads without being told, and products inside them one."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import tinydiff as td
 from tinydiff.machine import limits, threads
-from tinydiff.machine.library_threads import library, pin
+from tinydiff.machine.library_threads import library, pin, slow_pin
 
 PATIENCE = 600  # seconds until a thread counts as hanging, on the busiest machine
 needs_pin = pytest.mark.skipif(library() is None, reason="this NumPy's library keeps its threads")
@@ -26,7 +28,8 @@ needs_pin = pytest.mark.skipif(library() is None, reason="this NumPy's library k
 def settings_are_put_back():
     yield
     td.set_threads(None)
-    assert not pin.inside and pin.before is None
+    for each in (pin, slow_pin):
+        assert not each.inside and each.before is None
 
 
 def library_threads():
@@ -152,6 +155,67 @@ def test_a_library_that_keeps_its_threads_gets_no_others_beside_them_unless_aske
         assert threads.count() == 3 and library_threads() <= {1}
         td.set_threads(None)
         assert threads.count() == 1 and library_threads() <= {2}
+
+
+@needs_pin
+def test_blocks_side_by_side_over_a_library_that_keeps_its_threads(monkeypatch):
+    monkeypatch.setattr(threads, "library", lambda: None)
+    monkeypatch.setattr(slow_pin, "find", library)  # threadpoolctl lets one thread alone set OpenBLAS's number
+    with threadpool_limits(2, "blas"):
+        both, go = threading.Barrier(2, timeout=PATIENCE), threading.Event()
+
+        def first():
+            with threads.threads(2):
+                both.wait()
+            go.set()
+
+        other = threading.Thread(target=first)
+        other.start()
+        with threads.threads(2):
+            both.wait()
+            go.wait(PATIENCE)
+            assert library_threads() <= {1}
+            td.set_threads(3)
+        other.join()
+        assert library_threads() <= {1}
+        td.set_threads(None)
+        assert library_threads() <= {2}
+
+
+def test_a_first_operation_does_not_undo_what_another_thread_sets(monkeypatch):
+    begun = threading.Event()
+
+    def slowly(available=threads.available):
+        begun.set()
+        time.sleep(0.05)
+        return available() + 5
+
+    td.set_threads(None)
+    monkeypatch.setattr(threads, "available", slowly)
+    monkeypatch.setattr(threads, "library", lambda: True)
+    first = threading.Thread(target=threads.count)
+    first.start()
+    begun.wait(PATIENCE)
+    td.set_threads(3)
+    first.join()
+    assert threads.count() == 3
+
+
+@needs_pin
+@pytest.mark.skipif(os.name != "posix", reason="sends itself a signal")
+@pytest.mark.parametrize("outside", [threads.threads, nullcontext])
+def test_an_interruption_in_code_of_c_that_then_fails(outside):
+    """Python notices the signal only where the next function begins."""
+    kill = ctypes.PyDLL(None).kill
+
+    class Interrupted(td.Function):
+        def forward(self, X):
+            sum(map(kill, [os.getpid()], [signal.SIGINT]), ())
+
+    with threadpool_limits(2, "blas"):
+        with pytest.raises((KeyboardInterrupt, TypeError)), outside():
+            Interrupted.apply(tensor(3))
+        assert library_threads() == {2} and not pin.inside
 
 
 SETTINGS = {"channels": 32, "channel_mults": (1, 2), "blocks_per_level": 1, "attention_resolutions": (8,), "groups": 4}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.cpu.blas import MULTIPLICATIONS_WORTH_A_THREAD
-from tinydiff.machine.threads import count, share
+from tinydiff.machine.threads import count, share, worthwhile
 
 
 def product(A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
@@ -20,7 +20,8 @@ def product(A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False
     """
     A, B = A.swapaxes(-1, -2) if transpose_a else A, B.swapaxes(-1, -2) if transpose_b else B
     stack, (M, K), N = np.broadcast_shapes(A.shape[:-2], B.shape[:-2]), A.shape[-2:], B.shape[-1]
-    if count() == 1 or math.prod(stack) * M * K * N < MULTIPLICATIONS_WORTH_A_THREAD:
+    multiplications = math.prod(stack) * M * K * N
+    if count() == 1 or multiplications < MULTIPLICATIONS_WORTH_A_THREAD:
         return NotImplemented
     Y = np.empty((*stack, M, N), np.result_type(A, B))
     # along this axis of Y, counted from its end, the threads divide the work
@@ -30,7 +31,7 @@ def product(A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False
         at = slice(part.start, part.stop)
         np.matmul(A if axis == -1 else _cut(A, axis, at), B if axis == -2 else _cut(B, axis, at), out=_cut(Y, axis, at))
 
-    share(some, range(Y.shape[axis]))
+    share(some, range(Y.shape[axis]), worthwhile(multiplications, MULTIPLICATIONS_WORTH_A_THREAD))
     return Y
 
 

@@ -14,6 +14,7 @@ import _thread
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -65,7 +66,7 @@ class _Job:
 
     def forget(self) -> None:
         """A helper that comes late shall not keep arrays alive."""
-        self.work, self.parts, self.results = _nothing, (), []
+        self.work, self.parts, self.results, self.errors = _nothing, (), [], {}  # tracebacks lead back here
 
 
 def _nothing(part: Any) -> None:
@@ -75,20 +76,16 @@ def _nothing(part: Any) -> None:
 class _Helpers:
     def __init__(self) -> None:
         self.jobs: SimpleQueue[_Job] = SimpleQueue()
-        self.starting, self.count = threading.Lock(), 0
+        self.starting, self.count = threading.RLock(), 0
 
     def start(self, wanted: int) -> int:
         """Has up to `wanted` helpers; returns how many there are of those."""
-        if self.count < wanted and self.starting.acquire(blocking=False):
-            try:
+        if self.count < wanted:
+            with self.starting, suppress(RuntimeError):  # at the interpreter's end, or where the system allows no more
                 while self.count < wanted:
                     # threading.Thread waits for the new thread: an interruption there would leave its locks behind
                     _thread.start_new_thread(_wait_for_jobs, (self.jobs,))
                     self.count += 1
-            except RuntimeError:  # at the interpreter's end, or where the system allows no more threads
-                pass
-            finally:
-                self.starting.release()
         return min(self.count, wanted)
 
 
@@ -131,9 +128,13 @@ def run(work: Callable[[Any], T], parts: Sequence[Any], threads: int) -> list[T]
         except BaseException:
             forget_workspaces()  # helpers still write to them
             raise
+        job.forget()
         raise
     results, errors = job.results, job.errors
     job.forget()
     if errors:
-        raise errors[min(errors)]
+        try:
+            raise errors[min(errors)]
+        finally:
+            del errors  # the error leads to this frame, which shall not lead to the error
     return results

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tinydiff.machine import helpers, limits
-from tinydiff.machine.library_threads import library, pin
+from tinydiff.machine.library_threads import library, pin, slow_pin
 from tinydiff.machine.pages import keep_freed_memory
 from tinydiff.machine.workspaces import forget_workspaces
 
@@ -31,7 +31,7 @@ _SMALL = 1 << 17  # elements that are not worth a second thread
 _chosen: ContextVar[int] = ContextVar("threads", default=0)  # by the block that the calling thread is in; 0: by none
 _wish: int | None = None  # of `set_threads`
 _usual: int | None = None  # outside of blocks, when it is known
-_limited: Any = None  # the library's other number of threads, where `pin` cannot set it
+_deciding = threading.RLock()  # held while one of the two changes
 
 
 def available() -> int:
@@ -47,19 +47,19 @@ def set_threads(n: int | None) -> None:
     n: at least 1. None, as at the start: the environment variable OMP_NUM_THREADS, read anew, or else all processors that
     this process may use. TypeError or ValueError for anything else. Sums have the same bits for the same number of threads.
     """
-    global _wish, _usual, _limited
+    global _wish, _usual
     if n is not None:
         if isinstance(n, bool) or not hasattr(n, "__index__"):
             raise TypeError(f"set_threads: the number of threads must be a whole number or None, not {n!r}")
         n = n.__index__()
         if n < 1:
             raise ValueError(f"set_threads: there must be at least 1 thread, not {n}")
-    if _limited is not None:
-        _limited.restore_original_limits()
-        _limited = None
-    if n is not None and library() is None:
-        _limited = _library_limited()
-    _wish, _usual = n, None
+    with _deciding:
+        _wish, _usual = n, None
+        if n is None:
+            slow_pin.leave("set_threads")
+        elif library() is None:
+            slow_pin.enter("set_threads")
 
 
 def count() -> int:
@@ -71,8 +71,9 @@ def _find_usual() -> int:
     """The number outside of `threads`. A library that keeps its threads gets no others beside them, unless asked for."""
     global _usual
     keep_freed_memory()
-    _usual = _wish or (1 if library() is None else available())
-    return _usual
+    with _deciding:
+        _usual = usual = _wish or (1 if library() is None else available())
+    return usual
 
 
 def operation(work: Callable[..., T], arguments: Sequence[Any], options: dict[str, Any]) -> T:
@@ -85,50 +86,45 @@ def operation(work: Callable[..., T], arguments: Sequence[Any], options: dict[st
         pin.enter(me)
         return work(*arguments, **options)
     finally:
-        _leave(me)
-
-
-def _leave(thread: int) -> None:
-    try:
-        pin.leave(thread)
-    except BaseException:  # an interruption
-        pin.leave(thread)
-        raise
+        try:  # not in a function of its own: an interruption may come where it begins
+            pin.leave(me)
+        except BaseException:
+            pin.leave(me)
+            raise
 
 
 @contextmanager
 def threads(n: int | None = None) -> Iterator[int]:
     """A block in which the calling thread's operations spread over n threads (None: those of `set_threads`, or all that are
-    available), and the linear algebra library works with one."""
-    me, before = threading.get_ident(), _chosen.get()
-    inside, chosen = me in pin.inside, n or _wish or available()
+    available), and the linear algebra library works with one. Other threads that are started in it have their own number."""
+    me, before, held = threading.get_ident(), _chosen.get(), pin if library() else slow_pin
+    inside, chosen = me in held.inside, n or _wish or available()
     keep_freed_memory()
-    with nullcontext() if library() else _library_limited():
+    try:
+        _chosen.set(chosen)
+        held.enter(me)
+        yield chosen
+    finally:
         try:
-            _chosen.set(chosen)
-            pin.enter(me)
-            yield chosen
-        finally:
             _chosen.set(before)
+        finally:
             if not inside:
-                _leave(me)
-            if chosen > count():
-                forget_workspaces()  # the calling thread has some for every worker
+                try:
+                    held.leave(me)
+                except BaseException:
+                    held.leave(me)
+                    raise
+        if chosen > count():
+            forget_workspaces()  # the calling thread has some for every worker
 
 
-def _library_limited() -> Any:
-    """Limits a linear algebra library that `pin` cannot, as far as it lets others do so."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1, "blas")
-
-
-def share(work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+def share(work: Callable[[Any], T], items: Sequence[Any], most: int | None = None) -> list[T]:
     """work(part) for consecutive parts of the items, one part for each thread; the results in the order of the parts.
 
-    The parts depend on the number of threads alone, so that sums over them have the same bits each time.
+    most: parts, however many threads there are. The parts depend on numbers alone, so that sums over them have the same bits
+    each time.
     """
-    n = min(count(), len(items))
+    n = min(count(), len(items), most or len(items))
     if n <= 1:
         return [operation(work, (items,), {})]
     ends = [len(items) * i // n for i in range(n + 1)]
@@ -141,14 +137,20 @@ def share_blocks(work: Callable[[slice], Any], X: Any, entries: int | None = Non
     intermediate results shall stay in a core's cache.
 
     entries: numbers that the work holds at once for one item (None: as many as the item has); a block has about BLOCK of
-    them. Fewer than `small` in all stay in the calling thread. Arrays on the GPU are one block.
+    them. Fewer than `small` in all stay in the calling thread, and each thread gets half of that at least. Arrays on the GPU
+    are one block.
     """
     N, entries = len(X), max(1, X.size // max(1, len(X)) if entries is None else entries)
     if N * entries < small or not isinstance(X, np.ndarray):
         work(slice(0, N))
         return
-    step = max(1, min(BLOCK // entries, -(-N // count())))
+    step = max(1, min(BLOCK // entries, -(-N // min(count(), worthwhile(N * entries, small)))))
     share_tasks(work, [slice(start, min(start + step, N)) for start in range(0, N, step)])
+
+
+def worthwhile(work: int, worth: int) -> int:
+    """How many threads to wake for so much work, where two are worth it from `worth` on."""
+    return max(2, 2 * work // worth) if worth else max(2, work)
 
 
 def share_tasks(work: Callable[[Any], T], tasks: Sequence[Any]) -> list[T]:
@@ -165,7 +167,8 @@ def sum_shares(work: Callable[[slice], Any], X: Any, small: int = _SMALL) -> Any
     fewer than `small` entries or is on the GPU."""
     if X.size < small or not isinstance(X, np.ndarray):
         return work(slice(0, len(X)))
-    total, *others = share(lambda part: work(slice(part.start, part.stop)), range(len(X)))
+    shares = share(lambda part: work(slice(part.start, part.stop)), range(len(X)), worthwhile(X.size, small))
+    total, *others = shares
     for other in others:
         total += other
     return total

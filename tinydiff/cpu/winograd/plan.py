@@ -69,7 +69,7 @@ class Step(NamedTuple):
 class Plan:
     """How the work on the tiles of a convolution, or of its weight gradient, is shared, and the memory for it.
 
-    The calling thread makes it, once for all convolutions of these shapes (`threads.prepared`): it would take half of the
+    The calling thread makes it, once for all convolutions of these shapes (`workspaces.prepared`): it would take half of the
     time of a small one, and workers that set up arrays side by side wait for the interpreter's lock again and again.
     """
 
