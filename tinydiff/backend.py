@@ -1,7 +1,6 @@
 """NumPy or CuPy: which array module an array belongs to, and the moves between them.
 
-This is the one file that imports cupy, and it does so only when somebody asks for a GPU: importing tinydiff stays
-cheap.
+This is the only file that imports cupy, and it does so when a GPU is asked for: importing tinydiff stays cheap.
 """
 
 from __future__ import annotations
@@ -39,7 +38,8 @@ def cupy() -> ModuleType | None:
 
 
 def no_cuda() -> str | None:
-    """Why there is no device cuda on this machine and what to install or change, in a sentence; None if there is one."""
+    """Why there is no device cuda on this machine and what to install or change, in one sentence; None if there is
+    one."""
     if (found := cupy()) is not None:
         lacking = _lacking(found)
         return None if lacking is None else f"{lacking}; or use --device cpu"
@@ -75,7 +75,7 @@ def no_cuda() -> str | None:
 
 @functools.cache
 def _lacking(cupy: ModuleType) -> str | None:
-    """What CuPy lacks to run any kernel, found out by running one; the sentence of `missing_library`, or None."""
+    """What CuPy lacks to run any kernel, found by running one: the sentence of `missing_library`, or None."""
     try:
         cupy.ones(1)
     except Exception as error:  # other failures are told where they matter, by who knows what was tried
@@ -84,8 +84,8 @@ def _lacking(cupy: ModuleType) -> str | None:
 
 
 def missing_library(error: Exception) -> str | None:
-    """What to install, in a sentence, if the error is CuPy's for a library of CUDA that it does not find, or for the headers;
-    None for all others. CuPy looks for each when it first needs it, and its wheels bring none of them."""
+    """What to install, in a sentence, if the error is CuPy's for a missing library of CUDA or for its missing headers,
+    else None. CuPy looks for each when it first needs it, and its wheels bring none of them."""
     if "cupy" not in sys.modules:
         return None
     text = str(error).partition("\n")[0]
@@ -103,7 +103,8 @@ def missing_library(error: Exception) -> str | None:
 
 
 def refuse_missing_library(error: Exception, what: str) -> None:
-    """RunFailed, one sentence that says what to install, if `what` failed for want of a library of CUDA."""
+    """RunFailed, one sentence that says what to install, if `what` failed with an error that `missing_library`
+    explains."""
     if (sentence := missing_library(error)) is not None:
         raise RunFailed(f"{what}: {sentence}") from None
 
@@ -128,10 +129,11 @@ def driver_version() -> tuple[int, int] | None:
 
 
 def resolve_device(device: str) -> str:
-    """The device that a user's wish ("auto", "cpu" or "cuda") comes to on this machine; InputError if it is not here.
+    """The device that a wish ("auto", "cpu" or "cuda") means on this machine: "cpu" or "cuda". InputError if it is not
+    here.
 
-    auto: the GPU that CuPy sees, else the CPU. Where CuPy sees a GPU but lacks libraries to use it, it is the CPU as well, and
-    a line on stderr says so.
+    auto: the GPU that CuPy sees, else the CPU. Where CuPy sees a GPU but lacks libraries to use it, it is the CPU too,
+    and a line on stderr says so.
     """
     if device == "auto":
         if cupy() is None:
@@ -153,24 +155,24 @@ _say_once = functools.cache(say)
 
 
 def host_threads(device: str, wish: int | None = None) -> int | None:
-    """How many threads may give work to a resolved device, of those wished for: only one to a GPU, because CuPy's current
-    device and stream are a thread's own, so that helpers would work on others."""
+    """How many threads may launch work on a resolved device, at most `wish` (None: no limit): one for a GPU, else the
+    wish. CuPy's current device and stream belong to a thread, so helpers would work on others."""
     return 1 if device == "cuda" else wish
 
 
 def is_array(x: Any) -> bool:
-    """True for a NumPy or CuPy array."""
+    """Whether x is a NumPy or CuPy array."""
     return isinstance(x, np.ndarray) or _is_cupy(x)
 
 
 def array_module(x: Any) -> ModuleType:
-    """numpy or cupy, by the type of `x`; whatever is not an array belongs to numpy."""
+    """numpy or cupy, by the type of `x`; numpy for everything that is not an array."""
     return sys.modules["cupy"] if _is_cupy(x) else np
 
 
 def widened(x: Any) -> Any:
-    """An array of half precision as float32, anything else itself: counts, squares and sums soon leave half's range (65504)
-    or its 11 bits."""
+    """x in float32 if it is an array of half precision, else x itself: counts, squares and sums soon leave half's range
+    (65504) or its 11 bits."""
     return x.astype("float32") if is_array(x) and x.dtype.char == "e" else x
 
 
@@ -182,12 +184,13 @@ def module_for(device: str) -> ModuleType:
 
 
 def device_of(x: Any) -> str:
-    """ "cpu" or "cuda"."""
+    """The device of x: "cuda" for a CuPy array, "cpu" for everything else."""
     return "cuda" if _is_cupy(x) else "cpu"
 
 
 def to_device(x: Any, device: str) -> Any:
-    """The array on the given device: itself if it is there already, else a copy."""
+    """The array x on a device, "auto", "cpu" or "cuda": itself if it is there already, else a copy. InputError where
+    there is no such device."""
     device = resolve_device(device)
     if device_of(x) == device:
         return x
@@ -195,18 +198,18 @@ def to_device(x: Any, device: str) -> Any:
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """The array in host memory; no copy if it is there already."""
+    """The array x in host memory; no copy if it is there already."""
     return x.get() if _is_cupy(x) else np.asarray(x)
 
 
 def synchronize() -> None:
-    """Waits until the GPU has done everything it was told to, where one is in use; for measuring time."""
+    """Waits until the GPU, if one is in use, has done everything that it was given; for measuring time."""
     if "cupy" in sys.modules and (module := cupy()) is not None:
         module.cuda.get_current_stream().synchronize()
 
 
 def gpu_memory() -> tuple[int, int]:
-    """(all, free) bytes of the GPU's memory; free is what no program holds, CuPy's reserve counted as free."""
+    """(all, free) bytes of the GPU's memory. Free is what no program holds, and what CuPy's pool holds unused."""
     module = module_for("cuda")
     free, total = module.cuda.runtime.memGetInfo()
     pool = module.get_default_memory_pool()
@@ -214,7 +217,7 @@ def gpu_memory() -> tuple[int, int]:
 
 
 def gpu_reserved(trim: bool = False) -> int:
-    """Bytes that CuPy's pool holds of the GPU's memory; with `trim` it first gives back what it does not use."""
+    """Bytes that CuPy's pool holds of the GPU's memory. With `trim` it first gives back what it does not use."""
     pool = module_for("cuda").get_default_memory_pool()
     if trim:
         pool.free_all_blocks()
@@ -222,7 +225,7 @@ def gpu_reserved(trim: bool = False) -> int:
 
 
 def address(x: Any) -> int:
-    """Where the array's first element is in its device's memory."""
+    """Where the first element of the array x lies in its device's memory, in bytes."""
     return x.data.ptr if _is_cupy(x) else x.ctypes.data
 
 

@@ -1,11 +1,11 @@
 """Which code computes a function of arrays: its definition, or a fast version on one of two shelves.
 
-A definition in `ops/X.py` (or `random`, `optim`, `diffusion/noise`) says what is computed. Decorated with `@accelerated`, it
-is asked last: first the function of the same name in `cpu/X.py` for NumPy's arrays, in `cuda/X.py` for CuPy's. A fast version
-takes the same arguments and returns NotImplemented for those that it leaves to the definition.
+A definition in `ops/X.py` (or `random`, `optim`, `diffusion/noise`) says what is computed. It is decorated with
+`@accelerated`. A call tries the function of the same name first: in `cpu/X.py` for NumPy's arrays, in `cuda/X.py` for
+CuPy's. A fast version takes the same arguments. It may return NotImplemented; then the definition computes the result.
 
-`by_definition()` leaves everything to the definitions, and so does the environment variable TINYDIFF_PLAIN=1: for tests, for
-debugging, for learning. TINYDIFF_KERNELS=0 leaves CuPy's arrays to them.
+`by_definition()` computes everything by definition, and so does the environment variable TINYDIFF_PLAIN=1: to test, to
+debug, to learn. TINYDIFF_KERNELS=0 does so for CuPy's arrays.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Accelerated(Protocol):
 
 
 def accelerated(definition: F) -> F:
-    """Has the function computed by its fast version where there is one for the arrays, else by itself.
+    """Decorates a definition: a fast version computes the function where there is one for the arrays.
 
-    The fast version is found by the names of the function and of its file. Its shelf follows from the first argument that is
-    an array, has one as its first item, or names a device.
+    The fast version is found by the names of the function and of its file. Its shelf follows from the first argument
+    that is an array, has one as its first item, or names a device.
     """
     file, name = definition.__module__.rpartition(".")[2], definition.__name__
     files: dict[str, ModuleType | None] = {}  # of each shelf
@@ -104,9 +104,9 @@ def _file_on(shelf: str, file: str) -> ModuleType | None:
 
 @contextmanager
 def by_definition() -> Iterator[None]:
-    """A block in which this thread computes everything by definition: slowly, as the formulas have it.
+    """A block in which this thread computes everything by definition: slowly, by the formulas in `ops/`.
 
-    The definitions work on NumPy's and CuPy's arrays; on a GPU their products of matrices are cuBLAS's.
+    The definitions work on NumPy's and CuPy's arrays. On a GPU their products of matrices are cuBLAS's.
     """
     before = _mode.plain
     _mode.plain = True
@@ -118,9 +118,10 @@ def by_definition() -> Iterator[None]:
 
 @contextmanager
 def on_host(seed: int = 0) -> Iterator[None]:
-    """A block in which functions of NumPy arrays run their CUDA kernels, by the stand-in of CUDA (kernels/host.h).
+    """A block in which functions of NumPy arrays run their CUDA kernels on the CPU, by the stand-in for CUDA
+    (kernels/host.h).
 
-    It runs the same source, slowly and strictly, so that every kernel is tested where there is no GPU. seed: of the random
+    It runs the same source, slowly and strictly, so that kernels are tested where there is no GPU. seed: of the random
     order in which threads and blocks take turns.
     """
     before = _mode.on_host, _mode.host_seed
@@ -132,12 +133,12 @@ def on_host(seed: int = 0) -> Iterator[None]:
 
 
 def is_on_host() -> bool:
-    """Whether this is inside `on_host()`."""
+    """Whether this thread is inside `on_host()`."""
     return _mode.on_host
 
 
 def host_seed() -> int:
-    """The seed of the block of `on_host` that this is in."""
+    """The seed of the present block of `on_host`."""
     return _mode.host_seed
 
 

@@ -1,8 +1,7 @@
 """Optimisers, the moving average of the weights, clipping and warm-up.
 
-The formulas come first: functions of lists of arrays, one for each weight, which they change in place. Optimisers hold the
-arrays. Each change is noted in the tensor's version, so that a backward pass through a graph recorded before it raises an error
-instead of giving wrong gradients. Weights of half precision have a state and an average of float32.
+The formulas come first: functions that change lists of arrays in place. Optimisers hold the arrays and note each change
+in the tensor's version: backward through a graph recorded before raises an error instead of giving wrong gradients.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ Arrays = list[Any]
 def sgd(
     weights: Arrays, gradients: Arrays, velocities: Arrays | None, lr: float, momentum: float, weight_decay: float
 ) -> None:
-    """v = momentum v + g, p = p - lr v, with g the gradient plus weight_decay p; velocities: None without momentum."""
+    """One step of lists of weights: v = momentum v + g, p = p - lr v. g is a weight's array in gradients plus
+    weight_decay p; v is its array in velocities, which is None without momentum."""
     for p, g, v in zip(weights, gradients, velocities or [None] * len(weights), strict=True):
         w, g = widened(p), widened(g)
         if weight_decay:
@@ -52,9 +52,10 @@ def adam(
     decoupled: bool,
     average_decay: float,
 ) -> None:
-    """Update number t = step of each weight (Kingma & Ba, 2015, algorithm 1), then of its average, if there are averages.
+    """Update number t = step of lists of weights (Kingma & Ba, 2015, algorithm 1), then of their averages unless None.
 
-    Weight decay is part of the gradient or, decoupled, AdamW's (Loshchilov & Hutter, 2019, algorithm 2).
+    gradients, m, v: an array for each weight. lr, betas, eps, weight_decay: see `Adam`. decoupled: weight decay as in
+    `AdamW`. average_decay: d of `EMA`.
     """
     beta1, beta2 = betas
     for p, g, mean, square, average in zip(weights, gradients, m, v, averages or [None] * len(weights), strict=True):
@@ -73,14 +74,14 @@ def adam(
 
 @accelerated
 def move_averages(averages: Arrays, weights: Arrays, decay: float) -> None:
-    """average = decay average + (1 - decay) weight."""
+    """average = decay average + (1 - decay) weight, in place, for each of the averages and its weight in `weights`."""
     for average, p in zip(averages, weights, strict=True):
         average += (1 - decay) * (p - average)
 
 
 @accelerated
 def clip(gradients: Arrays, max_norm: float) -> float:
-    """The norm of all gradients together; if it is finite and above max_norm, they are scaled to max_norm."""
+    """The norm of all gradients together. If it is finite and above max_norm, they are scaled to max_norm, in place."""
     norm = math.sqrt(float(sum((g.astype("float64") ** 2).sum() for g in gradients)))
     if max_norm < norm < math.inf:
         for g in gradients:
@@ -90,7 +91,7 @@ def clip(gradients: Arrays, max_norm: float) -> float:
 
 @accelerated
 def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
-    """(pieces, parts): the pieces of memory that a pass goes over, and the arrays as parts of them, which take their place.
+    """(pieces, parts): the pieces of memory that a pass goes over, and the arrays as parts of them, to be used from now.
 
     Here each array is a piece. On the GPU all become views of one: a launch costs more than the work on a small weight.
     """
@@ -100,9 +101,9 @@ def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
 class Optimizer:
     """What optimisers share: the weights, the learning rate, and the state that they save.
 
-    parameters: tensors that need gradients, such as `module.parameters()`; weights whose `.grad` is None are skipped.
-    `lr` may be set at any time. `state_dict()` holds everything that `step` goes on from: an optimiser that loads it
-    continues bit for bit.
+    parameters: tensors that need gradients, such as `module.parameters()`. A weight whose `.grad` is None is skipped.
+    lr: the learning rate, which may be set at any time. weight_decay: see the subclasses. ValueError for negative ones.
+    `state_dict()` holds everything that `step` depends on: an optimiser that loads it continues bit for bit.
     """
 
     slots: tuple[str, ...] = ()  # names of the arrays kept for each weight
@@ -115,7 +116,7 @@ class Optimizer:
         self.state: list[Arrays] = [[] for _ in self.parameters]  # the arrays of `slots`, from the first update on
 
     def step(self, ema: EMA | None = None) -> None:
-        """One update of all weights that have a gradient; then of their moving average, if one is given."""
+        """One update of all weights that have a gradient; then, if an `ema` is given, one of the average."""
         for step, indices in self._updates().items():
             self._begin(indices)
             rows = [(self.parameters[i].data, self.parameters[i].grad, *self.state[i]) for i in indices]
@@ -124,8 +125,7 @@ class Optimizer:
             ema.update()
 
     def _updates(self) -> dict[int, list[int]]:
-        """The weights that have a gradient, by the number of the update that they are to get. ValueError where a gradient or
-        a state does not fit its weight."""
+        """Weights that have a gradient, by the number of their next update. ValueError where it or a state does not fit."""
         found: dict[int, list[int]] = {}
         name = type(self).__name__
         for i, p in enumerate(self.parameters):
@@ -165,7 +165,7 @@ class Optimizer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state. InputError, before anything is changed, where it does not fit the weights."""
+        """Continues from a saved state. InputError, before anything is changed, where it does not fit the weights."""
         name = type(self).__name__
         if "lr" not in state or "steps" not in state or np.shape(state["steps"]) != (len(self.parameters),):
             needed = f"lr and steps for {len(self.parameters)} weights"
@@ -180,12 +180,15 @@ class Optimizer:
                     raise InputError(f"{key} of the saved {name} has shape {shape}, weight {i} {p.shape}")
         self.lr, self.steps = float(state["lr"]), steps
         for i, p in enumerate(self.parameters):
-            xp = array_module(p.data)
-            self.state[i] = [xp.array(state[f"{slot}.{i}"], _wide(p.dtype)) for slot in self.slots] if steps[i] else []
+            saved = [state[f"{slot}.{i}"] for slot in self.slots] if steps[i] else []
+            self.state[i] = [array_module(p.data).array(a, _wide(p.dtype)) for a in saved]
 
 
 class SGD(Optimizer):
-    """Gradient descent: v = momentum v + g, p = p - lr v, with g the gradient plus weight_decay p."""
+    """Gradient descent: v = momentum v + g, p = p - lr v, with g the gradient plus weight_decay p.
+
+    parameters, lr: as for `Optimizer`. momentum: in [0, 1). weight_decay: at least 0.
+    """
 
     def __init__(
         self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0
@@ -205,6 +208,7 @@ class Adam(Optimizer):
         p = p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
     with g the gradient, plus weight_decay p; t counts the updates of the weight.
+    parameters, lr: as for `Optimizer`. betas: (beta1, beta2), both in [0, 1). eps, weight_decay: at least 0.
     """
 
     slots = ("m", "v")
@@ -224,13 +228,14 @@ class Adam(Optimizer):
         self.eps = _number(name, "eps", eps)
 
     def step(self, ema: EMA | None = None) -> None:
-        """One update of all weights that have a gradient; then of their moving average, if one is given. On the GPU it is one
-        kernel for all of that, and the weights become views of one piece of memory."""
+        """One update of all weights that have a gradient; then, if an `ema` is given, one of the average. On the GPU it
+        is one kernel for all of that, and the weights become views of one piece of memory."""
         weights = self.parameters
         at_once = [len(indices) for indices in self._updates().values()] == [len(weights)]
         at_once &= ema is None or type(ema).update is EMA.update
         averages = ema.averages_of(weights) if at_once and ema is not None else []
-        if not at_once or not _alike([a for p in weights for a in (p.data, p.grad)], *self.state, averages):
+        arrays = [a for p in weights for a in (p.data, p.grad)] + [a for slots in self.state for a in slots] + averages
+        if not at_once or len({(a.dtype, device_of(a)) for a in arrays}) > 1:
             return super().step(ema)
         self._begin(range(len(weights)))
         pieces, parts = gathered([p.data for p in weights])
@@ -253,7 +258,8 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019, algorithm 2): first p = p - lr weight_decay p."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019, algorithm 2): first p = p - lr weight_decay p. The
+    arguments parameters, lr, betas, eps and weight_decay are as for `Adam`."""
 
     coupled = False
 
@@ -271,9 +277,9 @@ class AdamW(Adam):
 class EMA:
     """An exponential moving average of weights: average = d average + (1 - d) weight after each training step.
 
-    The decay d of the update after k earlier ones is min(decay, (1 + k) / (10 + k)), so that the first weights are soon
-    forgotten. Samples are drawn with the average, see `applied`; training goes on with the weights themselves. The average of
-    weights of half precision is float32: half cannot hold so small changes.
+    parameters: as for `Optimizer`. decay: in [0, 1). The decay d of the update after k earlier ones is
+    min(decay, (1 + k) / (10 + k)), so the first weights are soon forgotten. Samples are drawn with the average, see
+    `applied`. Weights of half precision have an average of float32: half cannot hold such small changes.
     """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float = 0.9999) -> None:
@@ -289,7 +295,7 @@ class EMA:
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     def averages_of(self, weights: list[Tensor]) -> Arrays:
-        """The averages, one for each of the weights in their order; ValueError if they are of other weights."""
+        """The averages, one for each of the weights in their order. ValueError if they belong to other weights."""
         self._refuse_applied()
         if [id(p) for p in weights] != [id(p) for p in self.parameters]:
             raise ValueError("the moving average is of other weights than the optimiser's")
@@ -300,14 +306,14 @@ class EMA:
             raise RuntimeError("EMA.update inside EMA.applied, where the weights are the averages themselves")
 
     def update(self) -> None:
-        """Takes the weights as they are now into the average."""
+        """Moves the average towards the present weights. RuntimeError inside `applied`."""
         self._refuse_applied()
         move_averages(self.averages, [p.data for p in self.parameters], self.current_decay)
         self.updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """A block in which the weights are the averages; afterwards, also after an error, they are themselves again."""
+        """A block in which the weights are the averages. Afterwards, also after an error, they are themselves again."""
         if self._swapped:
             raise RuntimeError("EMA.applied inside EMA.applied")
         self._swap()
@@ -328,7 +334,7 @@ class EMA:
         return {"updates": np.array(self.updates, np.int64), **state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state. InputError, before anything is changed, where it does not fit the weights."""
+        """Continues from a saved state. InputError, before anything is changed, where it does not fit the weights."""
         names = {"updates", *(f"average.{i}" for i in range(len(self.parameters)))}
         if different := sorted(names ^ set(state)):
             raise InputError(f"the saved averages do not fit this EMA: {different[0]} is missing or not part of it")
@@ -341,11 +347,10 @@ class EMA:
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scales all gradients together, in place, so that their joint Euclidean norm is at most max_norm (inf: never).
+    """Scales the gradients of all parameters together, in place, to a joint Euclidean norm of at most max_norm.
 
-    Returns the norm before, accumulated in float64 (on the GPU in float32, block by block). A norm that is not finite is
-    returned too, with the gradients left as they are: there is no length that would make them right. Tensors without a
-    gradient count as 0.
+    parameters: tensors; without a gradient they count as 0. max_norm: greater than 0 (ValueError); inf never scales.
+    Returns the norm before, added up in float64 (on the GPU float32 in blocks). If it is not finite, nothing is scaled.
     """
     max_norm = float(max_norm)
     if not max_norm > 0:
@@ -358,7 +363,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
 
 
 def warmup(lr: float, step: int, warmup_steps: int) -> float:
-    """The learning rate of training step 1, 2, ...: rises linearly to lr at step `warmup_steps` and stays there."""
+    """The learning rate of training step 1, 2, ...: it rises linearly to lr at step `warmup_steps` and stays there."""
     _number("warmup", "lr", lr)
     if step < 0 or warmup_steps < 0:
         raise ValueError(f"warmup: step {step} and warmup_steps {warmup_steps} must be at least 0")
@@ -368,11 +373,6 @@ def warmup(lr: float, step: int, warmup_steps: int) -> float:
 def _wide(dtype: Any) -> Any:
     """float32 for half precision, else the dtype itself: that of the state and the average of weights."""
     return np.result_type(dtype, np.float32)
-
-
-def _alike(*lists: Arrays) -> bool:
-    """Whether all arrays are of one dtype and device."""
-    return len({(a.dtype, device_of(a)) for arrays in lists for a in arrays}) == 1
 
 
 def _parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:

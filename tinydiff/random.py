@@ -1,8 +1,8 @@
 """Counter-based random numbers: Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
-A draw is a pure function of where it stands: key = the two halves of the seed, counter = (block low, block high, step,
-stream). Nothing is carried from draw to draw but an offset, so a generator can be saved in four integers, a training
-step can be repeated without the ones before it, and a GPU kernel can make the noise again instead of storing it.
+A draw is a function of its position alone: key = the two halves of the seed, counter = (block low, block high, step,
+stream). Only an offset is carried from draw to draw. So four integers save a generator, a training step can be repeated
+without those before it, and a GPU kernel can make noise again instead of storing it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _BLOCKS_AT_ONCE = 1 << 14  # so that the rounds work in cache
 def philox4x32(counter: Any, key: tuple[int, int], rounds: int = 10) -> Any:
     """Philox4x32: counter (4, n) uint32 and two 32-bit key words -> (4, n) uint32, on the counter's device.
 
-    One round multiplies two of the four words to 64 bits, spreads the halves and mixes the key in; the key moves on by
-    Weyl constants. Agrees with Random123's known-answer tests.
+    One of the `rounds` multiplies two of the four words to 64 bits, spreads the halves and mixes the key in; then Weyl
+    constants are added to the key. Agrees with Random123's known-answer tests.
     """
     c0, c1, c2, c3 = counter.astype("uint64")
     k0, k1 = key
@@ -49,7 +49,8 @@ def philox4x32(counter: Any, key: tuple[int, int], rounds: int = 10) -> Any:
 
 @accelerated
 def words(n: int, state: State, device: str) -> Any:
-    """The n words of a draw from a state on, uint32 (n,)."""
+    """The n words of a draw, uint32 (n,), on a device, "cpu" or "cuda". state: (seed, stream, step, offset) where
+    the draw begins."""
     xp, (seed, stream, step, first), blocks = module_for(device), state, -(-n // 4)
     out = xp.empty((blocks, 4), "uint32")
     for start in range(0, blocks, _BLOCKS_AT_ONCE):
@@ -64,19 +65,21 @@ def words(n: int, state: State, device: str) -> Any:
 
 @accelerated
 def uniform(n: int, state: State, device: str) -> Any:
-    """Uniform on [0, 1), float32 (n,): the top 24 bits of each word."""
+    """Uniform on [0, 1), float32 (n,): the top 24 bits of each word. state, device: as for `words`."""
     return (words(n, state, device) >> 8).astype("float32") * np.float32(2.0**-24)
 
 
 @accelerated
 def normal(n: int, state: State, device: str) -> Any:
-    """Standard normals, float32 (n,)."""
+    """Standard normals, float32 (n,), see `box_muller`. state, device: as for `words`."""
     return box_muller(words(n + n % 2, state, device), np.float32)[:n]
 
 
 def box_muller(words: Any, dtype: Any) -> Any:
-    """Standard normals from an even number of words, by neighbours (w0, w1): r cos a and r sin a with
-    r = sqrt(-2 ln u(w0)), a = 2 pi u(w1), u(w) = (w + 1/2) / 2**32 (Box and Muller, 1958)."""
+    """Standard normals of a dtype from an even number of words, uint32 (n,) -> (n,) (Box and Muller, 1958).
+
+    Neighbours (w0, w1) give r cos a and r sin a with r = sqrt(-2 ln u(w0)), a = 2 pi u(w1), u(w) = (w + 1/2) / 2**32.
+    """
     xp, real = array_module(words), np.dtype(dtype)
     u = words.astype(real)
     u *= real.type(2.0**-32)
@@ -90,10 +93,13 @@ def box_muller(words: Any, dtype: Any) -> Any:
 
 
 class Generator:
-    """A stream of random numbers with the state (seed, stream, step, offset), all plain integers.
+    """A stream of random numbers, with the state (seed, stream, step, offset), all plain integers.
 
-    Element j of a draw is made of word j % 4 of block `offset + j // 4`, whatever its dtype; drawing n elements
-    advances `offset` by ceil(n / 4). The words are the same bits on every device, normals agree to rounding.
+    seed: in 0..2^64-1. stream, step: in 0..2^32-1. offset: how many blocks of four words were drawn before. ValueError
+    for a seed, stream or step out of range.
+
+    Element j of a draw is made of word j % 4 of block `offset + j // 4`, whatever its dtype; a draw of n elements
+    advances `offset` by ceil(n / 4). The words are the same bits on every device; normals agree to rounding.
     """
 
     def __init__(self, seed: int, stream: int = 0, step: int = 0, offset: int = 0) -> None:
@@ -109,34 +115,41 @@ class Generator:
         return f"Generator(seed={self.seed}, stream={self.stream}, step={self.step}, offset={self.offset})"
 
     def at(self, stream: int, step: int = 0) -> Generator:
-        """The generator of the same seed at the start of another stream and step."""
+        """A generator of the same seed at the start of another stream and step."""
         return Generator(self.seed, stream, step)
 
     @property
     def state(self) -> State:
-        """(seed, stream, step, offset): everything there is to save; `Generator(*state)` goes on from here."""
+        """(seed, stream, step, offset): everything there is to save; `Generator(*state)` continues from here."""
         return self.seed, self.stream, self.step, self.offset
 
     def advance(self, n: int) -> State:
-        """The state before a draw of n elements; the generator goes past it."""
+        """The state before a draw of n elements. The generator moves past it."""
         state = self.state
         _note_use(self)
         self.offset += -(-n // 4)
         return state
 
     def words(self, n: int, device: str = "cpu") -> Any:
-        """The next n words: uint32 (n,). Advances the offset by ceil(n / 4)."""
+        """The next n words, uint32 (n,), on a device, "cpu" or "cuda". Advances the offset by ceil(n / 4)."""
         return self._draw(words, n, device)
 
     def uniform(self, shape: Any = (), dtype: Any = np.float32, device: str = "cpu") -> Any:
-        """Uniform on [0, 1): the top 24 bits of a word for float32, all 32 for float64."""
+        """Uniform on [0, 1), of a shape, an int or a tuple: the top 24 bits of a word for float32, all 32 for float64.
+
+        dtype: floating point. device: "cpu" or "cuda". ValueError for negative lengths.
+        """
         shape, n = _shape(shape)
         if np.dtype(dtype) == np.float64:
             return (self.words(n, device) * 2.0**-32).reshape(shape)
         return self._draw(uniform, n, device).astype(dtype, copy=False).reshape(shape)
 
     def normal(self, shape: Any = (), dtype: Any = np.float32, device: str = "cpu") -> Any:
-        """Standard normals, see `box_muller`. float32 is computed in float32, as a kernel would."""
+        """Standard normals of a shape, an int or a tuple, see `box_muller`.
+
+        dtype: floating point; float32 is computed in float32, as in a kernel, and float64 in float64. device: "cpu" or
+        "cuda". ValueError for negative lengths.
+        """
         shape, n = _shape(shape)
         if np.dtype(dtype) == np.float64:
             return box_muller(self.words(n + n % 2, device), np.float64)[:n].reshape(shape)
@@ -147,8 +160,12 @@ class Generator:
         return draw(n, self.advance(n), device)
 
     def integers(self, low: int, high: int, shape: Any = (), device: str = "cpu") -> Any:
-        """int64 uniform on low..high-1, by the high half of word * (high - low); the bias is below (high - low) /
-        2**32."""
+        """int64 of a shape, uniform on low..high-1: the high half of word * (high - low), with a bias below (high -
+        low) / 2**32.
+
+        shape: an int or a tuple. device: "cpu" or "cuda". ValueError unless low < high and there are at most 2**32
+        values.
+        """
         low, high = operator.index(low), operator.index(high)
         if not 0 < high - low <= 2**32:
             raise ValueError(f"integers needs low < high and at most 2**32 values, not low={low}, high={high}")
@@ -184,8 +201,8 @@ def _note_use(generator: Generator) -> None:
 
 @contextmanager
 def recording() -> Iterator[dict[Generator, int]]:
-    """Collects, for every generator drawn from inside the block, the offset it had before; `autograd.recompute` replays by
-    it."""
+    """A block that collects, for every generator drawn from inside it, the offset before. `autograd.recompute`
+    replays by it."""
     outer, _recording.uses = _recording.uses, {}
     inner = _recording.uses
     try:
@@ -196,7 +213,10 @@ def recording() -> Iterator[dict[Generator, int]]:
 
 @contextmanager
 def replaying(uses: dict[Generator, int]) -> Iterator[None]:
-    """Puts generators back to recorded offsets for the block, and to where they stood after it."""
+    """A block in which generators begin again at recorded offsets; afterwards they stand where they stood before.
+
+    uses: {generator: offset}, what `recording` gave.
+    """
     now = {generator: generator.offset for generator in uses}
     for generator, offset in uses.items():
         generator.offset = offset

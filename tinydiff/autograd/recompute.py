@@ -1,4 +1,5 @@
-"""Blocks that are computed again in backward, so that the arrays inside them need not be kept (gradient checkpointing)."""
+"""Blocks that are computed again in backward, so that the arrays inside need not be kept (gradient checkpointing; Chen
+et al., 2016)."""
 
 from __future__ import annotations
 
@@ -52,10 +53,14 @@ class _RecomputeNode(Node):
 
 
 def recompute(fn: Callable[..., Any], *xs: Any) -> Any:
-    """fn(*xs), without keeping the arrays inside: backward runs fn again to get them (gradient checkpointing).
+    """fn(*xs), without keeping the arrays inside: backward runs fn again to get them (gradient checkpointing; Chen et
+    al., 2016).
 
-    fn takes and returns tensors (one or a tuple) and must do the same thing when called again; random numbers that it
-    draws from a Generator are drawn again. Costs one more forward pass of the block, saves its memory until then.
+    fn: a function that takes xs and returns a tensor or a tuple of them. It must do the same thing when called again;
+        random numbers that it draws from a Generator are drawn again.
+
+    The cost is one more forward pass of the block. RuntimeError in backward where the second run gives other shapes or
+    a tensor that fn uses was changed in place.
     """
     if not is_recording():
         return fn(*xs)

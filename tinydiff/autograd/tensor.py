@@ -14,12 +14,13 @@ from tinydiff.backend import array_module, device_of, is_array, module_for, to_d
 
 @register_tensor_type
 class Tensor:
-    """An array of NumPy or CuPy with, if it needs one, a gradient.
+    """An array of NumPy or CuPy that remembers what it was computed from, for gradients.
 
     data: an array, taken as it is (no copy, same dtype), or numbers or lists, which become float32.
-    requires_grad: whether `backward` shall leave a gradient in `.grad`; TypeError for integers.
+    requires_grad: whether `backward` leaves a gradient in `.grad`; TypeError for integers.
 
-    Operators and functions on tensors are in `tinydiff.ops`, which also installs them as methods here.
+    `.data` and `.grad` are plain arrays of one shape; `.grad` is None until there is a gradient. Operators and
+    functions on tensors are in `tinydiff.ops`, which also installs them as methods here.
     """
 
     __slots__ = ("__weakref__", "_index", "_node", "_version", "data", "grad", "requires_grad")
@@ -53,7 +54,8 @@ class Tensor:
         self._node, self._index, self.requires_grad = node, index, True
 
     def _accumulate(self, L: Any, own: bool = False) -> None:
-        """Adds to `.grad`, an array of the tensor's own; L becomes it if nothing else holds L (`own`)."""
+        """Adds L to `.grad`, an array of the tensor's own. L itself becomes `.grad` if nothing else holds it
+        (`own`)."""
         if self.grad is None:
             self.grad = L if own and L.flags.c_contiguous else L.copy()
         else:
@@ -61,18 +63,22 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
         return self.data.shape
 
     @property
     def dtype(self) -> np.dtype:
+        """NumPy's type of the elements."""
         return self.data.dtype
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self.data.ndim
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return self.data.size
 
     @property
@@ -110,10 +116,12 @@ class Tensor:
         return np.array(self.data, dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
-        """The tensor's memory for another library: `numpy.from_dlpack(x)`, `torch.from_dlpack(x)`. No copy; gradients do not
-        follow, and the tape does not notice changes made there, as with `.numpy()`. options: as the protocol has them.
+        """The tensor's memory for another library: `numpy.from_dlpack(x)`, `torch.from_dlpack(x)`. No copy is made.
+        Gradients do not follow, and the tape does not notice changes made there, as with `.numpy()`. options: those of
+        the protocol.
 
-        BufferError for a view that runs backwards, such as x[::-1]: PyTorch ends the process on meeting one (seen with 2.13)."""
+        BufferError for a view that runs backwards, such as x[::-1]: PyTorch 2.13 ends the process when it meets one.
+        """
         if any(stride < 0 for stride in self.data.strides):
             raise BufferError(
                 "a view that runs backwards cannot be shared by DLPack; share a copy: td.Tensor(x.data.copy())"
@@ -128,7 +136,7 @@ class Tensor:
         return to_numpy(self.data)
 
     def item(self) -> Any:
-        """The only element, as a Python number; ValueError if there are more."""
+        """The only element, as a Python number. ValueError if there are more or none."""
         if self.size != 1:
             raise ValueError(f"item() needs a tensor with one element, not of shape {self.shape}")
         return self.data.item()
@@ -138,14 +146,17 @@ class Tensor:
         return Tensor._wrap(self.data, self._version)
 
     def to(self, device: str) -> Tensor:
-        """The tensor on "cpu" or "cuda" (itself if it is there already); gradients travel back."""
+        """The tensor on a device, "cpu" or "cuda": itself if it is there already, else a copy. Gradients travel back.
+        InputError where there is no such device."""
         return self if self.device == device else _Transfer.apply(self, device=device)
 
     def zero_grad(self) -> None:
+        """Forgets the gradient: `.grad` becomes None."""
         self.grad = None
 
     def retain_grad(self) -> None:
-        """Keeps the gradient of this tensor in `.grad` although it is not a leaf."""
+        """Keeps the gradient of this tensor in `.grad` although it is not a leaf. RuntimeError where none is
+        required."""
         if not self.requires_grad:
             raise RuntimeError("retain_grad needs a tensor that requires a gradient")
         if self._node is not None:
@@ -154,8 +165,9 @@ class Tensor:
     def backward(self, L_Y: Any = None) -> None:
         """Adds the gradients of the loss to `.grad` of every leaf that this tensor was computed from.
 
-        L_Y: the gradient of the loss with respect to this tensor, of its shape; may be left out (1) for one element.
-        RuntimeError where no gradient is needed, and for a second backward through the same graph.
+        L_Y: the gradient of the loss with respect to this tensor, of its shape. It may be left out (1) for one element.
+        RuntimeError where no gradient is required, and for a second backward through the same graph. ValueError where
+        L_Y is missing, of another shape or on another device.
         """
         if not self.requires_grad:
             raise RuntimeError(
@@ -251,11 +263,13 @@ class Tensor:
 
 
 def from_dlpack(x: Any) -> Tensor:
-    """A tensor on the memory of an array of another library (PyTorch, NumPy, CuPy, JAX), without a copy: a change on either
-    side is seen on the other. NumPy 2.0 gives it read-only, later ones do not. https://dmlc.github.io/dlpack
+    """A tensor on the memory of x, an array of another library (PyTorch, NumPy, CuPy, JAX), without a copy. A change on
+    either side is seen on the other. NumPy 2.0 shares memory read-only, later ones do not.
+    https://dmlc.github.io/dlpack
 
-    TypeError for what does not offer its memory by DLPack; ValueError where it cannot be shared: a device other than the CPU or
-    a CUDA GPU, a dtype that NumPy does not have (bfloat16), a tensor of PyTorch that requires a gradient.
+    TypeError for an object that does not offer its memory by DLPack. ValueError where it cannot be shared: a device
+    other than the CPU or a CUDA GPU, a dtype that NumPy does not have (bfloat16), a tensor of PyTorch that requires a
+    gradient.
     """
     if not (hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__")):
         raise TypeError(f"from_dlpack takes an array that offers its memory by DLPack, not a {type(x).__name__}")

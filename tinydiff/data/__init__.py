@@ -33,20 +33,21 @@ def load(
     seed: int = 0,
     report: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """The images at a path, or the built-in `"glyphs"` (a folder of that name is `./glyphs`), in memory.
+    """The images of a file or folder, or the built-in digits, in memory as a `Dataset`.
 
-    A path is a folder of pictures; IDX images, as a file or a folder of them (the training set, if there are two); a
-    folder of CIFAR-10's data_batch_*.bin or a single one; an .npy or .npz file of uint8 images (N, H, W[, C]).
+    name_or_path: "glyphs" for the built-in digits (a folder of that name is `./glyphs`), or the path of a folder of
+        pictures; of IDX images, a file or a folder of them (the training set, if there are two); of a folder with
+        CIFAR-10's data_batch_*.bin, or a single one; or of an .npy or .npz file of uint8 images (N, H, W[, C]).
+    image_size: scale the middle square of every image to this many pixels a side; None: as they are.
+    channels: 1 for grey, 3 for colour; None: as they are.
+    labels: True demands labels, False drops them; None takes what the files give. For a folder of pictures that is
+        none, and with True its sub-folders are the classes.
+    flip: mirror half the images of a batch.
+    holdout: the share of images kept out of training, in [0, 1); they are in `.held_out`.
+    seed: of the glyphs and of the choice of images held out.
+    report: called with a line for each picture that is skipped because it cannot be read; None: a warning.
 
-    - `image_size`: scale the middle square of every image to this many pixels a side. Default: as they are.
-    - `channels`: 1 for grey, 3 for colour. Default: as they are.
-    - `labels`: True demands labels, False drops them. Default: what the files give; for a folder of pictures none, and
-      its sub-folders are the classes if True.
-    - `flip`: mirror half the images of a batch. `holdout`: the share of images kept out, in `.held_out`.
-    - `seed`: of the glyphs and of the choice of what is held out.
-    - `report`: called with a line for each picture that is skipped because it cannot be read. Default: a warning.
-
-    Raises InputError, with one sentence that names the file, for anything that cannot be used.
+    InputError, one sentence that names the file, for anything that cannot be used.
     """
     if image_size is not None and image_size < 1:
         raise InputError(f"the image size must be at least 1 pixel, not {image_size}")

@@ -13,9 +13,11 @@ from tinydiff.errors import InputError
 def read_arrays(path: Path, labels: bool | None = None) -> Dataset:
     """Images uint8 (N, H, W) or (N, H, W, C) with 1 to 4 channels from an .npy or .npz file.
 
-    In an .npz they are `images`, else `arr_0`, else the only uint8 array of three or four dimensions; integer `labels`
-    (N,) are taken along unless `labels` is False. Nothing is unpickled. Raises InputError for anything else in the
-    file.
+    path: the file's, a pathlib.Path. In an .npz the images are `images`, else `arr_0`, else the only uint8 array of three or four
+        dimensions.
+    labels: True demands an array `labels`, integers (N,); None takes it if there is one, False ignores it.
+
+    Nothing is unpickled. InputError for anything else in the file.
     """
     arrays = _arrays(path)
     images = _checked(path, _pick_images(path, arrays))

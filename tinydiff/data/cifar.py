@@ -19,9 +19,11 @@ def batches_in(folder: Path) -> list[Path]:
 
 
 def read_cifar(path: Path) -> Dataset:
-    """A folder's data_batch_*.bin (the training set), or one .bin file; class names from batches.meta.txt beside it.
+    """CIFAR-10 from its binary version, images (N, 32, 32, 3) with labels.
 
-    Raises InputError for a file that is not a whole number of records or has a label above 9.
+    path: a pathlib.Path, of a folder with data_batch_*.bin (the training set), or of one .bin file. Class names come from
+    batches.meta.txt in the same folder. InputError for a file that is not a whole number of records or has a label
+    above 9.
     """
     files = batches_in(path) if path.is_dir() else [path]
     if not files:

@@ -18,12 +18,19 @@ HOLDOUT_STEP = 0xFFFFFFFF  # of the data-order stream: the choice of what is hel
 
 @dataclass(eq=False, repr=False)
 class Dataset:
-    """Images uint8 (N, H, W, C) with 1 to 4 channels, and labels int64 (N,) in 0..num_classes-1, or None.
+    """Images in memory, with labels or without.
 
-    `name` is for people, `source` is what a run records to find the data again, `skipped` lists (path, reason) for
-    pictures that could not be read, `held_out` is the Dataset of images kept from training, if any; `flip` mirrors half
-    the images of a batch; `fitted` says what was done to images that came in another shape. Without `class_names`,
-    `num_classes` is the largest label plus one. Raises InputError for other arrays.
+    images: uint8 (N, H, W, C) with 1 to 4 channels.
+    labels: integers (N,) in 0..num_classes-1, or None. They become int64.
+    class_names: of the labels 0, 1, ..., or None.
+    num_classes: None: as many as there are class names, or the largest label plus one.
+    name: for people. source: what a run records to find the data again.
+    skipped: (path, reason) of each picture that could not be read.
+    flip: mirror half the images of a batch.
+    held_out: the Dataset of images kept from training, or None.
+    fitted: what was done to images that came in another shape, for people.
+
+    InputError for other arrays.
     """
 
     images: np.ndarray
@@ -76,23 +83,29 @@ class Dataset:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W)."""
+        """(H, W), in pixels."""
         return self.images.shape[1], self.images.shape[2]
 
     @property
     def channels(self) -> int:
+        """C: 1 for grey, 3 for colour, one more with transparency."""
         return self.images.shape[3]
 
     def images_at(self, indices: Any) -> np.ndarray:
-        """The images at some indices as the network sees them: float32 (n, H, W, C) in [-1, 1], never mirrored."""
+        """The images at some indices, integers (n,), as the network sees them: float32 (n, H, W, C) in [-1, 1],
+        never mirrored."""
         return to_float(self.images[np.asarray(indices)])
 
     def batch(self, step: int, batch_size: int, generator: Generator) -> tuple[np.ndarray, np.ndarray | None]:
-        """Batch number `step` = 1, 2, ...: x float32 (B, H, W, C) in [-1, 1] and labels int64 (B,) or None.
+        """The batch of training step `step` = 1, 2, ...: x float32 (B, H, W, C) in [-1, 1] and labels int64 (B,) or
+        None.
 
-        A pure function of its arguments and the generator's seed. The data is an endless chain of epochs, each in its
-        own random order: position p of the chain is element p % N of the permutation of epoch p // N, and batch k takes
-        positions (k-1)·B to k·B-1. Every epoch visits every image once, and a batch is full even if N is less than B.
+        batch_size: B. generator: its seed orders the images and chooses those to mirror; its own state stays as it is.
+
+        The data is an endless chain of epochs, each in its own random order: position p of the chain is element p % N
+        of the permutation of epoch p // N, and batch k takes positions (k-1)·B to k·B-1. So every epoch visits every
+        image once, a batch is full even if N is less than B, and a batch depends on its arguments and the seed alone.
+        ValueError for numbers below 1.
         """
         if step < 1 or batch_size < 1:
             raise ValueError(f"batch takes a step and a batch size from 1 on, not {step} and {batch_size}")
@@ -110,9 +123,10 @@ class Dataset:
         return to_float(images), None if self.labels is None else self.labels[indices]
 
     def hold_out(self, fraction: float, generator: Generator) -> Dataset:
-        """The data less a random share, which becomes its `held_out`, without flips; both keep their order.
+        """The data without a random share, which becomes its `held_out`, without flips. Both keep their order.
 
-        Raises InputError unless 0 <= fraction < 1 and each side gets an image (a fraction of 0 holds out none).
+        fraction: the share, in [0, 1); 0 holds out nothing. generator: its seed makes the choice. InputError for
+        another fraction and where one side gets no image.
         """
         check_share(fraction)
         if fraction == 0:
@@ -143,12 +157,12 @@ class Dataset:
 
 
 def scaled_from(sizes: Collection[tuple[int, int]]) -> str:
-    """What was done to images of these sizes (H, W) by `images.fit`, for people."""
+    """What was done to images of these sizes (H, W) by `fit` of `pixels.py`, for people."""
     crop = "cropped and " if any(height != width for height, width in sizes) else ""
     return f"{crop}scaled from {'x'.join(map(str, *sizes)) if len(sizes) == 1 else 'several sizes'}"
 
 
 def check_share(fraction: float) -> None:
-    """Raises InputError unless the share of images to hold out is in [0, 1)."""
+    """InputError unless the share of images to hold out, the fraction, is in [0, 1)."""
     if not 0 <= fraction < 1:
         raise InputError(f"the share to hold out must be at least 0 and less than 1, not {fraction}")

@@ -26,15 +26,18 @@ def read_folder(
     labels: bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """The pictures in a folder and the folders in it, in byte order of their paths; hidden ones are left out.
+    """The pictures in a folder and in the folders in it, in byte order of their paths; hidden ones are left out.
 
-    With `image_size`, the middle square of each is scaled to it; without, all must be squares of one size. Transparent
-    parts become white, a camera's rotation is undone, of an animation the first frame counts. With `channels` None the
-    pictures come out grey if every one of them is (its colours equal, however it is stored), else in colour.
+    folder: a pathlib.Path.
+    image_size: pixels a side, to which the middle square of each is scaled; None: all must be squares of one size.
+    channels: 1 or 3; None gives grey if every picture is grey (its colours are equal, however it is stored), else
+        colour.
+    labels: whether the classes are the folders directly in `folder`.
+    report: called with a line for each picture that is skipped because it cannot be read; None: a warning. They are
+        listed in `skipped`.
 
-    With `labels`, the folder in `folder` that a picture lies in is its class. A picture that cannot be read is skipped
-    and noted in `skipped`, and `report` gets a line (a warning, by default).
-    Raises InputError if none is left.
+    Transparent parts become white, a camera's rotation is undone, of an animation the first frame counts. InputError if
+    no picture is left.
     """
     skipped: list[tuple[str, str]] = []
     report = report or (lambda line: warnings.warn(line, stacklevel=2))

@@ -27,7 +27,7 @@ def draw_glyphs(count: int = COUNT, image_size: int = SIZE, seed: int = 0) -> Da
 
     Every digit is turned (up to 12 degrees), sheared, stretched, shifted without being cut, and given a stroke weight
     between light and black. The same seed gives the same pictures, and a larger set begins with the digits of a smaller
-    one. Raises InputError for a size outside 8..256 or a count below 1.
+    one. InputError for a size outside 8..256 or a count below 1.
     """
     if not SMALLEST <= image_size <= LARGEST:
         raise InputError(f"glyphs comes in image sizes from {SMALLEST} to {LARGEST} pixels, not {image_size}")

@@ -22,7 +22,7 @@ _HOLDS = {1: "labels", 3: "images"}
 
 
 def looks_like_idx(path: Path) -> bool:
-    """Whether a file is to be read as IDX: by its name, by `.gz`, or by its first bytes."""
+    """Whether the file at a path is read as IDX: by its name, by `.gz`, or by its first bytes."""
     if re.search(r"idx\d-ubyte(\.gz)?$", path.name) or path.suffix.lower() == ".gz":
         return True
     with open(path, "rb") as file:
@@ -31,9 +31,10 @@ def looks_like_idx(path: Path) -> bool:
 
 
 def find_images(folder: Path) -> Path | None:
-    """The images file of a folder of IDX files: the only one, or the one with "train" in its name; None or None.
+    """The images file of a folder of IDX files: the only one, or the only one with "train" in its name; None if there
+    is none.
 
-    Raises InputError where several are left to choose from.
+    InputError where several remain.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), reverse=True):  # so that a file beats its gzipped copy
@@ -49,10 +50,13 @@ def find_images(folder: Path) -> Path | None:
 
 
 def read_idx(path: Path, labels: bool | None = None) -> Dataset:
-    """A file of IDX images, or a folder with one; of a folder with MNIST's two sets, the training set.
+    """Images (N, H, W, 1) from MNIST's IDX format, with labels.
 
-    Labels are read from the file beside the images whose name has `labels` for `images` and `idx1` for `idx3`, unless
-    `labels` is False. Raises InputError for whatever is missing, cut off, too long, or of another kind.
+    path: a pathlib.Path, of a file of images or of a folder with one. Of MNIST's two sets the training set is read.
+    labels: True demands them, None takes them if they are there, False ignores them. They are in the file in the same
+        folder that has `labels` for `images` and `idx1` for `idx3` in its name.
+
+    InputError for a file that is missing, cut off, too long, or of another kind.
     """
     if path.is_dir():
         images_path = find_images(path)

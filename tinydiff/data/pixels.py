@@ -14,7 +14,8 @@ from tinydiff.errors import InputError, RunFailed
 
 
 def to_float(images: Any) -> Any:
-    """uint8 -> float32 in [-1, 1], same shape and device: byte k is k / 127.5 - 1, correctly rounded."""
+    """uint8 images of any shape, as float32 in [-1, 1] on the same device: byte k is k / 127.5 - 1, correctly rounded.
+    TypeError for another dtype."""
     if images.dtype != np.uint8:
         raise TypeError(f"to_float takes uint8, not {images.dtype}")
     x = images.astype(np.float32)
@@ -25,9 +26,10 @@ def to_float(images: Any) -> Any:
 
 
 def to_bytes(x: Any) -> Any:
-    """Floats in [-1, 1] -> uint8, same shape and device: round((x + 1) 127.5), clipped to 0..255. Undoes `to_float`.
+    """Floats x in [-1, 1] of any shape, as uint8 on the same device: round((x + 1) 127.5), clipped to 0..255. Undoes
+    `to_float`.
 
-    Raises RunFailed where x holds NaN, which no byte can stand for.
+    TypeError unless x is floating point. RunFailed where x holds NaN, which no byte can represent.
     """
     if x.dtype.kind != "f":
         raise TypeError(f"to_bytes takes floating-point images, not {x.dtype}")
@@ -41,9 +43,10 @@ def to_bytes(x: Any) -> Any:
 
 
 def convert_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 (N, H, W, C) -> (N, H, W, channels): grey repeated to colour, or colour to luma (ITU-R 601, as Pillow).
+    """uint8 images (N, H, W, C) -> (N, H, W, channels): grey is repeated to colour, colour becomes luma (ITU-R 601, as
+    in Pillow).
 
-    Raises InputError for any other change.
+    InputError for a change other than 1 to 3 or 3 to 1 channels.
     """
     have = images.shape[-1]
     if have == channels:
@@ -70,7 +73,8 @@ def fit(picture: Any, size: int) -> Any:
 
 
 def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (N, H, W, C) -> (N, size, size, C) by `fit`, channel by channel; the array itself where nothing changes."""
+    """uint8 images (N, H, W, C) -> (N, size, size, C) by `fit`, channel by channel; the array itself where nothing
+    changes."""
     from PIL import Image
 
     n, height, width, channels = images.shape

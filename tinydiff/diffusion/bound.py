@@ -47,6 +47,7 @@ class Bound:
     total_se: np.ndarray
 
     def keys(self) -> Iterator[str]:
+        """The names of the terms, so that dict(bound) works and bound["total"] is bound.total."""
         return (field.name for field in fields(self))
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -38,10 +38,10 @@ def ddim_invert(
 
         x_i = sqrt(alpha_i) (x_{i-1} - sqrt(1 - alpha_bar_{i-1}) eps) + sqrt(1 - alpha_bar_i) eps
 
-    steps: as for `sample`, which must be given the same.
-    refinements: on its way down DDIM predicts eps at x_i, but here only x_{i-1} is known; with the eps of that the
-        error falls like the length of the steps. Each refinement predicts it again at the x_i just found, and a few
-        make the inverse exact. A step costs 1 + refinements model calls.
+    model, diffusion, steps, labels, guidance: as for `sample`, which must be given the same.
+    refinements: on its way down DDIM predicts eps at x_i, but here only x_{i-1} is known. With eps predicted there, the
+        error falls like the length of the steps. Each refinement predicts eps again at the x_i just found; a few make
+        the inverse exact. A step costs 1 + refinements model calls.
 
     Nothing is clipped: clipping loses what it cuts off. InputError as for `sample`.
     """
@@ -73,12 +73,13 @@ def interpolate(
 ) -> Any:
     """Images (K, H, W, C) between a and b, both (H, W, C), blended at noise level t (Ho et al., 2020, figure 8).
 
-    t: in 1..T; the larger, the more the model invents.
-    shares: of b, one for each of the K images; 0 gives a, 1 gives b.
-    options: those of `sample`, such as sampler and steps, which counts the steps from t down.
+    model, diffusion, generator: as for `sample`.
+    t: in 1..T; the larger it is, the more the model invents.
+    shares: of b, one for each of the K images, in 0..1; 0 gives a, 1 gives b.
+    options: further arguments of `sample`, such as sampler and steps, which counts the steps from t down.
 
-    Each image is noised once, for all shares, and the noises are blended to unit variance: the mean of two independent
-    ones has only half of it, which the model would take for a smoother image. InputError for t and shares out of range.
+    Each image is noised once, for all shares. The noises are blended to unit variance: a plain mean of two independent
+    ones has half of it, which the model would take for a smoother image. InputError for t and shares out of range.
     """
     a, b = as_images(a=a, b=b)
     xp = array_module(a)
@@ -107,10 +108,11 @@ def inpaint(
     guidance: float | None = None,
     progress: bool = True,
 ) -> Any:
-    """The images x0 (N, H, W, C) with what is not `known` drawn by the model to fit (RePaint; Lugmayr et al., 2022).
+    """The images x0 (N, H, W, C), where the model draws everything that is not `known` to fit (RePaint; Lugmayr et al.,
+    2022).
 
-    known: boolean, broadcasting to x0's shape. True keeps the pixel exactly; what x0 holds elsewhere does not matter.
-    steps, labels, guidance, progress: as for `sample`; the sampler is ancestral sampling.
+    known: boolean, broadcasting to x0's shape. True keeps the pixel exactly; the other pixels of x0 do not matter.
+    model, diffusion, generator, steps, labels, guidance, progress: as for `sample`; the sampler is ancestral sampling.
     jump, rounds: each stretch of `jump` steps is walked down `rounds` times, and up in between by the forward process,
         so that the drawn part comes to agree with the known one. 1 round is plain replacement, which often does not.
         Shorter jumps agree better, longer ones vary more. The model is called about steps * rounds times.

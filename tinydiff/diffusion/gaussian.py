@@ -20,7 +20,8 @@ from tinydiff.backend import array_module
 
 
 def log_prob(x: Any, mean: Any, cov: Any = None, *, variance: Any = None) -> Any:
-    """log N(x; mean, cov), (...): -(D ln 2pi + ln det cov + |L^-1 (x - mean)|^2) / 2 (source C, 20.2; E, 1.1(a))."""
+    """log N(x; mean, cov), (...), of points x (..., D): -(D ln 2pi + ln det cov + |L^-1 (x - mean)|^2) / 2 (source C,
+    20.2; E, 1.1(a)). mean (..., D); cov (..., D, D), or variance (...) instead."""
     x, mean = _vectors("log_prob", x=x, mean=mean)
     d = x - mean
     if _isotropic("log_prob", cov, variance):
@@ -33,7 +34,8 @@ def log_prob(x: Any, mean: Any, cov: Any = None, *, variance: Any = None) -> Any
 
 
 def entropy(cov: Any = None, *, variance: Any = None, dim: int | None = None) -> Any:
-    """The entropy in nats, (...): (D (1 + ln 2pi) + ln det cov) / 2 (source A, 3.1.4). dim: D, to go with variance."""
+    """The entropy in nats, (...), of a Gaussian: (D (1 + ln 2pi) + ln det cov) / 2 (source A, 3.1.4). cov (..., D, D),
+    or variance (...) with dim = D instead."""
     if _isotropic("entropy", cov, variance):
         if dim is None or dim < 1:
             raise ValueError(f"entropy: variance= needs dim=, the number of dimensions, at least 1, not {dim}")
@@ -48,7 +50,8 @@ def kl(m1: Any, C1: Any, m2: Any, C2: Any, *, variance: Any = None) -> Any:
 
         (ln det C2 - ln det C1 - D + tr(C2^-1 C1) + (m2 - m1)^T C2^-1 (m2 - m1)) / 2
 
-    The trace is |L2^-1 L1|^2. For isotropic Gaussians: kl(m1, None, m2, None, variance=(v1, v2)).
+    m1, m2 (..., D); C1, C2 (..., D, D). The trace is |L2^-1 L1|^2. For isotropic Gaussians: kl(m1, None, m2, None,
+    variance=(v1, v2)).
     """
     m1, m2 = _vectors("kl", m1=m1, m2=m2)
     d = m2 - m1
@@ -67,8 +70,8 @@ def product(m1: Any, C1: Any, m2: Any, C2: Any, *, variance: Any = None) -> tupl
 
         cov = C1 S^-1 C2 = (L^-1 C1)^T (L^-1 C2)        mean = C2 S^-1 m1 + C1 S^-1 m2.
 
-    The factor of proportion is N(m1; m2, C1 + C2). For isotropic ones product(m1, None, m2, None, variance=(v1, v2))
-    returns the mean and the variance.
+    m1, m2 (..., D); C1, C2 (..., D, D). The factor of proportion is N(m1; m2, C1 + C2). For isotropic Gaussians
+    product(m1, None, m2, None, variance=(v1, v2)) returns the mean and the variance.
     """
     m1, m2 = _vectors("product", m1=m1, m2=m2)
     if _both_isotropic("product", C1, C2, variance):

@@ -1,11 +1,13 @@
 """The diffusion process: forward, its posterior, and the reverse step that a model's output stands for.
 
-Everything is affine in images with weights that depend on t alone. The weights are computed in float64 and cast only
-where they meet an image. x_0 is `x0`, x_t is `xt`, noise is `eps`: images (N, H, W, C), or any shape with N first; t is
-a number or (N,). Given arrays the methods return arrays, given tensors they return tensors that the tape follows.
+Everything is affine in images, with weights that depend on t alone. The weights are computed in float64 and cast only
+where they meet an image. x_0 is `x0`, x_t is `xt`, noise is `eps`: images (N, H, W, C), or any shape with N first. t is
+an integer in 1..T, or (N,). Given arrays the methods return arrays, given tensors they return tensors that the tape
+follows.
 
-Public methods check their arguments, once. What sampling, loss and bound call in every step (`levels`, `x0_from`, `eps_from`,
-`reverse_from`, `log_variance`, weights) takes t as integers in 1..T, a number or an int64 array (N,), and checks nothing.
+Public methods check their arguments, once: TypeError for images that are not floating point and for t that is not an
+integer, ValueError for shapes that do not fit and for t out of range. What sampling, loss and bound call in every step
+(`levels`, `x0_from`, `eps_from`, `reverse_from`, `log_variance`, weights) checks nothing.
 """
 
 from __future__ import annotations
@@ -69,16 +71,22 @@ class Process:
             raise InputError(f"min_snr must be greater than 0, or None, not {self.min_snr}")
 
     def q_sample(self, x0: Any, t: Any, eps: Any) -> Any:
-        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps, t in 0..T (source A, 5.2.18; Ho et al., eq. 4)."""
+        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps (source A, 5.2.18; Ho et al., 2020, eq. 4).
+
+        x0: images (N, H, W, C). t: in 0..T, or (N,). eps: noise of their shape.
+        """
         x0, eps = as_images(x0=x0, eps=eps)
         return q_sample(x0, *self.levels(as_steps(t, len(x0), self.schedule.T, first=0)), eps)[0]
 
     def levels(self, t: Any) -> tuple[Any, Any]:
-        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), the float64 weights of x0 and of eps in x_t."""
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), the float64 weights of x0 and of eps in x_t, in t's shape."""
         return np.sqrt(self.schedule.alpha_bar[t]), np.sqrt(self.schedule.one_minus_alpha_bar[t])
 
     def q_step(self, x_before: Any, t: Any, eps: Any) -> Any:
-        """One step of the forward chain: x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) eps (source A, 5.2.3)."""
+        """One step of the forward chain: x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) eps (source A, 5.2.3).
+
+        x_before: the images x_{t-1}, (N, H, W, C). t: in 1..T, or (N,). eps: noise of their shape.
+        """
         x_before, eps = as_images(x_before=x_before, eps=eps)
         t, s = as_steps(t, len(x_before), self.schedule.T), self.schedule
         return per_image(np.sqrt(s.alpha[t]), x_before) * x_before + per_image(np.sqrt(s.beta[t]), x_before) * eps
@@ -89,7 +97,8 @@ class Process:
             mean     = (sqrt(alpha_bar_{t-1}) beta_t x0 + sqrt(alpha_t) (1 - alpha_bar_{t-1}) xt) / (1 - alpha_bar_t)
             variance = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t
 
-        The variance is a number, or (N, 1, ...) where t is (N,). At t = 1 the mean is x0 and the variance 0.
+        x0, xt: images (N, H, W, C). t: in 1..T, or (N,). The variance is a number, or (N, 1, ...) where t is (N,). At t
+        = 1 the mean is x0 and the variance 0.
         """
         x0, xt = as_images(x0=x0, xt=xt)
         t = as_steps(t, len(xt), self.schedule.T)
@@ -100,8 +109,11 @@ class Process:
         return per_image(on_x0, xt) * x0 + per_image(on_xt, xt) * xt
 
     def q_posterior_from_eps(self, eps: Any, xt: Any, t: Any) -> tuple[Any, Any]:
-        """The same with x0 expressed by the noise: mean = (xt - beta_t / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_t)
-        (Ho et al., 2020, eq. 10-11; source B, 3.1.2)."""
+        """`q_posterior` with x0 expressed by the noise eps, for the same xt and t (Ho et al., 2020, eq. 10-11; source
+        B, 3.1.2):
+
+            mean = (xt - beta_t / sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_t)
+        """
         eps, xt = as_images(eps=eps, xt=xt)
         t, s = as_steps(t, len(xt), self.schedule.T), self.schedule
         on_eps = s.beta[t] / np.sqrt(s.one_minus_alpha_bar[t] * s.alpha[t])
@@ -109,27 +121,27 @@ class Process:
         return mean, per_image(s.posterior_variance[t], xt)
 
     def posterior_weights(self, t: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The float64 weights of x0 and of xt in the mean of q(x_{t-1} | x_t, x_0)."""
+        """The float64 weights of x0 and of xt in the mean of q(x_{t-1} | x_t, x_0), in t's shape."""
         s = self.schedule
         on_x0 = np.sqrt(s.alpha_bar[t - 1]) * s.beta[t] / s.one_minus_alpha_bar[t]
         return on_x0, np.sqrt(s.alpha[t]) * s.one_minus_alpha_bar[t - 1] / s.one_minus_alpha_bar[t]
 
     def target(self, x0: Any, eps: Any, t: Any) -> Any:
-        """What the model is trained to return for x_t = q_sample(x0, t, eps): eps, x0 or v."""
+        """What the model is trained to return for x_t = q_sample(x0, t, eps): eps, x0 or v, in their shape."""
         x0, eps = as_images(x0=x0, eps=eps)
         return target_of(self.predict, x0, eps, *self.levels(as_steps(t, len(x0), self.schedule.T)))
 
     def predict_x0(self, output: Any, xt: Any, t: Any) -> Any:
-        """The x0 that a model's output stands for, as it is: nothing is clipped.
+        """The x0 that a model's output for xt at t stands for, (N, H, W, C). Nothing is clipped.
 
         output: (N, H, W, C), or (N, H, W, 2C) with learned variance, of which the first C channels count.
-        From eps: (xt - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar); from v: sqrt(alpha_bar) xt - sqrt(1 - alpha_bar) v.
+        From eps: (xt - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar). From v: sqrt(alpha_bar) xt - sqrt(1 - alpha_bar) v.
         """
         prediction, _, xt, t = self._read(output, xt, t)
         return self.x0_from(prediction, xt, t)
 
     def x0_from(self, prediction: Any, xt: Any, t: Any) -> Any:
-        """`predict_x0` of a prediction without variance channels, for arguments that are checked already."""
+        """`predict_x0` from a prediction without variance channels, and xt and t; nothing is checked."""
         signal, noise = self.levels(t)
         if self.predict == "x0":
             return prediction
@@ -138,22 +150,23 @@ class Process:
         return per_image(signal, xt) * xt - per_image(noise, xt) * prediction
 
     def x0_weights(self, t: int) -> tuple[float, float]:
-        """The weights of xt and of the prediction in `predict_x0`."""
+        """The weights of xt and of the prediction in `predict_x0` at t, an integer."""
         signal, noise = self.levels(t)
         if self.predict == "x0":
             return 0.0, 1.0
         return (1 / signal, -noise / signal) if self.predict == "eps" else (signal, -noise)
 
     def predict_eps(self, output: Any, xt: Any, t: Any) -> Any:
-        """The noise that a model's output stands for, again without clipping.
+        """The noise that a model's output for xt at t stands for, (N, H, W, C). Nothing is clipped.
 
-        From x0: (xt - sqrt(alpha_bar) x0) / sqrt(1 - alpha_bar); from v: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) xt.
+        output: as for `predict_x0`.
+        From x0: (xt - sqrt(alpha_bar) x0) / sqrt(1 - alpha_bar). From v: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) xt.
         """
         prediction, _, xt, t = self._read(output, xt, t)
         return self.eps_from(prediction, xt, t)
 
     def eps_from(self, prediction: Any, xt: Any, t: Any) -> Any:
-        """`predict_eps` of a prediction without variance channels, for arguments that are checked already."""
+        """`predict_eps` from a prediction without variance channels, and xt and t; nothing is checked."""
         signal, noise = self.levels(t)
         if self.predict == "eps":
             return prediction
@@ -170,7 +183,8 @@ class Process:
     def split(self, output: Any, xt: Any) -> tuple[Any, Any]:
         """A model's output as prediction and variance channels (None unless the variance is learned).
 
-        ValueError unless the output has the shape of xt, with twice the channels where the variance is learned.
+        ValueError unless the output has the shape of the images xt, or twice the channels where the variance is
+        learned.
         """
         output = output if isinstance(output, Tensor) or is_array(output) else np.asarray(output)
         channels = xt.shape[-1]
@@ -184,15 +198,17 @@ class Process:
         return (output[..., :channels], output[..., channels:]) if learned else (output, None)
 
     def reverse(self, output: Any, xt: Any, t: Any, clip: bool | None = None) -> Reverse:
-        """The reverse step p_theta(x_{t-1} | x_t): the posterior's mean at the predicted x0, and the variance.
+        """The reverse step p_theta(x_{t-1} | x_t): the posterior's mean at the predicted x0, the variance, and that x0.
 
-        clip: whether to limit that x0 to [-1, 1], by default `clip_x0`. Without, the mean is that of Ho et al., eq. 11.
+        output: what the model returned for xt at t, as for `predict_x0`.
+        clip: whether to limit the predicted x0 to [-1, 1]; None: as `clip_x0` says. Without it the mean is that of Ho
+        et al., eq. 11.
         """
         return self.reverse_from(*self._read(output, xt, t), self.clip_x0 if clip is None else clip)
 
     def reverse_from(self, prediction: Any, v: Any, xt: Any, t: Any, clip: bool) -> Reverse:
-        """`reverse` of a model's output that is split into prediction and variance channels, for arguments that are checked
-        already."""
+        """`reverse` of a model's output that `split` has divided into prediction and variance channels v, with xt and
+        t; nothing is checked. clip: whether to limit x0 to [-1, 1]."""
         x0 = self.x0_from(prediction, xt, t)
         x0 = x0.clip(-1, 1) if clip else x0
         return Reverse(self._posterior_mean(x0, xt, t), self.log_variance(v, xt, t), x0)
@@ -200,9 +216,9 @@ class Process:
     def log_variance(self, v: Any, xt: Any, t: Any) -> Any:
         """log sigma_t^2 of the reverse step: a number, or (N, 1, ...) where t is (N,).
 
-        Where it is learned it has xt's shape: f log beta_t + (1 - f) log posterior_variance_t with f = (v + 1) / 2
-        (Nichol & Dhariwal, 2021, eq. 15). Where it is fixed, sigma_1^2, which only the decoder in the bound uses, is
-        the posterior's variance at t = 2, as in the code of Ho et al.
+        A learned one has the shape of the images xt: f log beta_t + (1 - f) log posterior_variance_t with f = (v + 1) /
+        2, where v are the variance channels (Nichol & Dhariwal, 2021, eq. 15). A fixed sigma_1^2, which only the
+        decoder in the bound uses, is the posterior's variance at t = 2, as in the code of Ho et al.
         """
         lower, upper = (table[t] for table in self.log_variance_range())
         if self.variance == "learned":
@@ -217,7 +233,8 @@ class Process:
             return self.schedule.log_posterior_variance, np.log(self.schedule.beta)
 
     def eps_error_weight(self, t: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(w, c), float64, such that the bound's L_{t-1} = w (eps - predicted eps)^2 + c nats in each dimension, t in 2..T.
+        """(w, c), float64, such that the bound's L_{t-1} = w (eps - predicted eps)^2 + c nats in each dimension. t:
+        integers in 2..T.
 
         w = beta_t^2 / (2 sigma_t^2 alpha_t (1 - alpha_bar_t)) (Ho et al., 2020, eq. 12; source B). c is the KL of the
         variances, 0 only where sigma_t^2 is the posterior's. ValueError where the variance is learned.

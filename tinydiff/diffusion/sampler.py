@@ -1,8 +1,8 @@
 """Sampling: from noise x_T back to images x_0, step by step.
 
-Every sampler predicts x0 from x_t, clips it if the diffusion says so, and moves to
-x_{t-1} = a x0 + b x_t + sigma z with fresh noise z; they differ in a, b and sigma alone. So a sampler is a `move`, which
-gives these numbers for a step, and `step_back` takes the step.
+Every sampler predicts x0 from x_t, clips it if the diffusion says so, and moves to x_{t-1} = a x0 + b x_t + sigma z
+with fresh noise z. Samplers differ in a, b and sigma alone. So a sampler is a `move`, which gives these numbers for a
+step, and `step_back` takes the step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAMPLERS = ("ddpm", "ddim", "dpm++")
 
 
 class Step(NamedTuple):
-    """Where sampling stands: images x = x_t, and the x0 predicted on the way there. t is the model's, 0 at the end."""
+    """The state of sampling: images x = x_t, and the x0 predicted on the way there. t is the model's, 0 at the end."""
 
     t: int
     x: Any
@@ -51,20 +51,21 @@ def sample(
     """Images that the model makes from noise: a float32 array of the given shape, on the model's device.
 
     model: model(x, t, labels=None), a network or any other function; a network is in eval mode meanwhile.
+    diffusion: what the model was trained for.
     shape: (N, H, W, C).
-    generator: its own sequence is used: x_T, then the noise of each step that takes some. The images are a function of
-        its state.
+    generator: gives x_T, then the noise of each step that takes some. The images are a function of its state.
     sampler: "ddpm", ancestral sampling (Ho et al., 2020, algorithm 2); "ddim" (Song et al., 2021); "dpm++",
         DPM-Solver++ 2M (Lu et al., 2022).
-    steps: how many steps, evenly spaced from T on, or the steps to visit, as for `Schedule.respaced`; by default all.
+    steps: how many steps, evenly spaced from T on, or the steps to visit, as for `Schedule.respaced`; None: all.
     eta: the share of noise in DDIM, from 0 (none) to 1 (as much as ancestral sampling with the posterior's variance).
-    labels: None, a number or (N,). guidance: classifier-free guidance; None or 1 for none.
+    labels: None, a number or (N,).
+    guidance: the scale of classifier-free guidance (Ho & Salimans, 2022); None or 1 for none.
     progress: whether to show a bar on stderr.
     x_T: start from these images instead of a draw; the result has their dtype.
-    device: where to draw x_T, by default where the model is.
+    device: where to draw x_T; None: where the model is.
 
-    The images are in [-1, 1] if `diffusion.clip_x0`, otherwise wherever the predictions lead.
-    InputError for a sampler, steps, eta, labels or guidance that make no sense, or not for this model.
+    The images are in [-1, 1] if `diffusion.clip_x0`, otherwise they may leave that range. InputError for a sampler,
+    steps, eta, labels or guidance that are impossible, or not possible for this model.
     """
     chain = sample_steps(
         model, diffusion, shape, generator, sampler, steps, eta, labels, guidance, x_T=x_T, device=device
@@ -93,13 +94,14 @@ def sample_steps(
     x_T: Any = None,
     device: str | None = None,
 ) -> Iterator[Step]:
-    """The same as `sample`, one `Step` at a time, for animations and for whatever else looks in on the way.
+    """`sample`, one `Step` at a time, for animations and other uses of the images on the way.
 
         for step in sample_steps(model, diffusion, (16, 32, 32, 3), generator, "ddim", steps=50):
             frames.append(step.x0)      # the image as far as it can be told at step.t
 
-    Arguments are checked at the call, the work is done as the steps are asked for. Between steps the model is in the
-    mode that it was in.
+    model, diffusion, shape, generator, sampler, steps, eta, labels, guidance, x_T, device: as for `sample`, and so are
+    the errors. Arguments are checked at the call; the work is done when steps are asked for. Between steps the model is
+    in the mode that it was in before.
     """
     schedule = diffusion.schedule if steps is None else diffusion.schedule.respaced(steps)
     diffusion = replace(diffusion, schedule=schedule)

@@ -51,7 +51,7 @@ class Schedule:
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """T variances evenly spaced from beta_start to beta_end, taken literally (Ho et al., 2020, section 4).
 
-        The defaults are for T = 1000. With fewer steps, scale both up by 1000 / T or x_T keeps some of the image.
+        The defaults are for T = 1000. With fewer steps, scale both up by 1000 / T, or x_T keeps some of the image.
         InputError unless T >= 1 and both are in (0, 1).
         """
         T = _count(T, "T")
@@ -84,8 +84,11 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | np.ndarray) -> Schedule:
-        """beta_1..beta_T as given. InputError unless they are a non-empty sequence of numbers in (0, 1); after others, the last
-        may be 1, as in `zero_terminal_snr`."""
+        """The schedule of given betas: T numbers, beta_1..beta_T, in (0, 1).
+
+        InputError for anything else. The last may be 1, after others, as in `zero_terminal_snr`. It warns where
+        alpha_bar_T is above 0.01: x_T then still holds some of the image.
+        """
         try:
             betas = np.array(betas, np.float64)
         except (TypeError, ValueError):

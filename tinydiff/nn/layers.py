@@ -1,8 +1,10 @@
-"""Layers, with the weights that they begin with.
+"""Layers, with their initial weights.
 
 Initial weights are drawn from the `generator` given to a layer's constructor, in the order in which layers are made.
-Without one they come from a generator of this module that all layers share, so two layers made alike differ, and the
-same program makes the same weights each time; `manual_seed` starts it anew.
+Layers made without one share a generator of this module. So two layers made alike differ, and the same program makes
+the same weights each time; `manual_seed` starts that generator anew.
+
+Constructors raise ValueError for sizes that are not whole numbers of at least 1, or that do not divide where they must.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ _default_generator = Generator(0).at(INIT)
 
 
 def manual_seed(seed: int) -> None:
-    """Starts anew the generator that layers made without `generator=` draw their weights from (at first: seed 0)."""
+    """Starts anew the generator that layers made without `generator=` draw their weights from.
+
+    seed: an integer in 0..2^64-1; at first it is 0.
+    """
     global _default_generator
     _default_generator = Generator(seed).at(INIT)
 
@@ -31,9 +36,14 @@ def manual_seed(seed: int) -> None:
 def xavier_uniform(
     shape: tuple[int, ...], fan_in: int, fan_out: int, scale: float, generator: Generator | None
 ) -> np.ndarray:
-    """float32 weights, uniform on [-a, a] with a = sqrt(6 scale / (fan_in + fan_out)) (Glorot & Bengio, 2010, eq. 16),
-    and hence of variance 2 scale / (fan_in + fan_out). A scale of 0 means 1e-10, as in the DDPM paper's code: a layer
-    that starts as good as zero, yet not exactly, so that the gradients behind it do not vanish."""
+    """Weights of the given shape, float32, uniform on [-a, a] with a = sqrt(6 scale / (fan_in + fan_out)).
+
+    That is Glorot & Bengio, 2010, eq. 16, for scale 1. The variance is 2 scale / (fan_in + fan_out).
+    fan_in, fan_out: how many inputs an output depends on, and how many outputs an input reaches.
+    scale: 0 stands for 1e-10, as in the DDPM paper's code: the layer begins close to zero, but gradients still pass
+        through it.
+    generator: what the weights are drawn from; None for the one that all layers share.
+    """
     bound = math.sqrt(6 * (scale or 1e-10) / (fan_in + fan_out))
     draws = (generator or _default_generator).uniform(shape)
     draws *= np.float32(2 * bound)
@@ -42,7 +52,8 @@ def xavier_uniform(
 
 
 class Sequential(Module):
-    """Modules one after another, named by position: "0.weight"."""
+    """Modules called one after another: each of `layers` gets the result of the one before. They are named by position:
+    "0.weight". TypeError for a layer that is not a module."""
 
     def __init__(self, *layers: Module) -> None:
         for i, layer in enumerate(layers):
@@ -60,14 +71,20 @@ class Sequential(Module):
         return self.layers[i]
 
     def forward(self, x: Any) -> Any:
+        """x through all layers in turn; shapes are those of the layers."""
         for layer in self.layers:
             x = layer(x)
         return x
 
 
 class Linear(Module):
-    """The fully connected layer x W + b: x (..., in_features) -> (..., out_features), weight (in_features, out_features),
-    bias (out_features,)."""
+    """The fully connected layer x W + b (source A, 4.1.1): x (..., in_features) -> (..., out_features).
+
+    in_features, out_features: sizes of the last axis. The weight is (in_features, out_features).
+    bias: whether there is a bias, (out_features,), at first 0.
+    init_scale: `scale` of `xavier_uniform`, which draws the weight. generator: what it is drawn from; None for the
+    shared one.
+    """
 
     torch_axes: ClassVar[Mapping[str, tuple[int, ...]]] = {"weight": (1, 0)}
 
@@ -86,6 +103,7 @@ class Linear(Module):
         self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
 
     def forward(self, x: Any) -> Tensor:
+        """x (..., in_features) -> (..., out_features)."""
         return ops.linear(x, self.weight, self.bias)
 
 
@@ -93,20 +111,33 @@ _linear, _call = Linear.forward, Module.__call__
 
 
 def project(x: Any, layers: Sequence[Any]) -> Sequence[Tensor]:
-    """layer(x) for each of the layers, in one operation unless one of them is something else than a plain Linear."""
+    """layer(x) for each of the layers, such as the q, k and v of attention: x (..., D) -> a list of (..., M).
+
+    Plain `Linear` layers are computed in one operation.
+    """
     plain = all([computes_by(layer, _linear) for layer in layers])
     return linears(x, [(layer.weight, layer.bias) for layer in layers]) if plain else [layer(x) for layer in layers]
 
 
 def computes_by(module: Any, *forwards: Any) -> bool:
-    """Whether module(...) runs one of these `forward`s on it: no replaced one, none of a subclass, no other `__call__`."""
+    """Whether calling the module runs one of the given `forwards` (functions, such as `Linear.forward`) on it.
+
+    It does not where the module has a forward of its own, a subclass replaced it, or the class has another `__call__`.
+    """
     f: Any = getattr(module, "forward", None)
     return getattr(f, "__func__", None) in forwards and f.__self__ is module and type(module).__call__ is _call
 
 
 class Conv2d(Module):
-    """Convolution of images: x (N, H, W, in_channels) -> (N, Ho, Wo, out_channels), weight (R, S, in_channels / groups,
-    out_channels); see `ops.conv2d` for sizes, and for what stride, padding and dilation may be."""
+    """A convolution of images with learned filters, see `ops.conv2d`: x (N, H, W, in_channels) -> (N, Ho, Wo,
+    out_channels).
+
+    in_channels, out_channels: divisible by groups. kernel_size: (R, S) in pixels, or an int.
+    stride, padding, dilation, groups: as for `ops.conv2d`. The weight is (R, S, in_channels / groups, out_channels).
+    bias: whether there is a bias, (out_channels,), at first 0.
+    init_scale: `scale` of `xavier_uniform`, which draws the weight. generator: what it is drawn from; None for the
+    shared one.
+    """
 
     torch_axes: ClassVar[Mapping[str, tuple[int, ...]]] = {"weight": (3, 2, 0, 1)}
 
@@ -137,11 +168,17 @@ class Conv2d(Module):
         self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
 
     def forward(self, x: Any) -> Tensor:
+        """x (N, H, W, in_channels) -> (N, Ho, Wo, out_channels)."""
         return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class GroupNorm(Module):
-    """Group normalisation of x (N, ..., channels) with a weight and a bias for each channel (Wu & He, 2018)."""
+    """Group normalisation of x (N, ..., channels) with a weight and a bias for each channel (Wu & He, 2018), see
+    `ops.group_norm`.
+
+    groups: how many; divides channels. eps: added to the variance. The weight is (channels,), at first 1; the bias, at
+    first 0.
+    """
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
         _check_sizes("GroupNorm", groups=groups, channels=channels)
@@ -152,11 +189,15 @@ class GroupNorm(Module):
         self.bias = Parameter(np.zeros(channels, np.float32))
 
     def forward(self, x: Any) -> Tensor:
+        """x (N, ..., channels) -> the same shape."""
         return ops.group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
 
 class LayerNorm(Module):
-    """Layer normalisation of x (..., features) over its last axis (Ba et al., 2016)."""
+    """Layer normalisation of x (..., features) over its last axis (Ba et al., 2016), see `ops.layer_norm`.
+
+    eps: added to the variance. The weight is (features,), at first 1; the bias, at first 0.
+    """
 
     def __init__(self, features: int, eps: float = 1e-5) -> None:
         _check_sizes("LayerNorm", features=features)
@@ -165,25 +206,32 @@ class LayerNorm(Module):
         self.bias = Parameter(np.zeros(features, np.float32))
 
     def forward(self, x: Any) -> Tensor:
+        """x (..., features) -> the same shape."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class Embedding(Module):
-    """A row of a learned table for each index: integers (...) -> (..., features), weight (entries, features), at first
-    standard normal."""
+    """A row of a learned table for each index: integers (...) in 0..entries-1 -> (..., features).
+
+    The weight is (entries, features), at first standard normal. generator: what it is drawn from; None for the shared
+    one.
+    """
 
     def __init__(self, entries: int, features: int, *, generator: Generator | None = None) -> None:
         _check_sizes("Embedding", entries=entries, features=features)
         self.weight = Parameter((generator or _default_generator).normal((entries, features)))
 
     def forward(self, indices: Any) -> Tensor:
+        """indices (...), integers -> (..., features)."""
         return ops.embedding(indices, self.weight)
 
 
 class Dropout(Module):
-    """In training mode an element becomes 0 with probability p, else is divided by 1 - p (Srivastava et al., 2014).
+    """In training mode an element becomes 0 with probability p, and the others are divided by 1 - p (Srivastava et al.,
+    2014).
 
-    The draws come from the generator given to `train`; ValueError in training mode with p > 0 and without one.
+    p: in [0, 1). The draws come from the generator given to `train`; ValueError in training mode with p > 0 and no
+    generator.
     """
 
     def __init__(self, p: float = 0.5) -> None:
@@ -192,6 +240,7 @@ class Dropout(Module):
         self.p = p
 
     def forward(self, x: Any) -> Any:
+        """x, of any shape, with elements dropped in training mode; x itself in evaluation mode."""
         if not self.training or self.p == 0:
             return x
         if self.generator is None:
@@ -202,10 +251,14 @@ class Dropout(Module):
 class Attention(Module):
     """Self-attention over the pixels of images, with a residual: x (N, ..., channels) -> the same shape.
 
-    y = x + (attention(q, k, v) W + b), where q, k and v are linear in group_norm(x) and each of `heads` equal runs of
-    channels attends on its own, with scale (channels / heads)^-1/2 (Ho et al., 2020, app. B, with one head).
-    `groups` are those of the normalisation, None for none; `init_scale` that of the last projection. Weights have
-    diffusers' names.
+    y = x + (attention(q, k, v) W + b), where q, k and v are linear in group_norm(x) (Ho et al., 2020, app. B, with one
+    head).
+
+    heads: each of `heads` equal runs of channels attends separately, with scale (channels / heads)^-1/2.
+    groups, eps: of the normalisation, see `ops.group_norm`; groups=None leaves it out.
+    init_scale: `scale` of `xavier_uniform` for W. generator: what weights are drawn from; None for the shared one.
+
+    The weights have the names that diffusers gives them.
     """
 
     def __init__(
@@ -229,6 +282,7 @@ class Attention(Module):
         self.to_out = [Linear(channels, channels, init_scale=init_scale, generator=generator)]
 
     def forward(self, x: Any) -> Tensor:
+        """x (N, ..., channels) -> the same shape."""
         shape = x.shape
         h = x if self.group_norm is None else self.group_norm(x)
         h = ops.reshape(h, shape[0], math.prod(shape[1:-1]), shape[-1])

@@ -1,11 +1,11 @@
-"""Modules: the tree of layers, which finds its own weights.
+"""Modules: a tree of layers that finds its own weights.
 
-A `Module` finds its weights in its own attributes: Parameters, Modules, and lists of them, in the order in which they
-were assigned. That order is the order of `parameters()` and of `state_dict()`, and names spell the way through the
-attributes: "down_blocks.0.conv.weight".
+A `Module` finds its weights in its attributes: Parameters, Modules, and lists of them, in the order of assignment. That
+is also the order of `parameters()` and `state_dict()`. A name is the path through the attributes:
+"down_blocks.0.conv.weight".
 
-Weights stand on the right, as in the sources: linear (D, M), convolution (R, S, C / groups, K). PyTorch stores them the
-other way round; `load_torch_state_dict` and `torch_state_dict` convert, and nothing else in the project does.
+Weights stand on the right, as in the sources: linear (D, M), convolution (R, S, C / groups, K). PyTorch puts these axes
+in another order. `load_torch_state_dict` and `torch_state_dict` convert; nothing else in the project does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _LISTED = 8  # names shown of a long list of missing or unknown weights
 
 
 class Parameter(Tensor):
-    """A tensor that is learned: it needs a gradient, and a Module that has it as an attribute lists it."""
+    """A tensor that is learned. It needs a gradient, and a Module that has it as an attribute lists it.
+
+    data: as for `Tensor`: an array, taken as it is, or numbers, which become float32. TypeError for integer arrays.
+    """
 
     __slots__ = ()
 
@@ -45,13 +48,16 @@ class Module:
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What `module(*args, **kwargs)` computes; each subclass says what it takes. NotImplementedError in `Module`
+        itself."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({sum(p.size for p in self.parameters()):,} parameters)"
 
     def attributes(self) -> Iterator[tuple[str, Any]]:
-        """(name, value) of the attributes in the order of assignment, with lists and tuples taken apart: "blocks.0"."""
+        """(name, value) of the attributes in the order of assignment. Items of lists and tuples come one by one:
+        "blocks.0"."""
         for name, value in vars(self).items():
             if isinstance(value, list | tuple):
                 yield from ((f"{name}.{i}", item) for i, item in enumerate(value))
@@ -59,7 +65,7 @@ class Module:
                 yield name, value
 
     def modules(self) -> Iterator[Module]:
-        """This module and all below it, each once, a module before those that it holds."""
+        """This module and all below it, each once; a module comes before those that it holds."""
         return (module for _, module in self.named_modules())
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
@@ -97,7 +103,7 @@ class Module:
             parameter.zero_grad()
 
     def train(self, generator: Generator | None = None) -> Module:
-        """Training mode for this module and all below it, with dropout drawing from `generator`. Returns the module."""
+        """Training mode for this module and all below it; dropout draws from `generator`. Returns the module."""
         for module in self.modules():
             module.training, module.generator = True, generator
         return self
@@ -109,7 +115,8 @@ class Module:
         return self
 
     def to(self, device: str) -> Module:
-        """Moves all weights and their gradients to "cpu" or "cuda", in place. Returns the module."""
+        """Moves all weights and their gradients to a device, "cpu" or "cuda", in place. Returns the module. InputError
+        where there is no such device."""
         for parameter in self.parameters():
             parameter.data = to_device(parameter.data, device)
             if parameter.grad is not None:
@@ -117,7 +124,8 @@ class Module:
         return self
 
     def astype(self, dtype: Any) -> Module:
-        """Casts all weights to a floating point type, in place, and forgets their gradients. Returns the module."""
+        """Casts all weights to a dtype, in place, and forgets their gradients. Returns the module. TypeError unless the
+        dtype is floating point."""
         dtype = np.dtype(dtype)
         if dtype.kind != "f":
             raise TypeError(f"weights must be floating point, not {dtype}")
@@ -130,24 +138,26 @@ class Module:
         return {name: np.array(to_numpy(p.data), order="C") for name, p in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Copies weights, by name and in tinydiff's layout, into the module; they are cast to its dtype.
+        """Copies weights into the module, cast to its dtype.
 
-        InputError, before anything is changed, where a shape differs, and if `strict` also where a weight of the module
-        is missing from `state` or a name in `state` is not one of the module's.
+        state: arrays by name, in tinydiff's layout. strict: whether the names must be exactly the module's; otherwise
+        the others are ignored. InputError, before anything is changed, for names that do not fit and for a shape that
+        differs.
         """
         self._load(state, strict, [(name, p, tuple(range(p.ndim))) for name, p in self.named_parameters()])
 
     def torch_state_dict(self) -> dict[str, np.ndarray]:
         """A copy of all weights as NumPy arrays, by name, in PyTorch's layout.
 
-        That is (M, D) for linear weights, (K, C / groups, R, S) for convolutions, and no difference for others.
+        That is (M, D) for linear weights and (K, C / groups, R, S) for convolutions; others are the same in both.
         """
         return {name: np.array(to_numpy(p.data).transpose(axes), order="C") for name, p, axes in self._weights()}
 
     def load_torch_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """As `load_state_dict`, from arrays (or CPU tensors) in PyTorch's layout; see `torch_state_dict`.
+        """Copies weights from arrays or CPU tensors in PyTorch's layout, see `torch_state_dict`. state and strict are
+        as for `load_state_dict`, and so are the errors.
 
-        layer.load_torch_state_dict(torch_layer.state_dict()) makes a layer the same as its PyTorch counterpart.
+        layer.load_torch_state_dict(torch_layer.state_dict()) makes a layer equal to its PyTorch counterpart.
         """
         self._load(state, strict, list(self._weights()))
 

@@ -131,32 +131,37 @@ class Softplus(Elementwise):
 
 
 def relu(x: Any) -> Tensor:
-    """max(x, 0), with slope 0 at 0. NaN stays NaN and passes the gradient."""
+    """max(x, 0) for x of any shape, with slope 0 at 0. NaN stays NaN and passes the gradient."""
     return Relu.apply(x)
 
 
 def silu(x: Any) -> Tensor:
-    """x * sigmoid(x), also called swish."""
+    """x * sigmoid(x) for x of any shape (Elfwing et al., 2018), also called swish. Integers become float64."""
     return Silu.apply(as_real(x))
 
 
 def sigmoid(x: Any) -> Tensor:
-    """1 / (1 + exp(-x))."""
+    """1 / (1 + exp(-x)) for x of any shape, without overflow. Integers become float64."""
     return Sigmoid.apply(as_real(x))
 
 
 def tanh(x: Any) -> Tensor:
-    """The hyperbolic tangent."""
+    """The hyperbolic tangent of x, of any shape."""
     return Tanh.apply(x)
 
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
-    """x times the normal distribution function of x (Hendrycks and Gimpel, 2016); "tanh" for their approximation."""
+    """x times the standard normal distribution function of x, of any shape (Hendrycks and Gimpel, 2016). Integers
+    become float64.
+
+    approximate: "none", or "tanh" for their formula x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2. ValueError for
+    others.
+    """
     if approximate not in ("none", "tanh"):
         raise ValueError(f'gelu: approximate must be "none" or "tanh", not {approximate!r}')
     return (Gelu if approximate == "none" else GeluTanh).apply(as_real(x))
 
 
 def softplus(x: Any) -> Tensor:
-    """log(1 + exp(x)), without overflow."""
+    """log(1 + exp(x)) for x of any shape, without overflow. Integers become float64."""
     return Softplus.apply(as_real(x))

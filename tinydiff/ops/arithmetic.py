@@ -263,52 +263,54 @@ def _shape(x: Any) -> tuple[int, ...]:
 
 
 def add(a: Any, b: Any) -> Tensor:
-    """a + b."""
+    """a + b. Shapes broadcast; ValueError where they do not."""
     return _binary(Add, "add", a, b)
 
 
 def subtract(a: Any, b: Any) -> Tensor:
-    """a - b."""
+    """a - b. Shapes broadcast; ValueError where they do not."""
     return _binary(Subtract, "subtract", a, b)
 
 
 def multiply(a: Any, b: Any) -> Tensor:
-    """a * b."""
+    """a * b, element by element. Shapes broadcast; ValueError where they do not."""
     return _binary(Multiply, "multiply", a, b)
 
 
 def divide(a: Any, b: Any) -> Tensor:
-    """a / b."""
+    """a / b, element by element. Shapes broadcast; ValueError where they do not."""
     return _binary(Divide, "divide", a, b)
 
 
 def power(a: Any, b: Any) -> Tensor:
-    """a ** b, with NumPy's values: 1 where b = 0 (also for a = inf and NaN), inf for 0 ** -1, NaN for negative a with b not
-    whole.
+    """a ** b, with NumPy's values: 1 where b = 0 (also for a = inf and NaN), inf for 0 ** -1, NaN for negative a and a
+    b that is not whole.
 
-    The derivative by a is b a ** (b - 1), and 0 where b = 0; at a = 0 it is infinite for b < 1. That by b is
-    a ** b log(a), and 0 where a = 0 and b >= 0; it is -inf where a = 0 and b < 0, and NaN for negative a.
+    The derivative by a is b a ** (b - 1), and 0 where b = 0; at a = 0 it is infinite for b < 1. The derivative by b is
+    a ** b log(a), and 0 where a = 0 and b >= 0; it is -inf where a = 0 and b < 0, and NaN for negative a. ValueError
+    where the shapes do not broadcast.
     """
     return _binary(Power, "power", a, b)
 
 
 def maximum(a: Any, b: Any) -> Tensor:
-    """The larger of a and b; where they are equal each gets half the gradient. Where one is NaN so is the result, and both get
-    the gradient."""
+    """The larger of a and b. Where they are equal, each gets half the gradient. Where one is NaN, the result is NaN and
+    both get the gradient. ValueError where the shapes do not broadcast."""
     return _binary(Maximum, "maximum", a, b)
 
 
 def minimum(a: Any, b: Any) -> Tensor:
-    """The smaller of a and b; where they are equal each gets half the gradient. Where one is NaN so is the result, and both get
-    the gradient."""
+    """The smaller of a and b. Where they are equal, each gets half the gradient. Where one is NaN, the result is NaN
+    and both get the gradient. ValueError where the shapes do not broadcast."""
     return _binary(Minimum, "minimum", a, b)
 
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
-    """a where the condition (a boolean array or tensor) holds, else b; each gets the gradient where it was taken, else 0.
+    """a where the condition (a boolean array or tensor) holds, else b. The gradient goes to the one that was taken.
 
-    An infinite slope in what was not taken still gives NaN, as 0 times infinity: where(x > 0, sqrt(x), x) at x = 0. Take
-    the root of something that is safe there instead: where(x > 0, sqrt(where(x > 0, x, 1)), x).
+    An infinite slope in the branch that was not taken still gives NaN, because 0 times infinity is NaN: where(x > 0,
+    sqrt(x), x) at x = 0. Take the root of a safe number there: where(x > 0, sqrt(where(x > 0, x, 1)), x). ValueError
+    where the shapes do not broadcast.
     """
     condition = condition.data if isinstance(condition, Tensor) else condition
     shapes = [getattr(x, "shape", np.shape(x)) for x in (condition, a, b)]
@@ -320,10 +322,10 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
 
 
 def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
-    """min(max(x, low), high). The limits are numbers, arrays or tensors that broadcast with x, or None for no limit.
+    """min(max(x, low), high). low and high: numbers, arrays or tensors that broadcast with x, or None for no limit.
 
-    As in PyTorch's clamp, x gets the gradient where low <= x <= high, so also at its limits; a limit that is a tensor gets
-    it where x lies beyond: low where x < low < high, high where x > high or low > high (where the result is high). NaN
+    As in PyTorch's clamp, x gets the gradient where low <= x <= high, also at the limits. A limit that is a tensor gets
+    it where x lies beyond: low where x < low < high, high where x > high or low > high (the result is high there). NaN
     stays NaN and gets no gradient. ValueError where the shapes do not broadcast.
     """
     shapes = [() if limit is None else _shape(limit) for limit in (x, low, high)]
@@ -335,40 +337,42 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
 
 
 def negative(x: Any) -> Tensor:
-    """-x."""
+    """-x for x of any shape."""
     return Negative.apply(x)
 
 
 def abs_(x: Any) -> Tensor:
-    """The absolute value, with slope 0 at 0 and at NaN."""
+    """The absolute value of x, of any shape, with slope 0 at 0 and at NaN."""
     return Abs.apply(x)
 
 
 def exp(x: Any) -> Tensor:
-    """e ** x."""
+    """e ** x for x of any shape."""
     return Exp.apply(x)
 
 
 def log(x: Any) -> Tensor:
-    """The natural logarithm."""
+    """The natural logarithm of x, of any shape: -inf at 0, NaN below, with NumPy's warning."""
     return Log.apply(x)
 
 
 def sqrt(x: Any) -> Tensor:
-    """The square root. Its slope at 0 is infinite, so that a gradient of 0 becomes NaN there (see `where`)."""
+    """The square root of x, of any shape. The slope at 0 is infinite, so a gradient of 0 becomes NaN there (see
+    `where`)."""
     return Sqrt.apply(x)
 
 
 def sin(x: Any) -> Tensor:
-    """The sine of x in radians."""
+    """The sine of x, in radians and of any shape."""
     return Sin.apply(x)
 
 
 def cos(x: Any) -> Tensor:
-    """The cosine of x in radians."""
+    """The cosine of x, in radians and of any shape."""
     return Cos.apply(x)
 
 
 def erf(x: Any) -> Tensor:
-    """The error function 2/sqrt(pi) * integral of exp(-s**2) from 0 to x."""
+    """The error function of x, of any shape: 2 / sqrt(pi) times the integral of exp(-s**2) from 0 to x (Cody, 1969).
+    Integers become float64."""
     return Erf.apply(as_real(x))

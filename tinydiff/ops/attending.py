@@ -100,10 +100,12 @@ def _masked(S: Any, mask: Any) -> Any:
 def attention(q: Any, k: Any, v: Any, mask: Any = None, scale: Any = None) -> Tensor:
     """softmax(scale q k^T + mask) v (Vaswani et al., 2017, eq. 1).
 
-    q (..., L, D), k (..., M, D), v (..., M, E) -> (..., L, E); leading axes broadcast. scale: a number or a tensor of one
-    element, 1/sqrt(D) if None. mask, broadcasting to (..., L, M): boolean, True where attended, or floating point, added; a
-    query that may attend to nothing gets zeros. Scale and mask get gradients too. ValueError where the shapes do not fit,
-    TypeError for a mask of another type.
+    q (..., L, D), k (..., M, D), v (..., M, E) -> (..., L, E); leading axes broadcast.
+    scale: a number or a tensor of one element, which gets a gradient; 1/sqrt(D) if None.
+    mask: broadcasts to (..., L, M). A boolean mask is True where a query may attend. A floating point mask is added and
+        gets a gradient. A query that may attend to nothing gets zeros.
+
+    ValueError where the shapes do not fit, TypeError for a mask of another type.
     """
     q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"

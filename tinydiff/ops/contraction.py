@@ -74,8 +74,11 @@ class Einsum(Function):
 
 
 def matmul(a: Any, b: Any) -> Tensor:
-    """The matrix product over the last two axes, broadcast over the others; a vector counts as a row on the left, as a
-    column on the right, as in NumPy. ValueError where the shapes do not fit."""
+    """The matrix product of a (..., M, K) and b (..., K, N) -> (..., M, N); leading axes broadcast.
+
+    A vector (K,) counts as a row on the left and as a column on the right, as in NumPy. ValueError where the shapes do
+    not fit.
+    """
     a, b = as_tensor(a), as_tensor(b)
     if not a.ndim or not b.ndim or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit")
@@ -91,8 +94,11 @@ def matmul(a: Any, b: Any) -> Tensor:
 
 
 def einsum(subscripts: str, *xs: Any) -> Tensor:
-    """Einstein summation, as numpy.einsum: "ij,jk->ik". Ellipses and repeated letters work. ValueError where the
-    subscripts do not fit the shapes."""
+    """Einstein summation over the tensors or arrays xs, as numpy.einsum.
+
+    subscripts: one letter for each axis, such as "ij,jk->ik". Ellipses, repeated letters and an implicit output work.
+    TypeError where the first argument is not a string, ValueError where the subscripts do not fit the shapes.
+    """
     if not isinstance(subscripts, str):
         raise TypeError(f"einsum: the first argument must be the subscripts, such as 'ij,jk->ik', not {subscripts!r}")
     xs = tuple(as_tensor(x) for x in xs)

@@ -186,7 +186,8 @@ def patches(x: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilatio
     """What a convolution sees: x (N, H, W, C) -> (N Ho Wo, R S C), a row for each output pixel (n, i, j).
 
     Entry (r, s, c) of the row is channel c of pixel (i stride + r dilation - top, j stride + s dilation - left), 0
-    outside of the image. kernel_size: (R, S) or an int; the other arguments as for conv2d.
+    outside of the image. kernel_size: (R, S) or an int. stride, padding, dilation: as for `conv2d`. ValueError where x
+    is not images or the window does not fit into them.
     """
     x = as_tensor(x)
     _check_images("patches", x.shape)
@@ -198,8 +199,12 @@ def patches(x: Any, kernel_size: Any, stride: Any = 1, padding: Any = 0, dilatio
 def unpatches(
     p: Any, shape: tuple[int, ...], kernel_size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1
 ) -> Tensor:
-    """The adjoint of `patches` for images of a shape (N, H, W, C): p (N Ho Wo, R S C) -> (N, H, W, C), every entry
-    added to the pixel that it was read from. ValueError where p does not have the rows and columns of such images."""
+    """The adjoint of `patches`: p (N Ho Wo, R S C) -> images of the shape (N, H, W, C). Every entry is added to the
+    pixel that `patches` reads it from.
+
+    kernel_size, stride, padding, dilation: as for `patches`. ValueError where p is not of the shape of such images'
+    patches.
+    """
     p, shape = as_tensor(p), tuple(shape)
     if len(shape) != 4:
         raise ValueError(f"unpatches: shape must be that of images (N, H, W, C), not {shape}")
@@ -218,9 +223,13 @@ def conv2d(
 
     x (N, H, W, C), w (R, S, C / groups, K), b (K,) or None -> (N, Ho, Wo, K) with
     Ho = floor((H + top + bottom - dilation (R - 1) - 1) / stride) + 1, Wo likewise.
-    stride, dilation: an int or (vertical, horizontal). padding: an int, (vertical, horizontal), or
-    ((top, bottom), (left, right)), filled with zeros. The derivation stands at the head of this file.
-    ValueError where shapes do not fit, channels are not divisible by groups, or the filter is larger than the image.
+
+    stride, dilation: in pixels, an int or (vertical, horizontal).
+    padding: pixels of zeros, an int, (vertical, horizontal), or ((top, bottom), (left, right)).
+    groups: each of `groups` equal runs of channels has filters of its own.
+
+    It is the fully connected layer (source A, 4.1) on patches, as derived at the head of this file. ValueError where
+    shapes do not fit, channels are not divisible by groups, or the filter is larger than the padded image.
     """
     x, w = as_tensor(x), as_tensor(w)
     return Conv2d.apply(
@@ -231,8 +240,10 @@ def conv2d(
 def conv2d_add(
     x: Any, w: Any, b: Any = None, embedding: Any = None, residual: Any = None, stride: Any = 1, padding: Any = 0
 ) -> Tensor:
-    """conv2d(x, w, b) + embedding + residual in one operation, which spares passes over the images: embedding (N, K) is
-    added to all pixels of an image, residual (N, Ho, Wo, K) is added as it is; None leaves one out."""
+    """conv2d(x, w, b, stride, padding) + embedding + residual in one operation, which saves passes over the images.
+
+    embedding (N, K) is added to all pixels of an image, residual (N, Ho, Wo, K) to each pixel; None leaves one out.
+    """
     x, w = as_tensor(x), as_tensor(w)
     window = _read("conv2d_add", x, w, b, 1, stride, padding, 1)
     shape = (x.shape[0], *window.output_size(x.shape), w.shape[3])
@@ -262,12 +273,16 @@ def conv_transpose2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """The adjoint of conv2d with the same w: x (N, H, W, K), w (R, S, C / groups, K), b (C,) -> (N, Ho, Wo, C) with
+    """The transposed convolution, the adjoint of `conv2d` with the same w, plus a bias (Dumoulin and Visin, 2016, 4).
+
+    x (N, H, W, K), w (R, S, C / groups, K), b (C,) or None -> (N, Ho, Wo, C) with
     Ho = (H - 1) stride - top - bottom + dilation (R - 1) + 1 + output_padding, Wo likewise.
 
-    output_padding (an int or a pair, below stride or dilation) adds rows at the bottom and columns at the right; below the
-    stride it chooses among the sizes that conv2d maps to H.
-    ValueError where shapes do not fit.
+    stride, padding, dilation, groups: as for `conv2d`.
+    output_padding: rows added at the bottom and columns at the right, an int or a pair, below stride or dilation. Below
+        the stride it chooses among the sizes that `conv2d` maps to H.
+
+    ValueError where shapes do not fit or no pixels are left.
     """
     name = "conv_transpose2d"
     x, w = as_tensor(x), as_tensor(w)

@@ -27,9 +27,11 @@ class Dropout(Function):
 
 
 def dropout(x: Any, p: float, generator: Generator | None) -> Tensor:
-    """Elements set to 0 with probability p in [0, 1), the others scaled by 1 / (1 - p) (Srivastava et al., 2014).
+    """x, of any shape, with elements set to 0 with probability p and the others divided by 1 - p (Srivastava et al.,
+    2014).
 
-    One random number for each element comes from the generator, which may be None only where p is 0.
+    p: in [0, 1). generator: a `td.random.Generator`, which gives one number for each element; None only where p is 0.
+    ValueError for another p and for a generator that is missing.
     """
     x = as_tensor(x)
     check_number("dropout", "p", p)

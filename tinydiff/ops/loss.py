@@ -60,9 +60,11 @@ def _check_reduction(name: str, reduction: str) -> None:
 
 
 def mse_loss(prediction: Any, target: Any, reduction: str = "mean") -> Tensor:
-    """The squared error of arrays of one shape: its mean or sum over all elements, or each ("none").
+    """The squared error (prediction - target)^2 of two arrays of one shape.
 
-    Minimising it is maximum likelihood under Gaussian noise of fixed variance (source A, 3.5.6).
+    reduction: "mean" or "sum" over all elements, a scalar; "none" for each element. Minimising the mean is maximum
+    likelihood under Gaussian noise of fixed variance (source A, 3.5.6). ValueError where the shapes differ or for
+    another reduction.
     """
     _check_reduction("mse_loss", reduction)
     prediction, target = as_tensor(prediction), as_tensor(target)
@@ -72,10 +74,11 @@ def mse_loss(prediction: Any, target: Any, reduction: str = "mean") -> Tensor:
 
 
 def cross_entropy(logits: Any, labels: Any, reduction: str = "mean") -> Tensor:
-    """-log softmax(logits)[label]: logits (N, K), integer labels (N,) in 0..K-1; mean, sum or each (N,).
+    """-log softmax(logits)[label] in nats: logits (N, K), integer labels (N,) in 0..K-1.
 
-    Minimising it is maximum likelihood for a categorical distribution (source A, 3.3.7). ValueError for shapes that do
-    not fit and labels out of range, TypeError for labels that are not integers.
+    reduction: "mean" or "sum" over the rows, a scalar; "none" for each row (N,). Minimising it is maximum likelihood
+    for a categorical distribution (source A, 3.3.7). ValueError for shapes that do not fit, labels out of range and
+    another reduction, TypeError for labels that are not integers.
     """
     _check_reduction("cross_entropy", reduction)
     logits = as_tensor(logits)

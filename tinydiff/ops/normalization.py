@@ -135,10 +135,15 @@ class LayerNorm(Function):
 
 
 def group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
-    """Group normalisation (Wu and He, 2018): x (N, ..., C), normalised over all axes but the first and within each of
-    `groups` equal runs of channels, then times weight (C,) plus bias (C,). eps is added to the variance.
+    """Group normalisation (Wu and He, 2018, eq. 1): x (N, ..., C) -> the same shape, with mean 0 and variance 1 in each
+    group.
 
-    ValueError where channels are not divisible by groups or weight and bias do not fit.
+    groups: a group is one of `groups` equal runs of channels, over all axes but the first.
+    weight, bias: (C,). The result is multiplied by weight, then bias is added; None leaves one out.
+    eps: a number, added to the variance before its root is taken.
+
+    ValueError where channels are not divisible by groups or weight and bias do not fit. TypeError where groups or eps
+    is not a number.
     """
     return _group_norm(x, groups, weight, bias, eps, silu=False)
 
@@ -161,7 +166,14 @@ def _group_norm(x: Any, groups: int, weight: Any, bias: Any, eps: float, silu: b
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
-    """Layer normalisation (Ba et al., 2016) over the last axis: x (..., C), weight and bias (C,) or None."""
+    """Layer normalisation (Ba et al., 2016, eq. 3): x (..., C) -> the same shape, with mean 0 and variance 1 along the
+    last axis.
+
+    weight, bias: (C,). The result is multiplied by weight, then bias is added; None leaves one out.
+    eps: a number, added to the variance before its root is taken.
+
+    ValueError where weight and bias do not fit, TypeError where eps is not a number.
+    """
     x = as_real(x)
     if x.ndim < 1:
         raise ValueError("layer_norm: x must have at least one axis")

@@ -88,14 +88,24 @@ def sum_pixel_blocks(L_Y: Any, factor: tuple[int, int]) -> Any:
 
 
 def avg_pool2d(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Tensor:
-    """The mean over windows of x (N, H, W, C); padded zeros count. stride: the window's size if None."""
+    """The mean over windows of x (N, H, W, C) -> (N, Ho, Wo, C), with Ho and Wo as for `conv2d`.
+
+    window: the size (R, S) in pixels, or an int. stride: an int or a pair; the window's size if None. padding: pixels
+    of zeros, as for `conv2d`; they count in the mean. ValueError where x is not images or the window does not fit into
+    them.
+    """
     x, moving = _read("avg_pool2d", x, window, stride, padding)
     return AvgPool2d.apply(x, window=moving)
 
 
 def max_pool2d(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Tensor:
-    """The maximum over windows of x (N, H, W, C); padding never wins and must be at most half the window. stride: the
-    window's size if None. Equal maxima share the gradient."""
+    """The maximum over windows of x (N, H, W, C) -> (N, Ho, Wo, C), with Ho and Wo as for `conv2d`. Equal maxima share
+    the gradient.
+
+    window: the size (R, S) in pixels, or an int. stride: an int or a pair; the window's size if None. padding: as for
+    `conv2d`, at most half the window; a padded pixel is never the maximum. ValueError where x is not images or window
+    and padding do not fit, TypeError for integers.
+    """
     x, moving = _read("max_pool2d", x, window, stride, padding)
     if any(2 * max(p) > r for p, r in zip(moving.padding, moving.size, strict=True)):
         raise ValueError(f"max_pool2d: padding {padding} must be at most half of the window {window}")
@@ -105,7 +115,10 @@ def max_pool2d(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Ten
 
 
 def upsample_nearest2d(x: Any, factor: Any = 2) -> Tensor:
-    """x (N, H, W, C) -> (N, f H, g W, C): every pixel repeated. factor: an int or (f, g)."""
+    """x (N, H, W, C) -> (N, f H, g W, C): every pixel becomes f x g equal ones.
+
+    factor: (f, g), or an int for both, at least 1. ValueError where x is not images or for another factor.
+    """
     x = as_tensor(x)
     if x.ndim != 4:
         raise ValueError(f"upsample_nearest2d: x must be images (N, H, W, C), not of shape {x.shape}")

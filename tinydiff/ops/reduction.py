@@ -93,19 +93,32 @@ class Min(Max):
 
 
 def sum(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """The sum over `axis` (None: all; an int or a tuple)."""
+    """The sum of x over axes.
+
+    axis: an int, a tuple, or None for all axes. keepdims: whether the axes summed over stay, with length 1. ValueError
+    for an axis that x does not have.
+    """
     x = as_tensor(x)
     return Sum.apply(x, axis=normalize_axes("sum", axis, x.ndim), keepdims=keepdims)
 
 
 def mean(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """The mean over `axis` (None: all; an int or a tuple)."""
+    """The mean of x over axes. Over no elements it is NaN.
+
+    axis: an int, a tuple, or None for all axes. keepdims: whether the axes averaged over stay, with length 1.
+    ValueError for an axis that x does not have.
+    """
     x = as_tensor(x)
     return Mean.apply(x, axis=normalize_axes("mean", axis, x.ndim), keepdims=keepdims)
 
 
 def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """The mean squared deviation from the mean over `axis`; divides by n - ddof. ValueError where n <= ddof."""
+    """The variance of x over axes: the sum of squared deviations from the mean, divided by n - ddof for n elements.
+
+    axis: an int, a tuple, or None for all axes. keepdims: whether these axes stay, with length 1. ddof: a number; 0
+    gives the variance of the elements themselves, 1 the unbiased estimate from a sample. ValueError where n <= ddof and
+    for an axis that x does not have.
+    """
     x = as_tensor(x)
     axes = normalize_axes("var", axis, x.ndim)
     check_number("var", "ddof", ddof)
@@ -116,12 +129,20 @@ def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tens
 
 
 def max(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """The largest element over `axis`, NaN where there is one; equal ones share the gradient equally."""
+    """The largest element of x over axes, NaN where there is one. Equal largest elements share the gradient equally.
+
+    axis: an int, a tuple, or None for all axes. keepdims: whether these axes stay, with length 1. ValueError for an
+    axis that is empty or that x does not have.
+    """
     return _extreme(Max, "max", x, axis, keepdims)
 
 
 def min(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """The smallest element over `axis`, NaN where there is one; equal ones share the gradient equally."""
+    """The smallest element of x over axes, NaN where there is one. Equal smallest elements share the gradient equally.
+
+    axis: an int, a tuple, or None for all axes. keepdims: whether these axes stay, with length 1. ValueError for an
+    axis that is empty or that x does not have.
+    """
     return _extreme(Min, "min", x, axis, keepdims)
 
 

@@ -127,7 +127,8 @@ class PadByIndex(Function):
 
 
 def reshape(x: Any, *shape: Any) -> Tensor:
-    """The same elements in another shape, given as a tuple or as numbers; one of them may be -1."""
+    """The elements of x in another shape, given as a tuple or as numbers. One length may be -1: it follows from the
+    others. ValueError where the shape does not hold as many elements."""
     x = as_tensor(x)
     shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
     known = math.prod(n for n in shape if n != -1)
@@ -138,7 +139,8 @@ def reshape(x: Any, *shape: Any) -> Tensor:
 
 
 def transpose(x: Any, axes: Any = None, *more: int) -> Tensor:
-    """The axes in another order, given as a tuple or as numbers (None: reversed)."""
+    """The axes of x in another order: axes is a tuple, or the first of several numbers, of which `more` are the others;
+    None reverses the order. ValueError unless every axis is named once."""
     x = as_tensor(x)
     if isinstance(axes, int | np.integer):
         axes = (axes, *more)
@@ -149,7 +151,8 @@ def transpose(x: Any, axes: Any = None, *more: int) -> Tensor:
 
 
 def expand_dims(x: Any, axis: Any) -> Tensor:
-    """New axes of length 1 at the positions (in the result) given by an int or a tuple."""
+    """x with new axes of length 1. axis: an int or a tuple, the positions of the new axes in the result. ValueError for
+    a position that the result does not have."""
     x = as_tensor(x)
     count = len(axis) if isinstance(axis, tuple | list) else 1
     axes = normalize_axes("expand_dims", axis, x.ndim + count)
@@ -158,7 +161,8 @@ def expand_dims(x: Any, axis: Any) -> Tensor:
 
 
 def squeeze(x: Any, axis: Any = None) -> Tensor:
-    """Without axes of length 1 (None: all of them); ValueError if a named one is longer."""
+    """x without axes of length 1. axis: an int or a tuple, the axes to remove; None removes all of length 1. ValueError
+    where a named axis is longer."""
     x = as_tensor(x)
     axes = [i for i, n in enumerate(x.shape) if n == 1] if axis is None else normalize_axes("squeeze", axis, x.ndim)
     if any(x.shape[i] != 1 for i in axes):
@@ -167,7 +171,7 @@ def squeeze(x: Any, axis: Any = None) -> Tensor:
 
 
 def broadcast_to(x: Any, shape: Sequence[int]) -> Tensor:
-    """x repeated to the given shape, without a copy."""
+    """x repeated to a shape, a sequence of ints, without a copy. ValueError where x does not broadcast to it."""
     x, shape = as_tensor(x), tuple(shape)
     try:
         fits = np.broadcast_shapes(x.shape, shape) == shape
@@ -179,7 +183,7 @@ def broadcast_to(x: Any, shape: Sequence[int]) -> Tensor:
 
 
 def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
-    """The tensors one after another along an axis; their other axes must agree."""
+    """The tensors xs one after another along an axis. ValueError where there is none or they differ in another axis."""
     xs = [as_tensor(x) for x in xs]
     if not xs:
         raise ValueError("concatenate: needs at least one tensor")
@@ -191,7 +195,8 @@ def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def stack(xs: Sequence[Any], axis: int = 0) -> Tensor:
-    """Tensors of one shape along a new axis."""
+    """The tensors xs, of one shape, along a new axis. axis: its position in the result. ValueError where the shapes
+    differ."""
     xs = [as_tensor(x) for x in xs]
     if len({x.shape for x in xs}) != 1:
         raise ValueError(f"stack: needs tensors of one shape, not {', '.join(str(x.shape) for x in xs) or 'none'}")
@@ -200,7 +205,8 @@ def stack(xs: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> tuple[Tensor, ...]:
-    """The tensor cut along an axis: into a number of equal sections, or at the given increasing indices."""
+    """x cut along an axis into a tuple of tensors. sections: the number of equal parts, or the increasing indices at
+    which to cut. ValueError where the axis does not divide or an index lies outside of it."""
     x = as_tensor(x)
     axis = normalize_axis("split", axis, x.ndim)
     n = x.shape[axis]
@@ -216,17 +222,19 @@ def split(x: Any, sections: int | Sequence[int], axis: int = 0) -> tuple[Tensor,
 
 
 def getitem(x: Any, index: Any) -> Tensor:
-    """x[index], with ints, slices, None, Ellipsis, integer or boolean arrays (or tensors), as in NumPy."""
+    """x[index]. index: ints, slices, None, Ellipsis, integer or boolean arrays (or tensors), or a tuple of these, as in
+    NumPy. IndexError where x has no such element. An element picked more than once gets the sum of the gradients."""
     index = tuple(map(as_array, index)) if isinstance(index, tuple) else as_array(index)
     return GetItem.apply(as_tensor(x), index=index)
 
 
 def pad(x: Any, widths: Any, mode: str = "constant", value: Any = 0) -> Tensor:
-    """x with a margin. widths: one int, or (before, after) for each axis.
+    """x with a margin. widths: in elements, an int for all sides, or for each axis an int or (before, after).
 
-    mode "constant" fills with `value`, a number or a tensor without axes, which gets a gradient too; "edge" repeats the last
-    element, "reflect" mirrors at it. ValueError for negative widths, for a value with axes and for reflecting an axis that
-    is too short to mirror.
+    mode: "constant" fills with `value`, "edge" repeats the last element, "reflect" mirrors at it.
+    value: a number, or a tensor without axes, which gets a gradient.
+
+    ValueError for negative widths, another mode, a value with axes, and an axis that is too short to mirror.
     """
     x = as_tensor(x)
     widths = _pad_widths(x.shape, widths)

@@ -105,19 +105,30 @@ class LogSumExp(Function):
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along an axis. A row of -inf alone, as a fully masked row of attention, gives zeros; +inf gives
-    NaN, and zeros beside it."""
+    """exp(x) / sum(exp(x)) along an axis of x, an int, without overflow. Integers become float64.
+
+    A row of -inf alone, such as a fully masked row of attention, gives zeros. An element of +inf gives NaN, and 0 in
+    the rest of its row. ValueError for an axis that x does not have.
+    """
     x = as_real(x)
     return Softmax.apply(x, axis=normalize_axis("softmax", axis, x.ndim))
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
-    """x - log(sum(exp(x))) along an axis. A row of -inf alone gives NaN, and so does +inf."""
+    """x - log(sum(exp(x))) along an axis of x, an int, without overflow. Integers become float64.
+
+    A row of -inf alone gives NaN, and so does an element of +inf. ValueError for an axis that x does not have.
+    """
     x = as_real(x)
     return LogSoftmax.apply(x, axis=normalize_axis("log_softmax", axis, x.ndim))
 
 
 def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """log(sum(exp(x))) over axes (None: all), without overflow; -inf over elements that all are -inf, with gradients 0."""
+    """log(sum(exp(x))) over axes of x, without overflow. Integers become float64. Where all elements are -inf it is
+    -inf, with gradients 0.
+
+    axis: an int, a tuple, or None for all axes. keepdims: whether these axes stay, with length 1. ValueError for an
+    axis that x does not have.
+    """
     x = as_real(x)
     return LogSumExp.apply(x, axes=normalize_axes("logsumexp", axis, x.ndim), keepdims=keepdims)

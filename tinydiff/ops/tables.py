@@ -32,8 +32,12 @@ def sum_picked(L_Y: Any, indices: Any, shape: tuple[int, int]) -> Any:
 
 
 def embedding(indices: Any, w: Any) -> Tensor:
-    """Rows of a table: integer indices (...), w (V, D) -> (..., D). IndexError for an index outside 0..V-1, TypeError
-    for indices that are not integers."""
+    """Rows of a table: integer indices (...), w (V, D) -> (..., D). A row picked more than once gets the sum of the
+    gradients.
+
+    IndexError for indices outside 0..V-1, TypeError for indices that are not integers, ValueError for a w of another
+    shape.
+    """
     w = as_tensor(w)
     if w.ndim != 2:
         raise ValueError(f"embedding: w must be (V, D), not of shape {w.shape}")

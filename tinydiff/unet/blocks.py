@@ -1,4 +1,4 @@
-"""What the U-Net is made of: residual blocks, the levels that hold them, and the time that all of them take."""
+"""The parts of the U-Net: residual blocks, the levels that hold them, and the time that all of them take."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """A level of the way up. Every residual block sees the last skip that is left, beside what comes from below."""
+    """A level of the way up. Every residual block sees the last remaining skip, beside what comes from below."""
 
     def __init__(self, resnets: list[ResBlock]) -> None:
         self.resnets = resnets
@@ -160,9 +160,9 @@ _levels = DownBlock.forward, MidBlock.forward, UpBlock.forward
 class Time(Tensor):
     """The time embedding (N, features), activated, as levels and blocks take it: a tensor like any other.
 
-    It carries the projections time_emb_proj(time) of the residual blocks of `levels`, computed in one operation instead of
-    one for each block. A replaced level, block or layer takes no part and computes its own projection when it is called:
-    it may need none, or change the weights first.
+    It carries the projections time_emb_proj(time) of the residual blocks of `levels`, computed in one operation instead
+    of one for each block. A level, block or layer that a user has replaced is left out and computes its own projection
+    when it is called: it may need none, or change the weights first.
     """
 
     __slots__ = ("_count", "_layers", "_projections")
@@ -182,7 +182,7 @@ class Time(Tensor):
         self._projections = dict(zip(self._layers, projections, strict=True))
 
     def projected_by(self, layer: Any) -> Tensor:
-        """layer(time): what is carried of it, unless the time was changed in place since."""
+        """layer(time): the projection that is carried, unless the time was changed in place since."""
         known = self._projections.get(id(layer)) if self._version.count == self._count else None
         return layer(self) if known is None else known
 
@@ -222,7 +222,7 @@ def make_attention(channels: int, groups: int | None, variant: Variant, generato
 
 
 def activated(activation: Any, norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """activation(norm(x)), where it can be in one operation."""
+    """activation(norm(x)), in one operation where there is one."""
     if activation is ops.silu:
         return group_norm_silu(x, norm.groups, norm.weight, norm.bias, norm.eps)
     return activation(norm(x))

@@ -1,14 +1,14 @@
 """The U-Net that predicts the noise in an image.
 
-The network of Ho et al. (2020), appendix B: residual blocks of group normalisation, SiLU and 3x3 convolutions, which
-are told the time by a bias for each channel; self-attention at chosen resolutions; a way down that halves the
-resolution after each level but the last, and a way up that takes back everything made on the way down ("skips").
+The network of Ho et al. (2020), appendix B: residual blocks of group normalisation, SiLU and 3x3 convolutions, to which
+the time is added as a bias for each channel; self-attention at chosen resolutions; a way down that halves the
+resolution after each level but the last; and a way up that takes back everything made on the way down ("skips").
 
     x (N, H, W, C) -> conv_in -> down_blocks[0] -> ... -> down_blocks[-1] -> mid_block -+
     y (N, H, W, C) <- conv_out <- up_blocks[-1] <- ... <- up_blocks[0] <----------------+
 
-It is diffusers' UNet2DModel weight for weight, and its attributes are named as there. Settings of that model that
-differ from the paper's network are options here, see `tinydiff.unet.variant`.
+It is diffusers' UNet2DModel weight for weight, with the same attribute names. Settings of that model that differ from
+the paper's network are options here, see `tinydiff.unet.variant`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from tinydiff.unet.variant import ACTIVATIONS, Variant, check_number, check_whol
 
 
 class UNet(nn.Module):
-    """The U-Net of the DDPM paper; with the default arguments, for images of 32x32x3, its CIFAR-10 network.
+    """The U-Net of the DDPM paper (Ho et al., 2020, app. B); the default arguments make its CIFAR-10 network, for
+    images 32x32x3.
 
     image_size: height and width of the images, divisible by 2^(levels - 1).
     in_channels, out_channels: of the images and of the output (None: the same; twice as many for a learned variance).
@@ -52,14 +53,14 @@ class UNet(nn.Module):
     attention_resolutions: image sizes at which every residual block is followed by self-attention.
     groups: of group normalisation; divides the channels of every level.
     dropout: probability of dropping an element in every residual block, in training mode.
-    num_classes: for a labelled model, how many labels it knows, 0..num_classes-1, the null label included.
-    null_label: the label that stands for no label, in a model that was trained to do without; None: there is none.
+    num_classes: for a labelled model, how many labels it knows, 0..num_classes-1, the null label included; None: no
+        labels.
+    null_label: the label that means "no label", in a model that was trained with label dropout; None: there is none.
     generator: what the initial weights are drawn from (None: the default generator of `tinydiff.nn`).
     variant: settings in which the network differs from the paper's, by name: see `tinydiff.unet.variant.Variant`.
 
-    unet(x, t, labels=None): x (N, H, W, in_channels); t integers 1..T, a number or (N,); labels None, an int or (N,)
-    -> (N, H, W, out_channels). InputError for arguments of the constructor that do not fit together; ValueError or
-    TypeError for images, times or labels that do not fit the network.
+    unet(x, t, labels=None): x (N, H, W, in_channels), t integers 1..T -> (N, H, W, out_channels), see `forward`.
+    InputError for arguments of the constructor that do not fit together.
     """
 
     def __init__(
@@ -170,6 +171,12 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1, init_scale=0, generator=generator)
 
     def forward(self, x: Any, t: Any, labels: Any = None) -> Tensor:
+        """The network's prediction (N, H, W, out_channels) for images.
+
+        x: (N, H, W, in_channels), floating point in [-1, 1]. t: integers 1..T, a number or (N,). labels: an int or
+        (N,); None means the null label, or no label where there are none. ValueError or TypeError for images, times or
+        labels that do not fit.
+        """
         x = x if isinstance(x, Tensor) else Tensor(x)
         size, C = self.image_size, self.in_channels
         if x.ndim != 4 or x.shape[1:] != (size, size, C):
@@ -190,7 +197,7 @@ class UNet(nn.Module):
         return self.conv_out(activated(ops.silu, self.conv_norm_out, h))
 
     def _time(self, t: Any, labels: Any, n: int) -> Tensor:
-        """The embedding of time and label, (N, features), with the activation applied."""
+        """The embedding of time t and labels for n images, (n, features), with the activation applied."""
         weight = self.conv_in.weight
         t = _integers("t", t, n, weight.device)
         if weight.device == "cpu" and n and t.min() < 1:
