@@ -111,7 +111,7 @@ def test_cuda_that_is_not_there_says_what_is_missing(fake_cupy, monkeypatch, cas
         fake_cupy(False, built)
     with pytest.raises(InputError, match=sentence):
         backend.resolve_device("cuda")
-    with pytest.raises(InputError, match=r"use --device cpu$"):
+    with pytest.raises(InputError, match=r'use device="cpu"$'):
         Tensor([1.0]).to("cuda")
     assert backend.resolve_device("auto") == "cpu"
 
@@ -192,7 +192,7 @@ def test_a_gpu_without_libraries_is_refused_and_auto_says_why(fake_cupy, capsys,
         lambda: Tensor([1.0]).to("cuda"),
     ):
         with pytest.raises(
-            InputError, match=rf"^CuPy does not find {what}.*tinydiff\[cuda13\].*; or use --device cpu$"
+            InputError, match=rf'^CuPy does not find {what}.*tinydiff\[cuda13\].*; or use device="cpu"$'
         ):
             ask()
     assert capsys.readouterr().err == ""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.errors import InputError, RunFailed
+from tinydiff.errors import InputError, RunFailed, named
 from tinydiff.machine.terminal import say
 
 DEVICES = ("cpu", "cuda")
@@ -40,37 +40,34 @@ def cupy() -> ModuleType | None:
 def no_cuda() -> str | None:
     """Why there is no device cuda on this machine and what to install or change, in one sentence; None if there is
     one."""
+    instead = named("device", "cpu")
     if (found := cupy()) is not None:
         lacking = _lacking(found)
-        return None if lacking is None else f"{lacking}; or use --device cpu"
+        return None if lacking is None else f"{lacking}; or use {instead}"
     driver = driver_version()
     if driver is None:
-        return "device cuda needs an NVIDIA GPU with its driver, and no driver is installed here; use --device cpu"
+        return f"device cuda needs an NVIDIA GPU with its driver, and no driver is installed here; use {instead}"
     supports = f"the driver supports CUDA {driver[0]}.{driver[1]}"
     if driver[0] < 12:
-        return (
-            f"device cuda needs a driver for CUDA 12 or later, and {supports}: update the driver, or use --device cpu"
-        )
+        return f"device cuda needs a driver for CUDA 12 or later, and {supports}: update the driver, or use {instead}"
     package = _extra(driver[0])
     try:
         import cupy as module
     except ModuleNotFoundError as error:
         if error.name == "cupy":
-            return (
-                f"device cuda needs CuPy, which is not installed: install {package} ({supports}), or use --device cpu"
-            )
-        return f"CuPy cannot be imported ({error}): install {package} again ({supports}), or use --device cpu"
+            return f"device cuda needs CuPy, which is not installed: install {package} ({supports}), or use {instead}"
+        return f"CuPy cannot be imported ({error}): install {package} again ({supports}), or use {instead}"
     except ImportError as error:
-        return f"CuPy cannot be imported ({error}): install {package} again ({supports}), or use --device cpu"
+        return f"CuPy cannot be imported ({error}): install {package} again ({supports}), or use {instead}"
     built = module.cuda.runtime.runtimeGetVersion() // 1000
     if built > driver[0]:
         return (
             f"CuPy is built for CUDA {built}, and {supports}: "
-            f"uninstall cupy-cuda{built}x and install {package}, update the driver, or use --device cpu"
+            f"uninstall cupy-cuda{built}x and install {package}, update the driver, or use {instead}"
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     hint = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
-    return f"CuPy and the driver are installed and see no NVIDIA GPU{hint}; use --device cpu"
+    return f"CuPy and the driver are installed and see no NVIDIA GPU{hint}; use {instead}"
 
 
 @functools.cache

@@ -2,7 +2,9 @@
 
 import argparse
 
-from tinydiff.cli import evaluate
+import pytest
+
+from tinydiff.cli import evaluate, main
 from tinydiff.evaluation.evaluate import PARTS, Settings
 
 
@@ -29,3 +31,18 @@ def test_the_flags_are_the_settings(monkeypatch):
         Settings(training_images=True, clip=True),
     ]  # fmt: skip
     assert Settings().only == PARTS
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--only bits,fid", "--only takes bits, frechet, neighbours, samplers, not 'fid'"),
+        ("--step-counts 3,0", "--step-counts must be whole numbers of at least 1, such as 10,25,50"),
+        ("--terms 2", "--terms must be at least 3, not 2"),
+        ("--sampler euler", "--sampler must be one of ddpm, ddim, dpm++, not 'euler'"),
+        ("--data X --training-images", "--data names the images to evaluate and --training-images takes the run's own; give one"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_with_the_flags(capsys, words, sentence):
+    assert main(["evaluate", "/no/run", *words.split()]) == 2
+    assert capsys.readouterr().err == f"tinydiff: {sentence}\n"

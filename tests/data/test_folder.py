@@ -260,17 +260,17 @@ def test_differing_sizes_need_an_image_size(tmp_path):
     put(tmp_path / "a.png", grey(8, 8))
     put(tmp_path / "b.png", grey(8, 8))
     put(tmp_path / "c.png", grey(6, 6))
-    with pytest.raises(InputError, match=r"a\.png is 8x8 and c\.png is 6x6, so give --image-size"):
+    with pytest.raises(InputError, match=r"a\.png is 8x8 and c\.png is 6x6, so give image_size to"):
         load(tmp_path)
     put(tmp_path / "c.png", grey(6, 9))
-    with pytest.raises(InputError, match=r"a\.png is 8x8 and c\.png is 9x6, so give --image-size"):
+    with pytest.raises(InputError, match=r"a\.png is 8x8 and c\.png is 9x6, so give image_size to"):
         load(tmp_path)
     assert load(tmp_path, image_size=6).images.shape == (3, 6, 6, 1)
 
 
 def test_pictures_that_are_not_square_need_an_image_size(tmp_path):
     put(tmp_path / "a.png", grey(6, 9))
-    with pytest.raises(InputError, match=r"a\.png is 9x6, not square, so give --image-size"):
+    with pytest.raises(InputError, match=r"a\.png is 9x6, not square, so give image_size to"):
         load(tmp_path)
 
 

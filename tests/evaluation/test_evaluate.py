@@ -113,7 +113,7 @@ def test_raw_weights_and_clipping_are_said_and_matter(run):
 
 def test_a_run_without_held_out_images_is_told_so(tmp_path, pictures, make_run):
     run = make_run(tmp_path / "run", holdout=0.0)
-    with pytest.raises(InputError, match=r"--holdout 0.*--data PATH.*--training-images"):
+    with pytest.raises(InputError, match=r'holdout=0.*data="PATH".*training_images=True'):
         evaluate(run, SMALL)
     assert not (run / "evaluation").exists()
     text = []
@@ -131,7 +131,7 @@ def test_a_run_without_held_out_images_is_told_so(tmp_path, pictures, make_run):
 def test_a_checkpoint_alone_has_its_bits_measured(run, tmp_path, monkeypatch, pictures):
     monkeypatch.chdir(tmp_path)
     np.savez("x.npz", images=pictures(4))
-    with pytest.raises(InputError, match=r"config\.toml.*--data PATH --only bits"):
+    with pytest.raises(InputError, match=r"config\.toml.*data=\"PATH\" only=\('bits',\)"):
         evaluate(run / "checkpoint", dataclasses.replace(SMALL, data="x.npz"))
     text = []
     settings = dataclasses.replace(SMALL, data="x.npz", only=("bits",))
@@ -142,13 +142,13 @@ def test_a_checkpoint_alone_has_its_bits_measured(run, tmp_path, monkeypatch, pi
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"only": ("bits", "fid")}, "--only takes bits, frechet, neighbours, samplers, not 'fid'"),
-        ({"images": 1}, "--images must be at least 2, not 1"),
-        ({"terms": 2}, "--terms must be at least 3, not 2"),
-        ({"samples": 0}, "--samples must be at least 2, not 0"),
-        ({"step_counts": (3, 0)}, "--step-counts must be whole numbers of at least 1"),
-        ({"seed": -1}, "--seed must be at least 0"),
-        ({"sampler": "euler"}, "--sampler must be one of ddpm, ddim, dpm\\+\\+, not 'euler'"),
+        ({"only": ("bits", "fid")}, "^only takes bits, frechet, neighbours, samplers, not 'fid'"),
+        ({"images": 1}, "^images must be at least 2, not 1"),
+        ({"terms": 2}, "^terms must be at least 3, not 2"),
+        ({"samples": 0}, "^samples must be at least 2, not 0"),
+        ({"step_counts": (3, 0)}, "^step_counts must be whole numbers of at least 1"),
+        ({"seed": -1}, "^seed must be at least 0"),
+        ({"sampler": "euler"}, "^sampler must be one of ddpm, ddim, dpm\\+\\+, not 'euler'"),
     ],
 )
 def test_settings_that_make_no_sense(changes, sentence):

@@ -10,12 +10,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tinydiff.backend import missing_library
 from tinydiff.cli import bench, doctor, evaluate, gradcheck, info, sample, train
 from tinydiff.cli.numbers import INTERRUPTED
-from tinydiff.errors import InputError, RunFailed
+from tinydiff.errors import InputError, RunFailed, spelling
 from tinydiff.version import __version__
 
 
@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status: 0 done, 1 the run failed, 2 wrong input, 130 and 143 interrupted, 141
     nobody reads the output any more."""
     try:
-        status = _run(argv)
+        with spelling(_flag):
+            status = _run(argv)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure can be told
         return status
@@ -35,6 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _drop_output()
         return _fail(f"the output cannot be written: {error.strerror}", 1)
+
+
+def _flag(name: str, *value: Any) -> str:
+    """How sentences name a parameter here: image_size is --image-size, or with its value --image-size 8."""
+    flag = "--" + name.replace("_", "-")
+    if not value or value[0] is True:
+        return flag
+    if value[0] is None or value[0] is False:
+        return "--all-terms" if name == "terms" else flag.replace("--", "--no-", 1)
+    return f"{flag} {','.join(map(str, value[0])) if isinstance(value[0], tuple) else value[0]}"
 
 
 def _drop_output() -> None:

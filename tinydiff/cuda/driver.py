@@ -16,6 +16,7 @@ import numpy as np
 from tinydiff import backend
 from tinydiff.cuda import source
 from tinydiff.cuda.source import KernelError
+from tinydiff.errors import named
 
 OPTIONS = ("--std=c++17",)  # of the compiler, beside defines and what CuPy adds
 STATIC_LIMIT = 48 << 10  # bytes of dynamic shared memory that a kernel may have without asking for more
@@ -73,9 +74,7 @@ def explained(what: str) -> Iterator[None]:
     except cupy.cuda.compiler.CompileException as error:
         raise KernelError(f"{what} does not compile for this GPU:\n{error}") from None
     except MemoryError as error:  # CuPy's OutOfMemoryError is one
-        raise KernelError(
-            f"{what}: the GPU's memory is full; a smaller batch (with --accumulate for the same total) helps ({error})"
-        ) from None
+        raise KernelError(f"{what}: {_memory_is_full()} ({error})") from None
     except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
         raise KernelError(f"{what}: {_advice(str(error))} ({error})") from None
     except (ImportError, RuntimeError) as error:
@@ -84,11 +83,15 @@ def explained(what: str) -> Iterator[None]:
         raise KernelError(f"{what}: {sentence}") from None
 
 
+def _memory_is_full() -> str:
+    return f"the GPU's memory is full; a smaller {named('batch_size')} with a larger {named('accumulate')} needs less"
+
+
 def _advice(error: str) -> str:
     """What to do about an error of the driver or the runtime."""
     known = {
-        "OUT_OF_MEMORY": "the GPU's memory is full; a smaller batch (with --accumulate for the same total) helps",
-        "MemoryAllocation": "the GPU's memory is full; a smaller batch (with --accumulate for the same total) helps",
+        "OUT_OF_MEMORY": _memory_is_full(),
+        "MemoryAllocation": _memory_is_full(),
         "NO_BINARY_FOR_GPU": "this GPU is older than the kernels support (compute capability 7.5)",
         "UNSUPPORTED_PTX_VERSION": "the driver is older than the compiler of this CuPy; update the driver or install "
         "tinydiff[cuda12]",

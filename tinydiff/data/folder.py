@@ -13,7 +13,7 @@ import numpy as np
 
 from tinydiff.data.dataset import Dataset, scaled_from
 from tinydiff.data.pixels import fit
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, named
 
 _THREADS = 8
 _AT_ONCE = 2 * _THREADS  # pictures in memory as they came, before they are stored or refused
@@ -123,10 +123,12 @@ def _class_names(folder: Path, paths: list[PurePath]) -> list[str]:
 
 def _refuse_sizes(folder: Path, path: PurePath, size: Any, other_path: PurePath, other_size: Any) -> None:
     if size == other_size:
-        raise InputError(f"{folder}: {path} is {_wide(size)}, not square, so give --image-size to crop and scale to")
+        raise InputError(
+            f"{folder}: {path} is {_wide(size)}, not square, so give {named('image_size')} to crop and scale to"
+        )
     raise InputError(
         f"{folder} holds pictures of several sizes, {path} is {_wide(size)} and {other_path} is {_wide(other_size)}, "
-        "so give --image-size to crop and scale to"
+        f"so give {named('image_size')} to crop and scale to"
     )
 
 

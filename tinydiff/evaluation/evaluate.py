@@ -13,7 +13,7 @@ import numpy as np
 from tinydiff.backend import host_threads, resolve_device
 from tinydiff.data import Dataset
 from tinydiff.diffusion.sampler import SAMPLERS
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, named
 from tinydiff.evaluation import samplers
 from tinydiff.evaluation.bits import BitsPerDim, measure_bits
 from tinydiff.evaluation.features import extractor
@@ -63,18 +63,18 @@ class Settings:
     def __post_init__(self) -> None:
         unknown = [part for part in self.only if part not in PARTS]
         if unknown or not self.only:
-            raise InputError(f"--only takes {', '.join(PARTS)}, not {', '.join(map(repr, unknown)) or 'none'}")
+            raise InputError(f"{named('only')} takes {', '.join(PARTS)}, not {', '.join(map(repr, unknown)) or 'none'}")
         least = {"images": 2, "terms": 3, "samples": 2, "steps": 1, "each": 2, "threads": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
-                raise InputError(f"--{name} must be at least {bound}, not {value}")
+                raise InputError(f"{named(name)} must be at least {bound}, not {value}")
         if not self.step_counts or min(self.step_counts) < 1:
-            raise InputError("--step-counts must be whole numbers of at least 1, such as 10,25,50")
+            raise InputError(f"{named('step_counts')} must be whole numbers of at least 1, such as 10,25,50")
         if self.sampler not in SAMPLERS:
-            raise InputError(f"--sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
+            raise InputError(f"{named('sampler')} must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}")
         if not 0 <= self.seed < 2**64:
-            raise InputError(f"--seed must be at least 0 and below 2**64, not {self.seed}")
+            raise InputError(f"{named('seed')} must be at least 0 and below 2**64, not {self.seed}")
 
 
 def evaluate(
@@ -166,7 +166,7 @@ class _Evaluation:
             return f"Standard error {by_images:.6f} from the choice of images; all {T} terms are evaluated."
         return (
             f"Standard errors {by_images:.6f} from the choice of images and {by_steps:.6f} from the choice of {n} of the "
-            f"{T} steps; --all-terms removes the second."
+            f"{T} steps; {named('terms', None)} removes the second."
         )
 
     def draw(self) -> None:
@@ -198,7 +198,7 @@ class _Evaluation:
             self.say(f"{self.distance(test.images):10.4f}   {len(test)} {self.subject.test_name}: what to hope for")
         self.say(
             "On features of a small autoencoder trained on this run's own images: compare it with such numbers for the\n"
-            "same data and the same number of images (fewer give more), never with FID. For FID, --png-folder."
+            f"same data and the same number of images (fewer give more), never with FID. For FID, {named('png_folder')}."
         )
 
     def neighbours(self) -> None:
@@ -270,7 +270,7 @@ def _make_folder(path: Path, empty: bool = False) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if empty and any(path.iterdir()):
-            raise InputError(f"{path} holds files already; --png-folder takes a new or an empty folder")
+            raise InputError(f"{path} holds files already; {named('png_folder')} takes a new or an empty folder")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     return path

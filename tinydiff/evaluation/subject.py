@@ -14,7 +14,7 @@ from tinydiff.backend import to_numpy
 from tinydiff.data import Dataset
 from tinydiff.data.pixels import to_bytes
 from tinydiff.diffusion import Diffusion, sample
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, named
 from tinydiff.evaluation.bits import EVALUATION, images_at_once
 from tinydiff.random import SAMPLING, Generator
 from tinydiff.runs import checkpoint, config
@@ -100,7 +100,9 @@ def load_subject(
     images are needed. InputError where there are no such images or they do not fit the network.
     """
     if data_path is not None and training_images:
-        raise InputError("--data names the images to evaluate and --training-images takes the run's own; give one")
+        raise InputError(
+            f"{named('data')} names the images to evaluate and {named('training_images')} takes the run's own; give one"
+        )
     pipeline = checkpoint.load(path, raw)
     unet, diffusion = pipeline.unet, pipeline.diffusion
     if clip is not None:
@@ -121,7 +123,7 @@ def _training_data(path: Path) -> Dataset:
     if not file.exists():
         raise InputError(
             f"{path} has no config.toml, which tells what a run was trained on; to evaluate a checkpoint alone, give "
-            "--data PATH --only bits"
+            f"{named('data', 'PATH')} {named('only', ('bits',))}"
         )
     return load_data(RunConfig(**config.load(file)))
 
@@ -137,8 +139,9 @@ def _test_images(
         return training, f"TRAINING images of {training.name}", False
     if training.held_out is None:
         raise InputError(
-            f"the run in {path} holds no images out (--holdout 0), so there are none that it has not seen: give --data "
-            "PATH for others, or --training-images for its own, by which any model looks better than it is"
+            f"the run in {path} holds no images out ({named('holdout', 0)}), so there are none that it has not seen: give "
+            f"{named('data', 'PATH')} for others, or {named('training_images', True)} for its own, by which any model "
+            "looks better than it is"
         )
     return training.held_out, f"held-out images of {training.name}", True
 
