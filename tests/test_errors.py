@@ -1,5 +1,9 @@
 """Sentences name a parameter as the caller knows it: Python's callers by its name, the command line's by its flag."""
 
+import ast
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +11,11 @@ from PIL import Image
 import tinydiff as td
 from tinydiff.cli.entry import main
 from tinydiff.errors import InputError, named, spelling
+from tinydiff.runs.building import resolve
+from tinydiff.runs.config import RunConfig
+
+PACKAGE = Path(td.__file__).parent
+OPTIONS = {"cuda/driver.py", "cuda/host.py", "cuda/nvrtc.py"}  # of compilers
 
 
 def test_named():
@@ -55,3 +64,44 @@ def test_a_device_that_is_not_there(tmp_path, capsys):
         td.Tensor([1.0]).to("cuda")
     assert main(["train", "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.endswith("use --device cpu\n")
+
+
+def test_settings(tmp_path, capsys):
+    wide = RunConfig(image_size=9, mults=(1, 2, 2), channels=8)
+    data = td.data.draw_glyphs(2, image_size=9)
+    with pytest.raises(
+        InputError, match=r"^image_size=9: .* levels of mults=\(1, 2, 2\) .* so give image_size 8 or 12$"
+    ):
+        resolve(wide, data)
+    with pytest.raises(InputError, match=r"^channels=12 .* give groups$"):
+        resolve(RunConfig(image_size=8, mults=(1,), channels=12), td.data.draw_glyphs(2, image_size=8))
+    with pytest.raises(InputError, match=r"^save_every must be at least 1, not 0$"):
+        td.TrainConfig(save_every=0)
+    words = ["train", "--save-every", "0", "--out", str(tmp_path / "run")]
+    assert main(words) == 2 and capsys.readouterr().err == "tinydiff: --save-every must be at least 1, not 0\n"
+
+
+def flags_in(file):
+    """Flags in the strings of a file, docstrings left out."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    scopes = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docs = {id(s.body[0].value) for s in ast.walk(tree) if isinstance(s, scopes) and isinstance(s.body[0], ast.Expr)}
+    strings = (
+        n.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs
+    )
+    return [flag for text in strings for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)]
+
+
+def test_only_the_command_line_speaks_of_flags(tmp_path):
+    (tmp_path / "x.py").write_text(
+        '"""--a-docstring"""\ndef f():\n    """--another"""\n    return f"give --image-size {f}"\n'
+    )
+    assert flags_in(tmp_path / "x.py") == ["--image-size"]
+    found = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        name = file.relative_to(PACKAGE).as_posix()
+        if not name.startswith("cli/") and name not in OPTIONS and (flags := flags_in(file)):
+            found[name] = flags
+    assert not found

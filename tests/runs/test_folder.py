@@ -24,7 +24,7 @@ def test_create_writes_the_configuration(folder):
 
 def test_an_existing_run_is_not_overwritten(folder):
     folder.create(RunConfig(steps=7), {})
-    with pytest.raises(InputError, match=r"already holds a run; --resume .* --force"):
+    with pytest.raises(InputError, match=r"already holds a run; resume .* force"):
         folder.create(RunConfig(steps=8), {})
     assert "steps = 7" in folder.config_file.read_text()
 

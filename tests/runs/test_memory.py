@@ -67,7 +67,7 @@ def test_a_gpu_too_small_is_refused_before_training(monkeypatch):
     monkeypatch.setattr(backend, "gpu_memory", lambda: (64 * MIB, 30 * MIB))
     require_gpu(need, 18)  # 32 MiB, of which two are there already
     with pytest.raises(
-        InputError, match=r"19 images needs about 33.0 MiB.*32.0 MiB of 64.0 MiB are free.*-size 18 fits"
+        InputError, match=r"19 images needs about 33.0 MiB.*32.0 MiB of 64.0 MiB are free.*batch_size=18 fits"
     ):
         require_gpu(need, 19)
     monkeypatch.setattr(backend, "gpu_memory", lambda: (64 * MIB, 12 * MIB))

@@ -154,7 +154,7 @@ def test_a_run_whose_samples_do_not_fit_into_memory_is_done_all_the_same(tmp_pat
     monkeypatch.setattr(limits, "memory", lambda: (1000, 1000))
     assert trainer.run() == 2
     said = capsys.readouterr().err
-    assert said.count("no samples are drawn: ") == 3 and "fewer with: tinydiff sample" in said
+    assert said.count("no samples are drawn: ") == 3 and "; draw fewer from " in said and "with n=16" in said
     assert not (tmp_path / "run" / "samples.png").exists()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tinydiff import data as datasets
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion, Schedule
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, named
 from tinydiff.random import INIT, Generator
 from tinydiff.runs import checkpoint
 from tinydiff.runs.checkpoint import Pipeline
@@ -49,7 +49,7 @@ def resolve(config: RunConfig, data: Dataset, start: Pipeline | None = None) -> 
     they do not fit."""
     height, width = data.image_size
     if height != width:
-        raise InputError(f"the images are {height}x{width}; --image-size N makes them square")
+        raise InputError(f"the images are {height}x{width}; {named('image_size')} makes them square")
     if start is not None:
         return _resolve_start(config, data, start)
     _check_size(config, height)
@@ -57,7 +57,7 @@ def resolve(config: RunConfig, data: Dataset, start: Pipeline | None = None) -> 
     label_dropout = config.label_dropout
     if not labels:
         if label_dropout:
-            raise InputError(f"--label-dropout {label_dropout} needs labels, and this run has none")
+            raise InputError(f"{named('label_dropout', label_dropout)} needs labels, and this run has none")
         label_dropout = 0.0
     elif label_dropout is None:
         label_dropout = 0.1
@@ -75,12 +75,14 @@ def _resolve_start(config: RunConfig, data: Dataset, start: Pipeline) -> RunConf
     unet, diffusion = start.unet, start.diffusion
     labels = unet.num_classes is not None
     if config.labels and not labels:
-        raise InputError(f"--labels: the network of {config.init} was trained without labels")
+        raise InputError(f"{named('labels', True)}: the network of {config.init} was trained without labels")
     if labels and (data.labels is None or config.labels is False):
         raise InputError(f"the network of {config.init} needs labels, and this run has none")
     guided = unet.null_label is not None
     if config.label_dropout and not guided:
-        raise InputError(f"--label-dropout {config.label_dropout}: the network of {config.init} has no null label")
+        raise InputError(
+            f"{named('label_dropout', config.label_dropout)}: the network of {config.init} has no null label"
+        )
     return dataclasses.replace(
         config,
         image_size=start.image_size,
@@ -102,11 +104,11 @@ def _check_size(config: RunConfig, size: int) -> None:
     """InputError unless every level but the last can halve the images."""
     factor = 2 ** (len(config.mults) - 1)
     if size % factor:
-        given = f"--image-size {size}" if config.image_size else f"the images are {size}x{size}"
+        given = named("image_size", size) if config.image_size else f"the images are {size}x{size}"
         fitting = [str(n) for n in (size // factor * factor, (size // factor + 1) * factor) if n]
         raise InputError(
-            f"{given}: for the {len(config.mults)} levels of --mults {','.join(map(str, config.mults))} the size must be "
-            f"divisible by {factor}, so give --image-size {' or '.join(fitting)}"
+            f"{given}: for the {len(config.mults)} levels of {named('mults', config.mults)} the size must be divisible by "
+            f"{factor}, so give {named('image_size')} {' or '.join(fitting)}"
         )
 
 
@@ -119,7 +121,7 @@ def _attention(config: RunConfig, size: int) -> tuple[int, ...]:
     missing = [s for s in config.attention if s not in sizes]
     if missing:
         raise InputError(
-            f"--attention {missing[0]}: a network for {size}x{size} images with {len(sizes)} levels has feature maps "
+            f"{named('attention', missing[0])}: a network for {size}x{size} images with {len(sizes)} levels has feature maps "
             f"of {', '.join(map(str, sizes))}"
         )
     return config.attention
@@ -131,13 +133,14 @@ def _groups(config: RunConfig) -> int:
         fitting = [g for g in (32, 16, 8) if common % g == 0]
         if not fitting:
             raise InputError(
-                f"--channels {config.channels} is not divisible by 32, 16 or 8; choose another or give --groups"
+                f"{named('channels', config.channels)} is not divisible by 32, 16 or 8; choose another or give "
+                f"{named('groups')}"
             )
         return fitting[0]
     if common % config.groups:
         raise InputError(
-            f"--channels {config.channels} with --mults {','.join(map(str, config.mults))} does not divide into "
-            f"--groups {config.groups}"
+            f"{named('channels', config.channels)} with {named('mults', config.mults)} does not divide into "
+            f"{named('groups', config.groups)}"
         )
     return config.groups
 

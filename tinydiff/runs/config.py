@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, named
 from tinydiff.runs import formats
 
 
@@ -56,7 +56,7 @@ class TrainConfig:
     batch_size: int = _setting(32, "training", "images whose activations are in memory at once", _at_least(1))
     accumulate: int = _setting(1, "training", "batches whose gradients make one step", _at_least(1))
     lr: float = _setting(1e-3, "training", "learning rate of Adam", _above(0))
-    warmup: int = _setting(100, "training", "steps over which the learning rate rises to --lr", _at_least(0))
+    warmup: int = _setting(100, "training", "steps over which the learning rate rises to its full value", _at_least(0))
     clip: float = _setting(
         1.0, "training", "largest norm of the gradient; larger ones are scaled down; 0: never", _at_least(0)
     )
@@ -80,8 +80,8 @@ class TrainConfig:
 
     @staticmethod
     def called(name: str) -> str:
-        """What a setting, or an argument of `Trainer.run`, is called by whoever gave it."""
-        return name
+        """What a setting, or an argument of `Trainer.run`, of this name is called by whoever gave it."""
+        return named(name)
 
     def save(self, path: Path, extra: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Writes the format and the settings as TOML, in sections; None is left out. `extra`: more sections, to record
@@ -141,10 +141,6 @@ class RunConfig(TrainConfig):
     init: str | None = _setting(
         None, "network", "checkpoint whose network and weights to start from", metavar="CHECKPOINT"
     )
-
-    @staticmethod
-    def called(name: str) -> str:
-        return flag(name)
 
 
 # With --resume these may differ from what the run was started with; nothing that was computed depends on them.

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tinydiff.autograd.profile import Profile
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, named
 from tinydiff.runs.atomic import writing
-from tinydiff.runs.config import TrainConfig, flag
+from tinydiff.runs.config import TrainConfig
 
 COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_second")
 
@@ -32,7 +32,7 @@ class RunFolder:
         self.samples, self.profile_file = self.path / "samples", self.path / "profile.csv"
         self._log: Any = None
 
-    def check_free(self, force: bool = False, called: Callable[[str], str] = flag) -> None:
+    def check_free(self, force: bool = False, called: Callable[[str], str] = named) -> None:
         """InputError if something is there, unless it is a run and `force` is set. called: see `TrainConfig.called`."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is not a folder; choose another {called('out')}")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tinydiff import backend
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, named
 from tinydiff.machine import limits
 
 SMALL = 4  # images, to begin with; fewer take other paths through the convolutions
@@ -78,10 +78,10 @@ def require_gpu(needed: Estimate, batch_size: int) -> None:
     room = free + needed.weights + needed.average
     if needed.total(batch_size) > room:
         fitting = needed.largest_batch(room)
-        advice = f"--batch-size {fitting} fits" if fitting else "not even one image fits"
+        advice = f"{named('batch_size', fitting)} fits" if fitting else "not even one image fits"
         raise InputError(
             f"a step on {batch_size} images needs about {show(needed.total(batch_size))} of GPU memory, and "
-            f"{show(room)} of {show(total)} are free; {advice} (--accumulate keeps the images per step)"
+            f"{show(room)} of {show(total)} are free; {advice} ({named('accumulate')} keeps the images per step)"
         )
 
 

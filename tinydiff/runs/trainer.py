@@ -21,7 +21,7 @@ from tinydiff.autograd.profile import Profile, section
 from tinydiff.backend import host_threads, module_for, resolve_device
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
-from tinydiff.errors import InputError, RunFailed
+from tinydiff.errors import InputError, RunFailed, named
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
 from tinydiff.runs import checkpoint, memory, pictures
@@ -316,7 +316,7 @@ class Trainer:
             with self.ema.applied():
                 return draw_sheet(self.unet, self.diffusion, generator, steps=steps, **options)
         except InputError as error:
-            say(f"no samples are drawn: {error}; fewer with: tinydiff sample {self.folder.path} --n 16")
+            say(f"no samples are drawn: {error}; draw fewer from {self.folder.path}, with {named('n', 16)}")
             return None
 
 
