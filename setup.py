@@ -20,6 +20,7 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes"],
         "plot": ["matplotlib"],
+        "docs": ["pdoc"],
         "test": [
             "pytest",
             "pytest-xdist",

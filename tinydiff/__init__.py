@@ -1,6 +1,6 @@
 """tinydiff: automatic differentiation by hand on NumPy and CuPy, and small diffusion models on top of it.
 
-import tinydiff as td
+    import tinydiff as td
 
 td.Tensor, td.Function, td.ops, td.no_grad, td.recompute      automatic differentiation
 td.nn, td.optim, td.UNet                                      networks and optimisers
@@ -8,6 +8,15 @@ td.diffusion, td.data, td.Trainer, td.load                    diffusion models
 td.gradcheck                                                  is a gradient right?
 td.by_definition                                              compute everything as the formulas have it
 td.set_threads                                                how many CPU threads operations spread over
+    td.Tensor, td.Function, td.ops, td.no_grad, td.recompute      automatic differentiation
+    td.nn, td.optim, td.UNet                                      networks and optimisers
+    td.diffusion, td.data, td.Trainer, td.TrainConfig, td.load    diffusion models
+    td.images, td.checkpoint                                      pictures and saved models, see `tinydiff.runs`
+    td.gradcheck                                                  is a gradient right?
+    td.by_definition                                              compute everything by the formulas in `tinydiff.ops`
+    td.random, td.backend, td.errors                              random numbers, NumPy or CuPy, what is raised
+
+`python -m pdoc tinydiff` shows these pages in a browser (extra `docs`).
 """
 
 from __future__ import annotations
@@ -26,7 +35,7 @@ from tinydiff.machine.threads import set_threads
 from tinydiff.version import __version__
 
 if TYPE_CHECKING:
-    from tinydiff import data, diffusion
+    from tinydiff import data, diffusion, runs
     from tinydiff.runs import checkpoint
     from tinydiff.runs.checkpoint import load
     from tinydiff.runs.config import TrainConfig
@@ -58,6 +67,7 @@ __all__ = [
     "random",
     "recompute",
     "set_threads",
+    "runs",
 ]
 
 # Loaded when first asked for, so that `import tinydiff` stays quick: where each name comes from.
@@ -67,6 +77,7 @@ _LATER = {
     "diffusion": "tinydiff.diffusion",
     "images": "tinydiff.runs.pictures",
     "load": "tinydiff.runs.checkpoint:load",
+    "runs": "tinydiff.runs",
     "Trainer": "tinydiff.runs.trainer:Trainer",
     "TrainConfig": "tinydiff.runs.config:TrainConfig",
     "UNet": "tinydiff.unet:UNet",

@@ -10,8 +10,6 @@ integer, ValueError for shapes that do not fit and for t out of range. What samp
 (`levels`, `x0_from`, `eps_from`, `reverse_from`, `log_variance`, weights) checks nothing.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ with fresh noise z. Samplers differ in a, b and sigma alone. So a sampler is a `
 step, and `step_back` takes the step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -117,7 +115,7 @@ def sample_steps(
     return _steps(predict, solver, schedule, x_T, generator)
 
 
-def _steps(predict: Predictor, solver: Solver, schedule: Schedule, x: Any, generator: Generator) -> Iterator[Step]:
+def _steps(predict: Predictor, solver: "Solver", schedule: Schedule, x: Any, generator: Generator) -> Iterator[Step]:
     x0 = None
     for i in range(schedule.T, 0, -1):
         x, x0 = step_back(solver, predict(x, schedule.timesteps[i]), x, i, generator, x0)
@@ -125,7 +123,7 @@ def _steps(predict: Predictor, solver: Solver, schedule: Schedule, x: Any, gener
 
 
 def step_back(
-    solver: Solver, output: Any, xt: Any, i: int, generator: Generator, x0_before: Any = None
+    solver: "Solver", output: Any, xt: Any, i: int, generator: Generator, x0_before: Any = None
 ) -> tuple[Any, Any]:
     """x_{i-1} and the predicted x0, from the model's output for xt = x_i. x0_before: the x0 predicted one step before.
 

@@ -27,15 +27,15 @@ class Schedule:
 
     All arrays are float64 of length T + 1, indexed by t and read-only; index 0 is the clean image.
 
-    beta                   variance of the noise that step t adds; beta[0] = 0
-    alpha                  1 - beta
-    alpha_bar              product of alpha_1..alpha_t: the share of x_0's variance left in x_t; alpha_bar[0] = 1
-    log_alpha_bar          its logarithm, the sum of log(1 - beta)
-    one_minus_alpha_bar    the variance of the noise in x_t, exact to rounding at small t, where 1 - alpha_bar is not
-    posterior_variance     the variance of q(x_{t-1} | x_t, x_0), (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t;
-                           0 at t = 1, where x_0 is known
-    log_posterior_variance its logarithm, but at t = 1 that of t = 2 (of beta_1 where T = 1), as in the paper's code
-    timesteps              int64: the t that the model was trained with for this step, 0..T unless respaced
+        beta                   variance of the noise that step t adds; beta[0] = 0
+        alpha                  1 - beta
+        alpha_bar              product of alpha_1..alpha_t: the share of x_0's variance left in x_t; alpha_bar[0] = 1
+        log_alpha_bar          its logarithm, the sum of log(1 - beta)
+        one_minus_alpha_bar    the variance of the noise in x_t, exact to rounding at small t, where 1 - alpha_bar is not
+        posterior_variance     the variance of q(x_{t-1} | x_t, x_0), (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t;
+                               0 at t = 1, where x_0 is known
+        log_posterior_variance its logarithm, but at t = 1 that of t = 2 (of beta_1 where T = 1), as in the paper's code
+        timesteps              int64: the t that the model was trained with for this step, 0..T unless respaced
     """
 
     beta: np.ndarray

@@ -8,3 +8,5 @@ atomic.py      files that are there whole or not at all   interrupts.py  signals
 pictures.py    PNG and GIF files, the loss curve         progress.py    lines that say how far it is
 memory.py      how much memory a step needs              formats.py     the number of the format of saved files
 """
+
+__all__ = ["checkpoint", "pictures"]
