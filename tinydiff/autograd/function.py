@@ -113,9 +113,13 @@ class Function:
         return outputs if several else outputs[0]
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
+        """Computes the output, an array or a tuple of them, from the inputs' arrays and the options of `apply`. Each
+        subclass defines it."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
     def backward(self, *L_Ys: Any) -> Any:
+        """The gradients of the loss with respect to each input, a tuple (or one array for one input), from L_Ys, those
+        with respect to each output. Each subclass defines it."""
         raise TypeError(f"{type(self).__name__} does not define backward")
 
     def save(self, *arrays: Any) -> None:
@@ -132,6 +136,7 @@ class Function:
         return self._saved
 
     def release(self) -> None:
+        """Forgets everything on `self`, once the backward pass has used it."""
         self.__dict__.clear()
 
 

@@ -50,10 +50,9 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 
 def write_file(path: PathLike, content: bytes) -> None:
-    """Writes a whole file or nothing: under a temporary name beside it, to the disk, then renamed.
-
-    Raises InputError for a place that cannot be written, RunFailed for a disk that is full or failing.
-    """
+    """Writes a file at a path with the given content, bytes, whole or not at all: under a temporary name beside it, to
+    the disk, then renamed. InputError for a place that cannot be written, RunFailed for a disk that is full or
+    failing."""
     path = Path(path)
     with temporary_beside(path) as temporary:
         with open(temporary, "wb") as file:

@@ -37,9 +37,9 @@ EXTRAS = "tinydiff.json"
 
 
 class Pipeline:
-    """A trained model with the process it was trained for.
+    """A trained model with the process it was trained for, as `td.load` gives it.
 
-    unet, diffusion; class_names: of the labels 0, 1, ..., or None; image_size: the side of its square images.
+    unet: the network. diffusion: a `td.diffusion.Diffusion`. class_names: of the labels 0, 1, ..., or None.
     """
 
     def __init__(self, unet: UNet, diffusion: Diffusion, class_names: Sequence[str] | None = None) -> None:
@@ -48,6 +48,7 @@ class Pipeline:
 
     @property
     def image_size(self) -> int:
+        """The side of its square images, in pixels."""
         return self.unet.image_size
 
     def sample(
@@ -61,10 +62,10 @@ class Pipeline:
         seed: int = 0,
         progress: bool = True,
     ) -> np.ndarray:
-        """n images, uint8 (n, H, W, C); the same for the same arguments. See `tinydiff.diffusion.sample`.
+        """n images, uint8 (n, H, W, C); the same for the same arguments.
 
-        labels: an int or n of them, for a labelled model. seed: of the noise. InputError for arguments that make no
-        sense, or none for this model.
+        labels: an int or n of them, for a labelled model. seed: of the noise. sampler, steps, eta, guidance, progress:
+        as for `td.diffusion.sample`. InputError for arguments that are impossible, or not possible for this model.
         """
         shape = (n, self.image_size, self.image_size, self.unet.in_channels)
         generator = Generator(seed).at(SAMPLING)
@@ -72,10 +73,10 @@ class Pipeline:
         return to_numpy(pixels.to_bytes(x))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a folder that `tinydiff.load` and diffusers' DDPMPipeline.from_pretrained open.
+        """Writes a folder at a path, which `td.load` and diffusers' DDPMPipeline.from_pretrained open.
 
         An earlier pipeline in that place is replaced. InputError where something else is there or nothing can be
-        written; RunFailed for a full disk, with what was there before still there.
+        written; RunFailed for a full disk, with the earlier pipeline kept.
         """
         path = Path(path)
         own = {INDEX, EXTRAS, "unet", "scheduler"}
@@ -93,9 +94,11 @@ def save(
 ) -> Path:
     """Writes RUN/checkpoint with the network's weights as they are; returns its path.
 
+    run: the folder RUN. unet, diffusion, class_names: as for `Pipeline`.
     training_state: arrays, and text beside them, that `load_training_state` gives back; "raw.NAME" are the weights in
-    training where the network's are averages. InputError for a place that cannot be written; RunFailed for a full disk,
-    with the earlier checkpoint still there.
+        training where the network's are averages.
+
+    InputError for a place that cannot be written; RunFailed for a full disk, with the earlier checkpoint kept.
     """
     files = _pipeline_files(unet, diffusion, class_names)
     if training_state is not None:
@@ -107,18 +110,18 @@ def save(
 
 
 def load(path: str | os.PathLike[str], raw: bool = False) -> Pipeline:
-    """The pipeline of a run, of a checkpoint, or of a folder that diffusers saved; its network is on the CPU, in eval
+    """The `Pipeline` of a run, of a checkpoint, or of a folder that diffusers saved. Its network is on the CPU, in eval
     mode.
 
-    raw: with the weights in training instead of their averages. InputError, which names the file, where there is no
-    checkpoint, or one that is damaged or has settings that tinydiff does not support.
+    path: of that folder. raw: with the weights in training instead of their averages. InputError, which names the file,
+    where there is no checkpoint, or one that is damaged or has settings that tinydiff does not support.
     """
     return _read(path, lambda folder: _load(folder, raw))
 
 
 def load_training_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the text that `save` was given as training_state. InputError where there are none or the file is
-    damaged."""
+    """The arrays and the text that `save` was given as training_state, from the run or checkpoint at a path. InputError
+    where there are none or the file is damaged."""
 
     def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         _extras(folder)
@@ -131,7 +134,8 @@ def load_training_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndar
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The (averaged) weights of a checkpoint, by their present names and in PyTorch's layout. InputError as in `load`."""
+    """The (averaged) weights of the checkpoint at a path, by their present names and in PyTorch's layout. InputError
+    as in `load`."""
 
     def read(folder: Path) -> dict[str, np.ndarray]:
         _extras(folder)
@@ -143,7 +147,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def read_step(path: str | os.PathLike[str]) -> int | None:
-    """The training step of a run's checkpoint; None for a folder that was saved without its training state."""
+    """The training step of the run's checkpoint at a path; None for a folder saved without its training state."""
 
     def read(folder: Path) -> int | None:
         _extras(folder)
@@ -155,7 +159,7 @@ def read_step(path: str | os.PathLike[str]) -> int | None:
 
 
 def find(path: str | os.PathLike[str]) -> Path | None:
-    """The folder to read of a run, a checkpoint or a folder that diffusers saved; None where there is none.
+    """The folder to read of the run, checkpoint or diffusers' folder at a path; None where there is none.
 
     It is `checkpoint`, or, where a writer died between two renames, the complete `checkpoint.new` or `checkpoint.old`.
     """

@@ -44,11 +44,21 @@ _POSITIVE_LIST = (lambda values: len(values) > 0 and min(values) > 0, "whole num
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train: what `Trainer` needs beside a network, a diffusion and data. Raises InputError for values out of
-    range.
+    """How to train: what `Trainer` needs beside a network, a diffusion and data. Steps are optimiser steps.
 
-    Steps are optimiser steps; a step sees batch_size * accumulate images. None means: choose by the data or the
-    machine.
+    out: the folder of the run.
+    steps: training steps in all; a step sees batch_size * accumulate images.
+    batch_size: images whose activations are in memory at once. accumulate: batches whose gradients make one step.
+    lr: learning rate of Adam. warmup: steps over which it rises to lr.
+    clip: largest norm of the gradient; larger ones are scaled down; 0: never.
+    ema: decay of the averaged weights, see `td.optim.EMA`.
+    label_dropout: share of labels left out, for guidance, in [0, 1); None: 0.1 where the network has a null label.
+    seed: of all random numbers, in 0..2^64-1.
+    device: "auto", "cpu" or "cuda". threads: CPU threads; None: all that the process may use.
+    precision: "float32".
+    save_every, preview_every: steps between checkpoints and between sheets of samples; preview_every=0: no sheets.
+
+    InputError for values out of range.
     """
 
     out: str = _setting("runs/run", "training", "folder of the run", metavar="DIR")
@@ -84,8 +94,8 @@ class TrainConfig:
         return named(name)
 
     def save(self, path: Path, extra: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Writes the format and the settings as TOML, in sections; None is left out. `extra`: more sections, to record
-        what they hold."""
+        """Writes the format and the settings as TOML to a path, in sections; None is left out. extra: more sections,
+        by name."""
         sections: dict[str, dict[str, Any]] = {}
         for f in dataclasses.fields(self):
             sections.setdefault(f.metadata["section"], {})[f.name] = getattr(self, f.name)

@@ -42,8 +42,8 @@ __all__ = [  # the names of td.images; those on pixels are of data/pixels.py
 def grid(images: Any, columns: int | None = None, padding: int = 2, scale: int = 1) -> np.ndarray:
     """Images uint8 (n, H, W, C) in rows on a white sheet, uint8 (H', W', C).
 
-    `columns` defaults to the least that makes the sheet about square; `padding` is the white between images and around
-    them in pixels of the sheet; `scale` enlarges every pixel to that many a side.
+    columns: None: the least number that makes the sheet about square. padding: the white between images and around
+    them, in pixels of the sheet. scale: every pixel becomes that many a side. ValueError for other images and numbers.
     """
     images = to_numpy(images)
     if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape or images.shape[-1] > 4:
@@ -66,9 +66,10 @@ def grid(images: Any, columns: int | None = None, padding: int = 2, scale: int =
 
 
 def save_png(path: PathLike, images: Any) -> None:
-    """Writes one picture uint8 (H, W, C), or a grid of images uint8 (n, H, W, C), as a PNG file.
+    """Writes a PNG file: one picture uint8 (H, W, C), or a grid of images uint8 (n, H, W, C).
 
-    Raises InputError for a name that does not end in .png or a place that cannot be written, RunFailed for a full disk.
+    path: a name that ends in .png. InputError for another name or a place that cannot be written, RunFailed for a full
+    disk.
     """
     path = _named(path, ".png")
     images = to_numpy(images)
@@ -78,11 +79,13 @@ def save_png(path: PathLike, images: Any) -> None:
 
 
 def save_gif(path: PathLike, frames: Sequence[Any], duration: int = 80, hold: int = 2000) -> None:
-    """Writes pictures uint8 (H, W, C) of one shape as a GIF that loops: `duration` ms a frame, `hold` ms for the last.
+    """Writes a GIF file that loops.
 
-    Greys come out exactly; colours are reduced to 256 a frame, and what is transparent stands on white. GIF counts time
-    in hundredths of a second. Raises InputError for a name that does not end in .gif or a place that cannot be written,
-    RunFailed for a full disk.
+    path: a name that ends in .gif. frames: pictures uint8 (H, W, C) of one shape. duration, hold: how long each frame,
+    and the last one, is shown, in ms; GIF counts hundredths of a second.
+
+    Greys come out exactly. Colours are reduced to 256 a frame, and transparent parts stand on white. InputError for
+    another name or a place that cannot be written, RunFailed for a full disk, ValueError for frames that do not fit.
     """
     path = _named(path, ".gif")
     shapes = {np.shape(frame) for frame in frames}
@@ -102,8 +105,10 @@ def save_gif(path: PathLike, frames: Sequence[Any], duration: int = 80, hold: in
 def plot_loss(csv_path: PathLike, png_path: PathLike) -> bool:
     """Draws the `loss` column of a run's log over its `step` column, raw and smoothed, as a PNG file.
 
-    Rows that are cut off or hold no finite number there are left out. Returns False, after one line on stderr, where
-    matplotlib is not installed. Raises InputError for a log that cannot be read or holds no loss.
+    csv_path: of the log. png_path: of the picture, a name that ends in .png.
+
+    Rows that are cut off or hold no finite number are left out. Returns False, after one line on stderr, where
+    matplotlib is not installed. InputError for a log that cannot be read or holds no loss.
     """
     png_path = _named(png_path, ".png")
     steps, losses = _read_losses(Path(csv_path))
@@ -133,10 +138,8 @@ def plot_loss(csv_path: PathLike, png_path: PathLike) -> bool:
 
 
 def check_place(path: PathLike, suffix: str) -> None:
-    """Raises, before long work, the InputError or RunFailed that writing a picture there would raise after it.
-
-    `suffix` is the ending that the name must have, ".png" or ".gif".
-    """
+    """Raises, before long work, the InputError or RunFailed that writing a picture at a path would raise after it.
+    suffix: the ending that the name must have, ".png" or ".gif"."""
     path = _named(path, suffix)
     if path.is_dir():
         raise InputError(f"{path} cannot be written: {os.strerror(errno.EISDIR)}")

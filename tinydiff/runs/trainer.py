@@ -37,12 +37,16 @@ PREVIEW_STEPS = 50  # of DDIM, for previews and the samples at the end
 
 
 class Trainer:
-    """Trains a network on data and keeps the run in the folder `config.out`.
+    """Trains a network on data and keeps the run in the folder `config.out` (Ho et al., 2020, algorithm 1).
 
     unet: the network; with `num_classes` it is trained on the data's labels, and if it has a `null_label` as well,
         `config.label_dropout` of them are replaced by that.
-    diffusion, data: what to train for and on. Data channels and size must be the network's (InputError).
-    record: more sections for config.toml; the command line records here what it built the objects from.
+    diffusion: what the network is trained for, a `td.diffusion.Diffusion`.
+    data: a `td.data.Dataset`, with images of the network's size and channels.
+    config: a `TrainConfig`; None: the defaults.
+    record: more sections for config.toml, by name; the command line records here what it built the objects from.
+
+    InputError where network, data and config do not fit together.
     """
 
     def __init__(
@@ -113,8 +117,8 @@ class Trainer:
         return self.step
 
     def check_start(self, resume: bool = False, force: bool = False) -> None:
-        """InputError where `run` could not start. With `resume` it takes weights, optimiser and counters from the run's
-        newest checkpoint; nothing is written."""
+        """InputError where `run(resume, force)` could not start. With resume it takes weights, optimiser and counters
+        from the run's newest checkpoint. Nothing is written."""
         if not resume:
             self.folder.check_free(force, self.config.called)
             return
@@ -168,7 +172,8 @@ class Trainer:
         return nullcontext() if self.profile is None else self.profile.between(name)
 
     def train_step(self, step: int) -> tuple[float, float, float]:
-        """One step of Algorithm 1; returns loss, norm of the gradient before clipping, and learning rate."""
+        """Step number `step` = 1, 2, ... of Algorithm 1; returns loss, norm of the gradient before clipping, and
+        learning rate. RunFailed where loss or norm is not finite."""
         loss, norm = self._gradients(step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise RunFailed(self._explain_non_finite(step, loss))
