@@ -26,7 +26,7 @@ _spelling: ContextVar[Callable[..., str]] = ContextVar("spelling", default=_in_p
 
 
 def named(name: str, *value: Any) -> str:
-    """A parameter as the caller knows it, for a sentence: image_size, or with its value image_size=8.
+    """The parameter `name` as the caller knows it, for a sentence: image_size, or with its value image_size=8.
 
     The command line has it spelt --image-size and --image-size 8, see `spelling`.
     """
