@@ -1,4 +1,4 @@
-"""SiLU by the hyperbolic tangent, which NumPy computes in half the time of an exponential and its quotient."""
+"""SiLU by the hyperbolic tangent, which NumPy computes in half the time of an exponential and a quotient."""
 
 from __future__ import annotations
 

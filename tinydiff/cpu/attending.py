@@ -1,7 +1,7 @@
-"""Attention in blocks of which one thread takes each through all steps, in memory that it uses again.
+"""Attention in blocks. One thread takes a block through all steps, in memory that it uses again.
 
-Measured: products with a matrix that is transposed on the way are slower than writing it out; a column of ones beside B adds a
-term to each row of A B^T without a pass over the result.
+Measured: a product with a transposed operand is slower than copying the transpose first. A column of ones added to B
+adds a term to each row of A B^T without a pass over the result.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tinydiff.cpu.blas import MULTIPLICATIONS_WORTH_A_THREAD, multiply, multiply
 from tinydiff.machine.threads import BLOCK, count, share_blocks, share_tasks
 from tinydiff.machine.workspaces import workspace
 
-LARGEST_SAFE_LOGIT = 50  # neither overflows nor vanishes when exponentiated, so the maximum need not be taken off
+LARGEST_SAFE_LOGIT = 50  # neither overflows nor vanishes when exponentiated, so the maximum need not be subtracted
 
 
 def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:
-    """Y and z. Each thread takes a few (L, M) matrices, or some rows of one. NotImplemented where leading axes or types differ
-    and where there is nothing to attend to."""
+    """Y and z. Each thread takes a few (L, M) matrices, or some rows of one. NotImplemented where leading axes or types
+    differ, or there is nothing to attend to."""
     if not _fits(Q, K, V):
         return NotImplemented
     Y, z = np.empty((*Q.shape[:-1], V.shape[-1]), Q.dtype), np.empty((*Q.shape[:-1], 1), Q.dtype)
@@ -95,7 +95,7 @@ def _blocks(n: int, L: int, M: int) -> list[tuple[slice, slice]]:
 def _less(A: Any, B: Any, c: Any, scale: float, name: str) -> Any:
     """scale A B^T - c for stacks A (n, L, D), B (n, M, D), c (n, L, 1) or None, in the workspace of that name.
 
-    c becomes one more column of A, with ones beside it in B.
+    c becomes another column of A, with ones in the same column of B.
     """
     (n, L, D), M = A.shape, B.shape[1]
     inner = D + (c is not None)

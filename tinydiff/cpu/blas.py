@@ -1,18 +1,26 @@
-"""Products of matrices and rows added to them, arranged for speed; the results are those of `A @ B` and `Y + b` up to rounding.
+"""Products of matrices and rows added to them, arranged for speed; the results are those of `A @ B` and `Y + b` up to
+rounding.
 
 Measured on cores with AVX-512, OpenBLAS 0.3.31 and NumPy 2.4, in one thread:
-- OpenBLAS's code for AVX-512 works on the operands of a float32 product of up to 10^6 multiplications as they lie; those
-  of a larger one it copies first. In small products (16384, 64) (64, 64) ran at 112 instead of 95 GFLOP/s, (256, 256)
-  (256, 256) at 114 instead of 104, (64, 512) (512, 256) at 113 instead of 96. One of 2^20 multiplications is no longer
-  small: cut into such, (256, 512) (512, 256) ran at 83. Its code for AVX2 copies always; there (256, 256) (256, 256) ran
-  at 109 GFLOP/s whole, at 87 in pieces of 32 rows and at 58 in pieces of 8.
-- A^T B in pieces of rows: A (16384, 64) and B (16384, 32) ran at 107 instead of 57 GFLOP/s, (4096, 288) and (4096, 32) at 109
+- OpenBLAS's code for AVX-512 reads the operands of a float32 product in place up to 10^6 multiplications; larger ones
+it copies
+  first. In small products (16384, 64) (64, 64) ran at 112 instead of 95 GFLOP/s, (256, 256) (256, 256) at 114 instead
+  of 104, (64, 512) (512, 256) at 113 instead of 96. A product of 2^20 multiplications is no longer small: cut into
+  such, (256, 512) (512, 256) ran at 83. The code for AVX2 always copies; there (256, 256) (256, 256) ran at 109 GFLOP/s
+  whole, at 87 in pieces of 32 rows and at 58 in pieces of 8.
+- A^T B in pieces of rows: A (16384, 64) and B (16384, 32) ran at 107 instead of 57 GFLOP/s, (4096, 288) and (4096, 32)
+at 109
   instead of 87. With 128 and more columns in B nothing is gained.
-- A second thread has to be woken: with one, 8 x 2^20 multiplications took 242 instead of 184 us, 12 x 2^20 took 232
+- Waking a second thread takes time: with two, 8 x 2^20 multiplications took 242 instead of 184 us, and 12 x 2^20 took
+232
   instead of 273.
-- NumPy transposes (256, 256) in 60 us, into panels of 32 columns, of which a column stays in the nearest cache, in 24.
-- NumPy adds a row of 64 numbers to each row of a matrix at 3.5 numbers a nanosecond, one of 1,024 numbers at 8, if its
-  buffer is small: into a large one it copies the row again and again. Rows of less than 512 numbers are faster with a large one.
+- NumPy transposes (256, 256) in 60 us, and in 24 us into panels of 32 columns, because a panel's column stays in the
+nearest
+  cache.
+- NumPy adds a row of 64 numbers to each row of a matrix at 3.5 numbers a nanosecond. It adds a row of 1,024 numbers at
+8, if its
+  buffer is small: into a large one it copies the row again and again. Rows of less than 512 numbers are faster with a
+  large one.
 """
 
 from __future__ import annotations
@@ -35,7 +43,7 @@ NUMBERS_IN_THE_NEAREST_CACHE = 1 << 13
 NUMBERS_OF_A_ROW = 1024  # that is added, at most
 NUMBERS_WORTH_A_LONGER_ROW = 1 << 15
 NUMBERS_OF_A_ROW_WORTH_A_SMALL_BUFFER = 512
-OPENBLAS_FOR_AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")  # what it calls its code for such processors
+OPENBLAS_FOR_AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")  # OpenBLAS's names of its code for such processors
 
 
 def multiply(A: Any, B: Any, out: Any) -> Any:
@@ -63,7 +71,7 @@ def multiply_panels(A: Any, B: Any, out: Any) -> Any:
 
 
 def panel_width(D: int, M: int) -> int:
-    """Columns of the panels in which a matrix (D, M) is best written where it is made by transposing another.
+    """Columns of a panel, for a matrix (D, M) that is written into panels while another is transposed.
 
     Reading down a panel's columns has to stay within the nearest cache.
     """
@@ -73,7 +81,7 @@ def panel_width(D: int, M: int) -> int:
 
 @lru_cache(1024)
 def _cut(L: int, D: int, M: int, small: bool) -> tuple[int, int]:
-    """(rows of A, columns of B) that one product takes of (L, D) (D, M), where small products gain or not."""
+    """(rows of A, columns of B) of one product of (L, D) (D, M). small: whether small products are faster."""
     if small:
         most, columns = ROWS_OF_A_SMALL_PRODUCT[0], COLUMNS_OF_A_SMALL_PRODUCT
         if L % most == 0 and most * D * M <= MULTIPLICATIONS_OF_A_SMALL_PRODUCT:

@@ -1,10 +1,10 @@
-"""Convolutions and their gradients: algorithms asked in turn.
+"""Convolutions and their gradients: a list of algorithms, each asked in turn.
 
-Each has the signatures of `ops/convolution.py` and returns NotImplemented for what it does not compute, or not faster; the
-last one takes all. Another algorithm is another row of `ALGORITHMS`.
+Each has the signatures of `ops/convolution.py`. It returns NotImplemented for what it does not compute, or does not
+compute faster; the last one takes everything. Another algorithm is another row of `ALGORITHMS`.
 
-Measured on one AVX-512 core: `sum_pixels` as a product 1^T X takes 0.14 instead of 1.05 ms for 64 images of 32x32 with 32
-channels.
+Measured on one AVX-512 core: `sum_pixels` as a product 1^T X takes 0.14 instead of 1.05 ms for 64 images of 32x32 with
+32 channels.
 """
 
 from __future__ import annotations
@@ -61,8 +61,11 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: W
 
 
 def _turned(L_Y: Any, W: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
-    """L_X without adding back: with stride 1 pixel (i, j) was read by the outputs around it, each through the opposite entry
-    of the filter, so L_X is the convolution of L_Y with the filters turned by 180 degrees."""
+    """L_X as a convolution of L_Y with the filters turned by 180 degrees, for stride 1.
+
+    Pixel (i, j) was read by the outputs around it, each through the opposite entry of the filter. So nothing has to be
+    added back.
+    """
     if window.turned is None:
         return NotImplemented
     R, S, C, K = W.shape
@@ -80,7 +83,7 @@ def sum_pixels(X: Any) -> Any:
 
 
 class Algorithm(NamedTuple):
-    """What computes a convolution and its gradients in one way; None where it does not."""
+    """One way to compute a convolution and its gradients; None for a part that it does not compute."""
 
     convolve: Callable[..., Any] | None = None
     input_gradient: Callable[..., Any] | None = None

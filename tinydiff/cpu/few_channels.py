@@ -1,14 +1,15 @@
 """Convolutions from or to images of few channels, such as a network's first and last: patches as planes.
 
-Copied pixel by pixel, the patches of an image with one channel are copies of three numbers each. Here they lie as planes,
+With one channel, copying patches pixel by pixel copies three numbers at a time. Here patches are planes, one for each
+entry of the filter, and a plane is made of whole rows of pixels:
 
-    P_n (R S C, Ho Wo)    Y_n = P_n^T W    L_P_n = W L_Y_n^T    L_W = sum_n P_n L_Y_n,
+    P_n (R S C, Ho Wo)    Y_n = P_n^T W    L_P_n = W L_Y_n^T    L_W = sum_n P_n L_Y_n
 
-one for each entry of the filter, which are copies of whole rows of pixels. A convolution to few channels is, with stride 1,
-the input gradient of one from few channels, its filters turned by 180 degrees, and reads its large image only once.
+With stride 1, a convolution to few channels is the input gradient of one from few channels, with its filters turned by
+180 degrees. It reads its large image only once.
 
-Measured on one AVX-512 core for 64 images of 32x32, against the definition: from 1 channel to 32 2.3 against 1.3 ms, weight
-gradient 2.0 against 0.64; from 32 to 1 5.9 against 2.2 ms, input gradient 1.7 against 0.68, weight gradient 5.7 against 0.65.
+Measured on one AVX-512 core for 64 images of 32x32, the definition against this: from 1 channel to 32, 2.3 and 1.3 ms,
+weight gradient 2.0 and 0.64; from 32 to 1, 5.9 and 2.2 ms, input gradient 1.7 and 0.68, weight gradient 5.7 and 0.65.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: W
 
 
 def is_faster(few: int, many: int, groups: int, *arrays: Array) -> bool:
-    """Whether a convolution between these numbers of channels is computed here; float64 is left to others."""
+    """Whether a convolution between these numbers of channels is computed here. float64 is left to other algorithms."""
     return few <= FEW_CHANNELS < many and groups == 1 and all(a.dtype == np.float32 for a in arrays)
 
 

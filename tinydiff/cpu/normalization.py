@@ -1,16 +1,20 @@
 """Group normalisation in blocks of images that stay in a core's cache, with SiLU.
 
 Measured on cores with AVX-512, NumPy 2.4:
-- Rows of 2,048 numbers are the fastest to broadcast; half or twice as many are 2 to 4 % slower. To write an image of up to
-  8,192 numbers as one row takes less time than to broadcast shorter ones, but only if it has few pixels.
-- With 2^17 numbers a second thread made a call take 1.5 times as long: steps of 10 microseconds wait for the interpreter's
+- Rows of 2,048 numbers broadcast fastest; half or twice as many are 2 to 4 % slower. An image of up to 8,192 numbers is
+faster as
+  one row, but only if it has few pixels.
+- With 2^17 numbers a second thread made a call take 1.5 times as long: steps of 10 microseconds wait for the
+interpreter's
   lock more than they work.
-- An image alone takes 25 to 60 microseconds, most of them to start some 35 operations on small arrays. So layouts are kept,
-  with the memory that an image alone needs, which is why they belong to one thread; the product with a vector of equal shares
-  is a mean over the few channels of a group in a quarter of the time of `mean`; `repeat` spreads values of groups in a third
-  of that of broadcasting them.
-- `long_rows` takes 10 to 30 microseconds for an image alone in a network; a row that fills NumPy's buffer is not copied into
-  it, needs no `long_rows` and takes 3 microseconds more to write.
+- A single image takes 25 to 60 microseconds, most of them to start some 35 operations on small arrays. So layouts are
+kept,
+  with the memory for a single image; a layout therefore belongs to one thread. A product with a vector of equal shares
+  averages over the few channels of a group in a quarter of the time of `mean`. `repeat` spreads values of groups in a
+  third of the time of broadcasting.
+- `long_rows` takes 10 to 30 microseconds for a single image in a network. A row that fills NumPy's buffer is not copied
+into it,
+  so it needs no `long_rows`; it takes 3 microseconds more to write.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool 
         x, D = layout.rows(X), layout.rows(Y)
         H = layout.scratch("H", D.shape)
         # With the mean k of the group's first row, the mean d of D = X - k is small, however far from 0 the numbers
-        # are, so that mean(D^2) - d^2 is safe: if the row is a share q of the group, d^2 <= variance / q.
+        # are, so mean(D^2) - d^2 is safe: if the row is a share q of the group, d^2 <= variance / q.
         k = layout.group_means(x[:, :1], layout.of_row)
         np.subtract(x, layout.brief_row(layout.channels(k)), out=D)
         np.multiply(D, D, out=H)
@@ -115,7 +119,7 @@ def group_normalize_backward(
             H += 1
             np.subtract(2, S, out=S)
             H *= S
-            L = np.multiply(H, L, out=H)  # twice the L above, as w is half of it
+            L = np.multiply(H, L, out=H)  # twice the L above, because w is half of it
         L_b[...] = layout.channel_sums(L, layout.of_image)
         L_w[...] = layout.channel_sums(np.multiply(L, D, out=S), layout.of_image)
         L_w *= r
@@ -135,8 +139,8 @@ def group_normalize_backward(
 
 
 class _Pixels(NamedTuple):
-    """What sums are multiplied with: over n pixels with ones (1, n), and over the channels of a group with their equal
-    shares (size,) in a mean over n pixels."""
+    """Factors of sums: ones (1, n) for sums over n pixels, and the equal shares (size,) of a group's channels in a
+    mean over n pixels."""
 
     ones: Any
     shares: Any
@@ -145,8 +149,8 @@ class _Pixels(NamedTuple):
 class _Layout:
     """How group normalisation sees images X (n, ..., C) of P pixels and one dtype.
 
-    As rows (n, rows, L) of several pixels each, since long rows are broadcast faster (`blas.py`). Values of groups are arrays
-    (n, groups), those of channels (n, C).
+    They are rows (n, rows, L) of several pixels each, because long rows broadcast faster (`blas.py`). Values of groups
+    are arrays (n, groups), values of channels (n, C).
     """
 
     def __init__(self, shape: tuple[int, ...], groups: int, dtype: Any, alone: bool) -> None:
@@ -185,7 +189,7 @@ class _Layout:
         return values.repeat(self.size, 1)
 
     def channel_sums(self, rows: Any, of: _Pixels) -> Any:
-        """Sums over pixels, by products with ones, which are the fastest way to sum: (n, rows, L) -> (n, C)."""
+        """Sums over pixels, (n, rows, L) -> (n, C), as products with ones, which are the fastest sums."""
         if self.alone:  # a product of two matrices starts in half the time of one of stacks
             return of.ones.dot(rows.reshape(-1, self.C))
         n = len(rows)
@@ -217,7 +221,7 @@ class _Layout:
         return workspace(f"{name} of a normalisation", shape, self.dtype)
 
     def share(self, work: Callable[..., None], X: Any, *others: Any) -> None:
-        """work(X, *others) for blocks of images, spread over the threads."""
+        """work(X, *others) for blocks of images, which the threads share."""
         if self.alone:
             work(X, *others)
             return
@@ -242,10 +246,8 @@ def _layout(X: Any, w: Any, b: Any, groups: int) -> _Layout:
 
 @cache
 def _pixels_per_row(pixels: int, channels: int, alone: bool) -> int:
-    """All of a small image, else the largest divisor of the number of pixels with which a row is short enough.
-
-    Of an image alone the smallest with which a row fills NumPy's buffer.
-    """
+    """All pixels of a small image, else the largest divisor of their number with which a row is short enough. For a
+    single image, the smallest with which a row fills NumPy's buffer."""
     if pixels <= PIXELS_OF_ONE_ROW_IMAGES and pixels * channels <= NUMBERS_OF_ONE_ROW_IMAGES:
         return pixels
     if alone:

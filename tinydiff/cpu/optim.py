@@ -1,9 +1,9 @@
 """Steps of optimisers, moving averages and clipping for NumPy's arrays, in place and without large temporary arrays.
 
-The arrays of all weights are cut into blocks, and each thread takes the next block when it is done with one. It has one small
-scratch array that it uses over and over. The number of threads changes no bit. Arrays that are not contiguous are one block.
+The arrays of all weights are cut into blocks. A thread that has finished a block takes the next one, with one small
+scratch array for all of them. The number of threads changes no bit. Arrays that are not contiguous are one block.
 
-Blocks that stay in a nearer cache are slower, as threads wait for the interpreter's lock.
+Smaller blocks, which would stay in a nearer cache, are slower: threads then wait for the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def move_averages(averages: Arrays, weights: Arrays, decay: float) -> None:
 
 
 def clip(gradients: Arrays, max_norm: float) -> float:
-    """See `tinydiff.optim.clip`. The squares of a block are summed at once, the sums of the blocks in their order."""
+    """See `tinydiff.optim.clip`. The squares of a block are summed at once, then the sums of the blocks in their
+    order."""
     if not _are_numpys(gradients):
         return NotImplemented
     blocks = [block for (block,) in _blocks(gradients)]
@@ -120,8 +121,8 @@ def _sum_of_squares(block: Any) -> Any:
 
 
 def _each_block(update: Callable[..., None], *lists: Arrays | None) -> Any:
-    """Calls `update` for each block of the lists' arrays; lists that are None are left out. NotImplemented for arrays that
-    are not NumPy's, which may lie among others."""
+    """Calls `update` for each block of the lists' arrays; lists that are None are left out. NotImplemented where an
+    array is not NumPy's."""
     given = [arrays for arrays in lists if arrays is not None]
     if not _are_numpys(given[0]):
         return NotImplemented

@@ -1,11 +1,11 @@
-"""Convolutions by their definition, a few images at a time: the algorithm that takes whatever the others leave.
+"""Convolutions by their definition, a few images at a time: the algorithm that takes everything that the others leave.
 
-The patches of a large batch would be many times the size of its images. Blocks of them stay in a core's cache, in memory
-that each thread keeps, because touching fresh pages costs more than the arithmetic. One image has few blocks: there the
-threads share the rows, or the columns, of a single product.
+The patches of a large batch would be many times the size of its images. Blocks of them stay in a core's cache, in
+memory that each thread keeps, because touching fresh pages costs more than the arithmetic. One image has few blocks, so
+the threads share the rows, or the columns, of a single product.
 
-Measured: with fewer than 2^19 entries of patches at once (2 MiB of float32) the matrix product starves, with more they leave
-the cache. NumPy moves an opaque item of many numbers in the time of a few numbers.
+Measured: with fewer than 2^19 entries of patches at once (2 MiB of float32) the matrix product is too small to be fast,
+with more they leave the cache. NumPy copies an opaque item of many numbers in the time of a few numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ ROWS_WORTH_A_THREAD = 64  # of a product; of fewer, threads share the columns
 
 
 def convolve_together(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = None, R: Any = None) -> Any:
-    """Y = P W + 1 b + E + R with several threads for each image: each computes some rows, or of few rows some columns."""
+    """Y = P W + 1 b + E + R with several threads for each image. A thread computes some of the rows or, if rows are
+    few, some of the columns."""
     if groups > 1 or 2 * len(X) > threads.count():
         return NotImplemented
     inner, K, size = math.prod(W.shape[:3]), W.shape[3], window.output_size(X.shape)
@@ -138,8 +139,8 @@ def unfold(X: Array, window: Window) -> Array:
 
 
 def _rows_of_pixels(P: Array, padded: Array, window: Window) -> tuple[Array, Array]:
-    """Patches P (N, Ho, Wo, R, S, C) and where they come from as opaque items, of S pixels where these are neighbours, else
-    of one."""
+    """Patches P (N, Ho, Wo, R, S, C) and their sources, both as opaque items: of S pixels where these are
+    neighbours, else of one."""
     (n, h, w, _), (a, b), (d, e) = padded.strides, window.stride, window.dilation
     axes = 4 if e == 1 else 5
     item = np.dtype(f"V{math.prod(P.shape[axes:]) * P.itemsize}")
@@ -162,7 +163,7 @@ def _padded(X: Array, window: Window) -> Array:
 
 
 def image_blocks(images: int, entries_per_image: int, entries: int = ENTRIES_OF_A_BLOCK) -> list[slice]:
-    """Slices of the batch, each of as many images as have so many entries together, and at least one."""
+    """Slices of the batch: each has as many images as hold so many entries together, and at least one."""
     step = max(1, entries // max(1, entries_per_image))
     return [slice(start, min(start + step, images)) for start in range(0, images, step)]
 
@@ -178,5 +179,5 @@ def add_terms(Y: Array, images: slice, b: Any, E: Any, R: Any) -> None:
 
 
 def result_type(*arrays: Any) -> np.dtype:
-    """The dtype of a convolution of and plus these arrays; None is left out."""
+    """The dtype of a convolution of these arrays and of its terms; None is left out."""
     return np.result_type(*(a for a in arrays if a is not None))

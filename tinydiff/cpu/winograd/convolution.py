@@ -99,12 +99,13 @@ def _fits(window: Window, groups: int) -> bool:
 
 
 def is_faster(X: Array, other: Array, output_size: Size, gradient: bool = True) -> bool:
-    """Whether a convolution, or its weight gradient, is computed here; `other` is the array of weights, or L_Y, with K
+    """Whether a convolution, or its weight gradient, is computed here. other: the array of weights, or L_Y, with K
     channels last.
 
-    float64 never is, so that gradient checks see the definition. Tiles that stick out of the image are wasted work: less than
-    half of the multiplications may be saved then. Few channels do not pay for the transforms and their rounding, nor few
-    tiles for those of large filters, but for gradients, where others have to turn the filters first.
+    float64 never is, so gradient checks see the definition. Tiles that extend beyond the image are wasted work, so less
+    than half of the multiplications may be saved. Few channels do not pay for the transforms and their rounding. Few
+    tiles do not pay for those of large filters, except in gradients, where other algorithms have to turn the filters
+    first.
     """
     if not X.dtype == other.dtype == np.float32:
         return False
@@ -121,8 +122,8 @@ def is_faster(X: Array, other: Array, output_size: Size, gradient: bool = True) 
 
 
 def enabled() -> bool:
-    """False if the environment variable TINYDIFF_WINOGRAD is 0: then convolutions are computed by their definition, slower
-    and with rounding errors that are 2 to 4 times smaller."""
+    """False if the environment variable TINYDIFF_WINOGRAD is 0. Convolutions are then computed by other algorithms:
+    slower, with rounding errors that are 2 to 4 times smaller."""
     return os.environ.get("TINYDIFF_WINOGRAD", "1") != "0"
 
 
@@ -200,7 +201,7 @@ def _weight_gradient(X: Array, L_Y: Array, before: Size, transform: str = "F4") 
 class _Recent(threading.local):
     """The transformed filters of a thread's last small convolutions.
 
-    Where nothing is recorded, as when samples are drawn, they are mostly those of the last time.
+    Where nothing is recorded, as when samples are drawn, the filters are mostly those of the last time.
     """
 
     def __init__(self) -> None:

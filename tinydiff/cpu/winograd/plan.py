@@ -1,16 +1,19 @@
 """How the work of a convolution by Winograd's filtering is shared, and the memory for it.
 
-Images go through all steps in blocks whose V and M stay in the cache. Workers take images, or rows of tiles of an image, and
-share the transformed filters. Where there are few tiles for many filters it is cheaper that each worker transforms all
-images but only some of the filters. Either way they meet once. The product for each frequency is cut to some rows and panels
-of filters, because OpenBLAS does not copy the operands of small products.
+Images go through all steps in blocks whose V and M stay in the cache. Workers take images, or rows of tiles of an
+image, and share the transformed filters. Where there are few tiles for many filters, each worker instead transforms all
+images but only some of the filters. In both cases they meet once. The product for each frequency is cut into some rows
+and panels of filters, because OpenBLAS does not copy the operands of small products.
 
 Measured on 2 cores with AVX-512 and OpenBLAS 0.3.31:
-- A fork and join takes 50 to 80 microseconds, as long as a small convolution. A second thread pays from 0.25 ms of work on.
-- Stacks of products of up to 10^6 multiplications run at 105 to 115 GFLOP/s a core; with a transposed second matrix at 100,
-  and only up to 2^18 multiplications. To copy filters in order to turn them costs more where they meet up to 32 tiles.
-- In batches of 1 to 8 images, workers that take filters win up to 0.5 tiles for each filter: twice as many filters as tiles
-  are transformed in a time. In weight gradients it is 2, as workers that take images have sums to add up.
+- A fork and join takes 50 to 80 microseconds, as long as a small convolution. A second thread pays from 0.25 ms of
+work. - Stacks of products of up to 10^6 multiplications run at 105 to 115 GFLOP/s a core. With a transposed second
+matrix they run at
+  100, and only up to 2^18 multiplications. Copying filters in order to turn them costs more where they meet up to 32
+  tiles.
+- In batches of 1 to 8 images, workers that take filters win up to 0.5 tiles for each filter: twice as many filters as
+tiles
+  are transformed in a time. In weight gradients the limit is 2, because workers that take images have to add up sums.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class Part(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Some of a part's filters, as many as are best multiplied at once: M = V U for them."""
+    """Some of a part's filters, as many as are multiplied fastest at once: M = V U for them."""
 
     filters: slice
     M: Array  # (F F, T, k)
@@ -69,8 +72,9 @@ class Step(NamedTuple):
 class Plan:
     """How the work on the tiles of a convolution, or of its weight gradient, is shared, and the memory for it.
 
-    The calling thread makes it, once for all convolutions of these shapes (`workspaces.prepared`): it would take half of the
-    time of a small one, and workers that set up arrays side by side wait for the interpreter's lock again and again.
+    The calling thread makes it, once for all convolutions of these shapes (`threads.prepared`). Making it would take
+    half of the time of a small convolution, and workers that set up arrays at the same time wait for the interpreter's
+    lock.
     """
 
     def __init__(
@@ -168,6 +172,6 @@ def _length(s: slice) -> int:
 
 
 def _cut(length: int, pieces: int) -> list[slice]:
-    """0, 1, .. length - 1 in pieces of lengths as equal as can be."""
+    """0, 1, .. length - 1 in pieces of nearly equal length."""
     ends = [length * i // pieces for i in range(pieces + 1)]
     return [slice(a, b) for a, b in pairwise(ends)]

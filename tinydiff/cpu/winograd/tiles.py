@@ -2,16 +2,16 @@
 
 A tile has `taps` pixels along an axis, and the next one starts `step` pixels later. `Reader` computes m d m^T for the tiles
 d of images, `Writer` puts tiles m e m^T together to images. Between the two stand "frequencies", arrays (F, F, T, C): entry
-(f, g) of all T tiles in all C channels. The tiles of a block of n images are ordered by row of tiles, image and column, so
-that a row of tiles of all n images is one contiguous line, and a transform is a stack of products of its tiny matrix with
-long lines, along both axes.
+(f, g) of all T tiles in all C channels. The tiles of a block of n images are ordered by row of tiles, image and column. So
+a row of tiles of all n images is one contiguous line, and a transform is a stack of products of its tiny matrix with long
+lines, along both axes.
 
 Measured on 2 cores with AVX-512 and OpenBLAS 0.3.31:
 - Products of a 6x6 matrix with lines of 512 to 24,000 numbers run at 80 GFLOP/s a core. Above 10^6 multiplications OpenBLAS
   packs its operands and takes 2 to 4 times as long; sums of scaled arrays take 4 times as long.
 - They slow down to 50 GFLOP/s if lines begin off the 64 bytes of a vector, or at multiples of 4 KiB from each other, where
-  they share the cache's sets: hence `aligned`.
-- Pixels are copied as opaque items of all their channels, with 32 channels 2 times as fast as copies of numbers.
+  they share the cache's sets; `aligned` avoids both.
+- Pixels are copied as opaque items of all their channels. With 32 channels that is twice as fast as copying numbers.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Reader:
             self.copies.append((into, (*into.shape[:2], N, into.shape[3]), first + left * column, strides))
 
     def on(self, X: Array) -> Callable[[slice], None]:
-        """What reads some images of X, as many as a block has."""
+        """A function that reads some images of X, as many as a block has."""
         copies = [(to, np.ndarray(shape, self.item, X, offset, strides)) for to, shape, offset, strides in self.copies]
         for pixels in self.outside:
             pixels[...] = self.nothing
@@ -148,7 +148,8 @@ class Writer:
                 self.copies.append((source, (N, *source.shape[1:]), start + top * row + left * column, strides))
 
     def on(self, Y: Array, b: Array | None, E: Array | None, R: Array | None) -> Callable[[slice], None]:
-        """What writes some images of Y, as many as a block has, plus terms b (K,), E (N, K), R like Y or None."""
+        """A function that writes some images of Y, as many as a block has, plus terms b (K,), E (N, K), R like Y or
+        None."""
         copies = [
             (np.ndarray(shape, self.item, Y, offset, strides), tile) for tile, shape, offset, strides in self.copies
         ]
@@ -173,7 +174,7 @@ class Writer:
 
 
 class _Place:
-    """Where a workspace of lines has its lines: at multiples of 64 bytes, some of them apart."""
+    """Where a workspace of lines has its lines: at multiples of 64 bytes, some with a gap between them."""
 
     def __init__(self, name: str, shape: tuple[int, ...], line: int) -> None:
         stride = -(-line // 16) * 16 + NUMBERS_BETWEEN_LINES
@@ -191,7 +192,7 @@ class _Place:
 
 
 def aligned(name: str, shape: tuple[int, ...], line: int) -> Array:
-    """A workspace (*shape, line) whose lines begin at multiples of 64 bytes, some of them apart."""
+    """A workspace (*shape, line) whose lines begin at multiples of 64 bytes, some with a gap between them."""
     return _Place(name, shape, line).array()
 
 
@@ -219,5 +220,5 @@ def _runs(X: Array) -> Array:
 
 
 def items(X: Array) -> Array:
-    """(..., C) as (...) of opaque items: copies of them are memory moves of all channels at once."""
+    """(..., C) as (...) of opaque items: copying one moves all channels at once."""
     return X.view(f"V{X.shape[-1] * X.itemsize}")[..., 0]

@@ -25,10 +25,10 @@ class Transform(NamedTuple):
 
 
 def toom_cook(points: Sequence[float]) -> Transform:
-    """For 4 outputs of a filter with 3 taps, from 5 points; the sixth is infinity.
+    """The transform for 4 outputs of a filter with 3 taps, from 5 points; the sixth is infinity.
 
-    Filter and outputs are evaluated by powers of a point, G and A^T. Interpolation, transposed to B^T, has for point p the
-    polynomial that vanishes at all others; its value at p, by which it has to be divided, goes to G.
+    G and A^T evaluate filter and outputs at powers of a point. B^T is the transpose of interpolation: a point p has the
+    polynomial that vanishes at all others. It must be divided by its value at p, and G does that.
     """
     p = np.array(points)
     A_T, G, B_T = np.zeros((4, 6)), np.zeros((6, 3)), np.zeros((6, 6))
@@ -68,8 +68,8 @@ def transform_filters(
 ) -> Array:
     """U = G w G^T for the filters k of W (3, 3, C, K) -> (F F, C, k); turned: of W (3, 3, K, C), turned by 180 degrees.
 
-    transposed: turned filters are not copied to swap their channels; instead each matrix of U is a transposed one, slower to
-    multiply by. That pays where it meets few tiles.
+    transposed: turned filters are not copied to swap their channels. Each matrix of U is then a transposed one, which
+    is slower to multiply by. That pays where there are few tiles.
     """
     w = W[:, :, k] if turned else W[..., k]
     if turned:
