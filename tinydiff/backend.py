@@ -75,7 +75,7 @@ def _lacking(cupy: ModuleType) -> str | None:
     """What CuPy lacks to run any kernel, found by running one: the sentence of `missing_library`, or None."""
     try:
         cupy.ones(1)
-    except Exception as error:  # other failures are told where they matter, by who knows what was tried
+    except Exception as error:  # other failures are reported where they happen, with what was tried
         return missing_library(error)
     return None
 

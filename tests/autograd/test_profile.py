@@ -81,7 +81,7 @@ def test_what_is_saved_and_shown_is_per_step(clock, double, tmp_path):
     ]
     table = times.table()
     assert "one step takes 8000.0 ms (mean of 4)" in table and "87.5%  1 x Double  3" in table
-    assert "beside the steps: saving, 4 times, 12.00 s in all" in table
+    assert "between the steps: saving, 4 times, 12.00 s in all" in table
 
 
 def test_only_inside_a_step_and_also_after_an_error(clock, double):

@@ -70,7 +70,7 @@ def test_content_counts_where_the_name_says_nothing(tmp_path):
 def test_labels_demanded_but_missing(tmp_path):
     path = put(tmp_path / "train-images-idx3-ubyte", IMAGES)
     assert load(path).labels is None
-    with pytest.raises(InputError, match=r"train-images-idx3-ubyte has no labels beside it"):
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte has no labels in its folder"):
         load(path, labels=True)
 
 

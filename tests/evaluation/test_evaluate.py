@@ -125,7 +125,7 @@ def test_a_run_without_held_out_images_is_told_so(tmp_path, pictures, make_run):
     np.savez(tmp_path / "other.npz", images=pictures(7, 8, size=10))  # they are scaled to the network's size
     evaluate(run, dataclasses.replace(settings, data=str(tmp_path / "other.npz")), text.append)
     assert "6 of 7 images of other.npz" in "\n".join(text)
-    assert "were scaled from 10x10 to fit the network: the figures are not those of the images as they came" in text[1]
+    assert "were scaled from 10x10 to fit the network: the figures are not those of the original images" in text[1]
 
 
 def test_a_checkpoint_alone_has_its_bits_measured(run, tmp_path, monkeypatch, pictures):

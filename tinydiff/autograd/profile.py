@@ -1,4 +1,5 @@
-"""Where the time of a training step goes: sections of the loop, and every operation's forward and backward pass in them.
+"""Where the time of a training step goes: sections of the loop, and every operation's forward and backward pass in
+them.
 
     times = profile.Profile()
     for ...:
@@ -7,8 +8,8 @@
                 ...
     print(times.table())
 
-Times are exclusive: what an operation takes does not count for the section it runs in, so the rows add up to the whole.
-Where nothing is being measured, a section costs a function call and an operation a comparison.
+Times are exclusive: the time of an operation does not count for its section, so the rows add up to the whole. Without a
+measurement, a section costs a function call and an operation a comparison.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ K = TypeVar("K")
 
 @dataclass
 class Row:
-    """Calls and seconds of one operation or section, forward and backward apart; a section has forward alone."""
+    """Calls and seconds of one operation or section. Forward and backward are separate; a section has forward alone."""
 
     calls: int = 0
     forward: float = 0.0
@@ -47,7 +48,8 @@ class Row:
 
 
 class Key(NamedTuple):
-    """What a row is about: kind "operation" or "section", its name, and of an operation the shapes of its inputs."""
+    """What a row describes: its kind, "operation" or "section", its name, and for an operation the shapes of its
+    inputs."""
 
     kind: str
     name: str
@@ -55,7 +57,7 @@ class Key(NamedTuple):
 
 
 class Profile:
-    """Times of the thread that measures; `steps` counts what was measured, for times per step."""
+    """Times of the measuring thread. `steps` counts the measured steps, for times per step."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.rows: dict[Key, Row] = {}
@@ -65,12 +67,12 @@ class Profile:
 
     @property
     def seconds(self) -> float:
-        """Of all steps."""
+        """Seconds of all steps together."""
         return sum(row.seconds for row in self.rows.values())
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A block that is one step: its sections and operations, as far as this thread runs them, are timed."""
+        """A block that is one step: its sections and operations are timed, if this thread runs them."""
         before, _active.profile = getattr(_active, "profile", None), self
         try:
             with tape.observing(self.observe), self.section("everything else"):
@@ -81,13 +83,13 @@ class Profile:
 
     @contextmanager
     def between(self, name: str) -> Iterator[None]:
-        """A block between steps, such as saving, timed as a whole and apart from them."""
+        """A block between steps, such as saving, timed as a whole and not as part of a step."""
         start = self._clock()
         yield
         self.beside.setdefault(name, Row()).add(Row(1, self._clock() - start))
 
     def section(self, name: str) -> AbstractContextManager[None]:
-        """A block whose time, less that of sections and operations inside it, counts for the row of this name."""
+        """A block whose time, without that of sections and operations inside it, counts for the row of this name."""
         return self._timed(Key("section", name))
 
     def observe(self, op: Any, phase: str, arguments: Any, options: dict[str, Any]) -> Any:
@@ -147,7 +149,7 @@ class Profile:
                     f"{row.seconds / (self.seconds or 1):5.1%}  {row.calls / max(self.steps, 1):g} x {name}"
                     for name, row in _largest_first(shaped)[:6]
                 ),
-                *(f"beside the steps: {name}, {row.calls} times, {row.forward:.2f} s in all"
+                *(f"between the steps: {name}, {row.calls} times, {row.forward:.2f} s in all"
                   for name, row in self.beside.items()),
             ]
         )  # fmt: skip
@@ -167,6 +169,6 @@ _active = threading.local()
 
 
 def section(name: str) -> AbstractContextManager[None]:
-    """A part of the training loop to be told apart, if anybody is measuring."""
+    """A section of the training loop with this name; it is timed if this thread is being measured."""
     profile: Profile | None = getattr(_active, "profile", None)
     return nullcontext() if profile is None else profile.section(name)

@@ -24,7 +24,7 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_index", "_node", "_version", "data", "grad", "requires_grad")
-    __array_ufunc__ = None  # ndarray + Tensor comes to Tensor.__radd__ and so stays on the tape
+    __array_ufunc__ = None  # so ndarray + Tensor calls Tensor.__radd__ and stays on the tape
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):

@@ -1,8 +1,8 @@
-"""The operations to measure, those of a U-Net for small pictures, with the work that each of them is.
+"""The operations to measure, those of a U-Net for small pictures, with the work of each.
 
-FLOPs count a product and a sum as two, of the plain definition: a fast algorithm may do with fewer and get above the
-ceiling. Bytes count each input and output once, in float32; a backward pass reads the forward's inputs and its output's
-gradient and writes the gradients.
+FLOPs are those of the plain definition, where a product and a sum count as two. A fast algorithm may need fewer, and
+then exceed the ceiling. Bytes count each input and output once, in float32. A backward pass reads the forward's inputs
+and its output's gradient and writes the gradients.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ GROUPS = 32
 
 @dataclass(frozen=True)
 class Case:
-    """An operation: `kind` and `sizes` say which; `flops` and `bytes` of its forward pass, each backward pass being
-    `back` times the FLOPs and twice the bytes."""
+    """An operation: `kind` and `sizes` say which. `flops` and `bytes` are those of its forward pass; each backward pass
+    has `back` times the FLOPs and twice the bytes."""
 
     name: str
     kind: str
@@ -40,7 +40,7 @@ class Case:
     back: float = 2.0
 
     def work(self, device: str) -> Work:
-        """It, ready to run on a device."""
+        """The operation, ready to run on a device."""
         return MAKERS[self.kind](device, **self.sizes)
 
 

@@ -1,4 +1,4 @@
-"""Competitors measured in turns, and the two ceilings: a matrix product and a copy."""
+"""Competitors measured in turns, and two ceilings: a matrix product and a copy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tinydiff import backend
 from tinydiff.machine import threads
 
-PAUSE = 0.003  # seconds before each run: PyTorch's threads go on spinning for a while after its work
+PAUSE = 0.003  # seconds before each run: PyTorch's threads spin for a while after its work
 
 
 class Work(NamedTuple):
@@ -31,8 +31,9 @@ class Times(NamedTuple):
 def race(
     competitors: Mapping[str, Work], rounds: int, budget: float, wait: Callable[[], None] = backend.synchronize
 ) -> dict[str, Times]:
-    """Medians over rounds in which each competitor has a turn, after one without measuring; fewer than `rounds`, but at
-    least 3, where they would take longer than `budget` seconds. wait: until a device has done its work."""
+    """Medians over rounds. In each round every competitor has a turn, after one without measuring. There are fewer than
+    `rounds`, but at least 3, where they would take longer than `budget` seconds. wait: a function that returns when
+    the device has done its work."""
     for work in competitors.values():
         _turn(work, wait)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in competitors}
@@ -66,7 +67,7 @@ def _turn(work: Work, wait: Callable[[], None]) -> tuple[float, float]:
 
 
 class Ceiling(NamedTuple):
-    """What the machine does at best with the threads it is given: FLOPs per second and bytes per second."""
+    """The most that the machine does with the threads it is given: FLOPs per second and bytes per second."""
 
     flops: float
     bytes: float

@@ -1,4 +1,4 @@
-"""The same operations in PyTorch, where it is installed; the package needs it nowhere else."""
+"""The same operations in PyTorch, if it is installed. The rest of the package does not need it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinydiff.bench.timing import Work
 
 
 def load(device: str, threads: int) -> Any:
-    """The torch module, told to use so many threads; None if it is not installed or has no such device."""
+    """The torch module, limited to a number of threads; None if it is not installed or has no such device."""
     try:
         import torch
     except ImportError:
@@ -23,7 +23,7 @@ def load(device: str, threads: int) -> Any:
 
 
 def competitors(torch: Any, case: Case, device: str) -> dict[str, Work]:
-    """The case in PyTorch, by memory layout where it knows two; empty where it needs what is not installed."""
+    """The case in PyTorch, one for each memory layout; empty where a package it needs is not installed."""
     layouts = {"channels first": torch.contiguous_format}
     if case.kind not in ("attention", "linear", "adam"):
         layouts["channels last"] = torch.channels_last

@@ -1,14 +1,14 @@
-"""How fast on a GPU: our own CUDA kernels (kernels/*.cu), reached by `dispatch`.
+"""How fast on a GPU: our own CUDA kernels (kernels/*.cu). `dispatch` calls these files.
 
-A file with the name of one in `ops` (or of `random`, `optim`, `diffusion/noise`) holds its functions by kernels, with the same
-names and signatures. The others are what these stand on:
+A file with the name of one in `ops` (or of `random`, `optim`, `diffusion/noise`) computes its functions by kernels,
+with the same names and signatures. The others support these:
 
-launch.py      one launch, its arguments checked; on the GPU or on the host
-driver.py      compiles and launches through CuPy
-host.py        runs the same source on the host, by a stand-in of CUDA
-source.py      the texts of kernels/*.cu and the parameters of each kernel
-nvrtc.py       compiles every kernel for every architecture, without a GPU
-products.py    products of matrices, and how they are cut into tiles
-flat.py        one piece of memory for many arrays
-updates.py     launches of the kernels in optimizer.cu
+    launch.py      one launch, with its arguments checked; on the GPU or on the host
+    driver.py      compiles and launches through CuPy
+    host.py        runs the same source on the host, by a stand-in for CUDA
+    source.py      the texts of kernels/*.cu and the parameters of each kernel
+    nvrtc.py       compiles every kernel for every architecture, without a GPU
+    products.py    products of matrices, and how they are cut into tiles
+    flat.py        one piece of memory for many arrays
+    updates.py     launches of the kernels in optimizer.cu
 """

@@ -17,7 +17,7 @@ def silu_forward(A: Any) -> Any:
     if A.dtype != np.float32:
         return NotImplemented
     xp = array_module(A)
-    flat = xp.ascontiguousarray(A)  # which makes an array without axes one with an axis
+    flat = xp.ascontiguousarray(A)  # it gives an array without axes one axis
     Y = xp.empty_like(flat)
     _each("silu_forward", A.size, (flat, Y))
     return Y.reshape(A.shape)

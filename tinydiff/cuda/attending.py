@@ -29,7 +29,7 @@ def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:
 def attend_backward(
     L_Y: Any, Q: Any, K: Any, V: Any, z: Any, Y: Any, scale: float, needs: Sequence[bool] = (True, True, True)
 ) -> Any:
-    """(L_Q, L_K, L_V), with None for what `needs` does not ask for, from L_Y and what `attend` took and gave:
+    """(L_Q, L_K, L_V) from L_Y and what `attend` took and gave; None for what `needs` does not ask for:
 
     P = exp(scale Q K^T - z), L_V = P^T L_Y, L_P = L_Y V^T, L_S by the softmax, L_Q = scale L_S K, L_K = scale L_S^T Q.
     """

@@ -1,8 +1,8 @@
 """Convolutions of NHWC images, by the kernels in kernels/convolution.cu; all float32.
 
-`convolve`, `convolve_input_gradient` and `convolve_weight_gradient` stand for those of tinydiff/ops/convolution.py, which
-say what is computed. They take any window with one group of channels, and return NotImplemented for what is left: groups,
-other dtypes, images of 2^14 pixels or more along an axis.
+`convolve`, `convolve_input_gradient` and `convolve_weight_gradient` are fast versions of those in
+tinydiff/ops/convolution.py, which define what is computed. They take any window with one group of channels. They return
+NotImplemented for groups, other dtypes, and images of 2^14 pixels or more along an axis.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def convolve(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None
 def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Any, groups: int = 1) -> Any:
     """L_X = patches^T(L_Y W^T): L_Y (N, Ho, Wo, K), W (R, S, C, K) -> L_X of the given shape (N, H, W, C).
 
-    Pixel h of X is read by output p through tap r where h + top = p stride + r dilation. So the pixels with the same
-    remainder of (h + top) / stride are reached by the same taps, r0, r0 + step, .., and of these a tap further on belongs to
-    an output further back: each class of pixels is a convolution of L_Y with these taps in reverse order. With stride 1
-    there is one class.
+    Output p reads pixel h of X through tap r where h + top = p stride + r dilation. So the same taps, r0, r0 + step,
+    .., reach all pixels with the same remainder of (h + top) / stride, and a later tap belongs to an earlier output.
+    Each such class of pixels is a convolution of L_Y with these taps in reverse order. With stride 1 there is one
+    class.
     """
     if not _takes(groups, window, shape, L_Y, W):
         return NotImplemented
@@ -189,7 +189,7 @@ def _classes(window: Any, shape: tuple[int, ...], axis: int) -> Iterator[_Class]
 
 
 def _takes(groups: int, window: Any, shape: tuple[int, ...], *arrays: Any) -> bool:
-    """Whether all is float32, in one group, and small enough for what the kernels count in an int or a short."""
+    """Whether all is float32, in one group, and small enough for the kernels' counters, which are int or short."""
     Ho, Wo = window.output_size(shape)
     outputs = (s * n for s, n in zip(window.stride, (Ho, Wo), strict=True))
     taps = (d * r for d, r in zip(window.dilation, window.size, strict=True))

@@ -1,4 +1,5 @@
-"""Launches of the kernels in kernels/noise.cu: each makes random numbers where it needs them, from a generator's state."""
+"""Launches of the kernels in kernels/noise.cu. Each makes random numbers where it needs them, from a generator's
+state."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Runs kernels on the GPU: compiles them with NVRTC through CuPy and launches them on the current stream.
 
-CuPy keeps the binaries in its own cache (~/.cupy/kernel_cache), whose key does not cover included files; therefore headers
-are put into the text first (source.load).
+CuPy keeps the binaries in its own cache (~/.cupy/kernel_cache). The cache's key does not cover included files, so
+headers are put into the text first (source.load).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tinydiff.cuda import source
 from tinydiff.cuda.source import KernelError
 from tinydiff.errors import named
 
-OPTIONS = ("--std=c++17",)  # of the compiler, beside defines and what CuPy adds
+OPTIONS = ("--std=c++17",)  # of the compiler; defines and what CuPy adds come on top
 STATIC_LIMIT = 48 << 10  # bytes of dynamic shared memory that a kernel may have without asking for more
 
 
@@ -55,8 +55,8 @@ def _module(name: str, flags: tuple[str, ...]) -> Any:
 
 @functools.cache
 def _function(name: str, kernel: str, flags: tuple[str, ...], device: int, large: int) -> Any:
-    """The compiled kernel; `large`: bytes of dynamic shared memory beyond what every kernel may use. That limit belongs to
-    the function, which all calls share, so a smaller one must not replace it."""
+    """The compiled kernel. large: bytes of dynamic shared memory beyond what every kernel may use. That limit belongs
+    to the function, which all calls share, so a smaller one must not replace it."""
     function = _module(name, flags).get_function(kernel)
     if large and large > function.max_dynamic_shared_size_bytes:
         function.max_dynamic_shared_size_bytes = large
@@ -65,8 +65,8 @@ def _function(name: str, kernel: str, flags: tuple[str, ...], device: int, large
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turns the failures of compiler, driver, memory and for want of libraries into a KernelError of one sentence that says
-    what helps."""
+    """A block in which a failure of compiler, driver or memory, or a missing library, becomes a KernelError: one
+    sentence that says what helps."""
     cupy = backend.cupy()
     assert cupy is not None
     try:
@@ -84,6 +84,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def _memory_is_full() -> str:
+    """What helps where the GPU has no memory left."""
     return f"the GPU's memory is full; a smaller {named('batch_size')} with a larger {named('accumulate')} needs less"
 
 

@@ -1,5 +1,5 @@
-"""One flat piece of memory for many arrays: a network has hundreds of weights, most of them small, and a launch for each would
-cost more than the work."""
+"""One flat piece of memory for many arrays. A network has hundreds of weights, most of them small, and a launch for
+each would cost more than the work."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 from tinydiff.backend import address, array_module
 
-# Arrays start at a multiple of this many elements: kernels read 16 bytes at once where an array starts at a multiple of that,
+# Arrays start at a multiple of this many elements: kernels read 16 bytes at once where an array starts at a multiple of 16,
 # and a cache line has 128.
 ELEMENTS_BETWEEN_STARTS = 32
 
 
 def join(arrays: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """A flat array that holds the given arrays, of one dtype, one after another, and views of it that stand for them.
+    """A flat array that holds the given arrays, of one dtype, one after another, and views of it that replace them.
 
-    Each starts at a multiple of `ELEMENTS_BETWEEN_STARTS`, with zeros in the gaps. Arrays that lie so already are returned as
-    they are; others are copied.
+    Each starts at a multiple of `ELEMENTS_BETWEEN_STARTS`, with zeros in the gaps. Arrays that are already joined in
+    this way are returned unchanged; others are copied.
     """
     flat = _joined(arrays)
     if flat is not None:

@@ -1,8 +1,8 @@
 """Runs kernels on the host: compiles them with the system's C++ compiler against kernels/host.h and calls them.
 
-Libraries are kept in the user's cache by a hash of all that goes into them: source, flags and compiler. Floating point is
-as in nvcc's default, where a product and a sum may be contracted to one fused operation and nothing else is reordered:
--ffp-contract=fast, and no -ffast-math. Processors without such an instruction (x86-64's common base) round twice.
+Libraries are kept in the user's cache by a hash of source, flags and compiler. Floating point follows nvcc's default: a
+product and a sum may be contracted to one fused operation, and nothing else is reordered (-ffp-contract=fast, no
+-ffast-math). Processors without such an instruction (x86-64's common base) round twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KERNEL_FLAGS = (
 )
 CHECKS = "-fsanitize=bounds,alignment,shift-exponent,integer-divide-by-zero,signed-integer-overflow"
 
-_lock = threading.Lock()  # one launch at a time: the stand-in catches the process's signals meanwhile
+_lock = threading.Lock()  # one launch at a time: the stand-in catches the process's signals during it
 
 
 class _Argument(ctypes.Structure):
@@ -74,7 +74,8 @@ def run(
     defines: Mapping[str, Any],
     seed: int = 0,
 ) -> None:
-    """Runs a kernel of a source; KernelError if it does what it must not. `seed`: of the order of threads and blocks."""
+    """Runs a kernel of a source; KernelError if it breaks a rule of CUDA. `seed`: of the order of threads and
+    blocks."""
     call = getattr(_library(name, text, source.flags(defines)), f"td_run_{kernel}")
     args = [arg if arg is None else np.asarray(arg) for arg in args]
     arguments = (_Argument * max(1, len(args)))()
@@ -97,7 +98,7 @@ def run(
 
 @functools.cache
 def compiler() -> str | None:
-    """The C++ compiler: $CXX, or the first of c++, g++ and clang++ that is there; None if none is."""
+    """The C++ compiler: $CXX, or the first of c++, g++ and clang++ that is installed; None if none is."""
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
         if name and shutil.which(name):
             return shutil.which(name)
@@ -136,7 +137,7 @@ def _library(name: str, text: str, defines: tuple[str, ...]) -> ctypes.CDLL:
     runs = [_entry(kernel, parameters) for kernel, parameters in source.kernels(text).items()]
     whole = text + '#line 1 "entries"\n' + "\n".join(runs) + "\n"
     object_ = _build(source.load("host/runtime.cpp", host=True), FLAGS, "runtime.o", ["-c"])
-    # Linked apart, because with CHECKS the compiler would link its own library for them; ours are in host/checks.h.
+    # Linked separately: with CHECKS the compiler would link its own library for them; ours are in host/checks.h.
     kernels = _build(whole, (*FLAGS, *KERNEL_FLAGS, CHECKS, *defines), f"{Path(name).stem}.o", ["-c"])
     path = _build("", FLAGS, f"{Path(name).stem}.so", ["-shared", str(kernels), str(object_)])
     return ctypes.CDLL(str(path))

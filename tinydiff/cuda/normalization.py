@@ -143,7 +143,7 @@ def _layout(X: Any, groups: int, tiles: int) -> _Layout | None:
 
 @functools.cache
 def _divide(P: int, C: int, D: int, tiles: int, memory: int) -> _Layout | None:
-    # Neither the number of images nor the GPU changes who adds up what: an image is rounded in the same way in any batch.
+    # The order of addition depends on neither the number of images nor the GPU: an image rounds alike in any batch.
     vector = 1 if C % 4 else 4
     if not D:
         return None
@@ -161,7 +161,7 @@ def _divide(P: int, C: int, D: int, tiles: int, memory: int) -> _Layout | None:
     threads = min(max(columns * rows, 32), _THREADS)
     partials = threads // 32 if columns < 32 else threads // columns
     tile, sums = 4 * tiles * P * slab, 4 * (partials * slab + 4 * slab)
-    tiled = tile <= _ROOM and 2 * (tile + sums + 1024) <= memory  # two blocks at least shall work at a time
+    tiled = tile <= _ROOM and 2 * (tile + sums + 1024) <= memory  # at least two blocks work at a time
     return _Layout(vector, slab, columns, threads, tiled, tile * tiled + sums)
 
 

@@ -27,11 +27,11 @@ from tinydiff.machine import threads
 
 ARCHITECTURES = (75, 80, 89, 90, 120)
 FAMILIES = ("products", "convolution", "normalization", "softmax_rows", "draws", "updates", "resampling")
-# CuPy adds the last two: numbers below 2^-126 become 0 (denormals are flushed), and functions are the device's.
+# CuPy adds the last two: denormals (below 2^-126) are flushed to 0, and functions are the device's.
 FLAGS = (*driver.OPTIONS, "-ftz=true", "--device-as-default-execution-space")
 
 
-Variant = tuple[str, dict[str, Any], int]  # source, defines, the oldest architecture that it is meant for
+Variant = tuple[str, dict[str, Any], int]  # source, defines, the oldest architecture that it supports
 
 
 class Usage(NamedTuple):
@@ -70,7 +70,7 @@ def _nvrtc() -> Any:
 def compile_source(name: str, defines: Mapping[str, Any], architecture: int) -> list[Usage]:
     """Compiles kernels/`name` for sm_`architecture`; KernelError with the compiler's messages if that fails.
 
-    What has been compiled is not compiled again: the answer is kept in the user's cache.
+    Results are kept in the user's cache, so nothing is compiled twice.
     """
     text = source.load(name)
     version = _nvrtc().nvrtcVersion()
@@ -81,7 +81,7 @@ def compile_source(name: str, defines: Mapping[str, Any], architecture: int) -> 
     usages, _ = compile_text(name, text, defines, architecture)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(usages, file)
-    os.replace(file.name, path)  # at once, so that processes may compete
+    os.replace(file.name, path)  # atomic, so several processes may write it
     return usages
 
 
@@ -124,7 +124,7 @@ _FUNCTION = re.compile(r"Compiling entry function '(\w+)'.*?(?=Compiling entry f
 
 
 def _usages(log: str, architecture: int) -> list[Usage]:
-    """What `--ptxas-options=-v` reports."""
+    """The usages in the output of `--ptxas-options=-v`."""
 
     def number(pattern: str, text: str) -> int:
         return sum(map(int, re.findall(pattern, text)))
@@ -143,7 +143,7 @@ def _usages(log: str, architecture: int) -> list[Usage]:
 
 
 def variants() -> Iterator[Variant]:
-    """Every (source, defines, oldest architecture) that a family can launch; 75 where its VARIANTS name none."""
+    """Every (source, defines, oldest architecture) that a family can launch; 75 where its VARIANTS give none."""
     for family in FAMILIES:
         for name, defines, *oldest in importlib.import_module(f"tinydiff.cuda.{family}").VARIANTS:
             yield name, defines, *(oldest or [75])
@@ -152,8 +152,8 @@ def variants() -> Iterator[Variant]:
 def compile_variants(
     architectures: Sequence[int], chosen: Iterable[Variant] | None = None
 ) -> Iterator[tuple[str, dict[str, Any], list[Usage] | KernelError]]:
-    """Compiles the chosen variants (None: all) for those of the architectures that they are meant for, on all cores: what
-    their kernels use, or why one does not compile."""
+    """Compiles the chosen variants (None: all) for those of the architectures that they support, on all cores. Gives
+    what their kernels use, or why one does not compile."""
 
     def compiled(name: str, defines: dict[str, Any], oldest: int) -> list[Usage] | KernelError:
         try:

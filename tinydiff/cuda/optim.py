@@ -1,7 +1,7 @@
 """Adam with a moving average of the weights, and clipping, by the kernels in kernels/optimizer.cu; all float32.
 
-`gathered` puts the arrays of all weights into one flat piece of memory, so that a step takes one launch. Arrays that were not
-gathered take a launch each.
+`gathered` puts the arrays of all weights into one flat piece of memory, so a step takes one launch. Arrays that were
+not gathered take a launch each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tinydiff.optim import Arrays
 
 
 def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
-    """([flat], views): a flat array that holds all arrays, and views of it that stand for them; see `flat.join`.
+    """([flat], views): a flat array that holds all arrays, and views of it that replace them; see `flat.join`.
 
     NotImplemented for other dtypes than float32, for arrays of several devices and for 2**31 elements in all.
     """
@@ -58,7 +58,7 @@ def clip(gradients: Arrays, max_norm: float) -> float:
     if not _fit(gradients):
         return NotImplemented
     squared = sum(launch_squared_norm(g.reshape(-1)) for g in gradients)
-    norm = math.sqrt(float(squared))  # the only time that the GPU is waited for
+    norm = math.sqrt(float(squared))  # the only point that waits for the GPU
     if max_norm < norm < math.inf:
         for g in gradients:
             g *= np.float32(max_norm / norm)

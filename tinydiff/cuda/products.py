@@ -18,8 +18,8 @@ from tinydiff.cuda.launch import launch
 SLICE = 16  # TILE_K and, below, STAGES and the 8 x 8 entries of a thread, as in kernels/tile.cuh
 STAGES = 3
 _TILES = ((128, 128), (64, 64), (64, 32))
-MULTIPROCESSORS = 132  # plans are made for an H100, whatever the GPU, so that every GPU adds in the same order
-LARGEST = 2**31 - 2**17  # of what the kernels count in an int, with room for the last tile
+MULTIPROCESSORS = 132  # an H100's: plans are the same for every GPU, so every GPU adds in the same order
+LARGEST = 2**31 - 2**17  # that the kernels count in an int, with room for the last tile
 
 
 class Cost(NamedTuple):
@@ -68,10 +68,10 @@ PLANS = (
 def plan(M: int, N: int, K: int, stack: int = 1, vector_a: int = 4, vector_b: int = 4) -> Plan:
     """How to multiply `stack` times (M, K) by (K, N): the plan that should take the fewest cycles.
 
-    Of a multiprocessor's 4 schedulers each has room for 4 warps and starts one multiplication for a warp in a cycle, but
-    with fewer warps it often has to wait. Small tiles occupy more schedulers but read more for each multiplication; parts of
-    the inner axis occupy more too, but have to be added; considered are those that make a quarter to four rounds of blocks.
-    Arrays that cannot be moved 4 floats at once have one kind of tile each.
+    Each of a multiprocessor's 4 schedulers has room for 4 warps and starts one multiplication for a warp in a cycle;
+    with fewer warps it often has to wait. Small tiles occupy more schedulers but read more for each multiplication.
+    Parts of the inner axis occupy more, too, but have to be added. Plans that make a quarter to four rounds of blocks
+    are considered. Arrays that cannot be moved 4 floats at once have one kind of tile each.
     """
     slices = -(-K // SLICE)
     tiles = _TILES if vector_a == vector_b == 4 else _TILES[2:] if vector_a == 4 else _TILES[1:2]
@@ -99,8 +99,8 @@ def vector(length: int, *arrays: Any) -> int:
 
 
 def sum_parts(source: str, defines: Mapping[str, int], parts: Any, Y: Any, bias: Any = None, scale: float = 1.0) -> Any:
-    """Y = scale * (the sum of parts over their first axis, in order) + bias. The kernel is in every source that includes
-    tile.cuh: named is the one, with its defines, that is compiled already."""
+    """Y = scale * (the sum of parts over their first axis, in order) + bias. Every source that includes tile.cuh has
+    the kernel; source and defines name one that is compiled already."""
     size, columns = Y.size, Y.shape[-1]
     launch(
         source,
@@ -118,9 +118,9 @@ def matmul(
 ) -> Any:
     """Y = scale A B + 1 bias for A (..., M, K), B (..., K, N), bias (N,) or None -> (..., M, N).
 
-    transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K). Leading axes broadcast; where they differ, arrays
-    are written out, unless one matrix has none and is used for all of the others. NotImplemented for vectors, or if not all
-    is float32. ValueError for shapes that do not fit.
+    transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K). Leading axes broadcast. Where they differ,
+    arrays are copied to the full shape, unless one matrix without leading axes is used for all of the others.
+    NotImplemented for vectors, or if not all is float32. ValueError for shapes that do not fit.
     """
     arrays = [A, B] if bias is None else [A, B, bias]
     if min(A.ndim, B.ndim) < 2 or any(a.dtype != np.float32 for a in arrays):

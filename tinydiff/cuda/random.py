@@ -1,7 +1,7 @@
 """Draws of random numbers, by the kernels in kernels/noise.cu.
 
-A draw starts from the state of a generator, (seed, stream, step, offset); element j is what `Generator(*state)` would draw as
-its j-th: words and uniforms with the same bits, normals to rounding.
+A draw starts from the state of a generator, (seed, stream, step, offset). Element j is what `Generator(*state)` would
+draw as its j-th: words and uniforms with the same bits, normals to rounding.
 """
 
 from __future__ import annotations

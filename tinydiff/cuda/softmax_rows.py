@@ -1,4 +1,4 @@
-"""Softmax over the last axis, from arrays to arrays that are there, by the kernels in kernels/attention.cu; all float32."""
+"""Softmax over the last axis, written to existing arrays, by the kernels in kernels/attention.cu; all float32."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def softmax_to(X: Any, P: Any, z: Any = None) -> None:
 
 
 def softmax_backward_to(X: Any, z: Any, L_P: Any, P: Any, L_X: Any) -> None:
-    """L_X from L_P. X is P itself; or, with the z that softmax_to gave, the logits, from which P is made again, and written
-    unless it is None."""
+    """L_X from L_P. With z None, X is the softmax itself. Otherwise X are the logits and z is what `softmax_to` gave:
+    the softmax is computed again, and written to P unless P is None."""
     _launch("softmax", "_backward", X.shape, (X, z, L_P, P, L_X))
 
 

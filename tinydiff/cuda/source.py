@@ -14,7 +14,7 @@ from tinydiff.errors import RunFailed
 
 
 class KernelError(RunFailed):
-    """A kernel cannot be compiled or run, or the stand-in of CUDA caught it doing what it must not; one sentence."""
+    """A kernel cannot be compiled or run, or the stand-in for CUDA caught it breaking a rule; one sentence."""
 
 
 # What a parameter may be: a value of a C type, or an array of elements of one.
@@ -55,9 +55,9 @@ _PARAMETER = re.compile(
 
 @functools.cache
 def folder() -> Path:
-    """Where the sources are: beside the package in a checkout, else installed with it.
+    """Where the sources are: next to the package in a checkout, else installed with it.
 
-    In this order, because an editable installation of another checkout would answer for tinydiff.kernels_src.
+    The order matters: an editable installation of another checkout would provide its own tinydiff.kernels_src.
     """
     beside = Path(__file__).resolve().parents[2] / "kernels"
     if (beside / "tinydiff.cuh").is_file():

@@ -11,8 +11,9 @@ from tinydiff.cuda import products
 
 
 def sum_picked(L_Y: Any, indices: Any, shape: tuple[int, int]) -> Any:
-    """The rows of L_Y (..., D) added up in the rows of a (V, D) array that indices (...) name, as a product with a matrix of
-    zeros and ones: CuPy's add.at would add in another order each time. NotImplemented where that matrix would be large."""
+    """The rows of L_Y (..., D) added up in the rows of a (V, D) array that indices (...) name, as a product with a
+    matrix of zeros and ones. CuPy's add.at would add in another order each time. NotImplemented where that matrix
+    would be large."""
     rows, D = shape
     if L_Y.dtype != np.float32 or indices.size * rows > 1 << 24:
         return NotImplemented

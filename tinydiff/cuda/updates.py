@@ -63,8 +63,8 @@ def adam_scalars(
 def launch_squared_norm(g: Any, max_norm: float = math.inf, scale: Any = None) -> Any:
     """|g|^2 of a flat float32 array (n,), as an array (); summed in float32, in the same order each time.
 
-    scale: an array (1,) for what g is to be multiplied with so that its norm is at most max_norm, such as `scalars[:1]` of
-    `launch_adam`: 1 where it is already, NaN where the norm is not finite; then `launch_adam` changes nothing.
+    scale: an array (1,), such as `scalars[:1]` of `launch_adam`. It gets the factor that limits the norm of g to
+    max_norm: 1 where no limit is needed, NaN where the norm is not finite; then `launch_adam` changes nothing.
     """
     xp = array_module(g)
     n = g.size

@@ -81,7 +81,7 @@ def _read(
     labels: bool | None,
     report: Callable[[str], None] | None,
 ) -> Dataset:
-    """The data at a path, by what lies there."""
+    """The data at a path, read by the kind of file or folder that is there."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:

@@ -38,8 +38,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file fails in zipfile, zlib, ast or NumPy, each in its own way
         reason = str(error).partition("\n")[0] or type(error).__name__
-        if "pickle" in reason:  # NumPy's guess for whatever it does not know
-            reason = "it is neither an .npy nor an .npz file, or holds Python objects, which are not read"
+        if "pickle" in reason:  # NumPy's guess for any file it does not know
+            reason = "it is neither an .npy nor an .npz file, or it holds Python objects, which are not read"
         raise InputError(f"{path} cannot be read as a NumPy file: {reason}") from error
 
 

@@ -12,8 +12,8 @@ from tinydiff.data.pixels import to_float
 from tinydiff.errors import InputError
 from tinydiff.random import DATA_ORDER, FLIPS, Generator
 
-MOST_CLASSES = 65_536  # a larger label is no class number
-HOLDOUT_STEP = 0xFFFFFFFF  # of the data-order stream: the choice of what is held out; no epoch gets that far
+MOST_CLASSES = 65_536  # a larger label is not a class number
+HOLDOUT_STEP = 0xFFFFFFFF  # of the data-order stream, for the choice of what is held out; no epoch reaches it
 
 
 @dataclass(eq=False, repr=False)

@@ -16,7 +16,7 @@ from tinydiff.data.pixels import fit
 from tinydiff.errors import InputError, named
 
 _THREADS = 8
-_AT_ONCE = 2 * _THREADS  # pictures in memory as they came, before they are stored or refused
+_AT_ONCE = 2 * _THREADS  # decoded pictures in memory, before they are stored or refused
 
 
 def read_folder(
@@ -52,7 +52,7 @@ def read_folder(
     class_names = _class_names(folder, paths) if labels else None
     images: np.ndarray | None = None
     kept: list[PurePath] = []
-    others: set[tuple[int, int]] = set()  # sizes as they came, where not as asked for
+    others: set[tuple[int, int]] = set()  # original sizes of pictures that were scaled
     for path, result in _decoded(folder, paths, image_size, channels):
         if isinstance(result, str):
             skip(path, result)
@@ -146,7 +146,7 @@ def _decoded(
     def read(path: PurePath) -> tuple[np.ndarray, tuple[int, int]] | str:
         try:
             return _decode(folder / path, image_size, channels)
-        except Exception as error:  # Pillow's readers fail on damaged files with whatever comes up
+        except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
             return _reason(error)
 
     with ThreadPoolExecutor(_THREADS) as pool:

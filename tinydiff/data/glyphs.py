@@ -16,7 +16,7 @@ COUNT = 8_000
 SIZE = 28
 SMALLEST, LARGEST = 8, 256  # pixels a side: a digit must be legible, and the whole set must fit in memory
 
-_EM = 240  # font size of the master drawings, in their pixels
+_EM = 240  # font size of the master drawings, in pixels
 _CANVAS = 280
 _BLUR = 0.025 * _EM  # standard deviation of the blur that lets a threshold set the stroke weight
 _STEP = 0xFFFFFFFE  # the step of the data-order stream that no epoch reaches
@@ -78,7 +78,7 @@ def _inking(level: int) -> list[int]:
 def _placement(u: np.ndarray, half_width: float, half_height: float, fine: int) -> tuple[float, ...]:
     """Six uniforms -> the affine map from the picture of `fine` pixels a side to the master, as Pillow takes it."""
     turn = math.radians(24 * (u[0] - 0.5))
-    shear = 0.4 * (u[1] - 0.15)  # hardly to the left: there a 7 becomes a 1
+    shear = 0.4 * (u[1] - 0.15)  # little to the left, where a 7 becomes a 1
     tall = (0.58 + 0.2 * u[2]) * fine / (2 * half_height)
     wide = tall * (0.8 + 0.45 * u[3])
     cos, sin = math.cos(turn), math.sin(turn)

@@ -37,7 +37,7 @@ def find_images(folder: Path) -> Path | None:
     InputError where several remain.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), reverse=True):  # so that a file beats its gzipped copy
+    for path in sorted(folder.iterdir(), reverse=True):  # a file replaces its gzipped copy
         if _NAME.match(path.name) and not path.name.startswith(".") and path.is_file():
             found[path.name.removesuffix(".gz").replace(".idx3", "-idx3")] = path
     choices = sorted(found.values())
@@ -73,11 +73,11 @@ def read_idx(path: Path, labels: bool | None = None) -> Dataset:
             values = _read(labels_path, dimensions=1)
             if len(values) != len(images):
                 raise InputError(
-                    f"{labels_path} holds {len(values)} labels, but {path.name} beside it holds {len(images)} images"
+                    f"{labels_path} holds {len(values)} labels, but {path.name} holds {len(images)} images"
                 )
         elif labels:
             raise InputError(
-                f"{path} has no labels beside it: a file with the same name but labels for images and idx1 for idx3"
+                f"{path} has no labels in its folder: a file with the same name, but labels for images and idx1 for idx3"
             )
     return Dataset(images[..., None], values, name=path.name, source=str(path))
 
@@ -122,7 +122,7 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file, unpacked if they are gzipped, whatever its name says."""
+    """The bytes of a file, unpacked if they are gzipped; its name does not matter."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -63,19 +63,20 @@ def vlb(
     t: Any = None,
     progress: bool = False,
 ) -> Bound:
-    """The bound for given images. Each term is its value at one draw of x_t: the mean over images is what is bounded.
+    """The bound for given images. Each term is its value at one draw of x_t; its mean over images is what is bounded.
 
-    model: model(x, t, labels=None); a network is in eval mode meanwhile. The reverse process is the one that is
-    sampled, so the predicted x0 is clipped if `diffusion.clip_x0`.
-    x0: images (N, H, W, C), byte values k / 127.5 - 1 in floating point, where the model is.
-    generator: step t takes the t-th of T draws of x0's shape from its sequence, whichever steps are asked for.
+    diffusion: the reverse process that is sampled, so the predicted x0 is clipped if `diffusion.clip_x0`.
+    model: model(x, t, labels=None); a network is in eval mode meanwhile.
+    x0: images (N, H, W, C), byte values k / 127.5 - 1 in floating point, on the model's device.
+    generator: step t takes the t-th of T draws of x0's shape from its sequence, also where not all steps are evaluated.
     labels: None, a number or (N,).
-    t: the steps to evaluate, integers in 1..T, one model call each; by default all.
+    t: the steps to evaluate, integers in 1..T, one model call each; None: all.
     progress: whether to show a bar on stderr.
 
-    With a subset t the total is a stratified estimate: of the steps beside 1, the mean of each two neighbours stands
-    for those around them, up to half way to the next two, and the spread within the pairs gives `total_se`. Include 1,
-    since the decoder's term is unlike the others. InputError for steps outside 1..T and for labels that do not fit.
+    With some steps only, the total is a stratified estimate. Step 1, the decoder's term, is unlike the others and
+    should be included. Of the other steps, each two neighbours represent the steps around them, up to half way to the
+    next two, by their mean; the spread within the pairs gives `total_se`. InputError for steps outside 1..T and for
+    labels that do not fit.
     """
     (x0,) = as_images(x0=x0)
     x0 = x0.data if isinstance(x0, Tensor) else x0
@@ -124,7 +125,7 @@ def reverse_term(diffusion: Process, output: Any, x0: Any, xt: Any, t: int) -> A
 
 
 def check_steps(t: Any, T: int) -> np.ndarray:
-    """The steps to evaluate, sorted and each once; all of 1..T for None. InputError unless integers in 1..T."""
+    """The steps t to evaluate, sorted, each once; 1..T for None. InputError unless integers in 1..T."""
     if t is None:
         return np.arange(1, T + 1)
     steps = np.unique(to_numpy(t.data if isinstance(t, Tensor) else t))
@@ -134,11 +135,11 @@ def check_steps(t: Any, T: int) -> np.ndarray:
 
 
 def estimate_sum(terms: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sum over 1..T of terms (N, T) known at the given steps only, and its standard error, both (N,).
+    """The sum over 1..T of terms (N, T) that are known at the given steps only, and its standard error, both (N,).
 
-    The strata are step 1 alone, if given, and around each two neighbouring steps (first three, if their number is odd).
-    A stratum of `size` steps, of which n are known with sample variance s^2, adds size * mean to the sum and
-    size^2 (1 - n / size) s^2 / n to its variance. NaN where n is too small for that.
+    Step 1, if given, is a stratum. The other strata surround two neighbouring steps each (the first three, if their
+    number is odd). A stratum of `size` steps, of which n are known with sample variance s^2, adds size * mean to the
+    sum and size^2 (1 - n / size) s^2 / n to its variance. NaN where n is too small.
     """
     decoder = int(steps[0] == 1)
     groups = np.array_split(steps[decoder:], max((len(steps) - decoder) // 2, 1))

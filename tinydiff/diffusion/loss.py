@@ -1,4 +1,4 @@
-"""The training loss: how far the model's prediction is from what it should be, and how well its variance fits."""
+"""The training loss: the error of the model's prediction, and how well its variance fits."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def training_loss(
 
 
 class _NoiseLoss(Function):
-    """`noise.mse_loss`, which gives loss and gradient together, as both need the noise. target: its further arguments."""
+    """`noise.mse_loss`, which gives loss and gradient together, because both need the noise. target: its other
+    arguments."""
 
     def forward(self, prediction: Any, target: tuple[Any, ...]) -> Any:
         loss, L_prediction = mse_loss(prediction, *target)
@@ -96,12 +97,12 @@ def min_snr_weight(diffusion: Process, gamma: float, t: np.ndarray) -> np.ndarra
 
 
 def variance_term(diffusion: Process, prediction: Any, v: Any, x0: Any, xt: Any, t: np.ndarray) -> Tensor:
-    """The mean over all elements of L_t in bits, for learning the variance (Nichol & Dhariwal, 2021, section 3.1).
+    """The mean over all elements of L_t in bits, for learning the variance (Nichol & Dhariwal, 2021, section 3.1). t:
+    int64, () or (N,).
 
-    The prediction is detached, so that only the variance channels v learn from this, and x0 is not clipped. With the
-    posterior's variance b = exp(low), the model's b exp(-r) where r = (low - log beta) (v + 1) / 2, and the means d
-    apart, the KL is ((1 + d^2 / b) exp(r) - 1 - r) / 2 for t >= 2; for t = 1 the term is the decoder's.
-    t: int64, () or (N,).
+    The prediction is detached, so only the variance channels v learn from this, and x0 is not clipped. Let b = exp(low)
+    be the posterior's variance, b exp(-r) the model's with r = (low - log beta) (v + 1) / 2, and d the distance of the
+    means. For t >= 2 the KL is ((1 + d^2 / b) exp(r) - 1 - r) / 2; for t = 1 the term is the decoder's.
     """
     t = np.broadcast_to(t, (len(x0),))
     predicted = diffusion.x0_from(prediction.data if isinstance(prediction, Tensor) else prediction, xt, t)

@@ -1,6 +1,7 @@
 """How diffusion calls a model: any `model(x, t, labels=None)` that returns an image-shaped tensor or array.
 
-x is (N, H, W, C); t integers 1..T of the schedule it was trained with, always (N,); labels None or (N,) integers.
+x is (N, H, W, C). t are integers 1..T of the schedule it was trained with, always (N,). labels are None or (N,)
+integers.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def _per_image(values: Any, x: Any) -> Any:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """A block without tape and with the model in eval mode; its former mode comes back, also after an error."""
+    """A block without tape and with the model in eval mode. Its earlier mode returns afterwards, also after an
+    error."""
     parts = list(model.modules()) if hasattr(model, "modules") else [model]
     training = [part for part in parts if getattr(part, "training", False)]
     if training:
@@ -49,9 +51,9 @@ def evaluating(model: Any) -> Iterator[None]:
 class Predictor:
     """A model as sampling and evaluation use it: in eval mode, without tape, with labels and guidance applied.
 
-    Classifier-free guidance (Ho & Salimans, 2022) moves the prediction away from what the model says without a label:
-    null + guidance * (conditional - null), on the prediction channels; the variance channels stay the conditional ones.
-    Both halves are one batch of twice the size. With guidance None or 1 the model is called once, plainly.
+    Classifier-free guidance (Ho & Salimans, 2022) moves the prediction away from the model's prediction without a
+    label: null + guidance * (conditional - null), on the prediction channels. The variance channels stay the
+    conditional ones. Both halves are one batch of twice the size. With guidance None or 1 the model is called once.
 
     InputError for labels that do not fit the model or the number of images n, for guidance that is not a finite number,
     and for guidance without labels or with a model that has no `null_label`.

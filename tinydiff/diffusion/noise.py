@@ -1,8 +1,9 @@
 """What training and sampling compute with noise: x_t, the loss, and a step back. Each is a formula on arrays.
 
-`noise` says which noise: an array of the images' shape, or the state of a generator, (seed, stream, step, offset), for what
-`Generator(*state)` draws. The definitions draw an array from a state. A kernel makes the noise of a state where it needs it,
-once for x_t and again for the loss, and never stores it. Nothing is checked here; `Diffusion` and `sample` do that.
+`noise` says which noise: an array of the images' shape, or the state of a generator, (seed, stream, step, offset), for
+what `Generator(*state)` draws. The definitions draw an array from a state. A kernel makes the noise of a state where it
+needs it, once for x_t and again for the loss, and never stores it. Nothing is checked here; `Diffusion` and `sample`
+check.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def per_image(w: Any, x: Any) -> Any:
 
 
 def next_noise(generator: Generator, like: Any) -> Any:
-    """A generator's next noise for images, as its state; as an array where the generator has a `normal` of its own."""
+    """A generator's next noise for images: its state, or an array if the generator is of a class that replaces
+    `normal`."""
     if getattr(generator.normal, "__func__", None) is Generator.normal:
         return generator.advance(like.size)
     return generator.normal(like.shape, like.dtype, device_of(like))

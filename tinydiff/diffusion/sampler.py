@@ -95,7 +95,7 @@ def sample_steps(
     """`sample`, one `Step` at a time, for animations and other uses of the images on the way.
 
         for step in sample_steps(model, diffusion, (16, 32, 32, 3), generator, "ddim", steps=50):
-            frames.append(step.x0)      # the image as far as it can be told at step.t
+            frames.append(step.x0)      # the predicted image at step.t
 
     model, diffusion, shape, generator, sampler, steps, eta, labels, guidance, x_T, device: as for `sample`, and so are
     the errors. Arguments are checked at the call; the work is done when steps are asked for. Between steps the model is
@@ -180,8 +180,8 @@ class DDIM:
 
         x_{t-1} = sqrt(alpha_bar_{t-1}) x0 + sqrt(1 - alpha_bar_{t-1} - sigma^2) eps + sigma z
 
-    with sigma = eta times the posterior's standard deviation (eq. 16). eps is what x_t holds beside the x0 in use,
-    (x_t - sqrt(alpha_bar_t) x0) / sqrt(1 - alpha_bar_t), so where x0 was clipped it is not the predicted one.
+    with sigma = eta times the posterior's standard deviation (eq. 16). eps is what remains of x_t without x0,
+    (x_t - sqrt(alpha_bar_t) x0) / sqrt(1 - alpha_bar_t). So where x0 was clipped, eps is not the predicted one.
     """
 
     def __init__(self, diffusion: Process, eta: float = 0.0) -> None:

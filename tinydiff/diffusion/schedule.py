@@ -17,8 +17,8 @@ import numpy as np
 
 from tinydiff.errors import InputError
 
-MAX_BETA = 0.999  # Nichol & Dhariwal (2021): a beta of 1 at the end of a cosine would leave nothing of x_{T-1}
-NOISY_ENOUGH = 0.01  # alpha_bar_T above this leaves so much of x_0 in x_T that sampling from N(0, I) starts off wrong
+MAX_BETA = 0.999  # Nichol & Dhariwal (2021): a cosine would end in a beta of 1, which leaves nothing of x_{T-1}
+NOISY_ENOUGH = 0.01  # alpha_bar_T above this leaves so much of x_0 in x_T that N(0, I) is a wrong start for sampling
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,4 +1,4 @@
-"""Bits per dimension: how much the model needs to store images without loss, and where it goes."""
+"""Bits per dimension: how much the model needs to store images without loss, and which steps need it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tinydiff.diffusion import Diffusion
 from tinydiff.diffusion.model import model_device
 from tinydiff.random import Generator
 
-EVALUATION = 9  # the stream of random numbers for evaluation: none that training or sampling takes
+EVALUATION = 9  # the stream of random numbers for evaluation; training and sampling use others
 _PIXELS_AT_ONCE = 1 << 17
 
 
 class Stratum(NamedTuple):
-    """Steps first..last, of which some are evaluated and stand for all."""
+    """Steps first..last. Some of them are evaluated and represent all."""
 
     first: int
     last: int
@@ -30,7 +30,7 @@ class Stratum(NamedTuple):
 
     @property
     def weight(self) -> float:
-        """For how many steps each evaluated one stands."""
+        """How many steps each evaluated one represents."""
         return (self.last - self.first + 1) / len(self.evaluated)
 
 
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 class BitsPerDim:
     """The bound of N images at the evaluated steps, in bits per dimension.
 
-    L_T (N,); terms (N, n): column j is step `steps[j]`; strata: what each step stands for.
+    L_T (N,); terms (N, n): column j is step `steps[j]`; strata: which steps each of them represents.
     """
 
     L_T: np.ndarray
@@ -176,9 +176,9 @@ def measure_bits(
 def choose_steps(T: int, terms: int | None, generator: Generator) -> list[Stratum]:
     """At most `terms` of the steps 1..T (all for None or terms >= T), stratified: two at random from each stratum.
 
-    Step 1, the decoder, is a stratum of its own. The borders of the others are in geometric progression, as the terms
-    fall by powers of ten from t = 2 on; those of one or two steps are evaluated in full. Two random steps give an
-    estimate without bias and its standard error. ValueError for fewer than 3 terms.
+    Step 1, the decoder, is a stratum by itself. The borders of the others are in geometric progression, because the
+    terms fall by powers of ten from t = 2 on. Strata of one or two steps are evaluated in full. Two random steps give
+    an estimate without bias and its standard error. ValueError for fewer than 3 terms.
     """
     if terms is None or terms >= T:
         return [Stratum(t, t, np.array([t])) for t in range(1, T + 1)]

@@ -1,4 +1,4 @@
-"""Everything that `tinydiff evaluate` does: the parts in order, what they say, and the files that they leave."""
+"""Everything that `tinydiff evaluate` does: the parts in order, the text they print, and the files they write."""
 
 from __future__ import annotations
 
@@ -33,13 +33,17 @@ _MEMORISED = 0.05  # the share of test images that the threshold of memorisation
 
 @dataclass(frozen=True)
 class Settings:
-    """What to evaluate and how thoroughly. InputError for values that make no sense.
+    """What to evaluate and how thoroughly. InputError for values out of range.
 
-    data: images to evaluate instead of the held-out ones; training_images: the run's own. only: of PARTS. images: how
-    many for bits/dim. terms: how many of its steps t; None: all. raw: the weights in training instead of their averages.
-    clip: the predicted x0, None as the checkpoint says. samples: drawn for distance and neighbours by `sampler` in
-    `steps`. each: samples for each way in the comparison, step_counts its steps. out: the folder for results, by default
-    evaluation/ in the run. png_folder: a new folder for the samples as files.
+    data: images to evaluate instead of the held-out ones. training_images: evaluate the run's own. only: of PARTS.
+    images: how many for bits/dim. terms: how many of its steps t; None: all.
+    raw: the weights in training instead of their averages. clip: whether to limit the predicted x0; None: as the
+    checkpoint says.
+    samples: drawn for distance and neighbours by `sampler` in `steps`. each: samples for each way in the comparison,
+    step_counts its
+        steps.
+    seed: of images, steps and noise. device, threads: as for training.
+    out: the folder for results; None: evaluation/ in the run. png_folder: a new folder for the samples as files.
     """
 
     data: str | None = None
@@ -80,10 +84,11 @@ class Settings:
 def evaluate(
     path: str | os.PathLike[str], settings: Settings | None = None, report: Callable[[str], None] = print
 ) -> Path:
-    """Evaluates the run at `path`; returns the folder with the results. `report` is given the text, piece by piece.
+    """Evaluates the run at `path`; returns the folder with the results. `report` is called with the text, piece by
+    piece.
 
-    InputError for a run without the images that are needed, for settings that do not fit it, and for more samples than
-    this machine has memory for.
+    settings: None: the defaults. InputError for a run without the images that are needed, for settings that do not fit
+    it, and for more samples than this machine has memory for.
     """
     path, settings = Path(path), settings or Settings()
     with_training = set(settings.only) != {"bits"} or settings.png_folder is not None
@@ -101,7 +106,7 @@ def evaluate(
 
 
 class _Evaluation:
-    """The parts of one evaluation; what several of them need is made once."""
+    """The parts of one evaluation. What several of them need is computed once."""
 
     def __init__(
         self, path: Path, subject: Subject, settings: Settings, folder: Path, report: Callable[[str], None]
@@ -116,7 +121,7 @@ class _Evaluation:
         if subject.test.fitted:
             self.say(
                 f"The {subject.test_name} were {subject.test.fitted} to fit the network: the figures are not those of the "
-                "images as they came."
+                "original images."
             )
         if "bits" in only:
             self.bits()
@@ -150,7 +155,9 @@ class _Evaluation:
         of = "" if len(test) == len(subject.test) else f" of {len(subject.test)}"
         self.say(f"\nBits per dimension (upper bound) of {len(test)}{of} {subject.test_name}")
         if not subject.held_out:
-            self.say("These images were trained on: the number says nothing about others, and flatters the model.")
+            self.say(
+                "The model was trained on these images: the number says nothing about others, and flatters the model."
+            )
         self.say(result.table())
         self.say(self._errors_explained(result))
         pictures.write_file(self.folder / "bits_per_dim.csv", result.csv().encode())
@@ -187,7 +194,7 @@ class _Evaluation:
         self.reference = moments(self.extract(training.images))
 
     def distance(self, pictures: np.ndarray) -> float:
-        """Of images to the training images."""
+        """The Frechet distance of images uint8 (n, H, W, C) to the training images."""
         return frechet_distance(*moments(self.extract(pictures)), *self.reference)
 
     def frechet(self) -> None:
@@ -195,7 +202,7 @@ class _Evaluation:
         self.say(f"{self.distance(self.drawn):10.4f}   {self.how_drawn}")
         if self.subject.held_out and len(self.subject.test) > 1:
             test = choose(self.subject.test, self.settings.samples, self.settings.seed)
-            self.say(f"{self.distance(test.images):10.4f}   {len(test)} {self.subject.test_name}: what to hope for")
+            self.say(f"{self.distance(test.images):10.4f}   {len(test)} {self.subject.test_name}: the best to expect")
         self.say(
             "On features of a small autoencoder trained on this run's own images: compare it with such numbers for the\n"
             f"same data and the same number of images (fewer give more), never with FID. For FID, {named('png_folder')}."
@@ -219,12 +226,12 @@ class _Evaluation:
                 "of those images are: far more than that means memorisation."
             )
             if (expected == 0).any():
-                self.say(f"{(expected == 0).sum()} of those images stand in the training set as well.")
+                self.say(f"{(expected == 0).sum()} of those images are in the training set as well.")
         else:
             self.say("Without images that the model has not seen there is nothing to compare this with.")
         pictures.write_file(self.folder / "neighbours.csv", _neighbours_csv(found).encode())
         pictures.save_png(self.folder / "neighbours.png", _neighbours_sheet(self.drawn, training.images, found))
-        self.say("neighbours.png: the samples nearest to a training image, one a row, and their neighbours beside them")
+        self.say("neighbours.png: the samples nearest to a training image, each in a row with its neighbours")
 
     def samplers(self) -> None:
         s = self.settings
@@ -233,7 +240,7 @@ class _Evaluation:
         self.say(f"\nSamplers from the same noise, {s.each} samples each: Frechet {samplers.table(results)}")
         if self.subject.held_out and len(self.subject.test) > 1:
             test = choose(self.subject.test, s.each, s.seed)
-            self.say(f"{len(test)} {self.subject.test_name}: {self.distance(test.images):.3f}, what to hope for")
+            self.say(f"{len(test)} {self.subject.test_name}: {self.distance(test.images):.3f}, the best to expect")
         pictures.write_file(self.folder / "samplers.csv", samplers.csv(results).encode())
         pictures.save_png(self.folder / "samplers.png", samplers.sheet(results))
 

@@ -1,7 +1,8 @@
-"""Features for comparing sets of images: the code of a small denoising autoencoder, trained here on the run's own images.
+"""Features for comparing sets of images: the code of a small denoising autoencoder, trained here on the run's own
+images.
 
-Nothing is downloaded. The price is that distances between such features mean something only among themselves, for one
-data set and one such network: they are not FID.
+Nothing is downloaded. So distances between such features can be compared only for one data set and one such network:
+they are not FID.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _BATCH = 64
 _NOISE = 0.3  # standard deviation of what is added to the images that are to be restored
 _LARGEST_SIDE = 32  # larger images are scaled down to this
 _SEED = 20_061_020
-_VERSION = "1"  # of network and training: another one does not take the cached weights
+_VERSION = "1"  # of network and training: another version does not use the cached weights
 
 
 class Autoencoder(nn.Module):
@@ -71,13 +72,13 @@ class Extractor:
 
 
 def extractor(training: Dataset, file: Path) -> Extractor:
-    """The features for a data set, by the network in `file` if it was trained on these images, else by a new one, which
-    is then written there. The same images give the same network, up to rounding on another machine."""
+    """The features for a data set. The network is read from `file` if it was trained on these images; otherwise a new
+    one is trained and written there. The same images give the same network, up to rounding on another machine."""
     network = Autoencoder(min(training.image_size[0], _LARGEST_SIDE), training.channels, Generator(_SEED).at(INIT))
     identity = f"{_VERSION}, {STEPS} steps, {hashlib.sha256(training.images.data).hexdigest()}"
     if not _read(network, file, identity):
         _train(network, training, STEPS)
-        # written whole or not at all: a network that was cut off would be trained again, but with a puzzling message
+        # written whole or not at all: half a network would be trained again, but with a puzzling message
         draft = file.with_name(file.name + ".new")
         try:
             tensorfile.write(draft, {n: p.data for n, p in network.named_parameters()}, {"identity": identity})
@@ -92,7 +93,7 @@ def _read(network: Autoencoder, file: Path, identity: str) -> bool:
         if not file.exists() or tensorfile.read_metadata(file).get("identity") != identity:
             return False
         network.load_state_dict(tensorfile.read(file))
-    except InputError:  # damaged: it can be made again
+    except InputError:  # damaged: a new one is trained
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""The Frechet distance between two clouds of features, each taken for a Gaussian (Heusel et al., 2017, eq. 6)."""
+"""The Frechet distance between two sets of features, with a Gaussian fitted to each (Heusel et al., 2017, eq. 6)."""
 
 from __future__ import annotations
 

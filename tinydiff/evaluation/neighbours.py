@@ -1,4 +1,4 @@
-"""Nearest training images: does a model draw something new, or what it has seen?"""
+"""Nearest training images: does a model draw something new, or copies of what it was trained on?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samplers, step counts and variances compared: the same noise, one checkpoint, one sheet."""
+"""A comparison of samplers, step counts and variances: the same noise, one checkpoint, one sheet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is evaluated: a trained model, the images that it is judged by, and those that it was trained on."""
+"""What is evaluated: a trained model, the test images, and the images it was trained on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tinydiff.unet import UNet
 class Subject:
     """A model and its images.
 
-    weights, test_name: what they are, for people. test: the images to judge by; held_out: whether the model has not
+    weights, test_name: descriptions for people. test: the images to evaluate on. held_out: whether the model has not
     seen them in training, as far as is known. training: what it was trained on; None where that was not asked for.
     """
 
@@ -44,8 +44,8 @@ class Subject:
     def draw(self, n: int, sampler: str, steps: int, seed: int, diffusion: Diffusion | None = None) -> np.ndarray:
         """n samples, uint8 (n, H, W, C). Their labels, for a labelled model, are as frequent as in the training data.
 
-        diffusion: instead of the model's own. A network with learned variance is sampled with a fixed one as well: its
-        variance channels are left out then.
+        diffusion: instead of the model's own. A network with learned variance can be sampled with a fixed one: its
+        variance channels are then left out.
         """
         diffusion = diffusion or self.diffusion
         fixed = self.diffusion.variance == "learned" and diffusion.variance != "learned"
@@ -77,7 +77,7 @@ class Subject:
 
 
 class _WithoutVariance(nn.Module):
-    """A network with learned variance as one that only predicts."""
+    """A network with learned variance, without its variance channels."""
 
     def __init__(self, unet: UNet) -> None:
         self.unet, self.num_classes, self.null_label = unet, unet.num_classes, unet.null_label
@@ -122,7 +122,7 @@ def _training_data(path: Path) -> Dataset:
     file = RunFolder(path).config_file
     if not file.exists():
         raise InputError(
-            f"{path} has no config.toml, which tells what a run was trained on; to evaluate a checkpoint alone, give "
+            f"{path} has no config.toml, so the training images are not known; to evaluate a checkpoint alone, give "
             f"{named('data', 'PATH')} {named('only', ('bits',))}"
         )
     return load_data(RunConfig(**config.load(file)))
@@ -139,9 +139,9 @@ def _test_images(
         return training, f"TRAINING images of {training.name}", False
     if training.held_out is None:
         raise InputError(
-            f"the run in {path} holds no images out ({named('holdout', 0)}), so there are none that it has not seen: give "
-            f"{named('data', 'PATH')} for others, or {named('training_images', True)} for its own, by which any model "
-            "looks better than it is"
+            f"the run in {path} holds no images out ({named('holdout', 0)}), so it was trained on all of them: give "
+            f"{named('data', 'PATH')} for others, or {named('training_images', True)} for its own, on which any "
+            "model looks better than it is"
         )
     return training.held_out, f"held-out images of {training.name}", True
 
@@ -155,7 +155,7 @@ def _check_fit(images: Dataset, unet: UNet) -> None:
 
 
 def _with_fitting_labels(test: Dataset, unet: UNet, class_names: list[str] | None) -> Dataset:
-    """The images with labels that the network knows, or without any where it can do without."""
+    """The images with labels that the network knows, or without labels where it needs none."""
     known = class_count(unet)
     other = known is not None and test.labels is not None and (test.num_classes or 0) > known
     if class_names is not None and test.class_names is not None and test.class_names != class_names:
@@ -170,7 +170,7 @@ def _with_fitting_labels(test: Dataset, unet: UNet, class_names: list[str] | Non
 
 
 def choose(images: Dataset, n: int | None, seed: int) -> Dataset:
-    """n random ones of the images, in their order; all of them where there are no more or n is None."""
+    """n of the images, chosen at random, in their order; all of them where n is None or there are no more."""
     if n is None or n >= len(images):
         return images
     indices = np.sort(Generator(seed).at(EVALUATION).permutation(len(images))[:n])

@@ -122,7 +122,7 @@ def project(x: Any, layers: Sequence[Any]) -> Sequence[Tensor]:
 def computes_by(module: Any, *forwards: Any) -> bool:
     """Whether calling the module runs one of the given `forwards` (functions, such as `Linear.forward`) on it.
 
-    It does not where the module has a forward of its own, a subclass replaced it, or the class has another `__call__`.
+    It does not where the module's or a subclass's forward replaces it, or the class has another `__call__`.
     """
     f: Any = getattr(module, "forward", None)
     return getattr(f, "__func__", None) in forwards and f.__self__ is module and type(module).__call__ is _call

@@ -1,6 +1,6 @@
-"""Operations on tensors. Each is a Function, a class with forward and backward, and beside it the function to call.
+"""Operations on tensors. Each is a Function, a class with forward and backward, and a function that calls it.
 
-They take tensors or arrays and return tensors; operators and methods on Tensor are installed at the end of this file.
+They take tensors or arrays and return tensors; operators and methods of Tensor are installed at the end of this file.
 """
 
 from typing import Any
@@ -55,7 +55,7 @@ __all__ = [name for name, value in list(globals().items()) if not name.startswit
 
 
 def _install_operators() -> None:
-    """Python's operators and the methods that NumPy's arrays have too; `Tensor` declares them for type checkers."""
+    """Python's operators and methods of NumPy's arrays. `Tensor` declares them for type checkers."""
 
     def binary(function: Any) -> tuple[Any, Any]:
         return (lambda a, b: function(a, b)), (lambda a, b: function(b, a))

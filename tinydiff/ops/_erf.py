@@ -74,7 +74,7 @@ def _float64(x: Any) -> tuple[Any, Any]:
 
 
 def _erf_small(x: Any) -> Any:
-    """erf for |x| <= 0.46875 (whatever else x holds gives a finite value that nobody uses)."""
+    """erf for |x| <= 0.46875 (other x give a finite value, which is not used)."""
     x = array_module(x).clip(x, -_SPLIT, _SPLIT)
     return x * _ratio(_ERF, x * x)
 

@@ -1,4 +1,4 @@
-"""What public operations share in reading their arguments."""
+"""Reading the arguments of public operations."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def as_real(x: Any) -> Tensor:
 
 
 def check_number(name: str, what: str, value: Any) -> None:
-    """TypeError unless the value is a plain number: a gradient would not reach a tensor in its place."""
+    """TypeError unless the value is a plain number: a tensor in its place would get no gradient."""
     if not isinstance(value, int | float | np.generic):
         raise TypeError(f"{name}: {what} must be a number, not {type(value).__name__}")
 
 
 def add_bias(Y: Any, b: Any) -> Any:
-    """The array Y, which is the caller's own, plus b; in place unless b has the wider dtype."""
+    """Y + b, in place in the array Y unless b has the wider dtype. Y must be the caller's own."""
     if b.dtype != Y.dtype and array_module(Y).result_type(Y, b) != Y.dtype:
         return Y + b
     Y += b

@@ -1,4 +1,4 @@
-"""Broadcasting undone, in one place."""
+"""The backward pass of broadcasting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinydiff.backend import array_module, widened
 def unbroadcast(L: Any, shape: tuple[int, ...]) -> Any:
     """The gradient of an array of the given shape, from the gradient L of what it was broadcast to.
 
-    An element that was repeated gets the sum of the gradients of its copies, which of half precision is in float32.
+    A repeated element gets the sum of the gradients of its copies. Half precision is summed in float32.
     """
     if L.shape == shape:
         return L
@@ -22,15 +22,15 @@ def unbroadcast(L: Any, shape: tuple[int, ...]) -> Any:
 
 
 def masked(mask: Any, L: Any) -> Any:
-    """L where the boolean mask holds, else 0. A product with the mask would make NaN of an infinity that is masked out."""
+    """L where the boolean mask holds, else 0. A product with the mask would make NaN of a masked infinity."""
     return array_module(L).where(mask, L, L.dtype.type(0))
 
 
 class Elementwise(Function):
     """An operation that works element by element on arrays that broadcast.
 
-    A subclass has, beside `forward`, a method for each input that gives the gradient in the broadcast shape: `L_A` for
-    the first, `L_B` for the second.
+    A subclass has `forward` and a method for each input, which gives the gradient in the broadcast shape: `L_A` for the
+    first, `L_B` for the second.
     """
 
     widens_half = True

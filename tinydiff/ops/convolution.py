@@ -12,8 +12,8 @@ followed by the adjoint of `patches`, which adds every entry of a patch back to 
     L_b = 1^T L_Y        (1, K)
     L_X = patches^T(L_P)
 
-Stride, padding and dilation only change which pixels a patch reads. With groups, each group of channels is a
-convolution of its own. A transposed convolution is the adjoint in X: its forward pass is the backward pass above, and
+Stride, padding and dilation only change which pixels a patch reads. With groups, each group of channels has its
+own convolution. A transposed convolution is the adjoint in X: its forward pass is the backward pass above, and
 the reverse.
 
 `patches` and its adjoint are `unfold` and `fold` in `windows.py`. Faster ways to the same sums are in `cpu/convolution.py`
@@ -226,7 +226,7 @@ def conv2d(
 
     stride, dilation: in pixels, an int or (vertical, horizontal).
     padding: pixels of zeros, an int, (vertical, horizontal), or ((top, bottom), (left, right)).
-    groups: each of `groups` equal runs of channels has filters of its own.
+    groups: each of `groups` equal runs of channels has its own filters.
 
     It is the fully connected layer (source A, 4.1) on patches, as derived at the head of this file. ValueError where
     shapes do not fit, channels are not divisible by groups, or the filter is larger than the padded image.

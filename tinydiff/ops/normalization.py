@@ -26,7 +26,7 @@ from tinydiff.ops.arguments import as_real, as_tensor, check_number
 
 
 class GroupNorm(Function):
-    """Saves its input alone: Z, and what SiLU was applied to, are cheaper to compute again than to keep."""
+    """Saves its input alone. Z and the input of SiLU are cheaper to compute again than to keep."""
 
     gives_new = widens_half = True
 
@@ -49,7 +49,7 @@ def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool 
     """
     G = _by_group(_widest(X, w, b), groups)
     u = _mean(G)
-    u += _mean(G - u)  # what rounding left of a mean far from 0
+    u += _mean(G - u)  # rounding errors of a mean far from 0
     scale = 1 / array_module(X).sqrt(_mean((G - u) ** 2) + eps)
     A = _affine(((G - u) * scale).reshape(X.shape), w, b)
     return silu_forward(A) if silu else A, u[:, 0, :, 0], scale[:, 0, :, 0]
@@ -69,7 +69,7 @@ def group_normalize_backward(
 ) -> Any:
     """(L_X, L_w, L_b) from L_Y and what `group_normalize` took and gave; None for what `needs` does not ask for.
 
-    For SiLU, L_Y is first led back through it, to Z w + b.
+    For SiLU, L_Y first passes back through it, to Z w + b.
     """
     u, scale = mean[:, None, :, None], scale[:, None, :, None]
     G = (_by_group(_widest(X, w, b), groups) - u) * scale
@@ -109,7 +109,7 @@ def _affine(Z: Any, w: Any, b: Any) -> Any:
 
 
 class LayerNorm(Function):
-    """Normalisation over the last axis: each row is a group of its own, w and b stand for its columns."""
+    """Normalisation over the last axis: each row is a group; w and b have an entry for each column."""
 
     widens_half = True
 

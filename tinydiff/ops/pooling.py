@@ -31,7 +31,7 @@ class AvgPool2d(Function):
 
 
 class MaxPool2d(Function):
-    """Equal largest entries of a window share its gradient equally; where there is NaN, that is the largest."""
+    """Equal largest entries of a window share its gradient equally. NaN counts as the largest."""
 
     widens_half = True
 
@@ -45,7 +45,7 @@ class MaxPool2d(Function):
         X, Y = self.saved
         V = self._view(X)
         hit = (Y[:, :, :, None, None] == V) | (V != V)
-        if self.window.padded:  # which equals the maximum of a window of -inf
+        if self.window.padded:  # padding equals the maximum of a window of -inf
             hit &= self._view(array_module(X).zeros((1, *X.shape[1:3], 1), X.dtype)) == 0
         share = L_Y / hit.sum((3, 4)).astype(L_Y.dtype)
         return fold(masked(hit, share[:, :, :, None, None]), X.shape, self.window)

@@ -1,6 +1,6 @@
 """Sums, means, variances and extremes over axes.
 
-Backward passes begin by giving the gradient its reduced axes back (length 1), so that it broadcasts against the input.
+Backward passes first restore the reduced axes of the gradient, with length 1, so it broadcasts against the input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def sum_of_squares(x: Any) -> Any:
 
 
 class Reduction(Function):
-    """Remembers over which axes; `restored(L_Y)` is the gradient with those axes again, of length 1."""
+    """Remembers its axes. `restored(L_Y)` is the gradient with those axes restored, of length 1."""
 
     widens_half = True
 
@@ -69,7 +69,7 @@ class Var(Reduction):
 
 
 class Max(Reduction):
-    """Equal extremes share the gradient equally; where there is NaN, that is the extreme."""
+    """Equal extremes share the gradient equally. NaN counts as the extreme."""
 
     def forward(self, X, axis, keepdims):
         self.reduce_over(X, axis)

@@ -1,4 +1,4 @@
-"""Operations that move elements and compute nothing: their backward passes move gradients back."""
+"""Operations that move elements and compute nothing. Their backward passes move gradients back."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class GetItem(Function):
 
 
 class Pad(Function):
-    """Constant padding; backward cuts it off. The value gets the sum of what is cut off."""
+    """Constant padding. Backward removes it, and the value gets the sum of what is removed."""
 
     def forward(self, X, value, widths):
         self.inner = tuple(slice(before, before + n) for (before, _), n in zip(widths, X.shape, strict=True))

@@ -14,10 +14,10 @@ from tinydiff.ops.arguments import as_real, normalize_axes, normalize_axis
 
 
 def shifted(X: Any, axis: Any) -> tuple[Any, Any]:
-    """X less its maximum over an axis (or several), so that exponentials do not overflow, and that maximum; where
-    there is no finite one, 0 is taken off."""
+    """X minus its maximum over an axis (or several), so that exponentials do not overflow, and that maximum. Where it
+    is not finite, 0 is subtracted instead."""
     xp = array_module(X)
-    top = (X.max if X.size else X.sum)(axis, keepdims=True)  # an empty array has no maximum, but a sum of that shape
+    top = (X.max if X.size else X.sum)(axis, keepdims=True)  # an empty array has no maximum, but it has a sum
     top = xp.where(xp.isfinite(top), top, 0).astype(X.dtype, copy=False)
     return X - top, top
 
@@ -56,7 +56,7 @@ class Softmax(Function):
 
 
 def log_softmax_array(X: Any, axis: int) -> Any:
-    """x - log sum exp(x), with the maximum taken off before the logarithm is, so that large logits lose no digits."""
+    """x - log sum exp(x). The maximum is subtracted first, so large logits lose no digits."""
     xp = array_module(X)
     Y, _ = shifted(X, axis)
     with np.errstate(divide="ignore"):
@@ -81,7 +81,7 @@ class LogSoftmax(Function):
 
 
 def logsumexp_array(X: Any, axes: Any) -> Any:
-    """log sum exp(x) over axes, which stay with length 1; -inf over nothing."""
+    """log sum exp(x) over axes, which stay with length 1; -inf for no elements."""
     xp = array_module(X)
     Y, top = shifted(X, axes)
     with np.errstate(divide="ignore"):

@@ -1,7 +1,7 @@
 """Windows over images: which pixels a patch reads, patches as an array, and the adjoint that adds them back.
 
-Convolution and pooling are written on top of this. With groups, each group of channels has matrices of its own: `by_group`
-and `joined` go to and from a stack of them.
+Convolution and pooling use it. With groups, each group of channels has its own matrices: `by_group` and `joined` convert
+to and from a stack of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Window:
 
     @classmethod
     def read(cls, name: str, size: Any, stride: Any, padding: Any, dilation: Any) -> Window:
-        """From what a user gives; ValueError in the name of the operation."""
+        """The window that a user's arguments describe; ValueError in the name of the operation."""
         return cls(
             pair(name, "the window", size, 1),
             pair(name, "stride", stride, 1),
@@ -51,7 +51,7 @@ class Window:
 
     @cached_property
     def takes_pixels(self) -> bool:
-        """Whether every patch is one pixel, and every pixel a patch."""
+        """Whether patches and pixels are the same: size and stride 1, no padding."""
         return self.size == self.stride == (1, 1) and not self.padded
 
     def output_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -69,8 +69,8 @@ class Window:
 
     @cached_property
     def turned(self) -> Window | None:
-        """The window by which the input gradient is a convolution of the output gradient: stride 1, and as padding what
-        is missing to a full overlap. None where stride or padding rule that out."""
+        """The window with which the input gradient is a convolution of the output gradient: stride 1, and padding up to
+        a full overlap. None where stride or padding do not allow that."""
         padding = tuple((e - 1 - p[0], e - 1 - p[1]) for e, p in zip(self.extent, self.padding, strict=True))
         if self.stride != (1, 1) or min(map(min, padding)) < 0:
             return None
