@@ -70,7 +70,7 @@ __all__ = [
     "runs",
 ]
 
-# Loaded when first asked for, so that `import tinydiff` stays quick: where each name comes from.
+# Where names come from that are loaded when first used, so that `import tinydiff` stays quick.
 _LATER = {
     "checkpoint": "tinydiff.runs.checkpoint",
     "data": "tinydiff.data",

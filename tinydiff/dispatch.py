@@ -97,7 +97,7 @@ def _file_on(shelf: str, file: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name not in (name, f"tinydiff.{shelf}"):  # a fast version that cannot be imported must not hide
+        if error.name not in (name, f"tinydiff.{shelf}"):  # a fast version that cannot be imported is an error
             raise
         return None
 

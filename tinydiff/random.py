@@ -26,7 +26,7 @@ State = tuple[int, int, int, int]  # of a generator: (seed, stream, step, offset
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
-_BLOCKS_AT_ONCE = 1 << 14  # so that the rounds work in cache
+_BLOCKS_AT_ONCE = 1 << 14  # few enough to stay in the cache
 
 
 def philox4x32(counter: Any, key: tuple[int, int], rounds: int = 10) -> Any:
@@ -156,7 +156,7 @@ class Generator:
         return self._draw(normal, n, device).astype(dtype, copy=False).reshape(shape)
 
     def _draw(self, draw: Callable[[int, State, str], Any], n: int, device: str) -> Any:
-        module_for(device)  # CuPy has to be there before `draw` looks for its version of that device
+        module_for(device)  # imports CuPy, so that `draw` finds its fast version
         return draw(n, self.advance(n), device)
 
     def integers(self, low: int, high: int, shape: Any = (), device: str = "cpu") -> Any:

@@ -217,7 +217,7 @@ def test_classes_need_folders(tmp_path):
     with pytest.raises(InputError, match="has no sub-folders with pictures, and labels are the names of sub-folders"):
         load(tmp_path, labels=True)
     put(tmp_path / "cat" / "y.png", grey())
-    with pytest.raises(InputError, match=r"and x\.png does not lie in one"):
+    with pytest.raises(InputError, match=r"and x\.png is not in one"):
         load(tmp_path, labels=True)
 
 

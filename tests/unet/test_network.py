@@ -107,7 +107,7 @@ def test_labels(rng):
     assert min(np.abs(a - b).max() for a in ys for b in ys if a is not b) > 1e-3
     np.testing.assert_array_equal(unet(x, 2).data, ys[3])
     np.testing.assert_array_equal(unet(x, 2, np.array([0, 2])).data, [ys[0][0], ys[2][1]])
-    with pytest.raises(ValueError, match=r"needs labels in 0..3: it has no null label that could stand for none"):
+    with pytest.raises(ValueError, match=r"needs labels in 0..3: it has no null label"):
         tiny(num_classes=4)(x, 2)
     with pytest.raises(ValueError, match=r"this UNet knows labels in 0..3, but was given 1..4"):
         unet(x, 2, np.array([1, 4]))

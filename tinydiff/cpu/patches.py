@@ -25,8 +25,8 @@ from tinydiff.ops.windows import Window, fold, sliding_view
 Array = np.ndarray
 
 ENTRIES_OF_A_BLOCK = 1 << 19  # of patches
-MULTIPLICATIONS_WORTH_SHARING = 1 << 23  # of few images by all threads,
-MULTIPLICATIONS_SHARED = 1 << 29  # and how many at most: above, their patches leave the cache
+MULTIPLICATIONS_WORTH_SHARING = 1 << 23  # of few images: from here on all threads share a product,
+MULTIPLICATIONS_SHARED = 1 << 29  # up to here; the patches of a larger one leave the cache
 ROWS_WORTH_A_THREAD = 64  # of a product; of fewer, threads share the columns
 
 

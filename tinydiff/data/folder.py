@@ -48,7 +48,9 @@ def read_folder(
 
     paths = _find(folder, skip)
     if not paths:
-        raise InputError(f"{folder} holds no pictures: no file in it or below is named as a format that Pillow reads")
+        raise InputError(
+            f"{folder} holds no pictures: no file in it or below has the ending of a format that Pillow reads"
+        )
     class_names = _class_names(folder, paths) if labels else None
     images: np.ndarray | None = None
     kept: list[PurePath] = []
@@ -117,7 +119,7 @@ def _class_names(folder: Path, paths: list[PurePath]) -> list[str]:
     if len(loose) == len(paths):
         raise InputError(f"{folder} has no sub-folders with pictures, and labels are the names of sub-folders")
     if loose:
-        raise InputError(f"{folder}: labels are the names of sub-folders, and {loose[0]} does not lie in one")
+        raise InputError(f"{folder}: labels are the names of sub-folders, and {loose[0]} is not in one")
     return sorted({path.parts[0] for path in paths}, key=os.fsencode)
 
 
@@ -174,11 +176,11 @@ def _decode(path: Path, image_size: int | None, channels: int | None) -> tuple[n
     from PIL import Image, ImageOps
 
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("not a file")  # a pipe would be waited on for ever
+        raise ValueError("not a file")  # reading a pipe would wait forever
     with Image.open(path) as file:
         came = file.height, file.width
         if image_size is not None:
-            file.draft(None, (2 * image_size, 2 * image_size))  # a JPEG far larger is decoded smaller
+            file.draft(None, (2 * image_size, 2 * image_size))  # a much larger JPEG is decoded at a smaller scale
         picture = _to_eight_bits(ImageOps.exif_transpose(file))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")

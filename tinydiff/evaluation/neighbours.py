@@ -37,7 +37,9 @@ def nearest(images: np.ndarray, training: np.ndarray, k: int = 1, flip: bool = F
     k = min(k, len(training))
     found = [_search(images, training, k)]
     if flip:
-        found.append(_search(images[:, :, ::-1], training, k))  # as far from it as its mirror image from the mirrored
+        found.append(
+            _search(images[:, :, ::-1], training, k)
+        )  # the distance of image and mirrored training image is the same
     index = np.concatenate([f[0] for f in found], 1)
     distance = np.concatenate([f[1] for f in found], 1)
     mirrored = np.repeat(np.arange(len(found)) == 1, k)[None].repeat(len(images), 0)
@@ -65,7 +67,7 @@ def _search(images: np.ndarray, training: np.ndarray, k: int) -> tuple[np.ndarra
     index = np.zeros((n, k), np.int64)
     for start in range(0, len(training), _AT_ONCE):
         part = _flat(training[start : start + _AT_ONCE])
-        squares = (part * part).sum(1) - 2 * (queries @ part.T)  # less |query|^2, the same for all
+        squares = (part * part).sum(1) - 2 * (queries @ part.T)  # minus |query|^2, the same for all
         values = np.concatenate([best, squares], 1)
         indices = np.concatenate([index, np.broadcast_to(np.arange(start, start + len(part)), squares.shape)], 1)
         chosen = np.argpartition(values, k - 1, axis=1)[:, :k]

@@ -59,7 +59,7 @@ class Einsum(Function):
         others = [j for j in range(len(Xs)) if j != i]
         terms = [self.output, *(self.operands[j] for j in others)]
         distinct = "".join(dict.fromkeys(letters))
-        # A letter that stands in no other term was summed over alone: its gradient is constant along it.
+        # A letter in no other term was summed over alone: the gradient is constant along it.
         present = "".join(c for c in distinct if any(c in term for term in terms))
         L = xp.einsum(f"{','.join(terms)}->{present}", L_Y, *(Xs[j] for j in others))
         lengths = {c: n for c, n in zip(letters, shape, strict=True)}
@@ -117,7 +117,7 @@ def _subscripts(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[list[st
     if len(operands) != len(shapes):
         raise ValueError(f"einsum: {subscripts!r} names {len(operands)} operands, {len(shapes)} were given")
     if not all(c.isalpha() for c in (inputs + output).replace("...", "").replace(",", "")):
-        raise ValueError(f"einsum: {subscripts!r} has something else than letters, commas, ... and ->")
+        raise ValueError(f"einsum: {subscripts!r} may hold only letters, commas, ... and ->")
     spare = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz" if c not in subscripts]
     widths = [len(s) - len(t.replace("...", "")) for t, s in zip(operands, shapes, strict=True)]
     if any(w < 0 or (w and "..." not in t) for w, t in zip(widths, operands, strict=True)):

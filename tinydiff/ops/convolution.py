@@ -312,7 +312,7 @@ def conv_transpose2d(
 def _read(name: str, x: Tensor, w: Tensor, b: Any, groups: int, stride: Any, padding: Any, dilation: Any) -> Window:
     """The window of a convolution whose arguments fit; ValueError in the name of the operation."""
     plain = type(groups) is type(stride) is type(padding) is type(dilation) is int
-    # to check takes 10 microseconds, a tenth of a small convolution
+    # checking takes 10 microseconds, a tenth of a small convolution
     fit = _known_fit if plain else _fit
     return fit(name, x.shape, w.shape, _shape(b), groups, stride, padding, dilation)
 

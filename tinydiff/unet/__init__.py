@@ -1,8 +1,8 @@
 """The U-Net of the DDPM paper.
 
 network.py     the network
-blocks.py      what it is made of
-variant.py     how diffusers' may differ from it
+blocks.py      its parts
+variant.py     settings in which diffusers' networks may differ from it
 """
 
 from tinydiff.unet.blocks import Downsample, ResBlock, Upsample, time_embedding

@@ -176,7 +176,7 @@ class Time(Tensor):
             self._attach(time._node, time._index)
         blocks = [block for level in levels if nn.computes_by(level, *_levels) for block in level.blocks()]
         layers = [block.time_emb_proj for block in blocks if nn.computes_by(block, _resnet)]
-        # by identity, since what replaces a layer may not be hashable; held, so that no other layer gets such an id
+        # by identity: a user's layer may not be hashable; the layers are held, so no other gets the same id
         self._layers = {id(layer): layer for layer in layers if nn.computes_by(layer, _linear)}
         projections = linears(time, [(layer.weight, layer.bias) for layer in self._layers.values()])
         self._projections = dict(zip(self._layers, projections, strict=True))

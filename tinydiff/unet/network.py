@@ -218,7 +218,7 @@ class UNet(nn.Module):
         """Labels (n,), the null label for None. ValueError where there is none and for a label that is out of range."""
         known = f"labels in 0..{(self.num_classes or 0) - 1}"
         if labels is None and self.null_label is None:
-            raise ValueError(f"this UNet needs {known}: it has no null label that could stand for none")
+            raise ValueError(f"this UNet needs {known}: it has no null label")
         device = self.conv_in.weight.device
         labels = _integers("labels", self.null_label if labels is None else labels, n, device)
         if device == "cpu" and n and not (labels.min() >= 0 and labels.max() < self.num_classes):

@@ -41,9 +41,9 @@ CHANNELS_WORTH_TRANSFORMS = 16  # on either side
 TILES_WORTH_TRANSFORMS = 4
 MULTIPLICATIONS_LEFT_TO_PATCHES = 1 << 14  # tiles C K for one frequency, at most
 PAIRS_WORTH_TRANSFORMS = 1 << 14  # of channels C K, at most, for an image of so few tiles
-TILES_WORTH_KEPT_FILTERS = 64  # at most, and only
-PAIRS_OF_KEPT_FILTERS = 1 << 13  # of channels C K, at most,
-CONVOLUTIONS_WITH_KEPT_FILTERS = 128  # of so many in each thread: 200 MB at most
+TILES_WORTH_KEPT_FILTERS = 64  # at most
+PAIRS_OF_KEPT_FILTERS = 1 << 13  # of channels C K, at most
+CONVOLUTIONS_WITH_KEPT_FILTERS = 128  # in each thread, at most: 200 MB
 
 
 def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = None, R: Any = None) -> Any:

@@ -38,8 +38,8 @@ TILES_FOR_TRANSPOSED_FILTERS = 32  # at most
 ENTRIES_OF_A_PANEL = 1 << 14  # of U_f, at most; twice as many where all tiles are the rows of one product
 FILTERS_OF_A_PANEL = 32, 64  # at least and at most; at most twice as many there too
 ENTRIES_OF_A_BLOCK = 1 << 19  # of V or M
-MULTIPLICATIONS_PER_TRANSFORMED_ENTRY = 12  # for one frequency, in the time that an entry of V, M or U takes,
-MULTIPLICATIONS_WORTH_A_THREAD = 400_000  # and how many are worth a second thread
+MULTIPLICATIONS_PER_TRANSFORMED_ENTRY = 12  # for one frequency, in the time of transforming an entry of V, M or U
+MULTIPLICATIONS_WORTH_A_THREAD = 400_000  # for one frequency, that pay for a second thread
 TILES_PER_FILTER, TILES_PER_FILTER_IN_A_GRADIENT = 0.5, 2  # up to which workers take filters
 
 
