@@ -85,7 +85,7 @@ def explained(what: str) -> Iterator[None]:
 
 def _memory_is_full() -> str:
     """What helps where the GPU has no memory left."""
-    return f"the GPU's memory is full; a smaller {named('batch_size')} with a larger {named('accumulate')} needs less"
+    return f"the GPU's memory is full; a smaller batch (with a larger {named('accumulate')} for the same total) helps"
 
 
 def _advice(error: str) -> str:
