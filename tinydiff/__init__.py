@@ -2,18 +2,13 @@
 
     import tinydiff as td
 
-td.Tensor, td.Function, td.ops, td.no_grad, td.recompute      automatic differentiation
-td.nn, td.optim, td.UNet                                      networks and optimisers
-td.diffusion, td.data, td.Trainer, td.load                    diffusion models
-td.gradcheck                                                  is a gradient right?
-td.by_definition                                              compute everything as the formulas have it
-td.set_threads                                                how many CPU threads operations spread over
     td.Tensor, td.Function, td.ops, td.no_grad, td.recompute      automatic differentiation
     td.nn, td.optim, td.UNet                                      networks and optimisers
     td.diffusion, td.data, td.Trainer, td.TrainConfig, td.load    diffusion models
     td.images, td.checkpoint                                      pictures and saved models, see `tinydiff.runs`
     td.gradcheck                                                  is a gradient right?
     td.by_definition                                              compute everything by the formulas in `tinydiff.ops`
+    td.set_threads                                                how many CPU threads operations spread over
     td.random, td.backend, td.errors                              random numbers, NumPy or CuPy, what is raised
 
 `python -m pdoc tinydiff` shows these pages in a browser (extra `docs`).
@@ -66,8 +61,8 @@ __all__ = [
     "optim",
     "random",
     "recompute",
-    "set_threads",
     "runs",
+    "set_threads",
 ]
 
 # Where names come from that are loaded when first used, so that `import tinydiff` stays quick.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinydiff.evaluation.neighbours import nearest
+from tinydiff.evaluation.neighbours import memorised, nearest
 
 
 def test_planted_neighbours_are_found(monkeypatch, pictures):
@@ -38,3 +38,9 @@ def test_neighbours_are_those_of_the_definition(flip, pictures):
 def test_neighbours_of_different_sizes_are_refused(pictures):
     with pytest.raises(ValueError, match=r"\(2, 8, 8, 1\).*\(2, 9, 9, 1\)"):
         nearest(pictures(2), pictures(2, size=9))
+
+
+def test_the_share_that_is_nearer_than_unseen_images_are():
+    unseen = np.linspace(0, 10, 101)  # a twentieth of them is nearer than 0.5
+    assert memorised(np.array([0.1, 0.4, 0.55, 0.6]), unseen) == 0.5
+    assert memorised(unseen + 1, unseen) == 0

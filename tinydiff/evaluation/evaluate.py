@@ -18,7 +18,7 @@ from tinydiff.evaluation import samplers
 from tinydiff.evaluation.bits import BitsPerDim, measure_bits
 from tinydiff.evaluation.features import extractor
 from tinydiff.evaluation.frechet import frechet_distance, moments
-from tinydiff.evaluation.neighbours import Neighbours, nearest
+from tinydiff.evaluation.neighbours import MEMORISED, Neighbours, memorised, nearest
 from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import say
@@ -28,7 +28,6 @@ from tinydiff.runs.folder import RunFolder
 PARTS = ("bits", "frechet", "neighbours", "samplers")
 
 _SUSPECTS, _NEIGHBOURS = 10, 4  # rows of the sheet of neighbours, and training images in each
-_MEMORISED = 0.05  # the share of test images that the threshold of memorisation lets through
 
 
 @dataclass(frozen=True)
@@ -220,9 +219,8 @@ class _Evaluation:
             test = choose(self.subject.test, self.settings.samples, self.settings.seed)
             expected = nearest(test.images, training.images, 1, training.flip).distance[:, 0]
             self.say(_quantiles(f"{len(test)} {self.subject.test_name}", expected))
-            threshold = np.quantile(expected, _MEMORISED)
             self.say(
-                f"{(closest < threshold).mean():.1%} of the samples are nearer to a training image than {_MEMORISED:.0%} "
+                f"{memorised(closest, expected):.1%} of the samples are nearer to a training image than {MEMORISED:.0%} "
                 "of those images are: far more than that means memorisation."
             )
             if (expected == 0).any():

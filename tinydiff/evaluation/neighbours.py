@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MEMORISED = 0.05  # the share of unseen images that counts as near to a training image
 _AT_ONCE = 2048  # training images compared at a time
 
 
@@ -21,6 +22,14 @@ class Neighbours:
     index: np.ndarray
     distance: np.ndarray
     mirrored: np.ndarray
+
+
+def memorised(distances: np.ndarray, unseen: np.ndarray) -> float:
+    """The share of samples that are nearer to a training image than MEMORISED of the images that the model has not seen.
+
+    distances (N,): of the samples to their nearest training images; unseen (M,): of those images.
+    """
+    return float((distances < np.quantile(unseen, MEMORISED)).mean())
 
 
 def nearest(images: np.ndarray, training: np.ndarray, k: int = 1, flip: bool = False) -> Neighbours:

@@ -72,7 +72,7 @@ class Step(NamedTuple):
 class Plan:
     """How the work on the tiles of a convolution, or of its weight gradient, is shared, and the memory for it.
 
-    The calling thread makes it, once for all convolutions of these shapes (`threads.prepared`). Making it would take
+    The calling thread makes it, once for all convolutions of these shapes (`workspaces.prepared`). Making it would take
     half of the time of a small convolution, and workers that set up arrays at the same time wait for the interpreter's
     lock.
     """
