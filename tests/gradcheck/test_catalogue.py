@@ -24,7 +24,7 @@ def test_a_planted_bug_is_found_and_named(planted):
     right = 0
     for seed in SEEDS:
         with pytest.raises(GradientError) as caught:
-            gradcheck(planted.function, planted.inputs(np.random.default_rng(seed)), seed=seed)
+            gradcheck(planted.function, planted.inputs(np.random.default_rng(seed)), seed=seed, **planted.options)
         right += caught.value.report.diagnosis == planted.expected
     assert right >= 0.9 * len(SEEDS), planted.slip
 
@@ -32,4 +32,4 @@ def test_a_planted_bug_is_found_and_named(planted):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_right_is_accused(seed):
     for right in cases(seed):
-        gradcheck(right.fn, right.inputs, seed=seed, name=right.name, **right.options)
+        gradcheck(right.fn, right.inputs, seed=seed, name=right.name, sizes=True, **right.options)

@@ -9,7 +9,8 @@ check.py       one subject at one point: what every question to it needs, and a 
 slopes.py      the first questions: are the passes pure, are the gradients those that the differences find?
 kinks.py       what can be asked where there is no derivative
 probes.py      what a right formula can still get wrong: strides, needs, repeated leaves, ...
-sizes.py       the same at lengths 0 and 1, and with squares made oblong
+scaling.py     the same with one length three times as long
+sizes.py       the same at lengths 0 and 1, and with squares made oblong: notes, if not asked for
 diagnosis.py   from what was seen to a diagnosis, afterwards: evidence.py, patterns/, formula.py
 report.py      what is said, picture.py what is drawn
 kernels.py     the same by the CUDA kernels, on the host

@@ -28,6 +28,7 @@ def gradcheck(
     reference: Callable[..., Any] | None = None,
     kernels: bool = False,
     skip: str | Collection[str] = (),
+    sizes: bool = False,
     png: str | Path | None = None,
     name: str | None = None,
 ) -> Report:
@@ -54,6 +55,8 @@ def gradcheck(
     kernels: run fn by the CUDA kernels of its operations, on the host, which makes dtype float32, and compare values and
         gradients with those operations on NumPy in float64. The report names the kernels that ran.
     skip: names of probes to leave out: strides, layouts, needs, dropped, shared, reuse, sizes.
+    sizes: whether a gradient that is right at the inputs' sizes and wrong with an axis of length 0, of length 1 or shortened
+        alone is an error. Otherwise the report has a note of it. Sizes scaled by three count always.
     png: where to save a picture of the error if there is one.
     name: of what is checked, for the report.
 
@@ -83,7 +86,7 @@ def gradcheck(
     ran: set[str] = set()
     if kernels:
         subject.kernels = ran, seed
-    check = Check(subject, ground, Report(name or _name(fn), seed, str(kind)), kind, rtol, atol or 0.0)
+    check = Check(subject, ground, Report(name or _name(fn), seed, str(kind)), kind, rtol, atol or 0.0, sizes)
     if settle(check):
         for probe_name, probe in PROBES.items():
             if probe_name not in skip and check.report.ok:

@@ -42,8 +42,17 @@ class Check:
     """One subject at one point, with one draw of cotangents U (L_Y) and the gradients G (L_X) that backward gives."""
 
     def __init__(
-        self, subject: Subject, ground: Subject, report: Report, dtype: np.dtype, rtol: float | None, atol: float
+        self,
+        subject: Subject,
+        ground: Subject,
+        report: Report,
+        dtype: np.dtype,
+        rtol: float | None,
+        atol: float,
+        strict: bool = False,
     ) -> None:
+        """strict: what is wrong only at sizes that nobody asked about is an error, not a note."""
+        self.strict = strict
         self.subject, self.ground, self.report, self.dtype = subject, ground, report, dtype
         self.rng = np.random.default_rng(report.seed)
         self.atol, self.eps = atol, float(np.finfo(dtype).eps)
