@@ -85,6 +85,7 @@ class Check:
             report.notes.append(f"{lost} elements of the output are not finite; they are left out")
         self.gradients: list[Any] = [None] * len(self.point)
         self.symptoms: dict[int, Symptom] = {}  # of findings that wait for an explanation, by their place in the report
+        self.columns = 0  # of Jacobians, computed so far for explanations
         self.draw()
 
     def draw(self) -> None:
