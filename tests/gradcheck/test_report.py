@@ -11,7 +11,7 @@ import tinydiff as td
 from tinydiff import ops
 from tinydiff.gradcheck import Diagnosis, Finding, GradientError, Report, evidence, gradcheck
 from tinydiff.gradcheck.check import Check
-from tinydiff.gradcheck.subject import make_subject
+from tinydiff.gradcheck.making import make_subject
 
 RNG = np.random.default_rng(6)
 

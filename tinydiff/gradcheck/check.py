@@ -66,6 +66,10 @@ class Check:
                 raise
             self.ground_dtype = dtype  # a kernel that takes float32 alone
             centre = ground.forward(self.grounded(self.point))
+        if any(y is not None and y.dtype.kind == "c" for y in centre):
+            raise InputError(
+                f"{report.name} returns complex numbers; only functions with real values have such gradients"
+            )
         self.centre: list[Any] = [None if y is None else y.astype(np.float64) for y in centre]
         self.step = numeric.STEP if self.ground_dtype == np.float64 else numeric.SINGLE_STEP
         n = sum(x.size for x in self.point) + sum(y.size for y in self.centre if y is not None)

@@ -14,10 +14,11 @@ from tinydiff.gradcheck import numeric
 from tinydiff.gradcheck.check import Check, Raised, WrongShape, WrongSlope
 from tinydiff.gradcheck.evidence import Evidence
 from tinydiff.gradcheck.formula import Call, formula_in, formula_of, operations
+from tinydiff.gradcheck.making import make_subject
+from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.patterns import PATTERNS
 from tinydiff.gradcheck.report import Diagnosis, Finding, Formula, Report
 from tinydiff.gradcheck.slopes import settle
-from tinydiff.gradcheck.subject import PairSubject, make_subject
 
 MOST_EXPLAINED, MOST_OPS = 4, 60  # findings in a report, operations of fn that are checked alone
 
@@ -142,6 +143,8 @@ class _Source:
         """The line that computes the gradient of array k, where fn is one operation or has a backward by hand."""
         subject = self.check.subject
         if isinstance(subject, PairSubject):
+            if subject.backward is None:
+                return None
             floating = [i for i, a in enumerate(subject.args) if is_array(a) and a.dtype.kind == "f"]
             return formula_in(subject.backward, floating.index(subject.checked[k]))
         if len(self.calls) != 1:

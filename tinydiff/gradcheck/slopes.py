@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import to_numpy
+from tinydiff.errors import InputError
 from tinydiff.gradcheck import numeric
 from tinydiff.gradcheck.check import Check, WrongShape, WrongSlope, same_values
 from tinydiff.gradcheck.kinks import at_kink
@@ -105,6 +106,8 @@ def purity(check: Check) -> list[Any]:
     X, U = check.arrays(), [None if u is None else u.copy() for u in check.U]
     try:
         first = check.subject.vjp(X, U)
+    except InputError:
+        raise
     except Exception as error:
         check.raised("purity", "backward", error)
         return []
