@@ -61,7 +61,7 @@ def gradcheck(
         compared with fn's too.
     kernels: run fn by the CUDA kernels of its operations, on the host, which makes dtype float32, and compare values and
         gradients with those operations on NumPy in float64. The report names the kernels that ran.
-    skip: names of probes to leave out: strides, layouts, needs, dropped, shared, reuse, sizes.
+    skip: names of probes to leave out: strides, layouts, needs, dropped, shared, reuse, repeats, sizes.
     sizes: whether a gradient that is right at the inputs' sizes and wrong with an axis of length 0, of length 1 or shortened
         alone is an error. Otherwise the report has a note of it. Sizes scaled by three count always.
     png: where to save a picture of the error if there is one.

@@ -12,6 +12,7 @@ import numpy as np
 from tinydiff.backend import array_module
 from tinydiff.gradcheck.check import Check, same_values
 from tinydiff.gradcheck.numeric import as_host
+from tinydiff.gradcheck.repeats import repeats
 from tinydiff.gradcheck.report import Diagnosis
 from tinydiff.gradcheck.sizes import sizes
 
@@ -212,5 +213,6 @@ PROBES: dict[str, Callable[[Check], None]] = {
     "dropped": dropped,
     "shared": shared,
     "reuse": reuse,
+    "repeats": repeats,
     "sizes": sizes,
 }
