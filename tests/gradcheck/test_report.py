@@ -27,7 +27,7 @@ def test_the_worst_element():
     got[1, 2], expected[0, 1] = 5.0, np.nan
     finding = Finding("slopes", "x", "wrong", got=got, expected=expected)
     assert finding.worst == (1, 2)
-    assert "worst element: x[1, 2]: backward gives 5, right is 0" in "\n".join(finding.lines())
+    assert "worst element: x[1, 2]: analytic 5, numerical 0" in "\n".join(finding.lines())
     assert Finding("slopes", "x", "wrong").worst is None
 
 
@@ -87,7 +87,7 @@ def test_convergence_is_told():
     report = failure(wrong, [RNG.normal(size=(4, 5))])
     true, false = report.findings[0].convergence
     assert true == pytest.approx(2, abs=0.1) and abs(false) < 0.3
-    assert "approach the right value as h^2.0, backward's value not at all" in str(report)
+    assert "the numerical value falls as h^2.0, to the analytic value not at all" in str(report)
 
 
 class Wrong(td.Function):
@@ -107,7 +107,7 @@ def test_of_several_operations_the_wrong_one_is_named_once():
     assert finding.input == "x, w"
     assert finding.culprit == ("Wrong", "X")
     assert finding.formula.op == "Wrong"
-    assert "worst element: X[" in str(report) and "] of Wrong: backward gives" in str(report)
+    assert "worst element: X[" in str(report) and "] of Wrong: analytic" in str(report)
 
 
 def test_right_operations_wrongly_joined_are_not_blamed():
@@ -234,3 +234,40 @@ def test_a_backward_pass_that_raises():
 def test_wrong_shapes(backward, code):
     report = failure(lambda x, b: x + b, [RNG.normal(size=(4, 5)), RNG.normal(size=5)], backward=backward)
     assert report.diagnosis == code
+
+
+def test_the_first_line_says_what_is_wrong():
+    """pytest's summary shows the first line of a message."""
+    with pytest.raises(GradientError) as caught:
+        gradcheck(np.tanh, [RNG.normal(size=4)], backward=lambda L, x: -L * (1 - np.tanh(x) ** 2), name="tanh")
+    assert str(caught.value).splitlines()[0].startswith("gradcheck tanh: WRONG (gradient of x): the sign is wrong")
+
+
+def test_standard_words_are_used():
+    right = gradcheck(np.tanh, [RNG.normal(size=4)], backward=lambda L, x: L * (1 - np.tanh(x) ** 2))
+    for word in ("analytic", "numerical", "relative error", "tolerance"):
+        assert word in str(right)
+    verdict = right.verdicts[0]
+    assert 0 <= verdict.relative_error <= verdict.tolerance < 1e-6
+
+
+def test_a_passing_check_shows_one_line_in_a_notebook():
+    report = gradcheck(ops.linear, [RNG.normal(size=(5, 4)), RNG.normal(size=(4, 3))])
+    assert repr(report).count("\n") == 0 and "no error found" in repr(report) and "gradients of x, w" in repr(report)
+    assert str(report).count("\n") > 2
+
+
+def test_of_two_lambdas_in_a_line_backwards_is_shown():
+    report = failure(lambda x: x * x, [RNG.normal(size=4)], backward=lambda L, x: 3 * L * x)
+    assert report.findings[0].formula.text == "3 * L * x"
+    pair = (lambda x: np.sin(x), lambda L, x: L * np.sin(x))
+    assert failure(pair[0], [RNG.normal(size=4)], backward=pair[1]).findings[0].formula.text == "L * np.sin(x)"
+
+
+def test_where_backward_raised():
+    def backward(L, x):
+        return {}["dx"]
+
+    with pytest.raises(GradientError, match=r"KeyError: 'dx' \(.*test_report.py:\d+\)") as caught:
+        gradcheck(np.sin, [RNG.normal(size=4)], backward=backward)
+    assert isinstance(caught.value.__cause__, KeyError)

@@ -17,6 +17,7 @@ scaling.py     the same with one length three times as long
 sizes.py       the same at lengths 0 and 1, and with squares made oblong: notes, if not asked for
 diagnosis.py   from what was seen to a diagnosis, afterwards: evidence.py, patterns/, formula.py
 locate.py      where a gradient of many elements is wrong, by halving
+source.py      the syntax tree of a function, file and line of an exception
 report.py      what is said, picture.py what is drawn
 kernels.py     the same by the CUDA kernels, on the host
 backends.py    what cpu/ and cuda/ compute beside the definitions, on the arrays of cases.py

@@ -109,7 +109,7 @@ def gradcheck(
     if png is not None and not check.report.ok:
         check.report.save_png(png)
     if not check.report.ok:
-        raise GradientError(check.report)
+        raise GradientError(check.report) from check.cause
     return check.report
 
 

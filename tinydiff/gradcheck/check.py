@@ -11,6 +11,7 @@ from tinydiff.backend import array_module, to_numpy
 from tinydiff.errors import InputError
 from tinydiff.gradcheck import numeric
 from tinydiff.gradcheck.report import Diagnosis, Finding, Report, Verdict
+from tinydiff.gradcheck.source import raised_at
 from tinydiff.gradcheck.subject import Subject
 
 
@@ -89,6 +90,7 @@ class Check:
             report.notes.append(f"{lost} elements of the output are not finite; they are left out")
         self.gradients: list[Any] = [None] * len(self.point)
         self.symptoms: dict[int, Symptom] = {}  # of findings that wait for an explanation, by their place in the report
+        self.cause: Exception | None = None  # what backward raised first
         self.columns = 0  # of Jacobians, computed so far for explanations
         self.draw()
 
@@ -146,7 +148,9 @@ class Check:
 
     def raised(self, probe: str, what: str, error: Exception, empty: bool = False) -> None:
         """The same for a backward pass that raised."""
-        message = f"{what} raised {type(error).__name__}: {error}"
+        at = f" ({place})" if (place := raised_at(error)) else ""
+        message = f"{what} raised {type(error).__name__}: {error}{at}"
+        self.cause = self.cause or error
         self.seen(probe, message, Raised(type(error), str(error), empty))
 
     def variant(self, args: list[Any]) -> Check:

@@ -117,7 +117,7 @@ def save_png(path: str | Path, got: np.ndarray, expected: np.ndarray, title: str
     image = Image.new("RGB", (3 * panel_wide + 4 * margin, high + head + margin), "white")
     pen = ImageDraw.Draw(image)
     pen.text((margin, 3), title, fill="black")
-    for i, (name, plane) in enumerate(zip(("backward", "right", "error"), planes, strict=True)):
+    for i, (name, plane) in enumerate(zip(("analytic", "numerical", "error"), planes, strict=True)):
         left = margin + i * (panel_wide + margin)
         pen.text((left, 18), name, fill="black")
         colours = _signed(plane / scale) if i < 2 else _grey(plane / top)

@@ -39,6 +39,20 @@ class Verdict:
     def error(self) -> float:
         return abs(self.backward - self.differences)
 
+    @property
+    def relative_error(self) -> float:
+        """|analytic - numerical| / max(|analytic|, |numerical|)."""
+        return self.error / self._size
+
+    @property
+    def tolerance(self) -> float:
+        """What the relative error may be."""
+        return self.allowed / self._size
+
+    @property
+    def _size(self) -> float:
+        return max(abs(self.backward), abs(self.differences)) or 1.0
+
 
 @dataclass
 class Diagnosis:
@@ -100,7 +114,7 @@ class Finding:
         if (at := self.worst) is not None and self.got is not None and self.expected is not None:
             of = f" of {self.culprit[0]}" if self.culprit else ""
             place = "" if not at else "[" + ", ".join(map(str, at)) + "]"
-            values = f"backward gives {self.got[at]:.8g}, right is {self.expected[at]:.8g}"
+            values = f"analytic {self.got[at]:.8g}, numerical {self.expected[at]:.8g}"
             lines.append(f"  worst element: {self.array or self.input}{place}{of}: {values}")
             lines += ["  " + line for line in draw(self.got, self.expected)]
         if self.convergence is not None:
@@ -110,7 +124,7 @@ class Finding:
         return lines
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """The result of a gradient check. True if nothing was found; print it to read it."""
 
@@ -138,9 +152,27 @@ class Report:
     def __bool__(self) -> bool:
         return self.ok
 
+    @property
+    def summary(self) -> str:
+        """One line: the result and, of a wrong gradient, which and what it looks like."""
+        result = "no error found"
+        if self.findings:
+            first = self.findings[0]
+            of = f" (gradient of {first.input})" if first.input else ""
+            result = f"WRONG{of}" + (f": {first.diagnoses[0]}" if first.diagnoses else f": {first.message}")
+        return f"gradcheck {self.name}: {result}  ({self.dtype}, seed={self.seed})"
+
+    def __repr__(self) -> str:
+        if not self.ok:
+            return str(self)
+        worst = max((v.relative_error for v in self.verdicts), default=0.0)
+        checked = ", ".join(v.name for v in self.verdicts[:MOST_NAMES]) + (
+            ", ..." if len(self.verdicts) > MOST_NAMES else ""
+        )
+        return f"{self.summary}, gradients of {checked}: relative error at most {worst:.1e}"
+
     def __str__(self) -> str:
-        result = "no error found" if self.ok else "WRONG"
-        lines = [f"gradcheck {self.name}: {result}  ({self.dtype}, seed={self.seed})"]
+        lines = [self.summary]
         shown = self.verdicts
         if len(shown) > MOST_VERDICTS:
             shown = [v for v in shown if not v.ok][:MOST_VERDICTS]
@@ -149,8 +181,10 @@ class Report:
         wide = max(map(len, shapes), default=0)
         for v, shape in zip(shown, shapes, strict=True):
             word = "ok   " if v.ok else "WRONG"
-            sums = f"backward {v.backward:+.6e}  differences {v.differences:+.6e}  apart {v.error:.1e}"
-            lines.append(f"  {v.name:{width}}  {shape:{wide}}  {word}  {sums}, allowed {v.allowed:.1e}  ({v.method})")
+            sums = f"analytic {v.backward:+.6e}  numerical {v.differences:+.6e}  relative error {v.relative_error:.1e}"
+            lines.append(
+                f"  {v.name:{width}}  {shape:{wide}}  {word}  {sums}, tolerance {v.tolerance:.1e}  ({v.method})"
+            )
         if len(shown) < len(self.verdicts):
             wrong = sum(not v.ok for v in self.verdicts)
             more = f"{wrong - len(shown)} more WRONG, " if wrong > len(shown) else ""
@@ -181,7 +215,7 @@ class GradientError(AssertionError):
     """A gradient is wrong. The message is the whole report; `.report` holds it for programs."""
 
     def __init__(self, report: Report) -> None:
-        super().__init__(f"\n{report}")
+        super().__init__(str(report))
         self.report = report
 
 
@@ -189,4 +223,4 @@ def _slopes(true: float, false: float) -> str:
     """Of the powers of h with which differences approach two values; nan where they are there already."""
     right = f"as h^{true:.1f}" if np.isfinite(true) else "exactly"
     wrong = f"as h^{false:.1f}" if false >= 0.5 else "not at all"
-    return f"differences with step h approach the right value {right}, backward's value {wrong}"
+    return f"as the step h shrinks, the difference to the numerical value falls {right}, to the analytic value {wrong}"

@@ -77,7 +77,9 @@ def slopes(check: Check, last: bool) -> bool:
                 wrong.append((members[0], verdict))
     check.report.verdicts = verdicts
     for k, v in wrong:
-        message = f"the gradient is wrong: along a random direction {v.backward:.6g} instead of {v.differences:.6g}"
+        message = (
+            f"the gradient is wrong: along a random direction analytic {v.backward:.6g}, numerical {v.differences:.6g}"
+        )
         check.seen("slopes", message, WrongSlope(k))
     return True
 
