@@ -6,6 +6,7 @@ td.Tensor, td.Function, td.ops, td.no_grad, td.recompute      automatic differen
 td.nn, td.optim, td.UNet                                      networks and optimisers
 td.diffusion, td.data, td.Trainer, td.load                    diffusion models
 td.gradcheck                                                  is a gradient right?
+td.numerical_gradient, td.numerical_jacobian, td.jacobian     derivatives as arrays
 td.by_definition                                              compute everything as the formulas have it
 """
 
@@ -25,6 +26,7 @@ from tinydiff.version import __version__
 
 if TYPE_CHECKING:
     from tinydiff import data, diffusion
+    from tinydiff.gradcheck.tools import jacobian, numerical_gradient, numerical_jacobian
     from tinydiff.runs import checkpoint
     from tinydiff.runs.checkpoint import load
     from tinydiff.runs.config import TrainConfig
@@ -48,9 +50,12 @@ __all__ = [
     "from_dlpack",
     "gradcheck",
     "images",
+    "jacobian",
     "load",
     "nn",
     "no_grad",
+    "numerical_gradient",
+    "numerical_jacobian",
     "ops",
     "optim",
     "random",
@@ -63,7 +68,10 @@ _LATER = {
     "data": "tinydiff.data",
     "diffusion": "tinydiff.diffusion",
     "images": "tinydiff.runs.pictures",
+    "jacobian": "tinydiff.gradcheck.tools:jacobian",
     "load": "tinydiff.runs.checkpoint:load",
+    "numerical_gradient": "tinydiff.gradcheck.tools:numerical_gradient",
+    "numerical_jacobian": "tinydiff.gradcheck.tools:numerical_jacobian",
     "Trainer": "tinydiff.runs.trainer:Trainer",
     "TrainConfig": "tinydiff.runs.config:TrainConfig",
     "UNet": "tinydiff.unet:UNet",

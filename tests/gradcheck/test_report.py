@@ -87,7 +87,7 @@ def test_convergence_is_told():
     report = failure(wrong, [RNG.normal(size=(4, 5))])
     true, false = report.findings[0].convergence
     assert true == pytest.approx(2, abs=0.1) and abs(false) < 0.3
-    assert "the numerical value falls as h^2.0, to the analytic value not at all" in str(report)
+    assert "approach the numerical value as h^2.0, the analytic value not at all" in str(report)
 
 
 class Wrong(td.Function):

@@ -21,6 +21,7 @@ source.py      the syntax tree of a function, file and line of an exception
 report.py      what is said, picture.py what is drawn
 kernels.py     the same by the CUDA kernels, on the host
 backends.py    what cpu/ and cuda/ compute beside the definitions, on the arrays of cases.py
+tools.py       td.numerical_gradient, td.numerical_jacobian, td.jacobian
 target.py      MODULE:FUNCTION on the command line
 """
 

@@ -223,4 +223,4 @@ def _slopes(true: float, false: float) -> str:
     """Of the powers of h with which differences approach two values; nan where they are there already."""
     right = f"as h^{true:.1f}" if np.isfinite(true) else "exactly"
     wrong = f"as h^{false:.1f}" if false >= 0.5 else "not at all"
-    return f"as the step h shrinks, the difference to the numerical value falls {right}, to the analytic value {wrong}"
+    return f"differences with step h approach the numerical value {right}, the analytic value {wrong}"
