@@ -160,7 +160,7 @@ def test_work_is_counted_not_timed(monkeypatch):
     np.testing.assert_array_equal(busy.findings[0].expected, quiet.findings[0].expected)
 
 
-@pytest.mark.parametrize("most", [512, 299])
+@pytest.mark.parametrize("most", [320, 299])
 def test_a_jacobian_takes_bounded_work(monkeypatch, most):
     """Two forward passes for each column: all of them, or those of a sample and of a search for the worst elements."""
     passes = [0]
@@ -175,7 +175,7 @@ def test_a_jacobian_takes_bounded_work(monkeypatch, most):
     check = Check(subject, subject, Report("counted", 0), np.dtype(float), None, 0.0)
     passes[0] = 0
     gathered = evidence.Evidence.gather(check, 0)
-    taken, complete = passes[0], most == 512
+    taken, complete = passes[0], most == 320
     assert gathered.complete == complete == (gathered.claimed is not None)
     assert gathered.J.shape == (300, 300 if complete else evidence.MOST_KEPT)
     assert taken <= (2 * 300 + 4 if complete else 2 * (81 + 6) + 6 * 2 * 12 + 4)

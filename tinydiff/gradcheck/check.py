@@ -91,6 +91,7 @@ class Check:
         self.gradients: list[Any] = [None] * len(self.point)
         self.symptoms: dict[int, Symptom] = {}  # of findings that wait for an explanation, by their place in the report
         self.cause: Exception | None = None  # what backward raised first
+        self.quiet = False  # no line of source is looked for
         self.columns = 0  # of Jacobians, computed so far for explanations
         self.draw()
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # Larger Jacobians are sampled. Work is counted, not timed, so that a diagnosis is the same on every machine.
 MOST_WORK = 10**8  # numbers that the passes for one Jacobian read and write: about a second
-MOST_COLUMNS, FEWEST_COLUMNS = 512, 48  # of a Jacobian; of that of an array that is sampled
-MOST_OF_ALL = 640  # of the Jacobians for all findings together: a failing check takes at most 20 times a passing one
+MOST_COLUMNS, FEWEST_COLUMNS = 320, 48  # of a Jacobian; of that of an array that is sampled
+MOST_OF_ALL = 480  # of the Jacobians for all findings together: a failing check takes at most 20 times a passing one
 MOST_NUMBERS, MOST_KEPT = 4 * 10**6, 16  # in a Jacobian that is kept: 32 MB; columns of it where the array is sampled
 CALL = 1000  # numbers that are read in the time that an operation takes to begin
 CLOSE = 1e-5

@@ -77,7 +77,7 @@ def make_subject(
     named = {n: named[n] for n in names_of_parameters}
     taped = TapeSubject(fn, leaves, checked, generators, named)
     if isinstance(fn, type) and issubclass(fn, Function):
-        taped.fn = lambda *xs: fn.apply(*xs)
+        taped.fn, taped.function = (lambda *xs: fn.apply(*xs)), fn
     return taped
 
 

@@ -24,6 +24,37 @@ class Formula:
 
 
 @dataclass
+class Blame:
+    """The line of a backward pass that is wrong.
+
+    text: its statement. fix: the statement after which all gradients are right, where one was found, and code: that of
+    the diagnosis. variable: the one whose value is wrong there. right: variables of backward before it whose values
+    are right. others: lines where a change would do as well.
+    """
+
+    file: str
+    line: int
+    text: str
+    fix: str | None
+    code: str
+    right: list[str]
+    others: list[int]
+    variable: str | None = None
+
+    def lines(self) -> list[str]:
+        what = f"{self.variable} is the first wrong value" if self.variable else "this line is wrong"
+        what = "this line raises" if self.code == "raises" else what
+        before = (
+            f"; {', '.join(self.right)} before it {'is' if len(self.right) == 1 else 'are'} right" if self.right else ""
+        )
+        lines = [f"{self.file}:{self.line}: {self.text}", f"  {what}{before}"]
+        if self.fix:
+            also = f" (a change in line {', '.join(map(str, self.others))} would do as well)" if self.others else ""
+            lines.append(f"  all gradients are right with: {self.fix}{also}")
+        return lines
+
+
+@dataclass
 class Verdict:
     """The main test of one array: <L_X, v> as backward has it and as the differences have it, along a random v."""
 
@@ -92,6 +123,7 @@ class Finding:
     array: str | None = None  # what got and expected are gradients of, where that is not the input
     culprit: tuple[str, str | None] | None = None  # the operation inside of fn that is wrong by itself, and its input
     convergence: tuple[float, float] | None = None
+    blame: Blame | None = None
 
     @property
     def worst(self) -> tuple[int, ...] | None:
@@ -109,7 +141,9 @@ class Finding:
         of = ", ".join(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:2])} and {len(names) - 2} others"
         where = f"{of}: " if of else ""
         lines = [f"{where}{self.message}  [{self.probe}]"]
-        if self.formula is not None:
+        if self.blame is not None:
+            lines += ["  " + line for line in self.blame.lines()]
+        elif self.formula is not None:
             lines.append(f"  {self.formula}")
         if (at := self.worst) is not None and self.got is not None and self.expected is not None:
             of = f" of {self.culprit[0]}" if self.culprit else ""

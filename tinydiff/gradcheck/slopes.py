@@ -20,7 +20,7 @@ def settle(check: Check, moves: int = 4) -> bool:
     """Purity and slopes, at other inputs if fn has a kink at these. True if nothing wrong was found."""
     check.report.probes += ["repeat", "purity"]
     for attempt in range(moves + 1):
-        check.gradients = purity(check)
+        check.gradients = purity(check) or [None] * len(check.point)
         if check.report.findings:
             return False
         if not any(x.size for x in check.point) or not any(y.size for y in check.centre if y is not None):

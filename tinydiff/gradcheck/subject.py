@@ -93,6 +93,7 @@ class TapeSubject(Subject):
     """A function of tensors, differentiated by the tape; `parameters` are tensors that it uses beside its inputs."""
 
     chooses_gradients = True
+    function: type[Function] | None = None  # where fn is one operation
 
     def __init__(
         self,
