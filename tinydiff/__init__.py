@@ -7,6 +7,7 @@
     td.diffusion, td.data, td.Trainer, td.TrainConfig, td.load    diffusion models
     td.images, td.checkpoint                                      pictures and saved models, see `tinydiff.runs`
     td.gradcheck                                                  is a gradient right?
+    td.numerical_gradient, td.numerical_jacobian, td.jacobian     derivatives as arrays
     td.by_definition                                              compute everything by the formulas in `tinydiff.ops`
     td.set_threads                                                how many CPU threads operations spread over
     td.random, td.backend, td.errors                              random numbers, NumPy or CuPy, what is raised
@@ -31,6 +32,7 @@ from tinydiff.version import __version__
 
 if TYPE_CHECKING:
     from tinydiff import data, diffusion, runs
+    from tinydiff.gradcheck.tools import jacobian, numerical_gradient, numerical_jacobian
     from tinydiff.runs import checkpoint
     from tinydiff.runs.checkpoint import load
     from tinydiff.runs.config import TrainConfig
@@ -54,9 +56,12 @@ __all__ = [
     "from_dlpack",
     "gradcheck",
     "images",
+    "jacobian",
     "load",
     "nn",
     "no_grad",
+    "numerical_gradient",
+    "numerical_jacobian",
     "ops",
     "optim",
     "random",
@@ -71,7 +76,10 @@ _LATER = {
     "data": "tinydiff.data",
     "diffusion": "tinydiff.diffusion",
     "images": "tinydiff.runs.pictures",
+    "jacobian": "tinydiff.gradcheck.tools:jacobian",
     "load": "tinydiff.runs.checkpoint:load",
+    "numerical_gradient": "tinydiff.gradcheck.tools:numerical_gradient",
+    "numerical_jacobian": "tinydiff.gradcheck.tools:numerical_jacobian",
     "runs": "tinydiff.runs",
     "Trainer": "tinydiff.runs.trainer:Trainer",
     "TrainConfig": "tinydiff.runs.config:TrainConfig",

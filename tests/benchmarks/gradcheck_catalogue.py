@@ -23,6 +23,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "gradcheck")]
 
+from homework import PAIRS  # noqa: E402
 from planted import CATALOGUE  # noqa: E402
 from right_operations import cases  # noqa: E402
 
@@ -40,7 +41,8 @@ def check_planted(seed, dtype=np.float64):
         if dtype == np.float32 and planted.name in BELOW_SINGLE:
             continue
         try:
-            gradcheck(planted.function, planted.inputs(np.random.default_rng(seed)), seed=seed, dtype=dtype)
+            inputs = planted.inputs(np.random.default_rng(seed))
+            gradcheck(planted.function, inputs, seed=seed, dtype=dtype, **planted.options)
             found[planted.name] = None
         except GradientError as error:
             found[planted.name] = error.report.diagnosis
@@ -55,16 +57,30 @@ def check_right(seed, dtype=np.float64):
             continue
         count += 1
         try:
-            gradcheck(right.fn, right.inputs, seed=seed, name=right.name, dtype=dtype, **right.options)
+            gradcheck(right.fn, right.inputs, seed=seed, name=right.name, dtype=dtype, sizes=True, **right.options)
         except GradientError as error:
             accused[right.name] = error.report.diagnosis
     return accused, count
+
+
+def check_homework(seed):
+    """{name: the diagnosis} of the right passes written by hand that were accused."""
+    accused = {}
+    for pair in PAIRS:
+        try:
+            inputs = pair.inputs(np.random.default_rng(seed))
+            with np.errstate(all="ignore"):
+                gradcheck(pair.forward, inputs, backward=pair.backward, seed=seed, **pair.options)
+        except GradientError as error:
+            accused[pair.name] = error.report.diagnosis
+    return accused
 
 
 def one_seed(seed):
     start = time.process_time()
     result = {"seed": seed, "planted": check_planted(seed)}
     result["accused"], result["right"] = check_right(seed)
+    result["homework"] = check_homework(seed)
     if seed % SINGLE_EVERY == 0:
         result["planted32"] = check_planted(seed, np.float32)
         result["accused32"], result["right32"] = check_right(seed, np.float32)
@@ -85,6 +101,19 @@ def percent(part, whole):
     return f"{100 * part / whole:.4g} %"
 
 
+def named_counts(accused):
+    return f" ({', '.join(f'{name}: {n}' for name, n in accused.most_common())})" if accused else ""
+
+
+def homework_summary(results):
+    accused = Counter(name for r in results for name in r["homework"])
+    checked = len(PAIRS) * len(results)
+    return (
+        f"- {len(PAIRS)} right passes written by hand x {len(results)} seeds, with default arguments: "
+        f"{sum(accused.values())} of {checked} accused{named_counts(accused)}."
+    )
+
+
 def summary(results, suffix, bugs):
     """Two sentences: planted bugs found and named, right operations accused."""
     runs = [r["planted" + suffix] for r in results]
@@ -94,7 +123,7 @@ def summary(results, suffix, bugs):
     named = sum(code == expected[name] for run in runs for name, code in run.items())
     accused = Counter(name for r in results for name in r["accused" + suffix])
     checked = sum(r["right" + suffix] for r in results)
-    who = f" ({', '.join(f'{name}: {n}' for name, n in accused.most_common())})" if accused else ""
+    who = named_counts(accused)
     return [
         f"- {bugs} planted bugs x {len(results)} seeds: {found} of {total} found, {named} ({percent(named, total)}) with the "
         "right diagnosis first.",
@@ -119,6 +148,7 @@ def report(results):
         f"{machine()}.",
         "",
         *summary(results, "", len(CATALOGUE)),
+        homework_summary(results),
         "",
         f"With backward in float32 (`dtype=np.float32`), every {SINGLE_EVERY}th seed, without {', '.join(BELOW_SINGLE)}, which",
         "float32 holds no digits of:",

@@ -106,7 +106,7 @@ def torch_finds(planted, seed, fast):
 
 def tinydiff_finds(planted, seed):
     try:
-        gradcheck(planted.function, inputs(planted, seed), seed=seed)
+        gradcheck(planted.function, inputs(planted, seed), seed=seed, **planted.options)
     except GradientError:
         return True
     return False

@@ -1,4 +1,4 @@
-"""Every planted bug is found, nearly all with the right diagnosis, and nothing right is accused: on 20 seeds here, on
+"""Every planted bug is found, nearly all with the right diagnosis, and nothing right is accused: on a few seeds here, on
 1,000 by tests/benchmarks/gradcheck_catalogue.py."""
 
 import numpy as np
@@ -8,7 +8,7 @@ from right_operations import cases
 
 from tinydiff.gradcheck import GradientError, gradcheck
 
-SEEDS = range(20)
+SEEDS = range(4)
 NAMES = [right.name for right in cases(0)]
 
 
@@ -24,12 +24,12 @@ def test_a_planted_bug_is_found_and_named(planted):
     right = 0
     for seed in SEEDS:
         with pytest.raises(GradientError) as caught:
-            gradcheck(planted.function, planted.inputs(np.random.default_rng(seed)), seed=seed)
+            gradcheck(planted.function, planted.inputs(np.random.default_rng(seed)), seed=seed, **planted.options)
         right += caught.value.report.diagnosis == planted.expected
     assert right >= 0.9 * len(SEEDS), planted.slip
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(8))
 def test_nothing_right_is_accused(seed):
     for right in cases(seed):
-        gradcheck(right.fn, right.inputs, seed=seed, name=right.name, **right.options)
+        gradcheck(right.fn, right.inputs, seed=seed, name=right.name, sizes=True, **right.options)

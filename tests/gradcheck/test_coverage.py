@@ -17,7 +17,7 @@ from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError
 from tinydiff.gradcheck import gradcheck
 from tinydiff.gradcheck.formula import recorded
-from tinydiff.gradcheck.subject import make_subject
+from tinydiff.gradcheck.making import make_subject
 from tinydiff.ops.convolution import upsample_conv2d
 from tinydiff.random import Generator
 from tinydiff.unet import UNet

@@ -7,9 +7,9 @@ import tinydiff as td
 from tinydiff import ops
 from tinydiff.gradcheck.check import Check, Raised, WrongShape, WrongSlope
 from tinydiff.gradcheck.diagnosis import MOST_EXPLAINED, explain
+from tinydiff.gradcheck.making import make_subject
 from tinydiff.gradcheck.report import Report
 from tinydiff.gradcheck.slopes import settle
-from tinydiff.gradcheck.subject import make_subject
 
 RNG = np.random.default_rng(8)
 

@@ -2,6 +2,8 @@
 
 import inspect
 
+import numpy as np
+
 import tinydiff as td
 from tinydiff import ops
 from tinydiff.gradcheck.formula import formula_in, formula_of, recorded
@@ -65,3 +67,18 @@ def test_calls_are_recorded_only_inside():
     y.sum()
     assert [c.function.__name__ for c in calls] == ["Exp", "Multiply"]
     assert calls[0].inputs[0] is x.data
+
+
+def test_what_is_written_into_an_array():
+    def backward(g, x, i):
+        d = np.zeros_like(x)
+        np.add.at(d, i, g)
+        return d
+
+    def by_index(g, x, d):
+        out = np.zeros_like(x)
+        out[d] = g
+        return out
+
+    assert formula_in(backward, 0).text == "np.add.at(d, i, g)"
+    assert formula_in(by_index, 0).text == "out[d] = g"

@@ -87,7 +87,7 @@ def test_the_adjoint_test_knows_affine_maps():
 
 def test_columns_of_the_jacobian():
     A = RNG.normal(size=(6, 30))
-    J = numeric.jacobian(lambda xs: [np.tanh(A @ xs[0])], [X], 0, np.array([0, 7, 29]))
+    J = np.stack(list(numeric.columns(lambda xs: [np.tanh(A @ xs[0])], [X], 0, np.array([0, 7, 29]))), 1)
     np.testing.assert_allclose(J, ((1 - np.tanh(A @ X) ** 2)[:, None] * A)[:, [0, 7, 29]], atol=1e-8)
 
 

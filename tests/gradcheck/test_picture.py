@@ -34,7 +34,15 @@ def test_large_planes_are_shrunk_without_losing_errors():
 def test_unknown_and_infinite_elements():
     right, got = np.array([1.0, np.nan, 1.0]), np.array([1.0, 2.0, np.nan])
     lines = draw(got, right)
-    assert lines[2] == "| ?!|" and "1 of 2 elements" in lines[0]
+    assert lines[2] == "| !|" and "1 of 2 sampled elements are wrong, of 3 in all" in lines[0]
+
+
+def test_of_a_sampled_array_the_sample_is_shown(tmp_path):
+    right, got = np.full((500, 700), np.nan), np.zeros((500, 700))
+    right[np.ix_([3, 77, 401], [5, 600])] = 0
+    got[77, 600] = 1
+    assert draw(got, right)[1:] == ["+--+", "|  |", "| █|", "|  |", "+--+"]
+    save_png(tmp_path / "e.png", got, right, "x")
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])

@@ -183,6 +183,6 @@ def test_many_inputs_are_checked_in_groups():
 
 
 def test_every_probe_runs_by_default():
-    assert list(PROBES) == ["strides", "layouts", "needs", "dropped", "shared", "reuse", "sizes"]
+    assert list(PROBES) == ["strides", "layouts", "needs", "dropped", "shared", "reuse", "repeats", "sizes"]
     report = gradcheck(ops.multiply, [RNG.normal(size=(2, 3)), RNG.normal(size=(2, 3))])
     assert report.probes[-len(PROBES) :] == list(PROBES)

@@ -1,5 +1,6 @@
 """tinydiff/gradcheck/report.py and diagnosis.py: what is said."""
 
+import contextlib
 import itertools
 import time
 
@@ -10,7 +11,7 @@ import tinydiff as td
 from tinydiff import ops
 from tinydiff.gradcheck import Diagnosis, Finding, GradientError, Report, evidence, gradcheck
 from tinydiff.gradcheck.check import Check
-from tinydiff.gradcheck.subject import make_subject
+from tinydiff.gradcheck.making import make_subject
 
 RNG = np.random.default_rng(6)
 
@@ -26,7 +27,7 @@ def test_the_worst_element():
     got[1, 2], expected[0, 1] = 5.0, np.nan
     finding = Finding("slopes", "x", "wrong", got=got, expected=expected)
     assert finding.worst == (1, 2)
-    assert "worst element: x[1, 2]: backward gives 5, right is 0" in "\n".join(finding.lines())
+    assert "worst element: x[1, 2]: analytic 5, numerical 0" in "\n".join(finding.lines())
     assert Finding("slopes", "x", "wrong").worst is None
 
 
@@ -86,7 +87,7 @@ def test_convergence_is_told():
     report = failure(wrong, [RNG.normal(size=(4, 5))])
     true, false = report.findings[0].convergence
     assert true == pytest.approx(2, abs=0.1) and abs(false) < 0.3
-    assert "approach the right value as h^2.0, backward's value not at all" in str(report)
+    assert "approach the numerical value as h^2.0, the analytic value not at all" in str(report)
 
 
 class Wrong(td.Function):
@@ -106,7 +107,7 @@ def test_of_several_operations_the_wrong_one_is_named_once():
     assert finding.input == "x, w"
     assert finding.culprit == ("Wrong", "X")
     assert finding.formula.op == "Wrong"
-    assert "worst element: X[" in str(report) and "] of Wrong: backward gives" in str(report)
+    assert "worst element: X[" in str(report) and "] of Wrong: analytic" in str(report)
 
 
 def test_right_operations_wrongly_joined_are_not_blamed():
@@ -115,18 +116,30 @@ def test_right_operations_wrongly_joined_are_not_blamed():
     assert report.diagnosis == "ratio"
 
 
-def test_large_arrays_are_sampled(monkeypatch):
-    """As many elements as the work allows: the rest is not known, and the report does not speak of it."""
-    monkeypatch.setattr(evidence, "MOST_WORK", 10_000_000)
-    report = failure(Wrong, [RNG.normal(size=(200, 300))], skip=["sizes"])
-    unknown = np.isnan(report.findings[0].expected)
-    assert unknown.any() and not unknown.all()
-    assert "of 60000 elements" not in str(report)
+def test_large_arrays_are_sampled():
+    """The wrong elements are among the sample, and the report does not speak of the rest."""
+
+    class WrongAtOne(Wrong):
+        def backward(self, L):
+            L = L * (1 - np.tanh(self.saved[0]) ** 2)
+            L[123, 45] += 1
+            return L
+
+        def forward(self, X):
+            self.save(X)
+            return np.tanh(X)
+
+    report = failure(WrongAtOne, [RNG.normal(size=(200, 300))], skip=["sizes"])
+    (finding,) = report.findings
+    unknown = np.isnan(finding.expected)
+    assert finding.worst == (123, 45)
+    assert unknown.sum() > 59_000 and not unknown.all()
+    assert "1 of 81 sampled elements are wrong, of 60000 in all" in str(report) and "?" not in str(report)
 
 
 def test_work_is_counted_not_timed(monkeypatch):
     """The diagnosis, its numbers and the sampled elements are the same on a machine that is busy with something else."""
-    args = [np.random.default_rng(1).normal(size=(40, 60)), np.random.default_rng(2).normal(size=(60, 3))]
+    args = [np.random.default_rng(1).normal(size=(9, 40)), np.random.default_rng(2).normal(size=(40, 3))]
 
     class WrongProduct(td.Function):
         def forward(self, X, W):
@@ -147,12 +160,9 @@ def test_work_is_counted_not_timed(monkeypatch):
     np.testing.assert_array_equal(busy.findings[0].expected, quiet.findings[0].expected)
 
 
-LIMITS = {"nothing": {}, "columns": {"MOST_COLUMNS": 40}, "work": {"MOST_WORK": 2 * 40 * (1000 + 300 + 300)}}
-
-
-@pytest.mark.parametrize("limit", LIMITS)
-def test_a_jacobian_takes_bounded_work(monkeypatch, limit):
-    """Two forward passes for each column: at most MOST_COLUMNS, and fewer where the passes read many numbers."""
+@pytest.mark.parametrize("most", [320, 299])
+def test_a_jacobian_takes_bounded_work(monkeypatch, most):
+    """Two forward passes for each column: all of them, or those of a sample and of a search for the worst elements."""
     passes = [0]
 
     class Counted(Wrong):
@@ -160,16 +170,47 @@ def test_a_jacobian_takes_bounded_work(monkeypatch, limit):
             passes[0] += 1
             return super().forward(X)
 
-    for name, value in LIMITS[limit].items():
-        monkeypatch.setattr(evidence, name, value)
+    monkeypatch.setattr(evidence, "MOST_COLUMNS", most)
     subject = make_subject(Counted, [RNG.normal(size=300)])
     check = Check(subject, subject, Report("counted", 0), np.dtype(float), None, 0.0)
     passes[0] = 0
     gathered = evidence.Evidence.gather(check, 0)
-    columns = 300 if limit == "nothing" else 40
-    assert gathered.J.shape == (300, columns) and gathered.complete == (limit == "nothing")
-    assert 2 * columns <= passes[0] <= 2 * columns + 4
-    assert (gathered.claimed is None) == (limit != "nothing")
+    taken, complete = passes[0], most == 320
+    assert gathered.complete == complete == (gathered.claimed is not None)
+    assert gathered.J.shape == (300, 300 if complete else evidence.MOST_KEPT)
+    assert taken <= (2 * 300 + 4 if complete else 2 * (81 + 6) + 6 * 2 * 12 + 4)
+    assert check.columns == gathered.known.sum()
+
+
+def test_a_failing_check_costs_a_few_times_a_passing_one():
+    calls = [0]
+
+    def counted(x):
+        calls[0] += 1
+        return np.sin(x)
+
+    for shape in ((5, 4), (22, 23), (100, 100)):
+        counts = []
+        for factor in (1, 2):
+            calls[0] = 0
+            with contextlib.suppress(GradientError):
+                gradcheck(counted, [RNG.normal(size=shape)], backward=lambda L, x, f=factor: f * L * np.cos(x))
+            counts.append(calls[0])
+        assert counts[1] <= 20 * counts[0]
+
+
+@pytest.mark.parametrize("columns", [1, 1000])
+def test_the_worst_element_is_found_by_halving(columns):
+    """One wrong element of many, in the time that a few passes take."""
+    x = RNG.normal(size=(200_000 // columns, columns))
+
+    def backward(L, x):
+        d = L * (x > 0)
+        d[7, columns // 2] += 0.5
+        return d
+
+    report = failure(lambda x: np.maximum(x, 0), [x], backward=backward)
+    assert report.findings[0].worst == (7, columns // 2)
 
 
 def test_a_backward_pass_that_raises():
@@ -193,3 +234,40 @@ def test_a_backward_pass_that_raises():
 def test_wrong_shapes(backward, code):
     report = failure(lambda x, b: x + b, [RNG.normal(size=(4, 5)), RNG.normal(size=5)], backward=backward)
     assert report.diagnosis == code
+
+
+def test_the_first_line_says_what_is_wrong():
+    """pytest's summary shows the first line of a message."""
+    with pytest.raises(GradientError) as caught:
+        gradcheck(np.tanh, [RNG.normal(size=4)], backward=lambda L, x: -L * (1 - np.tanh(x) ** 2), name="tanh")
+    assert str(caught.value).splitlines()[0].startswith("gradcheck tanh: WRONG (gradient of x): the sign is wrong")
+
+
+def test_standard_words_are_used():
+    right = gradcheck(np.tanh, [RNG.normal(size=4)], backward=lambda L, x: L * (1 - np.tanh(x) ** 2))
+    for word in ("analytic", "numerical", "relative error", "tolerance"):
+        assert word in str(right)
+    verdict = right.verdicts[0]
+    assert 0 <= verdict.relative_error <= verdict.tolerance < 1e-6
+
+
+def test_a_passing_check_shows_one_line_in_a_notebook():
+    report = gradcheck(ops.linear, [RNG.normal(size=(5, 4)), RNG.normal(size=(4, 3))])
+    assert repr(report).count("\n") == 0 and "no error found" in repr(report) and "gradients of x, w" in repr(report)
+    assert str(report).count("\n") > 2
+
+
+def test_of_two_lambdas_in_a_line_backwards_is_shown():
+    report = failure(lambda x: x * x, [RNG.normal(size=4)], backward=lambda L, x: 3 * L * x)
+    assert report.findings[0].formula.text == "3 * L * x"
+    pair = (lambda x: np.sin(x), lambda L, x: L * np.sin(x))
+    assert failure(pair[0], [RNG.normal(size=4)], backward=pair[1]).findings[0].formula.text == "L * np.sin(x)"
+
+
+def test_where_backward_raised():
+    def backward(L, x):
+        return {}["dx"]
+
+    with pytest.raises(GradientError, match=r"KeyError: 'dx' \(.*test_report.py:\d+\)") as caught:
+        gradcheck(np.sin, [RNG.normal(size=4)], backward=backward)
+    assert isinstance(caught.value.__cause__, KeyError)

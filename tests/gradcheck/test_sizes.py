@@ -46,7 +46,7 @@ class Mean(td.Function):
 
 def test_right_only_on_squares():
     with pytest.raises(GradientError) as caught:
-        gradcheck(Mean, [RNG.normal(size=(4, 4))])
+        gradcheck(Mean, [RNG.normal(size=(4, 4))], sizes=True)
     report = caught.value.report
     assert report.diagnosis == "square-only"
     assert report.verdicts[0].ok
@@ -63,10 +63,23 @@ class FailsWhenEmpty(td.Function):
 
 def test_empty_axes():
     with pytest.raises(GradientError) as caught:
-        gradcheck(FailsWhenEmpty, [RNG.normal(size=(3, 4))])
+        gradcheck(FailsWhenEmpty, [RNG.normal(size=(3, 4))], sizes=True)
     report = caught.value.report
     assert report.diagnosis == "size-0" and "with length 0 along" in str(report)
     assert gradcheck(FailsWhenEmpty, [RNG.normal(size=(3, 4))], skip=["sizes"]).ok
+
+
+@pytest.mark.parametrize(
+    "fn, shape, words",
+    [
+        (Mean, (4, 4), "with length 3 along axis 0 of X, backward does not give forward's derivative"),
+        (FailsWhenEmpty, (3, 4), "with length 0 along axis 0 of X, forward works and backward raises ValueError"),
+    ],
+)
+def test_sizes_that_nobody_asked_about_are_a_note(fn, shape, words):
+    report = gradcheck(fn, [RNG.normal(size=shape)])
+    (note,) = report.notes
+    assert report.ok and words in note and note.endswith("sizes=True counts it")
 
 
 class WrongShapeWhenEmpty(td.Function):
@@ -78,17 +91,18 @@ class WrongShapeWhenEmpty(td.Function):
 
 
 def test_the_gradient_of_nothing_has_its_shape():
+    nothing = lambda L, x: 2 * L if L.size else np.zeros(1)  # noqa: E731
     with pytest.raises(GradientError) as caught:
-        gradcheck(lambda x: x * 2, [RNG.normal(size=(3, 4))], backward=lambda L, x: 2 * L if L.size else np.zeros(1))
+        gradcheck(lambda x: x * 2, [RNG.normal(size=(3, 4))], backward=nothing, sizes=True)
     assert caught.value.report.diagnosis == "size-0"
     with pytest.raises(GradientError):
-        gradcheck(WrongShapeWhenEmpty, [RNG.normal(size=(3, 4))])
+        gradcheck(WrongShapeWhenEmpty, [RNG.normal(size=(3, 4))], sizes=True)
 
 
 def test_broadcasting_that_was_not_asked_for_is_only_noted():
     """NumPy broadcasts where the author meant equal shapes: forward runs, backward cannot, and nobody is accused."""
     inputs = [RNG.normal(size=(4, 5)), RNG.normal(size=(4, 5))]
-    report = gradcheck(lambda a, b: a * b, inputs, backward=lambda L, a, b: (L * b, L * a))
+    report = gradcheck(lambda a, b: a * b, inputs, backward=lambda L, a, b: (L * b, L * a), sizes=True)
     assert report.ok
     assert any("forward broadcasts and backward fails" in note for note in report.notes)
 

@@ -8,7 +8,9 @@ import pytest
 import tinydiff as td
 from tinydiff import ops
 from tinydiff.errors import InputError
-from tinydiff.gradcheck.subject import PairSubject, TapeSubject, make_subject
+from tinydiff.gradcheck.making import make_subject
+from tinydiff.gradcheck.pairs import PairSubject
+from tinydiff.gradcheck.subject import TapeSubject
 
 X = np.arange(6.0).reshape(2, 3)
 

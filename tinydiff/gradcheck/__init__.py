@@ -3,17 +3,26 @@
 td.gradcheck(fn, inputs)      one assertion: a Report, or GradientError with the whole report as its message
 
 api.py         the public function: the order in which things are checked
-subject.py     what can be checked, brought to one form: values and gradients of arrays
+making.py      from what a user gives to a subject of one form: values and gradients of arrays
+subject.py     what a subject is; functions of tensors
+pairs.py       backward passes written by hand: trees.py (nested inputs, gradients by name), slots.py (stored gradients)
+torches.py     functions of PyTorch's tensors
 numeric.py     slopes by evaluating a function only, with a bound on their error
 check.py       one subject at one point: what every question to it needs, and a record of what was seen
 slopes.py      the first questions: are the passes pure, are the gradients those that the differences find?
 kinks.py       what can be asked where there is no derivative
 probes.py      what a right formula can still get wrong: strides, needs, repeated leaves, ...
-sizes.py       the same at lengths 0 and 1, and with squares made oblong
+repeats.py     indices that name a row twice
+scaling.py     the same with one length three times as long
+sizes.py       the same at lengths 0 and 1, and with squares made oblong: notes, if not asked for
 diagnosis.py   from what was seen to a diagnosis, afterwards: evidence.py, patterns/, formula.py
+blame.py       which line is wrong: taps.py (other code for a while), flow.py (what a line reads), repairs.py (small changes)
+locate.py      where a gradient of many elements is wrong, by halving
+source.py      the syntax tree of a function, file and line of an exception
 report.py      what is said, picture.py what is drawn
 kernels.py     the same by the CUDA kernels, on the host
 backends.py    what cpu/ and cuda/ compute beside the definitions, on the arrays of cases.py
+tools.py       td.numerical_gradient, td.numerical_jacobian, td.jacobian
 target.py      MODULE:FUNCTION on the command line
 """
 

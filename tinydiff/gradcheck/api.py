@@ -28,14 +28,18 @@ def gradcheck(
     reference: Callable[..., Any] | None = None,
     kernels: bool = False,
     skip: str | Collection[str] = (),
+    sizes: bool = False,
     png: str | Path | None = None,
     name: str | None = None,
 ) -> Report:
     """Checks every gradient of fn at `inputs`. Returns a Report, or raises GradientError, an AssertionError.
 
     fn: a function of tensors (one for each input) that returns a tensor or a tuple of them, a `td.Function` class, or a
-        module, whose parameters are then checked too. With `backward`, a function of plain arrays.
-    inputs: arrays or tensors. Floating point ones are checked, in float64; everything else is passed on as it is.
+        module, whose parameters are then checked too. With `backward`, a function of plain arrays. Without it, also a
+        function or method of plain arrays that returns (loss, gradients), an object with methods forward and backward,
+        a `torch.autograd.Function`, or a function of PyTorch's tensors where inputs are such.
+    inputs: arrays, tensors, lists of floats, or dicts and lists of them. Floating point ones are checked, in float64;
+        everything else is passed on as it is.
     wrt: positions or names of the inputs to check, and names of parameters; None: all. Where it names no parameter, all
         of them are checked beside the inputs named.
     seed: of the random directions, which the report states; the same seed repeats the same check.
@@ -43,17 +47,23 @@ def gradcheck(
         sqrt(eps sqrt(n)) for n elements and the dtype's eps, that is half of the digits, less what n roundings cost
         (a hundredth of it where the derivative is known exactly); atol is 0. The error of the differences, which is
         measured, is added.
-    backward: a backward pass written by hand: `backward(L_Y, *inputs)`, or with `cache` `backward(L_Y, cache)` where
-        fn returns (output, cache), or `backward(L_Y)` of an object that remembers; returns a gradient for each input.
-    parameters: a module, a dict or a sequence of tensors that fn uses beside its inputs and whose gradients count.
-    generator: a NumPy Generator (or several) that fn draws from; like any `td.random.Generator`, which is found without
-        being named, it is put back before every call and left as it was.
+    backward: a backward pass written by hand: `backward(L_Y, *inputs)`, or with `cache` `backward(L_Y, cache)` where fn
+        returns (output, cache) (`backward(res, g)` too, if its first argument has a name like that), or `backward(L_Y)`
+        of an object that remembers, or `gradient(*inputs)` of a loss. It returns a gradient for each input: one, a tuple,
+        or a dict whose keys are the inputs' names, with or without a d before them.
+    parameters: a module, a dict or a sequence of tensors that fn uses beside its inputs and whose gradients count. Beside a
+        backward by hand: names of arrays that its object holds (["W", "b"]), a dict of them, or the object; their
+        gradients are found where it stores them (self.dW, self.grads["W"]), or {"W": "gW"} says where.
+    generator: a NumPy Generator (or several) that fn draws from; like any `td.random.Generator` and np.random's own
+        state, which are found without being named, it is put back before every call and left as it was.
     dtype: np.float32 runs the backward pass in float32, as a kernel does, and compares it with derivatives in float64.
     reference: a function that does the same in float64 and is differentiated numerically instead of fn; its values are
         compared with fn's too.
     kernels: run fn by the CUDA kernels of its operations, on the host, which makes dtype float32, and compare values and
         gradients with those operations on NumPy in float64. The report names the kernels that ran.
-    skip: names of probes to leave out: strides, layouts, needs, dropped, shared, reuse, sizes.
+    skip: names of probes to leave out: strides, layouts, needs, dropped, shared, reuse, repeats, sizes.
+    sizes: whether a gradient that is right at the inputs' sizes and wrong with an axis of length 0, of length 1 or shortened
+        alone is an error. Otherwise the report has a note of it. Sizes scaled by three count always.
     png: where to save a picture of the error if there is one.
     name: of what is checked, for the report.
 
@@ -62,9 +72,10 @@ def gradcheck(
     __tracebackhide__ = True  # pytest shows the report, not this function
     from tinydiff.gradcheck.check import Check  # loaded when first used: `import tinydiff` stays quick
     from tinydiff.gradcheck.diagnosis import explain
+    from tinydiff.gradcheck.making import make_subject
+    from tinydiff.gradcheck.pairs import readings
     from tinydiff.gradcheck.probes import PROBES
     from tinydiff.gradcheck.slopes import settle
-    from tinydiff.gradcheck.subject import make_subject
 
     generators = () if generator is None else generator if isinstance(generator, tuple | list) else (generator,)
     skip = {skip} if isinstance(skip, str) else set(skip)
@@ -83,13 +94,14 @@ def gradcheck(
     ran: set[str] = set()
     if kernels:
         subject.kernels = ran, seed
-    check = Check(subject, ground, Report(name or _name(fn), seed, str(kind)), kind, rtol, atol or 0.0)
+    check = Check(subject, ground, Report(name or _name(fn), seed, str(kind)), kind, rtol, atol or 0.0, sizes)
     if settle(check):
         for probe_name, probe in PROBES.items():
             if probe_name not in skip and check.report.ok:
                 probe(check)
                 check.report.probes.append(probe_name)
     explain(check)
+    check.report.notes += readings(subject)
     if kernels and not ran:
         raise InputError(f"no kernel took these arrays, so {check.report.name} was computed by NumPy alone")
     if ran:
@@ -97,7 +109,7 @@ def gradcheck(
     if png is not None and not check.report.ok:
         check.report.save_png(png)
     if not check.report.ok:
-        raise GradientError(check.report)
+        raise GradientError(check.report) from check.cause
     return check.report
 
 
@@ -130,7 +142,10 @@ def _check_arguments(
 ) -> None:
     """InputError for what makes no check, before anything runs."""
     for name, value in (("fn", fn), ("backward", backward), ("reference", reference)):
-        if not callable(value) and (value is not None or name == "fn"):
+        is_layer = (
+            name == "fn" and callable(getattr(value, "forward", None)) and callable(getattr(value, "backward", None))
+        )
+        if not callable(value) and not is_layer and (value is not None or name == "fn"):
             raise InputError(f"{name} must be a function, not {type(value).__name__}")
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError(f"seed must be an integer of at least 0, not {seed!r}")
@@ -139,8 +154,6 @@ def _check_arguments(
             raise InputError(f"{name} must be a number of at least 0, not {value!r}")
     if reference is not None and parameters is not None:
         raise InputError("reference and parameters do not go together: make the parameters inputs")
-    if backward is not None and parameters is not None:
-        raise InputError("backward and parameters do not go together: make the parameters inputs")
     if cache and backward is None:
         raise InputError("cache=True is for a forward function with a backward written by hand: pass backward=")
     for generator in generators:

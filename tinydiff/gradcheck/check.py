@@ -11,6 +11,7 @@ from tinydiff.backend import array_module, to_numpy
 from tinydiff.errors import InputError
 from tinydiff.gradcheck import numeric
 from tinydiff.gradcheck.report import Diagnosis, Finding, Report, Verdict
+from tinydiff.gradcheck.source import raised_at
 from tinydiff.gradcheck.subject import Subject
 
 
@@ -42,8 +43,17 @@ class Check:
     """One subject at one point, with one draw of cotangents U (L_Y) and the gradients G (L_X) that backward gives."""
 
     def __init__(
-        self, subject: Subject, ground: Subject, report: Report, dtype: np.dtype, rtol: float | None, atol: float
+        self,
+        subject: Subject,
+        ground: Subject,
+        report: Report,
+        dtype: np.dtype,
+        rtol: float | None,
+        atol: float,
+        strict: bool = False,
     ) -> None:
+        """strict: what is wrong only at sizes that nobody asked about is an error, not a note."""
+        self.strict = strict
         self.subject, self.ground, self.report, self.dtype = subject, ground, report, dtype
         self.rng = np.random.default_rng(report.seed)
         self.atol, self.eps = atol, float(np.finfo(dtype).eps)
@@ -57,6 +67,10 @@ class Check:
                 raise
             self.ground_dtype = dtype  # a kernel that takes float32 alone
             centre = ground.forward(self.grounded(self.point))
+        if any(y is not None and y.dtype.kind == "c" for y in centre):
+            raise InputError(
+                f"{report.name} returns complex numbers; only functions with real values have such gradients"
+            )
         self.centre: list[Any] = [None if y is None else y.astype(np.float64) for y in centre]
         self.step = numeric.STEP if self.ground_dtype == np.float64 else numeric.SINGLE_STEP
         n = sum(x.size for x in self.point) + sum(y.size for y in self.centre if y is not None)
@@ -76,6 +90,9 @@ class Check:
             report.notes.append(f"{lost} elements of the output are not finite; they are left out")
         self.gradients: list[Any] = [None] * len(self.point)
         self.symptoms: dict[int, Symptom] = {}  # of findings that wait for an explanation, by their place in the report
+        self.cause: Exception | None = None  # what backward raised first
+        self.quiet = False  # no line of source is looked for
+        self.columns = 0  # of Jacobians, computed so far for explanations
         self.draw()
 
     def draw(self) -> None:
@@ -132,7 +149,9 @@ class Check:
 
     def raised(self, probe: str, what: str, error: Exception, empty: bool = False) -> None:
         """The same for a backward pass that raised."""
-        message = f"{what} raised {type(error).__name__}: {error}"
+        at = f" ({place})" if (place := raised_at(error)) else ""
+        message = f"{what} raised {type(error).__name__}: {error}{at}"
+        self.cause = self.cause or error
         self.seen(probe, message, Raised(type(error), str(error), empty))
 
     def variant(self, args: list[Any]) -> Check:

@@ -11,13 +11,15 @@ import numpy as np
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, is_array, to_numpy
 from tinydiff.gradcheck import numeric
+from tinydiff.gradcheck.blame import blame
 from tinydiff.gradcheck.check import Check, Raised, WrongShape, WrongSlope
 from tinydiff.gradcheck.evidence import Evidence
 from tinydiff.gradcheck.formula import Call, formula_in, formula_of, operations
+from tinydiff.gradcheck.making import make_subject
+from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.patterns import PATTERNS
 from tinydiff.gradcheck.report import Diagnosis, Finding, Formula, Report
 from tinydiff.gradcheck.slopes import settle
-from tinydiff.gradcheck.subject import PairSubject, make_subject
 
 MOST_EXPLAINED, MOST_OPS = 4, 60  # findings in a report, operations of fn that are checked alone
 
@@ -44,6 +46,44 @@ def explain(check: Check) -> None:
         elif isinstance(symptom, Raised):
             _explain_exception(check, finding, symptom, source)
         check.report.findings.append(finding)
+    _name_the_line(check, source)
+
+
+def _name_the_line(check: Check, source: _Source) -> None:
+    """Says in the first finding which line of backward is wrong, where that can be told."""
+    if not check.report.findings or check.quiet or source.culprit is not None:
+        return
+    if (found := blame(check)) is None:
+        return
+    first = check.report.findings[0]
+    first.blame = found
+    for finding in check.report.findings[1:]:
+        finding.formula = None  # where the others end up, not where they go wrong
+    if found.code != "unknown" and first.diagnoses and first.diagnoses[0].code in VAGUE:
+        first.diagnoses.insert(0, Diagnosis(found.code, f"a slip in line {found.line}: {FIXED[found.code]}"))
+
+
+# What tells less than a line and its mended form do.
+VAGUE = {"unknown", "raises"}
+FIXED = {
+    "transposed": "an operand is transposed, or two are exchanged",
+    "sign": "the sign of a term",
+    "factor": "a factor or a power",
+    "ratio": "a number, or a mean where a sum belongs",
+    "missing": "a term is missing, or one too many",
+    "local-derivative": "the local derivative",
+    "axis": "a sum or mean over another axis",
+    "operand": "another variable belongs there",
+    "mask": "a comparison",
+    "shifted": "an index is off by one",
+    "flipped": "the order of a loop",
+    "exchanged": "the order of the gradients that are returned",
+    "overwritten": "an assignment where a sum belongs",
+    "twice": "a sum where an assignment belongs",
+    "broadcast": "a sum over a broadcast axis",
+    "misplaced": "a factor in an index",
+    "raises": "it raises",
+}
 
 
 def _is_known(report: Report, finding: Finding, culprit: _Culprit | None) -> bool:
@@ -142,6 +182,8 @@ class _Source:
         """The line that computes the gradient of array k, where fn is one operation or has a backward by hand."""
         subject = self.check.subject
         if isinstance(subject, PairSubject):
+            if subject.backward is None:
+                return None
             floating = [i for i, a in enumerate(subject.args) if is_array(a) and a.dtype.kind == "f"]
             return formula_in(subject.backward, floating.index(subject.checked[k]))
         if len(self.calls) != 1:

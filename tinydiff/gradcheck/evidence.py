@@ -13,6 +13,7 @@ import numpy as np
 from tinydiff.backend import array_module, is_array, to_numpy
 from tinydiff.gradcheck import numeric
 from tinydiff.gradcheck.formula import Call, recorded
+from tinydiff.gradcheck.locate import sample
 from tinydiff.gradcheck.numeric import largest
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 # Larger Jacobians are sampled. Work is counted, not timed, so that a diagnosis is the same on every machine.
 MOST_WORK = 10**8  # numbers that the passes for one Jacobian read and write: about a second
-MOST_COLUMNS = 4096  # for functions that do more with a number than operations do
+MOST_COLUMNS, FEWEST_COLUMNS = 320, 48  # of a Jacobian; of that of an array that is sampled
+MOST_OF_ALL = 480  # of the Jacobians for all findings together: a failing check takes at most 20 times a passing one
+MOST_NUMBERS, MOST_KEPT = 4 * 10**6, 16  # in a Jacobian that is kept: 32 MB; columns of it where the array is sampled
 CALL = 1000  # numbers that are read in the time that an operation takes to begin
 CLOSE = 1e-5
 
@@ -29,14 +32,16 @@ CLOSE = 1e-5
 class Evidence:
     """A (M, *shape) are backward's gradients of array k for M cotangents, B the right ones: B = u J.
 
-    J (outputs, elements) is by differences, with the elements of all outputs one after another; `known` says which
-    elements of the array it covers (the others are NaN in B). `rows` (M, outputs) are the cotangents in that order.
-    `work` is that of one forward pass.
+    J (outputs, columns) is by differences, with the elements of all outputs one after another; `columns` are the
+    elements of the array that it is by. `known` says which elements of B are known (the others are NaN): those, and
+    more where J would be too large to be kept. `rows` (M, outputs) are the cotangents in that order. `work` is that of
+    one forward pass.
     """
 
     check: Check
     k: int
     J: np.ndarray
+    columns: np.ndarray
     known: np.ndarray
     rows: np.ndarray
     A: np.ndarray
@@ -47,23 +52,30 @@ class Evidence:
     def gather(cls, check: Check, k: int) -> Evidence:
         x = check.point[k]
         work = _work(check)
-        most = max(16, min(MOST_COLUMNS, MOST_WORK // (2 * work)))
-        elements = np.arange(x.size)
-        if x.size > most:
-            elements = np.sort(check.rng.choice(x.size, most, replace=False))
-        J = numeric.jacobian(check.forward, check.point, k, elements, check.step)
-        known = np.zeros(x.shape, bool)
-        known.reshape(-1)[elements] = True
         draws = [check.U, *(_redrawn(check) for _ in range(2))]
         rows = np.stack([flat(U) for U in draws])
         A = np.stack([_gradient(check, U, k) for U in draws])
+        left = MOST_OF_ALL - check.columns
+        most = min(MOST_COLUMNS, MOST_WORK // (2 * work), left)
+        elements = np.arange(x.size)
+        if x.size > most:
+            elements = sample(check, k, draws, A, max(FEWEST_COLUMNS, min(most, 81)))
+        check.columns += len(elements)
+        kept = len(elements) if len(elements) == x.size else MOST_KEPT
+        kept = min(kept, len(elements), max(4, MOST_NUMBERS // rows.shape[1]))
+        J = np.empty((rows.shape[1], kept))
         B = np.full((len(draws), x.size), np.nan)
-        B[:, elements] = rows @ J
-        return cls(check, k, J, known, rows, A, B.reshape(A.shape), work)
+        for i, column in enumerate(numeric.columns(check.forward, check.point, k, elements, check.step)):
+            B[:, elements[i]] = rows @ column
+            if i < kept:
+                J[:, i] = column
+        known = np.zeros(x.shape, bool)
+        known.reshape(-1)[elements] = True
+        return cls(check, k, J, elements[:kept], known, rows, A, B.reshape(A.shape), work)
 
     @property
     def complete(self) -> bool:
-        return bool(self.known.all())
+        return self.J.shape[1] == self.x.size
 
     @property
     def x(self) -> np.ndarray:
@@ -92,14 +104,19 @@ class Evidence:
 
     def is_close(self, A: np.ndarray, B: np.ndarray) -> bool:
         """Whether two stacks of gradients agree wherever the second is known."""
-        gap = np.abs(A - B)[:, self.known] if B.shape == self.B.shape else np.abs(A - B)
-        size = max(largest(A), largest(B[:, self.known] if B.shape == self.B.shape else B))
+        if not self.complete:
+            seen = self.known & ~np.isnan(B).any(0) if B.shape == self.B.shape else ~np.isnan(B).any(0)
+            if not (seen & self.wrong).any():
+                return False
+            A, B = A[:, seen], B[:, seen]
+        gap = np.abs(A - B)
+        size = max(largest(A), largest(B))
         return size > 0 and bool(np.all(gap <= self.tolerance * size))
 
     def of(self, rows: np.ndarray) -> np.ndarray:
         """The right gradients for other cotangents (M, outputs), NaN where not known."""
         B = np.full((len(rows), self.x.size), np.nan)
-        B[:, self.known.reshape(-1)] = rows @ self.J
+        B[:, self.columns] = rows @ self.J
         return B.reshape(len(rows), *self.x.shape)
 
     def at(self, j: int, value: np.ndarray) -> bool:
@@ -128,7 +145,7 @@ class Evidence:
         """The Jacobian as backward has it, by one backward pass per output element; None where that is too many."""
         count = self.J.shape[0]
         each = 3 * self.work  # forward, and backward for inputs and weights
-        if count > min(MOST_COLUMNS, MOST_WORK // each) or not self.complete:
+        if not self.complete or count > min(MOST_COLUMNS, MOST_WORK // each) or count * self.x.size > MOST_NUMBERS:
             return None
         J = np.empty((count, self.x.size))
         for i in range(count):

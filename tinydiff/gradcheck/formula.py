@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
-import os
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from typing import Any
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.gradcheck.report import Formula
+from tinydiff.gradcheck.source import changed_by, source_of
 from tinydiff.ops.broadcasting import Elementwise
 
 
@@ -62,22 +60,15 @@ def formula_of(function: type[Function], i: int) -> Formula | None:
 
 def formula_in(backward: Callable[..., Any], i: int, function: type[Function] | None = None) -> Formula | None:
     """The line of a backward function that computes its i-th gradient."""
-    try:
-        lines, first = inspect.getsourcelines(backward)
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-        file = inspect.getsourcefile(backward) or "?"
-    except (OSError, TypeError, SyntaxError):
+    source = source_of(backward)
+    if source is None:
         return None
-    body = next((n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda)), None)
-    if body is None:
-        return None
-    node = _origin(body, i)
+    node = _origin(source.node, i)
     if function is not None and (method := _own_method(node, function)) is not None:
         return formula_in(method, 0, function)
-    inside = os.path.relpath(file)
-    text = ast.unparse(node) if isinstance(node, ast.expr) else " ".join(lines[node.lineno - 1].split())
+    text = ast.unparse(node) if isinstance(node, ast.expr) else source.line(node.lineno)
     op = function.__name__ if function is not None else getattr(backward, "__name__", "backward")
-    return Formula(op, text, file if inside.startswith("..") else inside, first + node.lineno - 1)
+    return Formula("backward" if op == "<lambda>" else op, text, source.shown, node.lineno)
 
 
 def _origin(body: ast.FunctionDef | ast.Lambda, i: int) -> ast.stmt | ast.expr:
@@ -94,14 +85,13 @@ def _origin(body: ast.FunctionDef | ast.Lambda, i: int) -> ast.stmt | ast.expr:
     if isinstance(value, ast.IfExp):
         value = value.body
     if isinstance(value, ast.Name):
-        assignments = [
-            n for n in ast.walk(body) if isinstance(n, ast.Assign | ast.AugAssign) and value.id in _targets(n)
-        ]
-        return max((n for n in assignments if not _is_none(n.value)), key=lambda n: n.lineno, default=value)
+        assignments = [n for n in ast.walk(body) if isinstance(n, ast.stmt) and value.id in changed_by(n)]
+        useful = [n for n in assignments if not _is_none(getattr(n, "value", None))]
+        return max(useful, key=lambda n: n.lineno, default=value)
     return value
 
 
-def _is_none(node: ast.expr) -> bool:
+def _is_none(node: Any) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
@@ -112,8 +102,3 @@ def _own_method(node: ast.stmt | ast.expr, function: type[Function]) -> Callable
         if isinstance(owner, ast.Name) and owner.id == "self":
             return getattr(function, node.func.attr, None)
     return None
-
-
-def _targets(node: ast.Assign | ast.AugAssign) -> set[str]:
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    return {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}

@@ -11,8 +11,8 @@ from tinydiff.gradcheck import numeric
 from tinydiff.gradcheck.check import Check
 from tinydiff.gradcheck.evidence import flat, unflat
 from tinydiff.gradcheck.formula import operations
+from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.report import Diagnosis
-from tinydiff.gradcheck.subject import PairSubject
 
 ONE_SIDED_STEP = 1e-6  # in units of scale_of(x)
 MOST_OUTPUTS = 4  # elements with a kink that are looked at along one direction

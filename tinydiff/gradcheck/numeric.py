@@ -13,7 +13,7 @@ Three ways, from the most widely usable to the most exact:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,25 +178,22 @@ def affine(
     return Slope(dot(U, Jv), 10 * noise**0.5, norm_of_products(U, Jv), Jv, "adjoint test", exact=True)
 
 
-def jacobian(forward: Forward, point: list[Any], k: int, elements: np.ndarray, step: float = STEP) -> np.ndarray:
-    """Columns of the Jacobian of all outputs, one after another, by array k: (outputs' elements, len(elements))."""
-    columns = []
+def columns(
+    forward: Forward, point: list[Any], k: int, elements: np.ndarray, step: float = STEP
+) -> Iterator[np.ndarray]:
+    """Columns of the Jacobian of all outputs, one after another, by elements of array k: (outputs' elements,) each."""
     x = point[k]
     scale = scale_of(x)
     xp = array_module(x)
-    with np.errstate(all="ignore"):
-        for j in elements:
-            values = []
+    for j in elements:
+        values = []
+        with np.errstate(all="ignore"):
             for sign in (-1, 1):
                 moved = xp.array(x, order="C")
                 moved.reshape(-1)[int(j)] += sign * step * scale
                 values.append(forward([moved if i == k else y for i, y in enumerate(point)]))
-            columns.append(
-                np.concatenate(
-                    [np.ravel(b - a) / (2 * step * scale) for a, b in zip(*values, strict=True) if a is not None]
-                )
-            )
-    return np.stack(columns, 1)
+            parts = [np.ravel(b - a) / (2 * step * scale) for a, b in zip(*values, strict=True) if a is not None]
+        yield np.concatenate(parts)
 
 
 def convergence(forward: Forward, point: list[Any], direction: list[Any], U: list[Any], slope: float, claimed: float):

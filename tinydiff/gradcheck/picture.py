@@ -24,20 +24,34 @@ def draw(got: np.ndarray, expected: np.ndarray) -> list[str]:
     if expected.ndim == 0 or expected.size <= 1:
         return []
     error = relative_error(got, expected)
-    axes = panel_axes(error)
-    plane = _panel(error, axes)
+    known = ~np.isnan(error)
+    places = known_lines(known)
+    part = error[np.ix_(*places)]
+    axes = panel_axes(part)
+    plane = _panel(part, axes)
     plane = plane[None] if plane.ndim == 1 else plane
     plane = _shrunk(plane, _HIGH, _WIDE)
     top = np.nanmax(np.where(np.isinf(plane), np.nan, plane)) if np.isfinite(plane).any() else 1.0
     wrong = int(np.sum(error > max(1e-6 * (top or 1), 1e-12)))
     names = f"axis {axes[0]}" if len(axes) == 1 else f"rows: axis {axes[0]}, columns: axis {axes[1]}"
-    known = int(np.sum(~np.isnan(error)))
-    lines = [f"where ({names}; blank is right, █ the largest error): {wrong} of {known} elements are wrong"]
+    of = f"{int(known.sum())} elements are wrong"
+    if not known.all():
+        of = f"{int(known.sum())} sampled elements are wrong, of {error.size} in all"
+        names += "; of both, only what was sampled is shown" if len(axes) > 1 else "; only what was sampled is shown"
+    lines = [f"where ({names}; blank is right, █ the largest error): {wrong} of {of}"]
     border = "+" + "-" * plane.shape[1] + "+"
     lines.append(border)
     for row in plane:
         lines.append("|" + "".join(_shade(e / (top or 1)) for e in row) + "|")
     return [*lines, border]
+
+
+def known_lines(known: np.ndarray) -> list[np.ndarray]:
+    """For each axis, the indices at which anything is known."""
+    return [
+        np.flatnonzero(known.any(tuple(a for a in range(known.ndim) if a != axis))) if known.any() else np.arange(n)
+        for axis, n in enumerate(known.shape)
+    ]
 
 
 def panel_axes(error: np.ndarray) -> tuple[int, ...]:
@@ -80,9 +94,13 @@ def _shade(e: float) -> str:
 
 def save_png(path: str | Path, got: np.ndarray, expected: np.ndarray, title: str) -> None:
     """Three panels side by side: backward's gradient and the right one (blue negative, red positive), and the error
-    (black is none, white the largest); each shows the two most telling axes, at the worst index of the others."""
+    (black is none, white the largest); each shows the two most telling axes, at the worst index of the others. Of an
+    array that was sampled, they show the rows and columns of the sample."""
     from PIL import Image, ImageDraw
 
+    if expected.ndim:
+        places = np.ix_(*known_lines(~np.isnan(expected)))
+        got, expected = got[places], expected[places]
     error = relative_error(got, expected)
     axes = panel_axes(error) if expected.ndim else ()
     flat = np.where(np.isnan(error), -1, error)
@@ -99,7 +117,7 @@ def save_png(path: str | Path, got: np.ndarray, expected: np.ndarray, title: str
     image = Image.new("RGB", (3 * panel_wide + 4 * margin, high + head + margin), "white")
     pen = ImageDraw.Draw(image)
     pen.text((margin, 3), title, fill="black")
-    for i, (name, plane) in enumerate(zip(("backward", "right", "error"), planes, strict=True)):
+    for i, (name, plane) in enumerate(zip(("analytic", "numerical", "error"), planes, strict=True)):
         left = margin + i * (panel_wide + margin)
         pen.text((left, 18), name, fill="black")
         colours = _signed(plane / scale) if i < 2 else _grey(plane / top)

@@ -12,8 +12,10 @@ import numpy as np
 from tinydiff.backend import array_module
 from tinydiff.gradcheck.check import Check, same_values
 from tinydiff.gradcheck.numeric import as_host
+from tinydiff.gradcheck.repeats import repeats
 from tinydiff.gradcheck.report import Diagnosis
 from tinydiff.gradcheck.sizes import sizes
+from tinydiff.gradcheck.source import raised_at
 
 
 def agree(check: Check, probe: str, when: str, got: list[Any], expected: list[Any], diagnosis: Diagnosis) -> bool:
@@ -41,7 +43,9 @@ def attempt(check: Check, probe: str, when: str, code: str, run: Callable[[], li
     try:
         return run()
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
+        at = f" ({place})" if (place := raised_at(error)) else ""
+        text = f"{type(error).__name__}: {error}{at}"
+        check.cause = check.cause or error
         if "read-only" in str(error):
             code, text = "in-place", f"backward writes into the gradient that it is given ({text})"
         check.found(probe, None, f"{when}, backward failed", Diagnosis(code, text))
@@ -212,5 +216,6 @@ PROBES: dict[str, Callable[[Check], None]] = {
     "dropped": dropped,
     "shared": shared,
     "reuse": reuse,
+    "repeats": repeats,
     "sizes": sizes,
 }

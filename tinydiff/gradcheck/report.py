@@ -24,6 +24,37 @@ class Formula:
 
 
 @dataclass
+class Blame:
+    """The line of a backward pass that is wrong.
+
+    text: its statement. fix: the statement after which all gradients are right, where one was found, and code: that of
+    the diagnosis. variable: the one whose value is wrong there. right: variables of backward before it whose values
+    are right. others: lines where a change would do as well.
+    """
+
+    file: str
+    line: int
+    text: str
+    fix: str | None
+    code: str
+    right: list[str]
+    others: list[int]
+    variable: str | None = None
+
+    def lines(self) -> list[str]:
+        what = f"{self.variable} is the first wrong value" if self.variable else "this line is wrong"
+        what = "this line raises" if self.code == "raises" else what
+        before = (
+            f"; {', '.join(self.right)} before it {'is' if len(self.right) == 1 else 'are'} right" if self.right else ""
+        )
+        lines = [f"{self.file}:{self.line}: {self.text}", f"  {what}{before}"]
+        if self.fix:
+            also = f" (a change in line {', '.join(map(str, self.others))} would do as well)" if self.others else ""
+            lines.append(f"  all gradients are right with: {self.fix}{also}")
+        return lines
+
+
+@dataclass
 class Verdict:
     """The main test of one array: <L_X, v> as backward has it and as the differences have it, along a random v."""
 
@@ -38,6 +69,20 @@ class Verdict:
     @property
     def error(self) -> float:
         return abs(self.backward - self.differences)
+
+    @property
+    def relative_error(self) -> float:
+        """|analytic - numerical| / max(|analytic|, |numerical|)."""
+        return self.error / self._size
+
+    @property
+    def tolerance(self) -> float:
+        """What the relative error may be."""
+        return self.allowed / self._size
+
+    @property
+    def _size(self) -> float:
+        return max(abs(self.backward), abs(self.differences)) or 1.0
 
 
 @dataclass
@@ -78,6 +123,7 @@ class Finding:
     array: str | None = None  # what got and expected are gradients of, where that is not the input
     culprit: tuple[str, str | None] | None = None  # the operation inside of fn that is wrong by itself, and its input
     convergence: tuple[float, float] | None = None
+    blame: Blame | None = None
 
     @property
     def worst(self) -> tuple[int, ...] | None:
@@ -95,12 +141,14 @@ class Finding:
         of = ", ".join(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:2])} and {len(names) - 2} others"
         where = f"{of}: " if of else ""
         lines = [f"{where}{self.message}  [{self.probe}]"]
-        if self.formula is not None:
+        if self.blame is not None:
+            lines += ["  " + line for line in self.blame.lines()]
+        elif self.formula is not None:
             lines.append(f"  {self.formula}")
         if (at := self.worst) is not None and self.got is not None and self.expected is not None:
             of = f" of {self.culprit[0]}" if self.culprit else ""
             place = "" if not at else "[" + ", ".join(map(str, at)) + "]"
-            values = f"backward gives {self.got[at]:.8g}, right is {self.expected[at]:.8g}"
+            values = f"analytic {self.got[at]:.8g}, numerical {self.expected[at]:.8g}"
             lines.append(f"  worst element: {self.array or self.input}{place}{of}: {values}")
             lines += ["  " + line for line in draw(self.got, self.expected)]
         if self.convergence is not None:
@@ -110,7 +158,7 @@ class Finding:
         return lines
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """The result of a gradient check. True if nothing was found; print it to read it."""
 
@@ -138,9 +186,27 @@ class Report:
     def __bool__(self) -> bool:
         return self.ok
 
+    @property
+    def summary(self) -> str:
+        """One line: the result and, of a wrong gradient, which and what it looks like."""
+        result = "no error found"
+        if self.findings:
+            first = self.findings[0]
+            of = f" (gradient of {first.input})" if first.input else ""
+            result = f"WRONG{of}" + (f": {first.diagnoses[0]}" if first.diagnoses else f": {first.message}")
+        return f"gradcheck {self.name}: {result}  ({self.dtype}, seed={self.seed})"
+
+    def __repr__(self) -> str:
+        if not self.ok:
+            return str(self)
+        worst = max((v.relative_error for v in self.verdicts), default=0.0)
+        checked = ", ".join(v.name for v in self.verdicts[:MOST_NAMES]) + (
+            ", ..." if len(self.verdicts) > MOST_NAMES else ""
+        )
+        return f"{self.summary}, gradients of {checked}: relative error at most {worst:.1e}"
+
     def __str__(self) -> str:
-        result = "no error found" if self.ok else "WRONG"
-        lines = [f"gradcheck {self.name}: {result}  ({self.dtype}, seed={self.seed})"]
+        lines = [self.summary]
         shown = self.verdicts
         if len(shown) > MOST_VERDICTS:
             shown = [v for v in shown if not v.ok][:MOST_VERDICTS]
@@ -149,8 +215,10 @@ class Report:
         wide = max(map(len, shapes), default=0)
         for v, shape in zip(shown, shapes, strict=True):
             word = "ok   " if v.ok else "WRONG"
-            sums = f"backward {v.backward:+.6e}  differences {v.differences:+.6e}  apart {v.error:.1e}"
-            lines.append(f"  {v.name:{width}}  {shape:{wide}}  {word}  {sums}, allowed {v.allowed:.1e}  ({v.method})")
+            sums = f"analytic {v.backward:+.6e}  numerical {v.differences:+.6e}  relative error {v.relative_error:.1e}"
+            lines.append(
+                f"  {v.name:{width}}  {shape:{wide}}  {word}  {sums}, tolerance {v.tolerance:.1e}  ({v.method})"
+            )
         if len(shown) < len(self.verdicts):
             wrong = sum(not v.ok for v in self.verdicts)
             more = f"{wrong - len(shown)} more WRONG, " if wrong > len(shown) else ""
@@ -181,7 +249,7 @@ class GradientError(AssertionError):
     """A gradient is wrong. The message is the whole report; `.report` holds it for programs."""
 
     def __init__(self, report: Report) -> None:
-        super().__init__(f"\n{report}")
+        super().__init__(str(report))
         self.report = report
 
 
@@ -189,4 +257,4 @@ def _slopes(true: float, false: float) -> str:
     """Of the powers of h with which differences approach two values; nan where they are there already."""
     right = f"as h^{true:.1f}" if np.isfinite(true) else "exactly"
     wrong = f"as h^{false:.1f}" if false >= 0.5 else "not at all"
-    return f"differences with step h approach the right value {right}, backward's value {wrong}"
+    return f"differences with step h approach the numerical value {right}, the analytic value {wrong}"

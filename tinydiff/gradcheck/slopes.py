@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import to_numpy
+from tinydiff.errors import InputError
 from tinydiff.gradcheck import numeric
 from tinydiff.gradcheck.check import Check, WrongShape, WrongSlope, same_values
 from tinydiff.gradcheck.kinks import at_kink
@@ -19,7 +20,7 @@ def settle(check: Check, moves: int = 4) -> bool:
     """Purity and slopes, at other inputs if fn has a kink at these. True if nothing wrong was found."""
     check.report.probes += ["repeat", "purity"]
     for attempt in range(moves + 1):
-        check.gradients = purity(check)
+        check.gradients = purity(check) or [None] * len(check.point)
         if check.report.findings:
             return False
         if not any(x.size for x in check.point) or not any(y.size for y in check.centre if y is not None):
@@ -76,7 +77,9 @@ def slopes(check: Check, last: bool) -> bool:
                 wrong.append((members[0], verdict))
     check.report.verdicts = verdicts
     for k, v in wrong:
-        message = f"the gradient is wrong: along a random direction {v.backward:.6g} instead of {v.differences:.6g}"
+        message = (
+            f"the gradient is wrong: along a random direction analytic {v.backward:.6g}, numerical {v.differences:.6g}"
+        )
         check.seen("slopes", message, WrongSlope(k))
     return True
 
@@ -105,6 +108,8 @@ def purity(check: Check) -> list[Any]:
     X, U = check.arrays(), [None if u is None else u.copy() for u in check.U]
     try:
         first = check.subject.vjp(X, U)
+    except InputError:
+        raise
     except Exception as error:
         check.raised("purity", "backward", error)
         return []

@@ -17,8 +17,10 @@ import numpy as np
 from tinydiff.autograd.function import Function
 from tinydiff.backend import is_array
 from tinydiff.errors import InputError
+from tinydiff.gradcheck.making import make_subject
+from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.report import GradientError, Report
-from tinydiff.gradcheck.subject import make_subject, positional_parameters
+from tinydiff.gradcheck.subject import positional_parameters
 
 # Tried in this order where no shapes are given, by the number of arguments.
 GUESSES: dict[int, list[list[tuple[int, ...]]]] = {
@@ -243,6 +245,8 @@ def _guess(fn: Any, seed: int, target: str, plain: bool) -> list[np.ndarray]:
 def _run(fn: Any, inputs: list[np.ndarray], plain: bool) -> Sequence[Any]:
     if not plain:
         subject = make_subject(fn, inputs)
+        if isinstance(subject, PairSubject) and not any(np.ndim(a) for a in inputs):
+            raise InputError("two numbers may be a loss and its gradient, or an output and a cache")
         return subject.forward(subject.point)
     result = fn(*inputs)
     return result if isinstance(result, tuple | list) else (result,)

@@ -154,7 +154,7 @@ PLANTED = [
     Planted(TransposeSameOrderCube, normal((4, 4, 4)), "transposed", "the same on a cube, where the shapes fit"),
     Planted(ReshapeOrder, normal((4, 5)), "transposed", "reshaped back in Fortran order"),
     Planted(FlipForgotten, normal((4, 5)), "flipped", "not flipped back"),
-    Planted(RowsSqueezed, normal((4, 5)), "broadcast", "squeeze drops an axis when its length is 1"),
+    Planted(RowsSqueezed, normal((4, 5)), "broadcast", "squeeze drops an axis when its length is 1", {"sizes": True}),
     Planted(BroadcastKept, normal((4, 1)), "broadcast", "not summed over the repeated axis"),
     Planted(CausalMask, normal((5, 5)), "mask", "the mask is not applied in backward"),
     Planted(DropoutUnscaled, normal((4, 5)), "ratio", "1 / (1 - p) is forgotten"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,16 @@ Inputs = Callable[[np.random.Generator], list[Any]]
 
 @dataclass
 class Planted:
-    """A wrong Function, the inputs to check it at, the code of the right diagnosis and the slip in words."""
+    """A wrong Function, the inputs to check it at, the code of the right diagnosis and the slip in words.
+
+    options: of gradcheck, where the bug shows only with them.
+    """
 
     function: type[Function]
     inputs: Inputs
     expected: str
     slip: str
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

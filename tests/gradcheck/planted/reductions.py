@@ -258,7 +258,11 @@ class LogSumExpEmpty(Function):
 PLANTED = [
     Planted(MeanUndivided, normal((4, 5)), "ratio", "a mean's 1/N is missing"),
     Planted(
-        MeanWrongLength, normal((4, 4)), "square-only", "divided by the length of the wrong axis, checked on a square"
+        MeanWrongLength,
+        normal((4, 4)),
+        "square-only",
+        "divided by the length of the wrong axis, checked on a square",
+        {"sizes": True},
     ),
     Planted(SumWithoutAxis, normal((4, 4)), "transposed", "the reduced axis is not put back, checked on a square"),
     Planted(VarianceNotCentred, normal((4, 5)), "mean-term", "2 x / n instead of 2 (x - mean) / n"),
@@ -287,5 +291,5 @@ PLANTED = [
     Planted(GroupNormWithoutWeight, normal((2, 6, 4), (4,)), "operand", "L_Z = L_Y instead of L_Y w"),
     Planted(GroupNormWeightPerImage, normal((2, 6, 4), (4,)), "broadcast", "L_w is not summed over images"),
     Planted(LayerNormEps, normal((4, 9)), "small", "eps in another place than in forward"),
-    Planted(LogSumExpEmpty, normal((4, 5)), "size-0", "fails on an empty axis that forward takes"),
+    Planted(LogSumExpEmpty, normal((4, 5)), "size-0", "fails on an empty axis that forward takes", {"sizes": True}),
 ]

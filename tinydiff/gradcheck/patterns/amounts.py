@@ -101,7 +101,7 @@ def operand(e: Evidence) -> Diagnosis | None:
 def own_factor(e: Evidence) -> Diagnosis | None:
     """Each element off by a factor that does not depend on L_Y: a local derivative is wrong."""
     big = e.known & np.all(np.abs(e.B) > 1e-3 * e.scale, axis=0)
-    if big.sum() < 3 or not np.isfinite(e.A).all():
+    if big.sum() < 3 or not np.isfinite(e.A).all() or not (e.wrong & big).any() or (e.wrong & ~big).any():
         return None
     r = np.where(big, e.A / np.where(big, e.B, 1), 0)
     if np.any(np.abs(r - r[0]) > 1e-4 * np.maximum(1, largest(r))):

@@ -1,0 +1,249 @@
+"""tinydiff/gradcheck/blame.py: which line of a backward pass is wrong."""
+
+import inspect
+
+import numpy as np
+import pytest
+from homework import layers, losses, sequences
+from homework.base import softmax
+
+import tinydiff as td
+from tinydiff.gradcheck import GradientError, gradcheck
+
+RNG = np.random.default_rng(3)
+
+
+def n(*shape):
+    return RNG.normal(size=shape)
+
+
+def attention_sum(dO, cache):
+    Q, K, V, P = cache
+    dV = P.T @ dO
+    dP = dO @ V.T
+    dS = P * (dP - dP.sum(-1, keepdims=True)) / np.sqrt(Q.shape[-1])  # wrong
+    return dS @ K, dS.T @ Q, dV
+
+
+def attention_axis(dO, cache):
+    Q, K, V, P = cache
+    dV = P.T @ dO
+    dP = dO @ V.T
+    dS = P * (dP - (dP * P).sum(0, keepdims=True)) / np.sqrt(Q.shape[-1])  # wrong
+    return dS @ K, dS.T @ Q, dV
+
+
+def attention_turned(dO, cache):
+    Q, K, V, P = cache
+    dV = P.T @ dO
+    dP = dO @ V.T
+    dS = P * (dP - (dP * P).sum(-1, keepdims=True)) / np.sqrt(Q.shape[-1])
+    dK = dS @ Q  # wrong
+    return dS @ K, dK, dV
+
+
+def rnn_square(dnext_h, cache):
+    x, prev_h, Wx, Wh, next_h = cache
+    da = dnext_h * (1 - next_h) ** 2  # wrong
+    return da @ Wx.T, da @ Wh.T, x.T @ da, prev_h.T @ da, da.sum(axis=0)
+
+
+def rnn_turned(dnext_h, cache):
+    x, prev_h, Wx, Wh, next_h = cache
+    da = dnext_h * (1 - next_h**2)
+    dprev = da @ Wh  # wrong
+    return da @ Wx.T, dprev, x.T @ da, prev_h.T @ da, da.sum(axis=0)
+
+
+def rnn_through_time(dh, cache):
+    N, T, H = dh.shape
+    D = cache[0][0].shape[1]
+    dx, dprev = np.zeros((N, T, D)), np.zeros((N, H))
+    dWx, dWh, db = np.zeros((D, H)), np.zeros((H, H)), np.zeros(H)
+    for t in reversed(range(T)):
+        dx[:, t], dprev, dwx, dwh, dbt = sequences.rnn_step_backward(dh[:, t] + dprev, cache[t])
+        dWx += dwx
+        dWh = dwh  # wrong
+        db += dbt
+    return dx, dprev, dWx, dWh, db
+
+
+def batchnorm_power(dout, cache):
+    x, xhat, mu, std, gamma = cache
+    N = x.shape[0]
+    dbeta = dout.sum(axis=0)
+    dgamma = (dout * xhat).sum(axis=0)
+    dxhat = dout * gamma
+    dvar = np.sum(dxhat * (x - mu), axis=0) * -0.5 / std**2  # wrong
+    dmu = -np.sum(dxhat, axis=0) / std + dvar * np.mean(-2 * (x - mu), axis=0)
+    dx = dxhat / std + dvar * 2 * (x - mu) / N + dmu / N
+    return dx, dgamma, dbeta
+
+
+def batchnorm_uncentred(dout, cache):
+    x, xhat, mu, std, gamma = cache
+    N = x.shape[0]
+    dbeta = dout.sum(axis=0)
+    dgamma = (dout * xhat).sum(axis=0)
+    dxhat = dout * gamma
+    dvar = np.sum(dxhat * (x - mu), axis=0) * -0.5 / std**3
+    dmu = -np.sum(dxhat, axis=0) / std
+    dx = dxhat / std + dvar * 2 * x / N + dmu / N  # wrong
+    return dx, dgamma, dbeta
+
+
+def batchnorm_gamma(dout, cache):
+    x, xhat, mu, std, gamma = cache
+    N = len(x)
+    dbeta = dout.sum(0)
+    dgamma = (dout * x).sum(0)  # wrong
+    sums = (dout * xhat).sum(0)
+    dx = gamma / (N * std) * (N * dout - dbeta - xhat * sums)
+    return dx, dgamma, dbeta
+
+
+def softmax_rows(dout, cache):
+    probs, y = cache
+    N = len(probs)
+    dx = probs.copy()
+    dx[:, y] -= 1  # wrong
+    return dout * dx / N
+
+
+_attention = [n(4, 4), n(4, 4), n(4, 4)]
+_rnn = [n(3, 4), n(3, 5), n(4, 5), n(5, 5), n(5)]
+_norm = [n(5, 4), n(4), n(4)]
+
+WRONG = [
+    (sequences.attention_forward, attention_sum, _attention),
+    (sequences.attention_forward, attention_axis, _attention),
+    (sequences.attention_forward, attention_turned, _attention),
+    (sequences.rnn_step_forward, rnn_square, _rnn),
+    (sequences.rnn_step_forward, rnn_turned, _rnn),
+    (sequences.rnn_forward, rnn_through_time, [n(2, 3, 4), n(2, 5), n(4, 5), n(5, 5), n(5)]),
+    (layers.batchnorm_forward, batchnorm_power, _norm),
+    (layers.batchnorm_forward, batchnorm_uncentred, _norm),
+    (layers.batchnorm_forward, batchnorm_gamma, _norm),
+    (losses.softmax_loss, softmax_rows, [n(5, 3), np.array([0, 2, 1, 2, 0])]),
+]
+
+
+def failure(forward, backward, inputs, **options):
+    with pytest.raises(GradientError) as caught:
+        gradcheck(forward, inputs, backward=backward, **options)
+    return caught.value.report
+
+
+def wrong_line(function):
+    lines, first = inspect.getsourcelines(function)
+    return first + next(i for i, line in enumerate(lines) if "# wrong" in line)
+
+
+@pytest.mark.parametrize("forward, backward, inputs", WRONG, ids=lambda a: getattr(a, "__name__", ""))
+def test_the_wrong_line_is_named(forward, backward, inputs):
+    code = backward.__code__
+    for seed in range(2):
+        report = failure(forward, backward, inputs, cache=True, seed=seed)
+        found = report.findings[0].blame
+        assert found is not None and (found.line, found.file.rsplit("/")[-1]) == (wrong_line(backward), "test_blame.py")
+        assert f"{found.file}:{found.line}: {found.text}" in str(report)
+    assert backward.__code__ is code
+
+
+def test_the_mended_line_is_shown():
+    report = failure(sequences.attention_forward, attention_sum, _attention, cache=True)
+    text = "all gradients are right with: dS = P * (dP - (dP * P).sum(-1, keepdims=True)) / np.sqrt(Q.shape[-1])"
+    assert text in str(report)
+
+
+def stepwise(x):
+    s = np.sin(x)
+    p = softmax(s)
+    q = p**2
+    return q @ np.arange(3.0)
+
+
+def stepwise_backward(g, x):
+    s = np.sin(x)
+    p = softmax(s)
+    dq = g[:, None] * np.arange(3.0)
+    dp = 2 * p * dq
+    ds = np.tanh(p) * dp + np.cos(dp)  # wrong
+    return ds * np.cos(x)
+
+
+def test_without_a_change_that_mends_it_the_first_wrong_value_is_named():
+    report = failure(stepwise, stepwise_backward, [n(4, 3)])
+    found = report.findings[0].blame
+    assert (found.line, found.variable, found.fix) == (wrong_line(stepwise_backward), "ds", None)
+    assert found.right == ["dq", "dp"]
+    assert "ds is the first wrong value; dq, dp before it are right" in str(report)
+
+
+def other_scale(q, k):
+    s = q @ k.T
+    return np.tanh(s / 7)
+
+
+def other_scale_backward(g, q, k):
+    ds = g * (1 - np.tanh(q @ k.T / 7) ** 2) / 7
+    ds = ds * 7  # the derivative by s / 7, a convention that forward's s does not have
+    return ds @ k / 7, ds.T @ q / 6  # wrong
+
+
+def test_a_variable_of_another_convention_is_not_accused():
+    found = failure(other_scale, other_scale_backward, [n(4, 3), n(5, 3)]).findings[0].blame
+    assert found.line == wrong_line(other_scale_backward)
+
+
+class Wrong(td.Function):
+    def forward(self, X, W):
+        self.save(X, W)
+        return np.tanh(X @ W)
+
+    def backward(self, L_Y):
+        X, W = self.saved
+        L_Z = L_Y * (1 - np.tanh(X @ W) ** 2)
+        return self.first(L_Z, W), self.second(L_Z, X)
+
+    def first(self, L_Z, W):
+        return L_Z @ W.T
+
+    def second(self, L_Z, X):
+        return L_Z.T @ X  # wrong
+
+
+def test_functions_and_their_methods():
+    with pytest.raises(GradientError) as caught:
+        gradcheck(Wrong, [n(4, 3), n(3, 2)])
+    found = caught.value.report.findings[0].blame
+    assert found.line == wrong_line(Wrong.second) and "X.T @ L_Z" in found.fix
+
+
+def test_lambdas():
+    report = failure(lambda x, w: x @ w, lambda g, x, w: (g @ w.T, g.T @ x), [n(4, 3), n(3, 2)])
+    assert report.findings[0].blame.fix.replace(" ", "") in ("(g@w.T,x.T@g)", "(g@w.T,(g.T@x).T)")
+
+
+def test_the_line_that_raises():
+    def backward(g, x):
+        a = g * x
+        return a.reshape(-1, 1000, 77)[np.zeros(3, complex)]
+
+    found = failure(np.sin, backward, [n(4, 3)]).findings[0].blame
+    assert found.code == "raises" and "reshape" in found.text
+
+
+def test_without_source_nothing_is_said():
+    space = {}
+    exec("def backward(g, x):\n    return g * x", space)
+    assert failure(np.sin, space["backward"], [n(4, 3)]).findings[0].blame is None
+
+
+def test_what_students_print_is_printed_by_their_own_passes_alone(capsys):
+    def backward(g, x):
+        print("here")
+        return g * np.sin(x)
+
+    failure(np.sin, backward, [n(4, 3)])
+    assert capsys.readouterr().out.count("here") < 50

@@ -1,0 +1,55 @@
+"""tinydiff/gradcheck/repeats.py: an index with a value that is there twice."""
+
+import numpy as np
+import pytest
+
+from tinydiff.gradcheck import GradientError, gradcheck
+
+W = np.random.default_rng(2).normal(size=(7, 3))
+
+
+def lookup(W, i):
+    return W[i]
+
+
+def adds_once(g, W, i):
+    d = np.zeros_like(W)
+    d[i] += g
+    return d
+
+
+def adds_each(g, W, i):
+    d = np.zeros_like(W)
+    np.add.at(d, i, g)
+    return d
+
+
+def scatter(x, i):
+    out = np.zeros((9, x.shape[1]), x.dtype)
+    out[i] = x
+    return out
+
+
+IDS = [np.array([0, 2, 5]), np.array([3, 1]), np.array([[0, 2], [4, 6]]), np.array([[0, 2, 4]])]
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_a_row_that_is_named_twice(ids):
+    with pytest.raises(GradientError) as caught:
+        gradcheck(lookup, [W, ids], backward=adds_once)
+    report = caught.value.report
+    assert report.diagnosis == "overwritten" and report.findings[0].probe == "repeats"
+    assert "np.add.at(d, i, ...)" in str(report)
+    assert gradcheck(lookup, [W, ids], backward=adds_each).notes == []
+    assert gradcheck(lookup, [W, ids], backward=adds_once, skip="repeats").ok
+
+
+def test_a_permutation_need_not_repeat():
+    order = np.array([2, 0, 1, 6, 5, 4, 3])
+    report = gradcheck(lookup, [W, order], backward=adds_once)
+    assert report.ok and any("there twice" in note for note in report.notes)
+    assert gradcheck(lambda x, order: x[order], [W, np.array([0, 3])], backward=adds_once).ok
+
+
+def test_forward_that_overwrites_is_not_accused():
+    assert gradcheck(scatter, [W[:3], np.array([1, 8, 4])], backward=lambda g, x, i: g[i]).ok

@@ -1,0 +1,429 @@
+"""Which line of a backward pass is wrong: the first wrong value among its variables, and the change that mends it.
+
+Three questions are asked of a check that has failed, where the source can be read; what they do not settle stays unsaid.
+
+- Forward's assignments are intermediates z. The derivative of the loss by each is found numerically, by moving z where it
+  is assigned. Backward's variables are matched by name (dz, grad_z, z_grad, L_z ...), and are right or wrong by it. A
+  variable is to blame only if, with the right value in its place, the gradients come out right.
+- A line all of whose operands are right, and whose result is not, is wrong.
+- Each expression of backward is changed in small ways, those in which people slip. A change after which all gradients are
+  right, also for another L_Y, names the line.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import functools
+import io
+import traceback
+import types
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinydiff.gradcheck import numeric, taps
+from tinydiff.gradcheck.check import Check
+from tinydiff.gradcheck.flow import Flow, suspects
+from tinydiff.gradcheck.pairs import PairSubject, cache_first
+from tinydiff.gradcheck.repairs import Repair, repairs
+from tinydiff.gradcheck.report import Blame
+from tinydiff.gradcheck.source import Source, short
+from tinydiff.gradcheck.subject import TapeSubject
+from tinydiff.gradcheck.trees import base_of
+
+MOST_REPAIRS, MOST_WORK = 600, 2 * 10**7  # backward passes; numbers that they read
+MOST_SUBSTITUTED = 256  # elements of an intermediate whose derivative is found one by one
+CLOSE = 1e-6
+
+Codes = Mapping[types.FunctionType, types.CodeType]
+Event = tuple[str, int, np.ndarray]  # a variable, the line that assigns it, its value
+
+
+def blame(check: Check) -> Blame | None:
+    """The line that is wrong, or None where that cannot be told. Never raises."""
+    if check.dtype != np.float64 or check.ground is not check.subject or not check.point:
+        return None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return _Search(check).run()
+    except Exception:
+        return None
+
+
+class _Truth:
+    """What the gradients must be along a few directions, for one draw of L_Y."""
+
+    def __init__(self, check: Check, U: Sequence[Any], count: int = 2) -> None:
+        self.U = U
+        self.tests: list[tuple[int, np.ndarray, float, float]] = []
+        for _ in range(count):
+            for k, x in enumerate(check.point):
+                if x.size:
+                    v = check.direction([k])
+                    slope = numeric.differences(check.forward, check.point, v, check.centre, list(U), check.step)
+                    if np.isfinite(slope.value + slope.error):
+                        self.tests.append((k, np.asarray(v[k]), slope.value, CLOSE * slope.size + slope.error))
+
+    def wrong(self, gradients: Sequence[Any] | None, point: Sequence[Any]) -> set[int]:
+        """Which arrays' gradients are not those of the differences."""
+        if gradients is None:
+            return {k for k, *_ in self.tests}
+        wrong = set()
+        for k, v, value, allowed in self.tests:
+            g = gradients[k]
+            g = np.zeros(point[k].shape) if g is None else g
+            if g.shape != v.shape or not abs(float(np.vdot(g, v)) - value) <= allowed + CLOSE * min(_size(g, v), 1e300):
+                wrong.add(k)
+        return wrong
+
+
+def _size(g: np.ndarray, v: np.ndarray) -> float:
+    return float(np.sum((g * v) ** 2)) ** 0.5
+
+
+class _Search:
+    def __init__(self, check: Check) -> None:
+        self.check, self.passes = check, 0
+        self.truth = _Truth(check, check.U)
+        subject = check.subject
+        assert isinstance(subject, PairSubject | TapeSubject)
+        self.subject = subject
+        self.sources = taps.sources(self._functions())
+        self.backward_events: list[Event] = []
+        self.right: dict[str, list[int]] = {}  # variables of backward with right values, and the lines that assign them
+        self.wrong: list[tuple[str, int, str, int]] = []  # variable, line, intermediate, which of its assignments
+
+    def run(self) -> Blame | None:
+        if not self.sources or not self.truth.wrong(self.gradients({}), self.check.point):
+            return None
+        self._compare()
+        proven = self._substitute()
+        followed = self._follow()
+        found = self._repair(proven, followed)
+        if found is not None:
+            source, repair, others = found
+            before = self._right_before(repair.line)
+            return Blame(short(source.file), repair.line, *repair.texts(), repair.code, before, sorted(others))
+        if proven is not None:
+            name, line = proven
+            return self._blame(line, name)
+        if followed is not None and len(followed) == 1:
+            return self._blame(followed[0])
+        return self._raised()
+
+    def _blame(self, line: int, variable: str | None = None, code: str = "unknown") -> Blame:
+        source = next(s for s in self.sources.values() if s.node.lineno <= line <= (s.node.end_lineno or 0))
+        return Blame(short(source.file), line, source.line(line), None, code, self._right_before(line), [], variable)
+
+    def _raised(self) -> Blame | None:
+        """The line of backward that raises."""
+        error = self.check.cause
+        if error is None:
+            return None
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            for source in self.sources.values():
+                if frame.filename == source.file and source.node.lineno <= (frame.lineno or 0) <= (
+                    source.node.end_lineno or 0
+                ):
+                    return self._blame(frame.lineno or 0, code="raises")
+        return None
+
+    def _follow(self) -> list[int] | None:
+        """The lines of backward one of which must be wrong: all other operands of what is wrong are right."""
+        subject = self.subject
+        owner: Any = subject if isinstance(subject, PairSubject) else subject.function
+        function = taps.plain(owner.backward)
+        source = self.sources.get(function) if function is not None else None
+        got = self.gradients({})
+        if function is None or source is None or got is None:
+            return None
+        wrong = self.truth.wrong(got, self.check.point)
+        parameters = [a.arg for a in source.node.args.args]
+        parameters = parameters[1:] if parameters[:1] == ["self"] else parameters
+        outputs = sum(y is not None for y in self.check.centre)
+        if isinstance(self.subject, PairSubject) and self.subject.cache and cache_first(self.subject.backward):
+            parameters = parameters[1:]
+        if isinstance(self.subject, PairSubject) and self.subject.slots:
+            return None
+        helpers = {f.__name__ for f in self.sources if f is not function}
+        forward = self._forward_function()
+        shared = (
+            set() if forward is None else {*forward.__code__.co_names, *forward.__code__.co_freevars, forward.__name__}
+        )
+        flow = Flow(source.node, parameters[:outputs], helpers, shared)
+        results = flow.returned()
+        if results is None or len(results) != len(self.check.point):
+            return None
+        mistaken = {name for name, *_ in self.wrong}
+        counts = Counter(name for name, *_ in self.backward_events)
+        right = {n for n, lines in self.right.items() if n not in mistaken and len(lines) == counts[n]}
+        return suspects(flow, len(results), sorted(wrong), right)
+
+    # --- Running.
+
+    def gradients(self, codes: Codes, tap: taps.Tap | None = None, U: Sequence[Any] | None = None) -> list[Any] | None:
+        """The gradients with other code in backward; None where it raises."""
+        self.passes += 1
+
+        def inside(call: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(call)
+            def swapped(*args: Any, **options: Any) -> Any:
+                with taps.exchanged(codes, tap):
+                    return call(*args, **options)
+
+            return swapped
+
+        subject = self._around(inside)
+        try:
+            got = subject.vjp(self.check.arrays(), self.check.U if U is None else U)
+            return [numeric.as_host(g) for g in got]
+        except Exception:
+            return None
+
+    def _around(self, inside: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
+        """The subject with something around its backward pass."""
+        subject = copy.copy(self.subject)
+        if isinstance(subject, PairSubject):
+            wrapped: Any = inside(subject.backward)  # type: ignore[arg-type]
+            if hasattr(subject.backward, "__self__"):
+                wrapped.__self__ = subject.backward.__self__  # type: ignore[union-attr]
+            subject.backward = wrapped
+        else:
+            cls: Any = subject.function
+            sub = type(cls.__name__, (cls,), {"backward": inside(cls.backward)})
+            subject.fn = lambda *xs: sub.apply(*xs)  # type: ignore[attr-defined]
+        return subject
+
+    def _functions(self) -> list[types.FunctionType]:
+        """The functions of the user that backward runs."""
+        subject = self.subject
+        if isinstance(subject, PairSubject):
+            if subject.backward is None:
+                return []
+        elif subject.function is None:
+            return []
+        found: list[types.FunctionType] = []
+
+        def noting(call: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(call)
+            def noted(*args: Any) -> Any:
+                result: list[Any] = []
+                found.extend(taps.functions_run(lambda: result.append(_caught(call, args))))
+                if isinstance(result[0], Exception):
+                    raise result[0]
+                return result[0]
+
+            return noted
+
+        with contextlib.suppress(Exception):
+            self._around(noting).vjp(self.check.arrays(), self.check.U)
+        return list(dict.fromkeys(found))
+
+    # --- Forward's intermediates beside backward's variables.
+
+    def _forward_function(self) -> types.FunctionType | None:
+        subject = self.subject
+        return taps.plain(
+            subject.fn if isinstance(subject, PairSubject) else getattr(subject.function, "forward", None)
+        )
+
+    def _forward(self) -> tuple[types.FunctionType, types.CodeType] | None:
+        fn = self._forward_function()
+        if fn is None:
+            return None
+        source = taps.sources([fn]).get(fn)
+        code = taps.tapped(fn, source.node) if source is not None else None
+        return None if code is None else (fn, code)
+
+    def _compare(self) -> None:
+        """Fills `right` and `wrong`: backward's variables, by the derivatives of those of forward with their names."""
+        codes = {f: c for f, s in self.sources.items() if (c := taps.tapped(f, s.node)) is not None}
+        events = self.backward_events
+
+        def note(name: str, line: int, value: Any) -> Any:
+            if taps.is_floating(value):
+                events.append((name, line, np.array(value, np.float64)))
+            return value
+
+        self.gradients(codes, note)
+        forward = self._forward()
+        if forward is None or not events:
+            return
+        seen: list[tuple[str, tuple[int, ...]]] = []
+
+        def list_them(name: str, line: int, value: Any) -> Any:
+            if taps.is_floating(value):
+                seen.append((name, np.shape(value)))
+            return value
+
+        self.values({forward[0]: forward[1]}, list_them)
+        known = {name for name, _ in seen}
+        self.forward_code = forward
+        cache: dict[int, list[tuple[np.ndarray, float, float]]] = {}
+        for name, line, value in events:
+            base = base_of(name, known.__contains__)
+            if base is None or base == name:
+                continue
+            places = [i for i, (other, shape) in enumerate(seen) if other == base and shape == value.shape]
+            if not places or len(places) > 8:
+                continue
+            for i in places:
+                if i not in cache:
+                    cache[i] = [self._slope(i, value.shape) for _ in range(2)]
+            matches = [
+                all(abs(float(np.vdot(value, v)) - s) <= a + CLOSE * _size(value, v) for v, s, a in cache[i])
+                for i in places
+            ]
+            if any(matches):
+                self.right.setdefault(name, []).append(line)
+            elif len(places) == 1:
+                self.wrong.append((name, line, base, places[0]))
+
+    def values(self, codes: Codes, tap: taps.Tap) -> list[Any]:
+        with taps.exchanged(codes, tap):
+            return self.check.forward([x.copy() for x in self.check.point])
+
+    def _moved(self, place: int, by: np.ndarray) -> list[Any]:
+        """Forward with the intermediate assigned in that place moved."""
+        count = -1
+
+        def move(name: str, line: int, value: Any) -> Any:
+            nonlocal count
+            if not taps.is_floating(value):
+                return value
+            count += 1
+            return value + by if count == place else value
+
+        return self.values({self.forward_code[0]: self.forward_code[1]}, move)
+
+    def _slope(self, place: int, shape: tuple[int, ...]) -> tuple[np.ndarray, float, float]:
+        """A direction in an intermediate, the loss's slope along it, and its error."""
+        v = self.check.random(shape)
+        slopes = []
+        for h in (1e-5, 2e-5):
+            above, below = (self._moved(place, s * h * v) for s in (1, -1))
+            Jv = [None if a is None else (a - b) / (2 * h) for a, b in zip(above, below, strict=True)]
+            slopes.append(numeric.dot(self.check.U, Jv))
+        natural = numeric.norm_of_products(self.check.U, self.check.centre)
+        return v, (4 * slopes[0] - slopes[1]) / 3, abs(slopes[0] - slopes[1]) + 1e-9 * natural
+
+    def _derivative(self, place: int, shape: tuple[int, ...]) -> np.ndarray:
+        G = np.zeros(shape)
+        for at in np.ndindex(shape):
+            by = np.zeros(shape)
+            by[at] = 1e-5
+            above, below = self._moved(place, by), self._moved(place, -by)
+            Jv = [None if a is None else (a - b) / 2e-5 for a, b in zip(above, below, strict=True)]
+            G[at] = numeric.dot(self.check.U, Jv)
+        return G
+
+    def _substitute(self) -> tuple[str, int] | None:
+        """The first variable with the right value in whose place all gradients are right."""
+        codes = {f: c for f, s in self.sources.items() if (c := taps.tapped(f, s.node)) is not None}
+        for name, line, _, place in self.wrong[:6]:
+            uses = [e for e in self.backward_events if e[0] == name and e[1] == line]
+            if len(uses) != 1 or uses[0][2].size > MOST_SUBSTITUTED:
+                continue
+            G = self._derivative(place, uses[0][2].shape)
+
+            def put(other: str, at: int, value: Any, name: str = name, line: int = line, G: np.ndarray = G) -> Any:
+                return G.copy() if (other, at) == (name, line) else value
+
+            got = self.gradients(codes, put)
+            if got is not None and not self._far(got):
+                return name, line
+        return None
+
+    def _far(self, got: Sequence[Any]) -> bool:
+        """Whether gradients are wrong beyond the error of an intermediate's derivative by differences."""
+        for k, v, value, allowed in self.truth.tests:
+            g = np.zeros(v.shape) if got[k] is None else got[k]
+            if g.shape != v.shape or not abs(float(np.vdot(g, v)) - value) <= 100 * allowed + 1e-5 * min(
+                _size(g, v), 1e300
+            ):
+                return True
+        return False
+
+    # --- Changes.
+
+    def _repair(
+        self, proven: tuple[str, int] | None, lines: list[int] | None
+    ) -> tuple[Source, Repair, set[int]] | None:
+        """A change that makes all gradients right: its source, itself, and other lines where one would do as well."""
+        right = {line for lines in self.right.values() for line in lines} - {line for _, line, _, _ in self.wrong}
+        shapes = {name: value.shape for name, _, value in self.backward_events}
+        tried: list[tuple[int, int, types.FunctionType, Repair]] = []
+        for f, source in self.sources.items():
+            if any(isinstance(n, ast.While) for n in _walk(source)):
+                continue
+            alike, names = self._names(f, shapes)
+            for i, repair in enumerate(repairs(source.node, alike, names)):
+                if lines is not None and repair.line not in lines:
+                    continue
+                if repair.line not in right and (proven is None or repair.line <= proven[1] or len(self.sources) > 1):
+                    tried.append((repair.rank, i, f, repair))
+        tried.sort(key=lambda t: t[:2])
+        size = sum(x.size for x in self.check.point) + sum(y.size for y in self.check.centre if y is not None)
+        most, rank = min(MOST_REPAIRS, MOST_WORK // max(size, 1)), 99
+        found: list[tuple[types.FunctionType, Repair]] = []
+        for r, _, f, repair in tried[:most]:
+            if found and r > rank:
+                break
+            code = None
+            with contextlib.suppress(SyntaxError, ValueError, AttributeError, TypeError), repair.made():
+                code = taps.compiled(f, self.sources[f].node)
+            if code is None or self.truth.wrong(self.gradients({f: code}), self.check.point):
+                continue
+            if self._confirmed({f: code}):
+                found.append((f, repair))
+                rank = r
+                if len(found) >= 4:
+                    break
+        if not found:
+            return None
+        best = next((t for t in found if proven is not None and t[1].line == proven[1]), found[0])
+        return self.sources[best[0]], best[1], {t[1].line for t in found} - {best[1].line}
+
+    def _confirmed(self, codes: Codes) -> bool:
+        """Whether changed code is right for another L_Y too."""
+        check = self.check
+        U = [None if u is None else check.random(u.shape) * (u != 0) for u in check.U]
+        truth = _Truth(check, U, count=1)
+        got = self.gradients(codes, U=U)
+        return got is not None and not truth.wrong(got, check.point)
+
+    def _names(self, f: types.FunctionType, shapes: dict[str, tuple[int, ...]]) -> tuple[Any, list[str]]:
+        """Whether two variables are alike, and expressions that may be missing."""
+        variables = [n for n in f.__code__.co_varnames if n not in ("self", "cache", "ctx", "_")]
+
+        def alike(a: str, b: str) -> bool:
+            return shapes[a] == shapes[b] if a in shapes and b in shapes else a not in shapes and b not in shapes
+
+        alike.names = variables  # type: ignore[attr-defined]
+        parts = {ast.unparse(n) for n in _walk(self.sources[f]) if isinstance(n, ast.Subscript) and _is_read(n)}
+        forms = ("{}", "len({})", "{}.shape[1]", "{}.size", "({} > 0)", "(1 - {} ** 2)", "({} * (1 - {}))", "{} ** 2")
+        return alike, [*(form.replace("{}", n) for form in forms for n in variables), *sorted(parts)]
+
+    def _right_before(self, line: int) -> list[str]:
+        return [name for name, lines in self.right.items() if max(lines) < line]
+
+
+def _walk(source: Source) -> Iterator[ast.AST]:
+    return ast.walk(source.node)
+
+
+def _is_read(n: ast.Subscript) -> bool:
+    return isinstance(n.ctx, ast.Load) and not (isinstance(n.value, ast.Attribute) and n.value.attr == "shape")
+
+
+def _caught(call: Callable[..., Any], args: Sequence[Any]) -> Any:
+    try:
+        return call(*args)
+    except Exception as error:
+        return error
