@@ -21,7 +21,13 @@ def add_command(commands: Any) -> None:
         "target", metavar="MODULE:FUNCTION", nargs="?", help="or MODULE:FORWARD,BACKWARD; MODULE may be a .py file"
     )
     check.add_argument("--kernels", action="store_true", help="check every CUDA kernel of tinydiff against float64")
-    check.add_argument("--shape", action="append", default=[], metavar="4,3", help="of each argument in turn [guessed]")
+    check.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="4,3",
+        help='of each argument in turn; "2,4 int" for integers 0, 1 and 2, such as labels [guessed]',
+    )
     check.add_argument("--seed", type=whole_number, default=0, help="of the random numbers [0]")
     check.add_argument("--png", metavar="FILE.png", help="a picture of where the error is")
     check.set_defaults(run=_run)

@@ -229,6 +229,7 @@ def _array(text: str, i: int, seed: int) -> np.ndarray:
 def _guess(fn: Any, seed: int, target: str, plain: bool) -> list[np.ndarray]:
     """Inputs of the first common shapes that fn takes; plain: as arrays."""
     count = _count(fn)
+    tried = []
     for shapes in _shapes_to_try(count):
         inputs = [_array(",".join(map(str, shape)) or "scalar", i, seed) for i, shape in enumerate(shapes)]
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -237,9 +238,16 @@ def _guess(fn: Any, seed: int, target: str, plain: bool) -> list[np.ndarray]:
                 ys = _run(fn, inputs, plain)
                 if all(np.isfinite(y).all() for y in ys if is_array(y)):
                     return inputs
-            except Exception:
-                continue
-    raise InputError(f"no inputs for {target} were found by trying: give a shape for each of its {count} arguments")
+                tried.append((shapes, "its values are not finite"))
+            except Exception as error:
+                tried.append((shapes, _where(error)))
+    shapes, why = tried[0]
+    names = [p.name for p in positional_parameters(fn)[0]][:count]
+    of = f" ({', '.join(names)})" if names else ""
+    raise InputError(
+        f"no inputs for {target} were found by trying: with {' '.join(map(str, shapes))}, {why}. Give a shape for each of "
+        f'its {count} arguments{of}, such as --shape 4,3, or for integers like labels --shape "4 int"'
+    )
 
 
 def _run(fn: Any, inputs: list[np.ndarray], plain: bool) -> Sequence[Any]:
