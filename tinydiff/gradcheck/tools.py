@@ -40,8 +40,8 @@ def numerical_gradient(fn: Callable[[Any], Any], x: Any, step: float | None = No
 def numerical_jacobian(fn: Callable[[Any], Any], x: Any, step: float | None = None) -> np.ndarray:
     """The derivative of every element of fn(x) by every element of x: (*shape of fn(x), *shape of x), float64.
 
-    By central differences, four evaluations of fn for each element of x; steps and arguments are those of
-    `numerical_gradient`.
+    By central differences, four evaluations of fn for each element of x; fn may return an array. x, step and errors are
+    those of `numerical_gradient`.
     """
     x64, wrap = _prepared("numerical_jacobian", x)
     shape = _value(fn, wrap(x64)).shape
