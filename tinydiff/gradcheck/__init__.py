@@ -16,7 +16,7 @@ repeats.py     indices that name a row twice
 scaling.py     the same with one length three times as long
 sizes.py       the same at lengths 0 and 1, and with squares made oblong: notes, if not asked for
 diagnosis.py   from what was seen to a diagnosis, afterwards: evidence.py, patterns/, formula.py
-blame.py       which line is wrong: taps.py (other code for a while), flow.py (what a line reads), repairs.py (small changes)
+blame.py       which line is wrong: rerun.py and taps.py (other code for a while), flow.py (what a line reads), repairs.py
 locate.py      where a gradient of many elements is wrong, by halving
 source.py      the syntax tree of a function, file and line of an exception
 report.py      what is said, picture.py what is drawn

@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
-import functools
 import io
 import traceback
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,15 +30,13 @@ from tinydiff.gradcheck.flow import Flow, suspects
 from tinydiff.gradcheck.pairs import PairSubject, cache_first
 from tinydiff.gradcheck.repairs import Repair, repairs
 from tinydiff.gradcheck.report import Blame
+from tinydiff.gradcheck.rerun import CLOSE, Codes, Rerun, Truth, size_of
 from tinydiff.gradcheck.source import Source, short
-from tinydiff.gradcheck.subject import TapeSubject
 from tinydiff.gradcheck.trees import base_of
 
 MOST_REPAIRS, MOST_WORK = 600, 2 * 10**7  # backward passes; numbers that they read
 MOST_SUBSTITUTED = 256  # elements of an intermediate whose derivative is found one by one
-CLOSE = 1e-6
 
-Codes = Mapping[types.FunctionType, types.CodeType]
 Event = tuple[str, int, np.ndarray]  # a variable, the line that assigns it, its value
 
 
@@ -56,45 +52,10 @@ def blame(check: Check) -> Blame | None:
         return None
 
 
-class _Truth:
-    """What the gradients must be along a few directions, for one draw of L_Y."""
-
-    def __init__(self, check: Check, U: Sequence[Any], count: int = 2) -> None:
-        self.U = U
-        self.tests: list[tuple[int, np.ndarray, float, float]] = []
-        for _ in range(count):
-            for k, x in enumerate(check.point):
-                if x.size:
-                    v = check.direction([k])
-                    slope = numeric.differences(check.forward, check.point, v, check.centre, list(U), check.step)
-                    if np.isfinite(slope.value + slope.error):
-                        self.tests.append((k, np.asarray(v[k]), slope.value, CLOSE * slope.size + slope.error))
-
-    def wrong(self, gradients: Sequence[Any] | None, point: Sequence[Any]) -> set[int]:
-        """Which arrays' gradients are not those of the differences."""
-        if gradients is None:
-            return {k for k, *_ in self.tests}
-        wrong = set()
-        for k, v, value, allowed in self.tests:
-            g = gradients[k]
-            g = np.zeros(point[k].shape) if g is None else g
-            if g.shape != v.shape or not abs(float(np.vdot(g, v)) - value) <= allowed + CLOSE * min(_size(g, v), 1e300):
-                wrong.add(k)
-        return wrong
-
-
-def _size(g: np.ndarray, v: np.ndarray) -> float:
-    return float(np.sum((g * v) ** 2)) ** 0.5
-
-
-class _Search:
+class _Search(Rerun):
     def __init__(self, check: Check) -> None:
-        self.check, self.passes = check, 0
-        self.truth = _Truth(check, check.U)
-        subject = check.subject
-        assert isinstance(subject, PairSubject | TapeSubject)
-        self.subject = subject
-        self.sources = taps.sources(self._functions())
+        super().__init__(check)
+        self.sources = taps.sources(self.functions())
         self.backward_events: list[Event] = []
         self.right: dict[str, list[int]] = {}  # variables of backward with right values, and the lines that assign them
         self.wrong: list[tuple[str, int, str, int]] = []  # variable, line, intermediate, which of its assignments
@@ -165,66 +126,6 @@ class _Search:
         right = {n for n, lines in self.right.items() if n not in mistaken and len(lines) == counts[n]}
         return suspects(flow, len(results), sorted(wrong), right)
 
-    # --- Running.
-
-    def gradients(self, codes: Codes, tap: taps.Tap | None = None, U: Sequence[Any] | None = None) -> list[Any] | None:
-        """The gradients with other code in backward; None where it raises."""
-        self.passes += 1
-
-        def inside(call: Callable[..., Any]) -> Callable[..., Any]:
-            @functools.wraps(call)
-            def swapped(*args: Any, **options: Any) -> Any:
-                with taps.exchanged(codes, tap):
-                    return call(*args, **options)
-
-            return swapped
-
-        subject = self._around(inside)
-        try:
-            got = subject.vjp(self.check.arrays(), self.check.U if U is None else U)
-            return [numeric.as_host(g) for g in got]
-        except Exception:
-            return None
-
-    def _around(self, inside: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
-        """The subject with something around its backward pass."""
-        subject = copy.copy(self.subject)
-        if isinstance(subject, PairSubject):
-            wrapped: Any = inside(subject.backward)  # type: ignore[arg-type]
-            if hasattr(subject.backward, "__self__"):
-                wrapped.__self__ = subject.backward.__self__  # type: ignore[union-attr]
-            subject.backward = wrapped
-        else:
-            cls: Any = subject.function
-            sub = type(cls.__name__, (cls,), {"backward": inside(cls.backward)})
-            subject.fn = lambda *xs: sub.apply(*xs)  # type: ignore[attr-defined]
-        return subject
-
-    def _functions(self) -> list[types.FunctionType]:
-        """The functions of the user that backward runs."""
-        subject = self.subject
-        if isinstance(subject, PairSubject):
-            if subject.backward is None:
-                return []
-        elif subject.function is None:
-            return []
-        found: list[types.FunctionType] = []
-
-        def noting(call: Callable[..., Any]) -> Callable[..., Any]:
-            @functools.wraps(call)
-            def noted(*args: Any) -> Any:
-                result: list[Any] = []
-                found.extend(taps.functions_run(lambda: result.append(_caught(call, args))))
-                if isinstance(result[0], Exception):
-                    raise result[0]
-                return result[0]
-
-            return noted
-
-        with contextlib.suppress(Exception):
-            self._around(noting).vjp(self.check.arrays(), self.check.U)
-        return list(dict.fromkeys(found))
-
     # --- Forward's intermediates beside backward's variables.
 
     def _forward_function(self) -> types.FunctionType | None:
@@ -277,7 +178,7 @@ class _Search:
                 if i not in cache:
                     cache[i] = [self._slope(i, value.shape) for _ in range(2)]
             matches = [
-                all(abs(float(np.vdot(value, v)) - s) <= a + CLOSE * _size(value, v) for v, s, a in cache[i])
+                all(abs(float(np.vdot(value, v)) - s) <= a + CLOSE * size_of(value, v) for v, s, a in cache[i])
                 for i in places
             ]
             if any(matches):
@@ -345,7 +246,7 @@ class _Search:
         for k, v, value, allowed in self.truth.tests:
             g = np.zeros(v.shape) if got[k] is None else got[k]
             if g.shape != v.shape or not abs(float(np.vdot(g, v)) - value) <= 100 * allowed + 1e-5 * min(
-                _size(g, v), 1e300
+                size_of(g, v), 1e300
             ):
                 return True
         return False
@@ -394,7 +295,7 @@ class _Search:
         """Whether changed code is right for another L_Y too."""
         check = self.check
         U = [None if u is None else check.random(u.shape) * (u != 0) for u in check.U]
-        truth = _Truth(check, U, count=1)
+        truth = Truth(check, U, count=1)
         got = self.gradients(codes, U=U)
         return got is not None and not truth.wrong(got, check.point)
 
@@ -420,10 +321,3 @@ def _walk(source: Source) -> Iterator[ast.AST]:
 
 def _is_read(n: ast.Subscript) -> bool:
     return isinstance(n.ctx, ast.Load) and not (isinstance(n.value, ast.Attribute) and n.value.attr == "shape")
-
-
-def _caught(call: Callable[..., Any], args: Sequence[Any]) -> Any:
-    try:
-        return call(*args)
-    except Exception as error:
-        return error

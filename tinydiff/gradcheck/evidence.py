@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Larger Jacobians are sampled. Work is counted, not timed, so that a diagnosis is the same on every machine.
 MOST_WORK = 10**8  # numbers that the passes for one Jacobian read and write: about a second
+MOST_ROWS = 768  # backward passes, one for each element of the outputs
 MOST_COLUMNS, FEWEST_COLUMNS = 320, 48  # of a Jacobian; of that of an array that is sampled
 MOST_OF_ALL = 480  # of the Jacobians for all findings together: a failing check takes at most 20 times a passing one
 MOST_NUMBERS, MOST_KEPT = 4 * 10**6, 16  # in a Jacobian that is kept: 32 MB; columns of it where the array is sampled
@@ -145,7 +146,7 @@ class Evidence:
         """The Jacobian as backward has it, by one backward pass per output element; None where that is too many."""
         count = self.J.shape[0]
         each = 3 * self.work  # forward, and backward for inputs and weights
-        if not self.complete or count > min(MOST_COLUMNS, MOST_WORK // each) or count * self.x.size > MOST_NUMBERS:
+        if not self.complete or count > min(MOST_ROWS, MOST_WORK // each) or count * self.x.size > MOST_NUMBERS:
             return None
         J = np.empty((count, self.x.size))
         for i in range(count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Collection, Sequence
 
 from tinydiff.gradcheck.source import Definition, changed_by
@@ -25,6 +26,8 @@ PLAIN = {
         "keys",
     ),
 }
+
+GRADIENT = re.compile(r"d[A-Za-z_]\w*$|grad\w*$|L_\w+$|\w+_grad$")
 
 
 class Flow:
@@ -112,8 +115,8 @@ def _suspects(flow: Flow, e: ast.AST, good: set[str], seen: set[str]) -> dict[in
 def _is_given(flow: Flow, name: str) -> bool:
     """Whether a variable holds what forward kept, or a plain part of it, or is no variable of the function at all."""
     writers = flow.writers(name)
-    if name in flow.carrying:
-        return False
+    if name in flow.carrying or (writers and GRADIENT.match(name)):
+        return False  # also a gradient that should carry L_Y and does not
     return all(_is_plain(s, flow.shared) for s in writers)
 
 

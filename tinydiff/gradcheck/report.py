@@ -40,10 +40,14 @@ class Blame:
     right: list[str]
     others: list[int]
     variable: str | None = None
+    certain: bool = True  # False where a factor or term was added that could also stand in another line
 
     def lines(self) -> list[str]:
         what = f"{self.variable} is the first wrong value" if self.variable else "this line is wrong"
-        what = "this line raises" if self.code == "raises" else what
+        if not self.certain:
+            what = "a change in this line mends it"
+        if self.code == "raises":
+            what = "this line raises"
         before = (
             f"; {', '.join(self.right)} before it {'is' if len(self.right) == 1 else 'are'} right" if self.right else ""
         )
