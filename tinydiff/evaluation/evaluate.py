@@ -21,7 +21,7 @@ from tinydiff.evaluation.frechet import frechet_distance, moments
 from tinydiff.evaluation.neighbours import Neighbours, nearest
 from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
-from tinydiff.machine.terminal import say
+from tinydiff.machine.terminal import say, tell
 from tinydiff.runs import memory, pictures
 from tinydiff.runs.folder import RunFolder
 
@@ -78,7 +78,7 @@ class Settings:
 
 
 def evaluate(
-    path: str | os.PathLike[str], settings: Settings | None = None, report: Callable[[str], None] = print
+    path: str | os.PathLike[str], settings: Settings | None = None, report: Callable[[str], None] = tell
 ) -> Path:
     """Evaluates the run at `path`; returns the folder with the results. `report` is given the text, piece by piece.
 

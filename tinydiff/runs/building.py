@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import warnings
 from typing import Any
 
@@ -14,6 +13,7 @@ from tinydiff import data as datasets
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError
+from tinydiff.machine.terminal import say
 from tinydiff.random import INIT, Generator
 from tinydiff.runs import checkpoint
 from tinydiff.runs.checkpoint import Pipeline
@@ -40,7 +40,7 @@ def load_data(config: RunConfig, start: Pipeline | None = None) -> Dataset:
         flip=config.flip,
         holdout=config.holdout,
         seed=config.seed,
-        report=lambda line: print(line, file=sys.stderr),
+        report=say,
     )
 
 

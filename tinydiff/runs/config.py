@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinydiff.errors import InputError
+from tinydiff.machine.files import MOST_TEXT, check_text, read_bytes
 from tinydiff.runs import formats
 
 
@@ -84,11 +86,16 @@ class TrainConfig:
         return name
 
     def save(self, path: Path, extra: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Writes the format and the settings as TOML, in sections; None is left out. `extra`: more sections, to record
-        what they hold."""
+        """Writes `text` to a file."""
+        path.write_text(self.text(extra), encoding="utf-8")
+
+    def text(self, extra: Mapping[str, Mapping[str, Any]] | None = None, without: Collection[str] = ()) -> str:
+        """The format and the settings as TOML, in sections; None is left out, and so are those named in `without`. `extra`:
+        more sections, to record what they hold."""
         sections: dict[str, dict[str, Any]] = {}
         for f in dataclasses.fields(self):
-            sections.setdefault(f.metadata["section"], {})[f.name] = getattr(self, f.name)
+            if f.name not in without:
+                sections.setdefault(f.metadata["section"], {})[f.name] = getattr(self, f.name)
         for name, values in (extra or {}).items():
             sections.setdefault(name, {}).update(values)
         lines = [f"format = {formats.FORMAT}", ""]
@@ -96,7 +103,7 @@ class TrainConfig:
             lines.append(f"[{section}]")
             lines += [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
             lines.append("")
-        path.write_text("\n".join(lines), encoding="utf-8")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -159,23 +166,32 @@ def flag(name: str) -> str:
 def load(path: Path) -> dict[str, Any]:
     """The settings in a TOML file, by name. InputError for a file that is missing or broken or of a later format, for
     unknown settings, and for values out of range."""
+    if not os.path.lexists(path):
+        raise InputError(f"there is no configuration file {path}")
+    content = read_bytes(path, MOST_TEXT)
     try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no configuration file {path}") from None
-    except (OSError, ValueError) as error:  # not text, not TOML, or a number of thousands of digits
+        return parse(content.decode(), path)
+    except UnicodeDecodeError as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from None
-    formats.check(sections, path)
+
+
+def parse(text: str, where: object) -> dict[str, Any]:
+    """The settings in TOML, by name; `where` it stands. InputError as in `load`."""
+    try:
+        sections = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not TOML, or a number of thousands of digits
+        raise InputError(f"cannot read the configuration {where}: {error}") from None
+    formats.check(sections, where)
     sections.pop("format", None)
     fields = {f.name: f for f in dataclasses.fields(RunConfig)}
     settings = {}
     for section, values in sections.items():
         if not isinstance(values, dict):
-            raise InputError(f"{path}: {section!r} stands outside of a section; known are {_sections()}")
+            raise InputError(f"{where}: {section!r} stands outside of a section; known are {_sections()}")
         for name, value in values.items():
             if name not in fields or fields[name].metadata["section"] != section:
-                raise InputError(f"{path}: there is no setting {name!r} in section [{section}]")
-            check_value(f"{path}: {name}", value, _kinds(RunConfig)[name], fields[name].metadata["check"])
+                raise InputError(f"{where}: there is no setting {name!r} in section [{section}]")
+            check_value(f"{where}: {name}", value, _kinds(RunConfig)[name], fields[name].metadata["check"])
             settings[name] = value
     return settings
 
@@ -189,15 +205,27 @@ def check_value(name: str, value: Any, kind: Any, check: Any) -> None:
     kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind) if optional else kind
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, tuple | list) or not all(type(v) is int for v in value):
-            raise InputError(f"{name} must be whole numbers such as 1,2,2, not {value!r}")
+            raise InputError(f"{name} must be whole numbers such as 1,2,2, not {_brief(value)}")
     elif kind is float:
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise InputError(f"{name} must be a finite number, not {value!r}")
+        if type(value) not in (int, float) or not -math.inf < value < math.inf:
+            raise InputError(f"{name} must be a finite number, not {_brief(value)}")
+        if abs(value) > 1e300:  # a whole number of hundreds of digits is none of Python's floats
+            raise InputError(f"{name} must be a number of a usual size, not {_brief(value)}")
     elif type(value) is not kind:
         names = {int: "a whole number", str: "a text", bool: "true or false"}
-        raise InputError(f"{name} must be {names[kind]}, not {value!r}")
+        raise InputError(f"{name} must be {names[kind]}, not {_brief(value)}")
+    elif kind is str:
+        check_text(name, value)
     if check is not None and not check[0](value):
-        raise InputError(f"{name} must be {check[1]}, not {value}")
+        raise InputError(f"{name} must be {check[1]}, not {_brief(value, quoted=False)}")
+
+
+def _brief(value: Any, quoted: bool = True) -> str:
+    """A value for a message, also where Python refuses to write so many digits."""
+    try:
+        return repr(value) if quoted else str(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _kinds(cls: type) -> dict[str, Any]:
