@@ -41,7 +41,7 @@ def add_command(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from tinydiff.machine.threads import threads
     from tinydiff.random import SAMPLING, Generator
-    from tinydiff.runs import checkpoint, pictures
+    from tinydiff.runs import checkpoint, limits, pictures
     from tinydiff.runs.sheets import class_count, draw_sheet
 
     a = arguments
@@ -49,8 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--n must be at least 1, not {a.n}")
     if not 0 <= a.seed < 2**64:
         raise InputError(f"--seed must be at least 0 and below 2**64, not {a.seed}")
-    if a.threads is not None and a.threads < 1:
-        raise InputError(f"--threads must be at least 1, not {a.threads}")
+    if a.threads is not None and not 1 <= a.threads <= limits.THREADS:
+        raise InputError(f"--threads must be at least 1 and at most {limits.THREADS}, not {a.threads}")
     pipeline = checkpoint.load(a.path, raw=a.raw)
     unet, diffusion = pipeline.unet, pipeline.diffusion
     device = resolve_device(a.device)

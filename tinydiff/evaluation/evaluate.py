@@ -22,7 +22,7 @@ from tinydiff.evaluation.neighbours import Neighbours, nearest
 from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import say, tell
-from tinydiff.runs import memory, pictures
+from tinydiff.runs import limits, memory, pictures
 from tinydiff.runs.folder import RunFolder
 
 PARTS = ("bits", "frechet", "neighbours", "samplers")
@@ -69,6 +69,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise InputError(f"--{name} must be at least {bound}, not {value}")
+        if self.threads is not None and self.threads > limits.THREADS:
+            raise InputError(f"--threads must be at most {limits.THREADS}, not {self.threads}")
         if not self.step_counts or min(self.step_counts) < 1:
             raise InputError("--step-counts must be whole numbers of at least 1, such as 10,25,50")
         if self.sampler not in SAMPLERS:

@@ -15,7 +15,7 @@ from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError
 from tinydiff.machine.terminal import say
 from tinydiff.random import INIT, Generator
-from tinydiff.runs import checkpoint
+from tinydiff.runs import checkpoint, limits
 from tinydiff.runs.checkpoint import Pipeline
 from tinydiff.runs.config import RunConfig
 from tinydiff.unet import UNet
@@ -53,6 +53,12 @@ def resolve(config: RunConfig, data: Dataset, start: Pipeline | None = None) -> 
     if start is not None:
         return _resolve_start(config, data, start)
     _check_size(config, height)
+    widest = config.channels * max(config.mults)
+    if widest > limits.WIDTH:
+        raise InputError(f"--channels times --mults gives {widest} channels, and a level has at most {limits.WIDTH}")
+    limits.require_weights([config.channels * m for m in config.mults], config.blocks, copies=4)
+    limits.require_step(config.batch_size, height, config.channels)
+    limits.require_step(config.batch_size * config.accumulate, height, data.channels)
     labels = data.labels is not None if config.labels is None else config.labels
     label_dropout = config.label_dropout
     if not labels:

@@ -25,7 +25,7 @@ from tinydiff.backend import to_numpy
 from tinydiff.data import pixels
 from tinydiff.diffusion import Diffusion, sample
 from tinydiff.errors import InputError
-from tinydiff.machine.files import read_json
+from tinydiff.machine.files import check_numbers, read_json
 from tinydiff.random import SAMPLING, Generator
 from tinydiff.runs import diffusers, formats, tensorfile
 from tinydiff.runs.atomic import LAST, beside, is_complete, write_folder
@@ -202,7 +202,9 @@ def _pipeline_files(
     extras = {
         "format": formats.FORMAT,
         "null_label": unet.null_label,
-        "class_names": None if class_names is None else list(class_names),
+        "class_names": None
+        if class_names is None
+        else [name.encode(errors="replace").decode() for name in class_names],
         "min_snr": diffusion.min_snr,
     }
     return {
@@ -274,6 +276,10 @@ def _extras(folder: Path) -> dict[str, Any]:
     file = folder / EXTRAS
     extras = read_json(file) if file.exists() else {}
     formats.check(extras, file)
+    check_numbers(extras, file)
+    for name, kinds in (("null_label", (int,)), ("min_snr", (int, float))):
+        if extras.get(name) is not None and type(extras[name]) not in kinds:
+            raise InputError(f"{file}: {name} must be a number, not {extras[name]!r}")
     return extras
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tinydiff.errors import InputError
 from tinydiff.machine.files import MOST_TEXT, check_text, read_bytes
-from tinydiff.runs import formats
+from tinydiff.runs import formats, limits
 
 
 def _setting(default: Any, section: str, help: str, check: Any = None, metavar: str | None = None) -> Any:
@@ -27,6 +27,10 @@ def _setting(default: Any, section: str, help: str, check: Any = None, metavar: 
 
 def _at_least(least: float) -> Any:
     return lambda value: value >= least, f"at least {least}"
+
+
+def _from_to(least: int, most: int) -> Any:
+    return lambda value: least <= value <= most, f"at least {least} and at most {most}"
 
 
 def _above(least: float) -> Any:
@@ -41,7 +45,10 @@ def _one_of(*choices: str) -> Any:
     return lambda value: value in choices, "one of " + ", ".join(choices)
 
 
-_POSITIVE_LIST = (lambda values: len(values) > 0 and min(values) > 0, "whole numbers of at least 1, such as 1,2,2")
+_POSITIVE_LIST = (
+    lambda values: 0 < len(values) <= limits.LEVELS and min(values) >= 1 and max(values) <= limits.WIDTH,
+    f"whole numbers of at least 1, such as 1,2,2, for at most {limits.LEVELS} levels",
+)
 
 
 @dataclass(frozen=True)
@@ -54,9 +61,11 @@ class TrainConfig:
     """
 
     out: str = _setting("runs/run", "training", "folder of the run", metavar="DIR")
-    steps: int = _setting(1000, "training", "training steps in all", _at_least(1))
-    batch_size: int = _setting(32, "training", "images whose activations are in memory at once", _at_least(1))
-    accumulate: int = _setting(1, "training", "batches whose gradients make one step", _at_least(1))
+    steps: int = _setting(1000, "training", "training steps in all", _from_to(1, limits.STEPS))
+    batch_size: int = _setting(
+        32, "training", "images whose activations are in memory at once", _from_to(1, limits.BATCH)
+    )
+    accumulate: int = _setting(1, "training", "batches whose gradients make one step", _from_to(1, limits.BATCH))
     lr: float = _setting(1e-3, "training", "learning rate of Adam", _above(0))
     warmup: int = _setting(100, "training", "steps over which the learning rate rises to --lr", _at_least(0))
     clip: float = _setting(
@@ -68,7 +77,9 @@ class TrainConfig:
     )
     seed: int = _setting(0, "training", "seed of all random numbers", _within(0, 2**64))
     device: str = _setting("auto", "training", "auto, cpu or cuda", _one_of("auto", "cpu", "cuda"))
-    threads: int | None = _setting(None, "training", "CPU threads (all that the process may use)", _at_least(1))
+    threads: int | None = _setting(
+        None, "training", "CPU threads (all that the process may use)", _from_to(1, limits.THREADS)
+    )
     precision: str = _setting("float32", "training", "arithmetic: float32", _one_of("float32"))
     save_every: int = _setting(500, "training", "steps between checkpoints", _at_least(1))
     preview_every: int = _setting(500, "training", "steps between previews; 0: none", _at_least(0))
@@ -114,14 +125,14 @@ class RunConfig(TrainConfig):
         "glyphs", "data", "glyphs (built in), or a folder of pictures, IDX, CIFAR-10 or .npz/.npy file"
     )
     image_size: int | None = _setting(
-        None, "data", "height and width to resize and crop to (the data's own)", _at_least(1)
+        None, "data", "height and width to resize and crop to (the data's own)", _from_to(1, limits.IMAGE_SIZE)
     )
     labels: bool | None = _setting(None, "data", "train with class labels (where the data has some)")
     flip: bool = _setting(False, "data", "mirror images at random")
     holdout: float = _setting(0.0, "data", "share of the images to keep out of training", _within(0, 1))
-    channels: int = _setting(32, "network", "channels of the first level", _at_least(1))
+    channels: int = _setting(32, "network", "channels of the first level", _from_to(1, limits.WIDTH))
     mults: tuple[int, ...] = _setting((1, 2, 2), "network", "channels of each level, as multiples", _POSITIVE_LIST)
-    blocks: int = _setting(1, "network", "residual blocks of each level", _at_least(1))
+    blocks: int = _setting(1, "network", "residual blocks of each level", _from_to(1, limits.BLOCKS))
     attention: tuple[int, ...] | None = _setting(
         None,
         "network",
@@ -135,7 +146,7 @@ class RunConfig(TrainConfig):
     )
     dropout: float = _setting(0.0, "network", "dropout in the residual blocks", _within(0, 1))
     schedule: str = _setting("linear", "diffusion", "linear or cosine", _one_of("linear", "cosine"))
-    timesteps: int = _setting(1000, "diffusion", "steps T of the diffusion", _at_least(1))
+    timesteps: int = _setting(1000, "diffusion", "steps T of the diffusion", _from_to(1, limits.TIMESTEPS))
     predict: str = _setting(
         "v",
         "diffusion",
