@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.cli import main
+from tinydiff.errors import InputError
 from tinydiff.runs import checkpoint
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.log import read_log
@@ -91,7 +92,8 @@ def forked(work: Callable[[], Any]) -> int:
 
 def train(out: Path, data: Path) -> int:
     """Starts, or goes on, as a user would."""
-    if RunFolder(out).is_run():
+    with suppress(InputError):
+        RunFolder(out).check_resumable()
         return main(["train", "--resume", "--out", str(out), "--threads", "1"])
     return main(["train", "--out", str(out), "--data", str(data), "--steps", str(STEPS), *FLAGS])
 
@@ -322,5 +324,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         failures = run(Path(name), arguments.seed, arguments.share, arguments.kills)
-    print(*failures, sep="\n")
+    print(*failures, sep="\n", flush=True)
     raise SystemExit(bool(failures))

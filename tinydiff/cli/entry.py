@@ -76,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except RunFailed as error:
         return _fail(error, 1)
     except ImportError as error:
-        return _fail(missing_library(error) or f"a part of the installation cannot be loaded: {error}", 1)
+        return _fail(RunFailed(missing_library(error) or f"a part of the installation cannot be loaded: {error}"), 1)
     except RuntimeError as error:
         if (sentence := missing_library(error)) is None:
             raise
@@ -88,7 +88,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except OSError as error:
         if error.filename is None and error.errno in _OF_OUTPUT:
             raise
-        return _fail(of_system(error), 2)  # of a file, before work began: what fails later is a RunFailed
+        return _fail(InputError(of_system(error)), 2)  # of a file, before work began: what fails later is a RunFailed
 
 
 def _fail(message: object, status: int) -> int:

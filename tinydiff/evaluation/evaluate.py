@@ -13,7 +13,7 @@ import numpy as np
 from tinydiff.backend import host_threads, resolve_device
 from tinydiff.data import Dataset
 from tinydiff.diffusion.sampler import SAMPLERS
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, at_work
 from tinydiff.evaluation import samplers
 from tinydiff.evaluation.bits import BitsPerDim, measure_bits
 from tinydiff.evaluation.features import extractor
@@ -111,6 +111,7 @@ class _Evaluation:
         self.path, self.subject, self.settings, self.folder, self._report = path, subject, settings, folder, report
         self.text: list[str] = []
 
+    @at_work()
     def run(self) -> Path:
         only, subject = self.settings.only, self.subject
         clipped = "clipped to [-1, 1]" if subject.diffusion.clip_x0 else "not clipped"

@@ -108,7 +108,7 @@ class RunFolder:
 
     def check_resumable(self) -> None:
         """InputError unless there is a run with a checkpoint, or one that was killed before it began."""
-        if not self.is_run():
+        if not (self._has_begun() or os.path.lexists(self.start_file)):
             raise InputError(f"there is no run to resume in {self.path}")
         if checkpoint.find_own(self.path) is None and not self.start_file.is_file():
             what = f"is incomplete: it has no {checkpoint.INDEX}" if self.checkpoint.is_dir() else "is missing"
