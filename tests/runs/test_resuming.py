@@ -296,3 +296,22 @@ def test_a_terminal_that_closes_twice_still_lets_the_run_save():
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGHUP)
         assert interrupts.received == signal.SIGHUP
+
+
+def test_a_full_disk_before_work_is_a_bad_place_and_afterwards_a_failed_run(tmp_path, monkeypatch, capsys):
+    from tinydiff.errors import RunFailed
+
+    real, calls = checkpoint.write_folder, []
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) in (1, 3):
+            raise RunFailed("the disk is full")
+        real(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_folder", full)
+    words = ["train", "--out", str(tmp_path / "run"), "--steps", "3", "--save-every", "2", *SMALL]
+    assert "the disk is full" in refused(words, capsys)
+    assert main(words) == 1 and "the disk is full" in capsys.readouterr().err
+    assert checkpoint.read_step(tmp_path / "run") == 0 and len(calls) == 3  # where saving failed, it is not tried again
+    assert main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0

@@ -111,8 +111,7 @@ class Trainer:
         self.stopped_by: int | None = None
         try:
             with Interrupts() as interrupts:
-                with before_work():
-                    self._begin(resume, force)
+                self._begin(resume, force)
                 with threads.threads(host_threads(self.device, self.config.threads)):
                     self._train(interrupts)
                     if interrupts.received is None:
@@ -146,18 +145,19 @@ class Trainer:
         self.check_start(resume, force)
         if self.device == "cuda":
             memory.require_gpu(self.memory_of_step(), self.config.batch_size)
-        self.folder.acquire()
-        self.check_start(resume, force)  # again, now that nobody else can change anything
-        if resume:
-            self.folder.put_in_order()
-            if self.saved_step is None:  # with what `.starting.toml` says
+        with before_work():
+            self.folder.acquire()
+            self.check_start(resume, force)  # again, now that nobody else can change anything
+            if resume:
+                self.folder.put_in_order()
+                if self.saved_step is None:  # with what `.starting.toml` says
+                    self.save()
+                self.folder.rewrite_config(self.config, self.record)
+            else:
+                self.folder.begin(self.config, self.record, force)
                 self.save()
-            self.folder.rewrite_config(self.config, self.record)
-        else:
-            self.folder.begin(self.config, self.record, force)
-            self.save()
-            self.folder.begun()
-        self.folder.open_log(self.step)
+                self.folder.begun()
+            self.folder.open_log(self.step)
 
     @at_work()
     def _train(self, interrupts: Interrupts) -> None:
