@@ -120,7 +120,9 @@ def test_pictures_that_a_killed_run_did_not_get_to_are_drawn(whole, run, capsys)
     for name in names:
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
     capsys.readouterr()
+    (run / ".lock").write_text("process 1 on x")  # of one that was killed at the very end
     assert "has done its 4 steps" in refused(["train", "--resume", "--out", str(run)], capsys)
+    assert not (run / ".lock").exists()
 
 
 def test_pictures_of_an_earlier_end_are_no_pictures_of_this_one(run, monkeypatch):

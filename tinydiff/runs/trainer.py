@@ -146,12 +146,15 @@ class Trainer:
             )
 
     def _begin(self, resume: bool, force: bool) -> None:
-        self.check_start(resume, force)
+        if resume:  # so far: the rest is looked at below, once
+            self.folder.check_resumable()
+        else:
+            self.check_start(force=force)
         if self.device == "cuda":
             memory.require_gpu(self.memory_of_step(), self.config.batch_size)
         with before_work():
             self.folder.acquire()
-            self.check_start(resume, force)  # again, now that nobody else can change anything
+            self.check_start(resume, force)  # now that nobody else can change anything
             if resume:
                 self.folder.put_in_order()
                 if self.saved_step is None:  # with what `.starting.toml` says
