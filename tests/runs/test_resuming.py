@@ -294,10 +294,14 @@ def test_what_was_ignored_stays_ignored():
 def test_a_terminal_that_closes_twice_still_lets_the_run_save():
     from tinydiff.runs.interrupts import Interrupts
 
-    with Interrupts() as interrupts:
-        for _ in range(3):
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert interrupts.received == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests may have had it ignored
+    try:
+        with Interrupts() as interrupts:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupts.received == signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_full_disk_before_work_is_a_bad_place_and_afterwards_a_failed_run(tmp_path, monkeypatch, capsys):

@@ -206,7 +206,10 @@ def test_data_that_does_not_fit_the_network(tmp_path):
 # --------------------------------------------------------------------------------- in processes that can be killed
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have had it ignored
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.path.insert(0, {root!r})
 sys.path.insert(0, {tests!r})
 from test_trainer import Results, Trainer, tiny_trainer
@@ -256,7 +259,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
     process = start(tmp_path / "run", 100_000, False)
     wait_for(tmp_path / "run/checkpoint", process)
     process.send_signal(number)
-    assert process.wait() == 128 + number
+    assert process.wait(600) == 128 + number
     assert "finishing the step and saving" in process.stderr.read()
     done = len(read_log(tmp_path / "run/log.csv"))
     assert td.checkpoint.load_training_state(tmp_path / "run/checkpoint")[1]["step"] == str(done)
