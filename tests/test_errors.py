@@ -11,8 +11,10 @@ from PIL import Image
 import tinydiff as td
 from tinydiff.cli.entry import main
 from tinydiff.errors import InputError, named, spelling
+from tinydiff.evaluation.evaluate import Settings
 from tinydiff.runs.building import resolve
 from tinydiff.runs.config import RunConfig
+from tinydiff.runs.folder import RunFolder
 
 PACKAGE = Path(td.__file__).parent
 OPTIONS = {"cuda/driver.py", "cuda/host.py", "cuda/nvrtc.py"}  # of compilers
@@ -79,6 +81,23 @@ def test_settings(tmp_path, capsys):
         td.TrainConfig(save_every=0)
     words = ["train", "--save-every", "0", "--out", str(tmp_path / "run")]
     assert main(words) == 2 and capsys.readouterr().err == "tinydiff: --save-every must be at least 1, not 0\n"
+
+
+def test_bounds(tmp_path, capsys):
+    with pytest.raises(InputError, match=r"^channels times mults gives 32000 channels"):
+        resolve(RunConfig(image_size=8, mults=(2,), channels=16_000), td.data.draw_glyphs(2, image_size=8))
+    with pytest.raises(InputError, match=r"^threads must be at most 256, not 1000$"):
+        Settings(threads=1000)
+    assert main(["evaluate", str(tmp_path), "--threads", "1000"]) == 2
+    assert capsys.readouterr().err == "tinydiff: --threads must be at most 256, not 1000\n"
+
+
+def test_a_run_without_its_checkpoint(tmp_path, capsys):
+    (tmp_path / "config.toml").write_text("format = 1\n")
+    with pytest.raises(InputError, match=r"or begin again with force=True$"):
+        RunFolder(tmp_path).check_resumable()
+    assert main(["train", "--resume", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("or begin again with --force\n")
 
 
 def flags_in(file):

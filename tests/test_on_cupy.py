@@ -191,7 +191,7 @@ def test_the_commands_train_resume_and_sample(tmp_path, capfd, monkeypatch, cubl
 def test_the_commands_need_no_cublas(tmp_path, capfd, monkeypatch):
     """Training with all that a step may have, sampling, evaluation, doctor: by our own kernels, so only a few of each."""
     monkeypatch.setattr("tinydiff.runs.trainer.PREVIEW_STEPS", 1)
-    monkeypatch.setattr("tinydiff.runs.trainer.draw_sheet", partial(draw_sheet, n=1))
+    monkeypatch.setattr("tinydiff.runs.results.draw_sheet", partial(draw_sheet, n=1))
     run, device = tmp_path / "run", ["--device", "cuda"]
     small = [
         "--channels=8",
@@ -235,7 +235,7 @@ def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("trained") / "run"
     words = ["train", "--steps=1", "--preview-every=0", "--holdout=0.1", *SMALL, "--threads=1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tinydiff.runs.trainer.draw_sheet", partial(draw_sheet, n=1))
+        patch.setattr("tinydiff.runs.results.draw_sheet", partial(draw_sheet, n=1))
         assert cli.main([*words, "--out", str(run), "--device", "cpu"]) == 0
     return run
 
@@ -259,8 +259,13 @@ def test_a_command_says_which_library_is_missing(name, library, what, trained, c
 def test_auto_goes_on_without_the_gpu_and_says_so(name, trained, capfd, monkeypatch):
     cupy_stand_in.MISSING.add("nvrtc")
     backend._say_once.cache_clear()
-    monkeypatch.setattr("tinydiff.runs.trainer.draw_sheet", partial(draw_sheet, n=1))
-    assert cli.main([*command(name, trained, "auto"), "--threads=1", *["--force"] * (name in ("train", "doctor"))]) == 0
+    monkeypatch.setattr("tinydiff.runs.results.draw_sheet", partial(draw_sheet, n=1))
+    assert (
+        cli.main(
+            [*command(name, trained, "auto"), "--threads=1", *["--force"] * (name in ("train", "doctor", "sample"))]
+        )
+        == 0
+    )
     said, error = capfd.readouterr()
     sentence = "no GPU is used: CuPy does not find NVRTC, a library of CUDA: install tinydiff[cuda13], which brings it"
     assert error.count(sentence) == 1
@@ -271,7 +276,7 @@ def test_auto_goes_on_without_the_gpu_and_says_so(name, trained, capfd, monkeypa
 def test_a_command_that_needs_a_library_later_fails_with_a_sentence(name, trained, capfd, monkeypatch):
     """By CuPy's own operations all of them need cuBLAS."""
     monkeypatch.setenv("TINYDIFF_KERNELS", "0")
-    assert cli.main([*command(name, trained, "cuda"), *["--force"] * (name in ("train", "doctor"))]) == 1
+    assert cli.main([*command(name, trained, "cuda"), *["--force"] * (name in ("train", "doctor", "sample"))]) == 1
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.endswith("CuPy does not find cuBLAS, a library of CUDA: install tinydiff[cuda13], which brings it")
     assert error.startswith("tinydiff: ")

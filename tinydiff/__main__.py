@@ -1,3 +1,7 @@
-from tinydiff.cli import main
+try:
+    from tinydiff.cli import main
 
-raise SystemExit(main())
+    status = main()
+except KeyboardInterrupt:  # while the imports run; main answers it afterwards
+    status = 130
+raise SystemExit(status)

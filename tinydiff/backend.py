@@ -34,6 +34,8 @@ def cupy() -> ModuleType | None:
         import cupy as module
     except ImportError:
         return None
+    if not hasattr(module, "is_available"):  # a folder of that name, which Python takes for a package
+        return None
     return module if module.is_available() else None
 
 

@@ -1,19 +1,61 @@
-"""The two ways in which a run can end badly, so that the command line can answer each, and how sentences name a parameter."""
+"""The two ways in which a run can end badly, what their sentences look like, and how those name a parameter.
+
+Every message is one line of bounded length. What a file, a name or another program put into it is shown, never sent to the
+terminal: control characters, bytes that are no text, and characters that change the direction of writing appear as escapes.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-
-class InputError(ValueError):
-    """What the user gave cannot be used; the message is one sentence that says why (exit status 2)."""
+LONGEST = 300  # characters of a message; advice that has to be copied whole may be longer
 
 
-class RunFailed(RuntimeError):
-    """The run itself failed, with good input: a loss that is not finite, a full disk (exit status 1)."""
+def shown(text: object, limit: int | None = None) -> str:
+    """The text with escapes for what a terminal would act on: "a\\x1b[31m" -> "a\\\\x1b[31m". Texts of more than `limit`
+    characters lose their middle."""
+    plain = "".join(c if c.isprintable() else _escape(c) for c in str(text))
+    if limit is None or len(plain) <= limit:
+        return plain
+    head = (limit - 5) * 2 // 3
+    return f"{plain[:head]} ... {plain[len(plain) - (limit - 5 - head) :]}"
+
+
+def _escape(character: str) -> str:
+    if character == "\n":
+        return " "
+    if unicodedata.category(character) == "Zs":  # other widths of the space
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class _Told(Exception):
+    """limit: of the message's length; None where it quotes other programs at length, as a compiler's log: then it stays as it
+    is."""
+
+    def __init__(self, message: object = "", limit: int | None = LONGEST) -> None:
+        super().__init__(message if limit is None else shown(message, limit))
+
+
+class InputError(_Told, ValueError):
+    """What the user gave cannot be used (exit status 2).
+
+    message: one sentence that says why. limit: of its length in characters; None: it may have any.
+    """
+
+
+class RunFailed(_Told, RuntimeError):
+    """The run itself failed, with good input: a loss that is not finite, a full disk (exit status 1).
+
+    message: one sentence that says why. limit: of its length in characters; None: it may have any.
+    """
 
 
 def _in_python(name: str, *value: Any) -> str:
@@ -41,3 +83,32 @@ def spelling(spell: Callable[..., str]) -> Iterator[None]:
         yield
     finally:
         _spelling.reset(token)
+
+
+@contextmanager
+def before_work() -> Iterator[None]:
+    """A block in which no work has been done yet: a disk that fails there is an unusable place, an InputError."""
+    try:
+        yield
+    except RunFailed as error:
+        raise InputError(error) from None
+    except OSError as error:
+        raise InputError(of_system(error)) from None
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """A block that works or keeps the result of work: what the disk does there is a failed run, a place that cannot be
+    written any more as well."""
+    try:
+        yield
+    except InputError as error:
+        raise RunFailed(error) from None
+    except OSError as error:
+        raise RunFailed(of_system(error)) from None
+
+
+def of_system(error: OSError) -> str:
+    """A system's error as a sentence: the file's name, if it has one, and the reason."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{error.filename}: {reason}"

@@ -18,6 +18,7 @@ from tinydiff.errors import InputError, RunFailed
 from tinydiff.machine import limits
 from tinydiff.random import Generator
 from tinydiff.runs.folder import read_log
+from tinydiff.runs.results import Results
 from tinydiff.runs.trainer import Trainer
 
 FINISH = Trainer._finish
@@ -74,6 +75,7 @@ def assert_same_run(one, two):
 def no_pictures(monkeypatch):
     """The samples at the end are tested with the command line; here they would only take time."""
     monkeypatch.setattr(Trainer, "_finish", lambda self: None)
+    monkeypatch.setattr(Results, "missing", lambda self, step: False)
 
 
 def test_overfits_eight_images(tmp_path):
@@ -125,7 +127,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
 def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path):
     tiny_trainer(tmp_path / "whole").run()
     trainer = tiny_trainer(tmp_path / "died")
-    trainer.folder.create(trainer.config, {})
+    trainer.folder.begin(trainer.config, {})  # and then the process was killed
     tiny_trainer(tmp_path / "died").run(resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "died")
 
@@ -204,11 +206,15 @@ def test_data_that_does_not_fit_the_network(tmp_path):
 # --------------------------------------------------------------------------------- in processes that can be killed
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may have had it ignored
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.path.insert(0, {root!r})
 sys.path.insert(0, {tests!r})
-from test_trainer import Trainer, tiny_trainer
+from test_trainer import Results, Trainer, tiny_trainer
 Trainer._finish = lambda self: None
+Results.missing = lambda self, step: False
 trainer = tiny_trainer({out!r}, steps={steps}, save_every=1, preview_every=0)
 trainer.run(resume={resume})
 sys.exit(128 + trainer.stopped_by if trainer.stopped_by else 0)
@@ -248,12 +254,12 @@ def test_killed_again_and_again(tmp_path):
     assert_same_run(tmp_path / "whole", out)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
     process = start(tmp_path / "run", 100_000, False)
     wait_for(tmp_path / "run/checkpoint", process)
     process.send_signal(number)
-    assert process.wait() == 128 + number
+    assert process.wait(600) == 128 + number
     assert "finishing the step and saving" in process.stderr.read()
     done = len(read_log(tmp_path / "run/log.csv"))
     assert td.checkpoint.load_training_state(tmp_path / "run/checkpoint")[1]["step"] == str(done)

@@ -18,6 +18,7 @@ from tinydiff.bench.timing import Ceiling, Times, measure_ceiling, race
 from tinydiff.errors import InputError
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
+from tinydiff.runs.limits import THREADS
 
 OURS = "tinydiff"
 
@@ -92,6 +93,8 @@ def _others_at_work() -> float | None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--threads must be a whole number of at least 1, not {text!r}")
+    if len(text) > 4 or int(text) > THREADS:
+        raise InputError(f"--threads must be at most {THREADS}, not {text}")
     return int(text)
 
 

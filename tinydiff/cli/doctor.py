@@ -24,6 +24,7 @@ from tinydiff.autograd.profile import Profile
 from tinydiff.cli import flags
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.machine import limits, threads
+from tinydiff.machine.terminal import tell
 from tinydiff.runs import memory
 from tinydiff.runs.memory import show
 from tinydiff.runs.progress import duration
@@ -61,7 +62,7 @@ def examine(
     resume: bool = False,
     force: bool = False,
     profile: Profile | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> None:
     """Tells, line by line, what a run would be like, and where the time of its steps goes if there is a `profile` to fill.
     InputError, one sentence, where it cannot start. The trainer has taken a few steps afterwards and is not to be used."""
@@ -190,7 +191,7 @@ def _learning_rate(trainer: Trainer, warnings: list[str]) -> None:
 
 def _folder(trainer: Trainer, resume: bool, force: bool, line: Line) -> None:
     folder = trainer.folder
-    existed = folder.config_file.exists()
+    existed = folder.is_run()
     trainer.check_start(resume, force)
     place = _existing(folder.path)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):

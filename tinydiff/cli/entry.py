@@ -15,13 +15,18 @@ from typing import Any, NoReturn
 from tinydiff.backend import missing_library
 from tinydiff.cli import bench, doctor, evaluate, gradcheck, info, sample, train
 from tinydiff.cli.numbers import INTERRUPTED
-from tinydiff.errors import InputError, RunFailed, spelling
+from tinydiff.errors import InputError, RunFailed, of_system, spelling
+from tinydiff.machine.terminal import escaped
 from tinydiff.version import __version__
+
+# What writing to a pipe, a file or a terminal may say, with no name of a file.
+_OF_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit status: 0 done, 1 the run failed, 2 wrong input, 130 and 143 interrupted, 141
+    """Runs a command; returns its exit status: 0 done, 1 the run failed, 2 wrong input, 129, 130 and 143 interrupted, 141
     nobody reads the output any more."""
+    _prepare_output()
     try:
         with spelling(_flag):
             status = _run(argv)
@@ -31,11 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # somebody closed our output, as `head` does
         _drop_output()
         return INTERRUPTED + 13
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # files say so themselves; this is the output
-            raise
+    except OSError as error:  # files say so themselves; this is the output
         _drop_output()
-        return _fail(f"the output cannot be written: {error.strerror}", 1)
+        return _fail(f"the output cannot be written: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED + signal.SIGINT)
+
+
+def _prepare_output() -> None:
+    """Characters that the terminal lacks become escapes. Streams that are closed lead nowhere, so that no file of ours gets
+    their number."""
+    for name in ("stdin", "stdout", "stderr"):
+        if (stream := getattr(sys, name)) is None:
+            with suppress(OSError):
+                setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+        elif name != "stdin":
+            with suppress(AttributeError, ValueError, OSError):  # it may be any object
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _flag(name: str, *value: Any) -> str:
@@ -50,7 +67,7 @@ def _flag(name: str, *value: Any) -> str:
 
 def _drop_output() -> None:
     """So that flushing it at exit is quiet."""
-    with suppress(OSError, AttributeError):  # it may be no file, or closed
+    with suppress(OSError, AttributeError, ValueError):  # it may be no file, or closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -69,7 +86,9 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(error, 2)
     except RunFailed as error:
         return _fail(error, 1)
-    except (ImportError, RuntimeError) as error:
+    except ImportError as error:
+        return _fail(RunFailed(missing_library(error) or f"a part of the installation cannot be loaded: {error}"), 1)
+    except RuntimeError as error:
         if (sentence := missing_library(error)) is None:
             raise
         return _fail(sentence, 1)
@@ -77,13 +96,15 @@ def _run(argv: Sequence[str] | None) -> int:
         training = arguments.command in ("train", "doctor")
         advice = "; a smaller --batch-size with a larger --accumulate needs less" if training else ""
         return _fail(f"out of memory{advice}", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED + signal.SIGINT)
+    except OSError as error:
+        if error.filename is None and error.errno in _OF_OUTPUT:
+            raise
+        return _fail(InputError(of_system(error)), 2)  # of a file, before work began: what fails later is a RunFailed
 
 
 def _fail(message: object, status: int) -> int:
-    with suppress(OSError):  # of standard error: then only the status tells
-        print(f"tinydiff: {message}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # of standard error: then only the status tells
+        print(f"tinydiff: {escaped(str(message))}", file=sys.stderr, flush=True)
     return status
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinydiff.errors import InputError
 from tinydiff.runs import config as configuration
+from tinydiff.runs import lock
 from tinydiff.runs.config import RunConfig
 
 if TYPE_CHECKING:
@@ -92,10 +93,11 @@ def _check_init(config: RunConfig, flags: Mapping[str, Any]) -> None:
 
 def _resumed(changes: dict[str, Any]) -> RunConfig:
     """The run's own settings; InputError for a change of any that its numbers depend on."""
+    from tinydiff.runs import resuming  # which needs much that --help does without
+
     out = Path(changes.get("out", RunConfig.out))
-    if not (out / "config.toml").exists():
-        raise InputError(f"there is no run to resume in {out}")
-    before = RunConfig(**configuration.load(out / "config.toml"))
+    lock.check_free(out)
+    before = RunConfig(**resuming.recorded(out))
     after = dataclasses.replace(before, **changes)
     for name in changes:
         wanted, had = getattr(after, name), getattr(before, name)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tinydiff.cli.numbers import whole_number
 from tinydiff.errors import InputError
+from tinydiff.machine.terminal import tell
 
 
 def add_command(commands: Any) -> None:
@@ -47,5 +48,5 @@ def _run(arguments: argparse.Namespace) -> int:
     from tinydiff.gradcheck.target import check_target
 
     report = check_target(arguments.target, shapes=arguments.shape, seed=arguments.seed, png=arguments.png)
-    print(report)
+    tell(report)
     return 0 if report.ok else 1

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tinydiff.machine.terminal import tell
+
 
 def add_command(commands: Any) -> None:
     """Adds `info` to the subcommands of an argument parser; the parsed arguments' `run` runs it."""
@@ -17,7 +19,7 @@ def add_command(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    print(describe(Path(arguments.path)))
+    tell(describe(Path(arguments.path)))
     return 0
 
 
@@ -59,8 +61,9 @@ def describe(path: Path) -> str:
     )
     if settings:
         rows = read_log(folder.log_file)
-        planned = settings.get("steps")
-        step, images = checkpoint.read_step(path), settings["batch_size"] * settings["accumulate"]
+        planned = settings.get("steps", "an unknown number")
+        step = checkpoint.read_step(path)
+        images = settings.get("batch_size", 1) * settings.get("accumulate", 1)
         saved = "an unknown number" if step is None else step
         line("steps", f"{saved} saved of {planned} planned, batches of {images}")
         if rows:

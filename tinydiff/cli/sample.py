@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -10,7 +12,10 @@ from typing import Any
 
 from tinydiff.backend import host_threads, resolve_device
 from tinydiff.cli.numbers import whole_number
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, at_work, before_work
+from tinydiff.machine.terminal import tell
+
+_UNFIT = re.compile(r"[^\w.+-]")  # characters of a class's name that names of files had better not have
 
 
 def add_command(commands: Any) -> None:
@@ -28,6 +33,7 @@ def add_command(commands: Any) -> None:
     sample.add_argument("--threads", type=whole_number, help="CPU threads [all]")
     sample.add_argument("--out", metavar="FILE.png", help="where to [RUN/samples/..., or samples.png for a checkpoint]")
     sample.add_argument("--gif", metavar="FILE.gif", help="an animation of the denoising as well")
+    sample.add_argument("--force", action="store_true", help="overwrite the files that --out and --gif name")
     sample.add_argument("--raw", action="store_true", help="the raw weights instead of the averaged (EMA) ones")
     sample.set_defaults(run=_run)
 
@@ -35,7 +41,7 @@ def add_command(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from tinydiff.machine.threads import threads
     from tinydiff.random import SAMPLING, Generator
-    from tinydiff.runs import checkpoint, pictures
+    from tinydiff.runs import checkpoint, limits, pictures
     from tinydiff.runs.sheets import class_count, draw_sheet
 
     a = arguments
@@ -43,27 +49,33 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--n must be at least 1, not {a.n}")
     if not 0 <= a.seed < 2**64:
         raise InputError(f"--seed must be at least 0 and below 2**64, not {a.seed}")
-    if a.threads is not None and a.threads < 1:
-        raise InputError(f"--threads must be at least 1, not {a.threads}")
+    if a.threads is not None and not 1 <= a.threads <= limits.THREADS:
+        raise InputError(f"--threads must be at least 1 and at most {limits.THREADS}, not {a.threads}")
     pipeline = checkpoint.load(a.path, raw=a.raw)
     unet, diffusion = pipeline.unet, pipeline.diffusion
     device = resolve_device(a.device)
     unet.to(device)
     label = None if a.label is None else _label(a.label, class_count(unet), pipeline.class_names)
     steps = a.steps if a.steps is not None or a.sampler == "ddpm" else min(50, diffusion.schedule.T)
-    out = Path(a.out) if a.out else _default_output(Path(a.path), a)
-    pictures.check_place(out, ".png")
-    if a.gif:
-        pictures.check_place(a.gif, ".gif")
+    out = Path(a.out) if a.out else _default_output(Path(a.path), a, checkpoint.read_step(a.path))
+    for given in filter(None, (a.out, a.gif)):
+        if os.path.lexists(given) and not a.force:
+            raise InputError(f"{given} is there already; give another name, or --force to overwrite it")
+    with before_work():
+        pictures.check_place(out, ".png")
+        if a.gif:
+            pictures.check_place(a.gif, ".gif")
     with threads(host_threads(device, a.threads)):
         generator = Generator(a.seed).at(SAMPLING)
         sheet = draw_sheet(
             unet, diffusion, generator, a.n, label, a.sampler, steps, a.eta, a.guidance, animate=a.gif is not None
         )
-    pictures.save_png(out, sheet.picture())
-    if a.gif:
-        pictures.save_gif(a.gif, sheet.animation())
-    print(*filter(None, (out, a.gif)), sep="\n")
+    with at_work():
+        pictures.save_png(out, sheet.picture())
+        if a.gif:
+            pictures.save_gif(a.gif, sheet.animation())
+    for file in filter(None, (out, a.gif)):
+        tell(file)
     return 0
 
 
@@ -79,11 +91,14 @@ def _label(text: str, classes: int | None, names: Sequence[str] | None) -> int:
     raise InputError(f"--label {text}: the model's classes are {known}")
 
 
-def _default_output(path: Path, a: argparse.Namespace) -> Path:
-    """A file that is named by all that decides what is drawn, so that no other samples are overwritten."""
+def _default_output(path: Path, a: argparse.Namespace, step: int | None = None) -> Path:
+    """A file that is named by all that decides what is drawn, the training step included, so that no other samples are
+    overwritten."""
     if not (path / "config.toml").exists():
         names = (Path(f"samples{'' if i == 1 else f'_{i}'}.png") for i in count(1))
-        return next(name for name in names if not name.exists())
-    given = {"steps": a.steps, "eta": a.eta or None, "label": a.label, "guidance": a.guidance, "n": a.n}
+        return next(name for name in names if not os.path.lexists(name))
+    label = None if a.label is None else _UNFIT.sub("_", a.label)[:60]
+    given = {"steps": a.steps, "eta": a.eta or None, "label": label, "guidance": a.guidance, "n": a.n}
     parts = [a.sampler, *(f"{name}-{value}" for name, value in given.items() if value is not None)]
-    return path / "samples" / ("_".join([*parts, *["raw"] * a.raw, f"seed-{a.seed}"]) + ".png")
+    trained = [] if step is None else [f"step-{step}"]
+    return path / "samples" / ("_".join([*trained, *parts, *["raw"] * a.raw, f"seed-{a.seed}"]) + ".png")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import shlex
 from typing import Any
 
 from tinydiff.cli import flags
 from tinydiff.cli.numbers import INTERRUPTED
-from tinydiff.machine.terminal import say
+from tinydiff.machine.terminal import say, tell
 
 
 def add_command(commands: Any) -> None:
@@ -32,9 +32,9 @@ def _run(arguments: argparse.Namespace) -> int:
     step = trainer.run(wish.resume, wish.force, wish.profile)
     out = trainer.config.out
     if trainer.stopped_by is not None:
-        print(f"stopped after step {step}; go on with: tinydiff train --resume --out {out}", file=sys.stderr)
+        say(f"stopped after step {step}; go on with: tinydiff train --resume --out {shlex.quote(out)}")
         return INTERRUPTED + trainer.stopped_by
-    print(f"done: {out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {out}")
+    tell(f"done: {out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {shlex.quote(out)}")
     return 0
 
 

@@ -14,7 +14,14 @@ from tinydiff.errors import RunFailed
 
 
 class KernelError(RunFailed):
-    """A kernel cannot be compiled or run, or the stand-in for CUDA caught it breaking a rule; one sentence."""
+    """A kernel cannot be compiled or run, or the stand-in for CUDA caught it breaking a rule; one sentence, and the
+    compiler's messages where there are some.
+
+    message: that sentence, of any length.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(message, limit=None)
 
 
 # What a parameter may be: a value of a C type, or an array of elements of one.

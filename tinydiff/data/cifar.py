@@ -8,6 +8,7 @@ import numpy as np
 
 from tinydiff.data.dataset import Dataset
 from tinydiff.errors import InputError
+from tinydiff.machine.files import read_bytes
 
 CLASSES = 10
 RECORD = 1 + 3 * 32 * 32
@@ -35,10 +36,7 @@ def read_cifar(path: Path) -> Dataset:
 
 
 def _read(path: Path) -> np.ndarray:
-    try:
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    content = np.frombuffer(read_bytes(path), np.uint8)
     if not content.size or content.size % RECORD:
         raise InputError(
             f"{path} has {content.size} bytes, not a multiple of {RECORD}, the record of CIFAR-10's binary version"
@@ -54,7 +52,7 @@ def _read(path: Path) -> np.ndarray:
 def _class_names(path: Path) -> list[str] | None:
     """The names in the file, or None if it is not there or does not hold ten."""
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
+        names = [line.strip() for line in read_bytes(path, 65_536).decode().splitlines() if line.strip()]
+    except (InputError, UnicodeDecodeError):
         return None
     return names if len(names) == CLASSES else None

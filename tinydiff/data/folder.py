@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,10 +16,22 @@ import numpy as np
 
 from tinydiff.data.dataset import Dataset, scaled_from
 from tinydiff.data.pixels import fit
-from tinydiff.errors import InputError, named
+from tinydiff.errors import LONGEST, InputError, named, shown
+from tinydiff.machine.files import open_file
 
 _THREADS = 8
 _AT_ONCE = 2 * _THREADS  # decoded pictures in memory, before they are stored or refused
+_BUDGET = 1 << 30  # bytes that decoding may take; a picture that needs more is decoded alone
+_BYTES = 16  # of a pixel while it is decoded: Pillow keeps colours in four bytes, in up to four copies
+_MOST_PIXELS = 100_000_000
+_DEEPEST = 100  # folders in each other
+_MOST_VISITS = 16  # of one folder, by different links
+
+# What Pillow may take a file for, whatever its name says. Not EPS, for which it starts Ghostscript, nor what it hands on to
+# other programs or keeps for old ones only.
+_FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 
 
 def read_folder(
@@ -44,7 +59,7 @@ def read_folder(
 
     def skip(path: PurePath, reason: str) -> None:
         skipped.append((str(path), reason))
-        report(f"skipped {folder / path}: {reason}")
+        report(shown(f"skipped {folder / path}: {reason}", LONGEST))
 
     paths = _find(folder, skip)
     if not paths:
@@ -77,8 +92,9 @@ def read_folder(
     values = None
     if class_names is not None:
         values = np.array([class_names.index(path.parts[0]) for path in kept], np.int64)
+    names = None if class_names is None else [shown(name) for name in class_names]
     return Dataset(
-        images[: len(kept)], values, class_names, name=folder.name, source=str(folder), skipped=skipped,
+        images[: len(kept)], values, names, name=folder.name, source=str(folder), skipped=skipped,
         fitted=scaled_from(others) if others else "",
     )  # fmt: skip
 
@@ -87,8 +103,9 @@ def _find(folder: Path, skip: Callable[[PurePath, str], None]) -> list[PurePath]
     """The files below the folder whose names end as pictures' do, relative to it, links followed, loops not."""
     from PIL import Image
 
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in _known()}
     found: list[PurePath] = []
+    visits: Counter[tuple[int, int]] = Counter()
 
     def look(place: PurePath, above: frozenset[tuple[int, int]]) -> None:
         try:
@@ -102,6 +119,11 @@ def _find(folder: Path, skip: Callable[[PurePath, str], None]) -> list[PurePath]
         here = about.st_dev, about.st_ino
         if here in above:
             return
+        visits[here] += 1
+        if len(above) > _DEEPEST or visits[here] > _MOST_VISITS:
+            far = f"it is more than {_DEEPEST} folders deep"
+            skip(place, far if len(above) > _DEEPEST else f"links lead there more than {_MOST_VISITS} times")
+            return
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
@@ -112,6 +134,14 @@ def _find(folder: Path, skip: Callable[[PurePath, str], None]) -> list[PurePath]
 
     look(PurePath(), frozenset())
     return sorted(found, key=lambda path: os.fsencode(path.as_posix()))
+
+
+def _known() -> list[str]:
+    """Those of the formats that this Pillow has."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def _class_names(folder: Path, paths: list[PurePath]) -> list[str]:
@@ -173,15 +203,24 @@ def _reason(error: Exception) -> str:
 def _decode(path: Path, image_size: int | None, channels: int | None) -> tuple[np.ndarray, tuple[int, int]]:
     """A picture as uint8 (H, W, 1) or (H, W, 3), and the size (H, W) that it came in; grey unless its colours differ,
     where `channels` does not say."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("not a file")  # reading a pipe would wait forever
-    with Image.open(path) as file:
+    with open_file(path) as content, Image.open(content, formats=_known()) as file:
         came = file.height, file.width
         if image_size is not None:
             file.draft(None, (2 * image_size, 2 * image_size))  # a much larger JPEG is decoded at a smaller scale
-        picture = _to_eight_bits(ImageOps.exif_transpose(file))
+        if (count := file.width * file.height) > _MOST_PIXELS:
+            raise ValueError(f"{count:,} pixels, more than the {_MOST_PIXELS:,} that are read")
+        with _room.taken(count * _BYTES):
+            return _pixels(file, image_size, channels), came
+
+
+def _pixels(file: Any, image_size: int | None, channels: int | None) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    picture = _to_eight_bits(ImageOps.exif_transpose(file))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -190,9 +229,32 @@ def _decode(path: Path, image_size: int | None, channels: int | None) -> tuple[n
         picture = fit(picture, image_size)
     pixels = np.atleast_3d(np.asarray(picture))
     if channels == 3:
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3)), came
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     grey = pixels[..., :1]
-    return (grey if (pixels == grey).all() else pixels), came
+    return grey.copy() if (pixels == grey).all() else pixels
+
+
+class _Room:
+    """Bytes that threads share: whoever wants more than are left waits, and who wants more than there are gets all."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.left, self.changed = count, count, threading.Condition()
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        count = min(count, self.count)
+        with self.changed:
+            self.changed.wait_for(lambda: self.left >= count)
+            self.left -= count
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += count
+                self.changed.notify_all()
+
+
+_room = _Room(_BUDGET)
 
 
 def _to_eight_bits(picture: Any) -> Any:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from tinydiff.data.dataset import Dataset
 from tinydiff.errors import InputError
+from tinydiff.machine import limits
+from tinydiff.machine.files import open_file
 
 _NAME = re.compile(r"^(?P<stem>.*?)images[-.]idx3-ubyte(\.gz)?$")
 _HOLDS = {1: "labels", 3: "images"}
@@ -25,7 +31,7 @@ def looks_like_idx(path: Path) -> bool:
     """Whether the file at a path is read as IDX: by its name, by `.gz`, or by its first bytes."""
     if re.search(r"idx\d-ubyte(\.gz)?$", path.name) or path.suffix.lower() == ".gz":
         return True
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         start = file.read(4)
     return start[:2] == b"\x1f\x8b" or (start[:3] == b"\0\0\x08" and start[3:] in (b"\x01", b"\x03"))
 
@@ -94,47 +100,74 @@ def _labels_beside(path: Path) -> Path | None:
 
 
 def _read(path: Path, dimensions: int) -> np.ndarray:
-    content = _content(path)
+    """The array of a file: its header, and then as many bytes as that allows, however many a gzipped file unpacks to."""
     wanted = f"{_HOLDS[dimensions]} need 0x{0x0800 + dimensions:08x}"
-    if len(content) < 4:
-        raise InputError(f"{path} is cut off: it has {len(content)} bytes, fewer than the 4 an IDX file begins with")
-    if content[:2] != b"\0\0":
-        raise InputError(f"{path} is not an IDX file: it begins with 0x{content[:4].hex()}, and {wanted}")
-    if content[2] != 0x08:
-        raise InputError(
-            f"{path} holds IDX data of type 0x{content[2]:02x}, and only unsigned bytes, type 0x08, are images"
-        )
-    if content[3] != dimensions:
-        what = f", it holds {_HOLDS[content[3]]}" if content[3] in _HOLDS else ""
-        raise InputError(f"{path} has {content[3]} dimension{'s' * (content[3] != 1)}{what}, and {wanted}")
     header = 4 + 4 * dimensions
-    if len(content) < header:
-        raise InputError(f"{path} is cut off: it has {len(content)} bytes, less than its header of {header}")
-    shape = tuple(int(d) for d in np.frombuffer(content, ">u4", dimensions, offset=4))
-    expected = header + math.prod(shape)
+    with _content(path) as (file, size):
+        start = file.read(header)
+        if len(start) < 4:
+            raise InputError(f"{path} is cut off: it has {len(start)} bytes, fewer than the 4 an IDX file begins with")
+        if start[:2] != b"\0\0":
+            raise InputError(f"{path} is not an IDX file: it begins with 0x{start[:4].hex()}, and {wanted}")
+        if start[2] != 0x08:
+            raise InputError(
+                f"{path} holds IDX data of type 0x{start[2]:02x}, and only unsigned bytes, type 0x08, are images"
+            )
+        if start[3] != dimensions:
+            what = f", it holds {_HOLDS[start[3]]}" if start[3] in _HOLDS else ""
+            raise InputError(f"{path} has {start[3]} dimension{'s' * (start[3] != 1)}{what}, and {wanted}")
+        if len(start) < header:
+            raise InputError(f"{path} is cut off: it has {len(start)} bytes, less than its header of {header}")
+        shape = tuple(int(d) for d in np.frombuffer(start, ">u4", dimensions, offset=4))
+        expected = math.prod(shape)
+        content = _at_most(file, expected + 1, path)
+        more = header + len(content)
+        if len(content) > expected:
+            more = size if size is not None else header + len(content) + len(file.read(_STEP))
     if len(content) != expected:
         wrong = "is cut off" if len(content) < expected else "has bytes after its end"
+        at_least = "at least " if size is None and more - header - expected > _STEP else ""
         raise InputError(
-            f"{path} {wrong}: its header gives {_times(shape)}, which makes {expected} bytes in all, "
-            f"but it has {len(content)}"
+            f"{path} {wrong}: its header gives {_times(shape)}, which makes {header + expected} bytes in all, "
+            f"but it has {at_least}{more}"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _content(path: Path) -> bytes:
-    """The bytes of a file, unpacked if they are gzipped; its name does not matter."""
+_STEP = 1 << 20  # bytes
+
+
+def _at_most(file: BinaryIO, count: int, path: Path) -> bytes:
+    """Up to so many bytes, and no memory for more than there are. InputError beyond what this machine has."""
+    everything, _ = limits.memory()
+    most, pieces, have = count if everything is None else min(count, everything // 2), [], 0
+    while have < most and (piece := file.read(min(_STEP, most - have))):
+        pieces.append(piece)
+        have += len(piece)
+    if have == most < count:
+        raise InputError(f"{path} holds more images than fit into memory: {most:,} bytes and more")
+    return b"".join(pieces)
+
+
+@contextmanager
+def _content(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
+    """A file to read, unpacked if it is gzipped (its name does not matter), and its size, None where it is packed."""
     try:
-        content = path.read_bytes()
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(2)
+            file.seek(0)
+            if start == b"\x1f\x8b":
+                with gzip.GzipFile(fileobj=file) as unpacked:
+                    yield cast(BinaryIO, unpacked), None
+                return
+            if path.suffix.lower() == ".gz" and start != b"\0\0":
+                raise InputError(f"{path} is named .gz, but it is neither gzipped nor an IDX file ({size} bytes)")
+            yield file, size
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} cannot be unpacked, its gzip data is damaged: {error}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    if content[:2] != b"\x1f\x8b":
-        if path.suffix.lower() == ".gz" and content[:2] != b"\0\0":
-            raise InputError(f"{path} is named .gz, but it is neither gzipped nor an IDX file ({len(content)} bytes)")
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be unpacked, its gzip data is damaged: {error}") from error
 
 
 def _times(shape: tuple[int, ...]) -> str:

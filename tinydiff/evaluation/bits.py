@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import sys
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from tinydiff.backend import module_for
 from tinydiff.data.pixels import to_float
 from tinydiff.diffusion import Diffusion
 from tinydiff.diffusion.model import model_device
+from tinydiff.machine.terminal import say
 from tinydiff.random import Generator
 
 EVALUATION = 9  # the stream of random numbers for evaluation; training and sampling use others
@@ -126,7 +126,7 @@ class BitsPerDim:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
         except ImportError:
-            print("no plot of L_t drawn: it needs matplotlib, pip install 'tinydiff[plot]'", file=sys.stderr)
+            say("no plot of L_t drawn: it needs matplotlib, pip install 'tinydiff[plot]'")
             return None
         means, errors = self.terms.mean(0), [_error_of_mean(terms) for terms in self.terms.T]
         figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")

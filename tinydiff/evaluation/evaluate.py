@@ -13,7 +13,7 @@ import numpy as np
 from tinydiff.backend import host_threads, resolve_device
 from tinydiff.data import Dataset
 from tinydiff.diffusion.sampler import SAMPLERS
-from tinydiff.errors import InputError, named
+from tinydiff.errors import InputError, at_work, named
 from tinydiff.evaluation import samplers
 from tinydiff.evaluation.bits import BitsPerDim, measure_bits
 from tinydiff.evaluation.features import extractor
@@ -21,8 +21,8 @@ from tinydiff.evaluation.frechet import frechet_distance, moments
 from tinydiff.evaluation.neighbours import MEMORISED, Neighbours, memorised, nearest
 from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
-from tinydiff.machine.terminal import say
-from tinydiff.runs import memory, pictures
+from tinydiff.machine.terminal import say, tell
+from tinydiff.runs import limits, memory, pictures
 from tinydiff.runs.folder import RunFolder
 
 PARTS = ("bits", "frechet", "neighbours", "samplers")
@@ -72,6 +72,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise InputError(f"{named(name)} must be at least {bound}, not {value}")
+        if self.threads is not None and self.threads > limits.THREADS:
+            raise InputError(f"{named('threads')} must be at most {limits.THREADS}, not {self.threads}")
         if not self.step_counts or min(self.step_counts) < 1:
             raise InputError(f"{named('step_counts')} must be whole numbers of at least 1, such as 10,25,50")
         if self.sampler not in SAMPLERS:
@@ -81,7 +83,7 @@ class Settings:
 
 
 def evaluate(
-    path: str | os.PathLike[str], settings: Settings | None = None, report: Callable[[str], None] = print
+    path: str | os.PathLike[str], settings: Settings | None = None, report: Callable[[str], None] = tell
 ) -> Path:
     """Evaluates the run at `path`; returns the folder with the results. `report` is called with the text, piece by
     piece.
@@ -113,6 +115,7 @@ class _Evaluation:
         self.path, self.subject, self.settings, self.folder, self._report = path, subject, settings, folder, report
         self.text: list[str] = []
 
+    @at_work()
     def run(self) -> Path:
         only, subject = self.settings.only, self.subject
         clipped = "clipped to [-1, 1]" if subject.diffusion.clip_x0 else "not clipped"

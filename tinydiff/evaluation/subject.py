@@ -17,10 +17,11 @@ from tinydiff.diffusion import Diffusion, sample
 from tinydiff.errors import InputError, named
 from tinydiff.evaluation.bits import EVALUATION, images_at_once
 from tinydiff.random import SAMPLING, Generator
-from tinydiff.runs import checkpoint, config
+from tinydiff.runs import checkpoint
 from tinydiff.runs.building import load_data
 from tinydiff.runs.config import RunConfig
 from tinydiff.runs.folder import RunFolder
+from tinydiff.runs.resuming import recorded
 from tinydiff.runs.sheets import class_count
 from tinydiff.unet import UNet
 
@@ -119,13 +120,12 @@ def load_subject(
 
 
 def _training_data(path: Path) -> Dataset:
-    file = RunFolder(path).config_file
-    if not file.exists():
+    if not RunFolder(path).config_file.exists():
         raise InputError(
             f"{path} has no config.toml, so the training images are not known; to evaluate a checkpoint alone, give "
             f"{named('data', 'PATH')} {named('only', ('bits',))}"
         )
-    return load_data(RunConfig(**config.load(file)))
+    return load_data(RunConfig(**recorded(path)))
 
 
 def _test_images(

@@ -5,13 +5,29 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
+from tinydiff.errors import shown
+
 
 def say(text: str) -> None:
     """One line on stderr, above a bar if there is one. Where it cannot be written, nothing is lost but the line."""
-    with suppress(OSError):
-        if sys.stderr.isatty():
+    out = sys.stderr
+    if out is None:  # closed when Python began
+        return
+    with suppress(OSError, ValueError):  # a terminal that is gone, a file that was closed
+        text = escaped(text)
+        if out.isatty():
             from tqdm import tqdm
 
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(text, file=out)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=out, flush=True)
+
+
+def tell(text: object) -> None:
+    """Writes the lines of a text to stdout, as the result of a command. OSError where they cannot be written."""
+    print(escaped(str(text)))
+
+
+def escaped(text: str) -> str:
+    """The lines of a text as they may be sent to a terminal: see `errors.shown`."""
+    return "\n".join(map(shown, text.split("\n")))

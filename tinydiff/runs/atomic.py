@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +22,9 @@ from tinydiff.errors import InputError, RunFailed
 PathLike = str | os.PathLike[str]
 
 LAST = "model_index.json"
+
+_TEMPORARY = re.compile(r"\..*\.\d+(-\d+)?\.tmp")  # as tinydiff names them; 0.1.0 had no second number
+_numbers = itertools.count()
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FAILING = {errno.EIO, errno.EFBIG}  # like a full disk, no fault of the name that the user gave
@@ -40,8 +46,10 @@ def writing(path: PathLike, kept: str = "") -> Iterator[None]:
 @contextlib.contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, gone in the end; errors as in `writing`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{next(_numbers)}.tmp")
     with writing(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # the name itself may be too long
         try:
             yield temporary
         finally:
@@ -51,8 +59,8 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 def write_file(path: PathLike, content: bytes) -> None:
     """Writes a file at a path with the given content, bytes, whole or not at all: under a temporary name beside it, to
-    the disk, then renamed. InputError for a place that cannot be written, RunFailed for a disk that is full or
-    failing."""
+    the disk, then renamed. In the place of a link the file itself is put; what the link points to stays. InputError for
+    a place that cannot be written, RunFailed for a disk that is full or failing."""
     path = Path(path)
     with temporary_beside(path) as temporary:
         with open(temporary, "wb") as file:
@@ -60,10 +68,40 @@ def write_file(path: PathLike, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder at a path and those above it, and returns when they are on the disk. OSError where that cannot be done."""
+    if not path.is_dir():
+        if not os.path.lexists(path.parent):
+            make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes what is at a path: a file, a link (never what it points to) or a folder with all that is in it. OSError where it
+    stays."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        (path / LAST).unlink(missing_ok=True)  # first: from now on it is not complete
+        shutil.rmtree(path)
+
+
+def remove_temporary(folder: Path, seconds: float = 0) -> None:
+    """Removes the temporary files that killed writers left in a folder; only those that are at least `seconds` old."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for entry in list(os.scandir(folder)):
+            if _TEMPORARY.match(entry.name) and not entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    if not seconds or time.time() - entry.stat(follow_symlinks=False).st_mtime > seconds:
+                        os.unlink(entry.path)
 
 
 def write_folder(target: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
-    """Makes a folder with the given files, or puts one in the place of an earlier complete one.
+    """Makes a folder with the given files, or puts one in the place of an earlier complete one, or of a link to one.
 
     files: by path in the folder, what is in them or a function that writes them; one must be `model_index.json`.
     Whatever moment the process is killed at, the earlier folder or the new one is there, complete. InputError for a
@@ -71,34 +109,35 @@ def write_folder(target: Path, files: Mapping[str, bytes | Callable[[Path], None
     """
     new, old = beside(target)
     with writing(target, "; what was saved before is kept"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _settle(target)
+        make_folder(target.parent)
+        repair(target)
         try:
             _write_files(new, files)
         except OSError:
             shutil.rmtree(new, ignore_errors=True)  # on a full disk, what was written of it is in the way
             raise
-        if target.exists():
+        if os.path.lexists(target):
             os.rename(target, old)
         os.rename(new, target)
         sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        if os.path.lexists(old):
+            remove(old)
 
 
-def _settle(target: Path) -> None:
-    """Puts in place what an interrupted `write_folder` left, and removes the rest."""
+def repair(target: Path) -> None:
+    """Puts in place what an interrupted `write_folder` of the folder `target` left, and removes the rest. OSError where
+    that cannot be done."""
     new, old = beside(target)
     if not is_complete(target):
         for folder in (new, old):
             if is_complete(folder):
-                if target.exists():
-                    shutil.rmtree(target)
+                remove(target)
                 os.rename(folder, target)
                 sync(target.parent)
                 break
     for folder in (new, old):
-        if folder.exists():
-            shutil.rmtree(folder)
+        if os.path.lexists(folder):
+            remove(folder)
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
@@ -120,9 +159,13 @@ def sync(path: Path) -> None:
     """Returns when a file or a folder is on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows neither needs nor knows this for folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    folder = path.is_dir()
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot, and need not
+            raise
     finally:
         os.close(descriptor)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import warnings
 from typing import Any
 
@@ -14,8 +13,9 @@ from tinydiff import data as datasets
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError, named
+from tinydiff.machine.terminal import say
 from tinydiff.random import INIT, Generator
-from tinydiff.runs import checkpoint
+from tinydiff.runs import checkpoint, limits
 from tinydiff.runs.checkpoint import Pipeline
 from tinydiff.runs.config import RunConfig
 from tinydiff.unet import UNet
@@ -40,7 +40,7 @@ def load_data(config: RunConfig, start: Pipeline | None = None) -> Dataset:
         flip=config.flip,
         holdout=config.holdout,
         seed=config.seed,
-        report=lambda line: print(line, file=sys.stderr),
+        report=say,
     )
 
 
@@ -53,6 +53,14 @@ def resolve(config: RunConfig, data: Dataset, start: Pipeline | None = None) -> 
     if start is not None:
         return _resolve_start(config, data, start)
     _check_size(config, height)
+    widest = config.channels * max(config.mults)
+    if widest > limits.WIDTH:
+        raise InputError(
+            f"{named('channels')} times {named('mults')} gives {widest} channels, and a level has at most {limits.WIDTH}"
+        )
+    limits.require_weights([config.channels * m for m in config.mults], config.blocks, copies=4)
+    limits.require_step(config.batch_size, height, config.channels)
+    limits.require_step(config.batch_size * config.accumulate, height, data.channels)
     labels = data.labels is not None if config.labels is None else config.labels
     label_dropout = config.label_dropout
     if not labels:

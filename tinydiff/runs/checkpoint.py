@@ -25,6 +25,7 @@ from tinydiff.backend import to_numpy
 from tinydiff.data import pixels
 from tinydiff.diffusion import Diffusion, sample
 from tinydiff.errors import InputError
+from tinydiff.machine.files import check_numbers, read_json
 from tinydiff.random import SAMPLING, Generator
 from tinydiff.runs import diffusers, formats, tensorfile
 from tinydiff.runs.atomic import LAST, beside, is_complete, write_folder
@@ -119,16 +120,19 @@ def load(path: str | os.PathLike[str], raw: bool = False) -> Pipeline:
     return _read(path, lambda folder: _load(folder, raw))
 
 
-def load_training_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the text that `save` was given as training_state, from the run or checkpoint at a path. InputError
-    where there are none or the file is damaged."""
+def load_training_state(
+    path: str | os.PathLike[str], arrays: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays and the text that `save` was given as training_state, from the run or checkpoint at a path; with
+    arrays=False the text alone. InputError where there are none or the file is damaged."""
 
     def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         _extras(folder)
+        _check_index(folder / INDEX)
         file = folder / TRAINING_STATE
         if not file.exists():
             raise InputError(f"{folder} was saved without what training needs to go on: it has no {TRAINING_STATE}")
-        return tensorfile.read(file), tensorfile.read_metadata(file)
+        return tensorfile.read(file) if arrays else {}, tensorfile.read_metadata(file)
 
     return _read(path, read)
 
@@ -152,10 +156,22 @@ def read_step(path: str | os.PathLike[str]) -> int | None:
     def read(folder: Path) -> int | None:
         _extras(folder)
         file = folder / TRAINING_STATE
-        step = tensorfile.read_metadata(file).get("step") if file.exists() else None
-        return None if step is None else int(step)
+        if not file.exists():
+            return None
+        metadata = tensorfile.read_metadata(file)
+        with diffusers.at(str(file)):
+            return read_count(metadata, "step")
 
     return _read(path, read)
+
+
+def read_count(metadata: Mapping[str, str], name: str) -> int:
+    """The number of steps under a name in the metadata of a training state, the text beside its arrays. InputError where
+    there is none."""
+    text = metadata.get(name, "")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 15):
+        raise InputError(f"{name} must be a number of steps, not {text[:50]!r}")
+    return int(text)
 
 
 def find(path: str | os.PathLike[str]) -> Path | None:
@@ -173,6 +189,12 @@ def find(path: str | os.PathLike[str]) -> Path | None:
     return None
 
 
+def find_own(run: Path) -> Path | None:
+    """The complete checkpoint that a run has written; None where there is none."""
+    target = run / "checkpoint"
+    return next((folder for folder in (target, *beside(target)) if is_complete(folder)), None)
+
+
 def _pipeline_files(
     unet: UNet, diffusion: Diffusion, class_names: Sequence[str] | None
 ) -> dict[str, bytes | Callable[[Path], None]]:
@@ -185,7 +207,9 @@ def _pipeline_files(
     extras = {
         "format": formats.FORMAT,
         "null_label": unet.null_label,
-        "class_names": None if class_names is None else list(class_names),
+        "class_names": None
+        if class_names is None
+        else [name.encode(errors="replace").decode() for name in class_names],
         "min_snr": diffusion.min_snr,
     }
     return {
@@ -235,9 +259,9 @@ def _load(folder: Path, raw: bool) -> Pipeline:
         raise InputError(f"{folder / EXTRAS}: class_names must be a list of names, not {class_names!r}")
     config_file = _either(folder / "unet/config.json", folder / "config.json")
     scheduler_file = _either(folder / "scheduler/scheduler_config.json", folder / "scheduler_config.json")
-    unet = diffusers.unet_from_config(_read_json(config_file), extras.get("null_label"), str(config_file))
+    unet = diffusers.unet_from_config(read_json(config_file), extras.get("null_label"), str(config_file))
     diffusion = diffusers.diffusion_from_config(
-        _read_json(scheduler_file), unet, str(scheduler_file), extras.get("min_snr")
+        read_json(scheduler_file), unet, str(scheduler_file), extras.get("min_snr")
     )
     if raw:
         state = tensorfile.read(folder / TRAINING_STATE)
@@ -255,15 +279,19 @@ def _load(folder: Path, raw: bool) -> Pipeline:
 def _extras(folder: Path) -> dict[str, Any]:
     """What tinydiff.json holds, nothing in a folder of diffusers. InputError for a format that is not known."""
     file = folder / EXTRAS
-    extras = _read_json(file) if file.exists() else {}
+    extras = read_json(file) if file.exists() else {}
     formats.check(extras, file)
+    check_numbers(extras, file)
+    for name, kinds in (("null_label", (int,)), ("min_snr", (int, float))):
+        if extras.get(name) is not None and type(extras[name]) not in kinds:
+            raise InputError(f"{file}: {name} must be a number, not {extras[name]!r}")
     return extras
 
 
 def _check_index(file: Path) -> None:
     """Refuses pipelines with more parts than a network and a scheduler, such as latent diffusion."""
     if file.exists():
-        for name, value in _read_json(file).items():
+        for name, value in read_json(file).items():
             if isinstance(value, list) and name not in ("unet", "scheduler") and value != [None, None]:
                 raise InputError(f"{file}: the part {name} = {value} is not supported; supported: unet and scheduler")
 
@@ -273,7 +301,7 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
     name = Path(WEIGHTS).name
     file, index, pickled = folder / name, folder / f"{name}.index.json", folder / "diffusion_pytorch_model.bin"
     if index.exists() and not file.exists():
-        parts = _read_json(index).get("weight_map")
+        parts = read_json(index).get("weight_map")
         if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
             raise InputError(f"{index} has no weight_map, the list of files that the weights are in")
         state: dict[str, np.ndarray] = {}
@@ -284,21 +312,10 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
         raise InputError(
             f"{pickled} is a pickle, which tinydiff does not open, as it could run any code; convert it once, where "
             f'PyTorch is installed, with: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{pickled}', weights_only=True), '{file}')\""
+            f"s.save_file(torch.load('{pickled}', weights_only=True), '{file}')\"",
+            limit=None,
         )
     return tensorfile.read(file)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{file} is not a JSON file, or was cut off: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file} must hold a JSON object")
-    return value
 
 
 def _either(nested: Path, flat: Path) -> Path:

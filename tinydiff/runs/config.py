@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinydiff.errors import InputError, named
-from tinydiff.runs import formats
+from tinydiff.machine.files import MOST_TEXT, check_text, read_bytes
+from tinydiff.runs import formats, limits
 
 
 def _setting(default: Any, section: str, help: str, check: Any = None, metavar: str | None = None) -> Any:
@@ -25,6 +27,10 @@ def _setting(default: Any, section: str, help: str, check: Any = None, metavar: 
 
 def _at_least(least: float) -> Any:
     return lambda value: value >= least, f"at least {least}"
+
+
+def _from_to(least: int, most: int) -> Any:
+    return lambda value: least <= value <= most, f"at least {least} and at most {most}"
 
 
 def _above(least: float) -> Any:
@@ -39,7 +45,10 @@ def _one_of(*choices: str) -> Any:
     return lambda value: value in choices, "one of " + ", ".join(choices)
 
 
-_POSITIVE_LIST = (lambda values: len(values) > 0 and min(values) > 0, "whole numbers of at least 1, such as 1,2,2")
+_POSITIVE_LIST = (
+    lambda values: 0 < len(values) <= limits.LEVELS and min(values) >= 1 and max(values) <= limits.WIDTH,
+    f"whole numbers of at least 1, such as 1,2,2, for at most {limits.LEVELS} levels",
+)
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,11 @@ class TrainConfig:
     """
 
     out: str = _setting("runs/run", "training", "folder of the run", metavar="DIR")
-    steps: int = _setting(1000, "training", "training steps in all", _at_least(1))
-    batch_size: int = _setting(32, "training", "images whose activations are in memory at once", _at_least(1))
-    accumulate: int = _setting(1, "training", "batches whose gradients make one step", _at_least(1))
+    steps: int = _setting(1000, "training", "training steps in all", _from_to(1, limits.STEPS))
+    batch_size: int = _setting(
+        32, "training", "images whose activations are in memory at once", _from_to(1, limits.BATCH)
+    )
+    accumulate: int = _setting(1, "training", "batches whose gradients make one step", _from_to(1, limits.BATCH))
     lr: float = _setting(1e-3, "training", "learning rate of Adam", _above(0))
     warmup: int = _setting(100, "training", "steps over which the learning rate rises to its full value", _at_least(0))
     clip: float = _setting(
@@ -76,7 +87,9 @@ class TrainConfig:
     )
     seed: int = _setting(0, "training", "seed of all random numbers", _within(0, 2**64))
     device: str = _setting("auto", "training", "auto, cpu or cuda", _one_of("auto", "cpu", "cuda"))
-    threads: int | None = _setting(None, "training", "CPU threads (all that the process may use)", _at_least(1))
+    threads: int | None = _setting(
+        None, "training", "CPU threads (all that the process may use)", _from_to(1, limits.THREADS)
+    )
     precision: str = _setting("float32", "training", "arithmetic: float32", _one_of("float32"))
     save_every: int = _setting(500, "training", "steps between checkpoints", _at_least(1))
     preview_every: int = _setting(500, "training", "steps between previews; 0: none", _at_least(0))
@@ -94,11 +107,16 @@ class TrainConfig:
         return named(name)
 
     def save(self, path: Path, extra: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Writes the format and the settings as TOML to a path, in sections; None is left out. extra: more sections,
-        by name."""
+        """Writes `text(extra)` to a path."""
+        path.write_text(self.text(extra), encoding="utf-8")
+
+    def text(self, extra: Mapping[str, Mapping[str, Any]] | None = None, without: Collection[str] = ()) -> str:
+        """The format and the settings as TOML, in sections; None is left out, and so are the settings named in `without`.
+        extra: more sections, by name."""
         sections: dict[str, dict[str, Any]] = {}
         for f in dataclasses.fields(self):
-            sections.setdefault(f.metadata["section"], {})[f.name] = getattr(self, f.name)
+            if f.name not in without:
+                sections.setdefault(f.metadata["section"], {})[f.name] = getattr(self, f.name)
         for name, values in (extra or {}).items():
             sections.setdefault(name, {}).update(values)
         lines = [f"format = {formats.FORMAT}", ""]
@@ -106,7 +124,7 @@ class TrainConfig:
             lines.append(f"[{section}]")
             lines += [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
             lines.append("")
-        path.write_text("\n".join(lines), encoding="utf-8")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -117,14 +135,14 @@ class RunConfig(TrainConfig):
         "glyphs", "data", "glyphs (built in), or a folder of pictures, IDX, CIFAR-10 or .npz/.npy file"
     )
     image_size: int | None = _setting(
-        None, "data", "height and width to resize and crop to (the data's own)", _at_least(1)
+        None, "data", "height and width to resize and crop to (the data's own)", _from_to(1, limits.IMAGE_SIZE)
     )
     labels: bool | None = _setting(None, "data", "train with class labels (where the data has some)")
     flip: bool = _setting(False, "data", "mirror images at random")
     holdout: float = _setting(0.0, "data", "share of the images to keep out of training", _within(0, 1))
-    channels: int = _setting(32, "network", "channels of the first level", _at_least(1))
+    channels: int = _setting(32, "network", "channels of the first level", _from_to(1, limits.WIDTH))
     mults: tuple[int, ...] = _setting((1, 2, 2), "network", "channels of each level, as multiples", _POSITIVE_LIST)
-    blocks: int = _setting(1, "network", "residual blocks of each level", _at_least(1))
+    blocks: int = _setting(1, "network", "residual blocks of each level", _from_to(1, limits.BLOCKS))
     attention: tuple[int, ...] | None = _setting(
         None,
         "network",
@@ -138,7 +156,7 @@ class RunConfig(TrainConfig):
     )
     dropout: float = _setting(0.0, "network", "dropout in the residual blocks", _within(0, 1))
     schedule: str = _setting("linear", "diffusion", "linear or cosine", _one_of("linear", "cosine"))
-    timesteps: int = _setting(1000, "diffusion", "steps T of the diffusion", _at_least(1))
+    timesteps: int = _setting(1000, "diffusion", "steps T of the diffusion", _from_to(1, limits.TIMESTEPS))
     predict: str = _setting(
         "v",
         "diffusion",
@@ -165,23 +183,32 @@ def flag(name: str) -> str:
 def load(path: Path) -> dict[str, Any]:
     """The settings in a TOML file, by name. InputError for a file that is missing or broken or of a later format, for
     unknown settings, and for values out of range."""
+    if not os.path.lexists(path):
+        raise InputError(f"there is no configuration file {path}")
+    content = read_bytes(path, MOST_TEXT)
     try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no configuration file {path}") from None
-    except (OSError, ValueError) as error:  # not text, not TOML, or a number of thousands of digits
+        return parse(content.decode(), path)
+    except UnicodeDecodeError as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from None
-    formats.check(sections, path)
+
+
+def parse(text: str, where: object) -> dict[str, Any]:
+    """The settings in a text of TOML, by name. where: the file, for messages. InputError as in `load`."""
+    try:
+        sections = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not TOML, or a number of thousands of digits
+        raise InputError(f"cannot read the configuration {where}: {error}") from None
+    formats.check(sections, where)
     sections.pop("format", None)
     fields = {f.name: f for f in dataclasses.fields(RunConfig)}
     settings = {}
     for section, values in sections.items():
         if not isinstance(values, dict):
-            raise InputError(f"{path}: {section!r} stands outside of a section; known are {_sections()}")
+            raise InputError(f"{where}: {section!r} stands outside of a section; known are {_sections()}")
         for name, value in values.items():
             if name not in fields or fields[name].metadata["section"] != section:
-                raise InputError(f"{path}: there is no setting {name!r} in section [{section}]")
-            check_value(f"{path}: {name}", value, _kinds(RunConfig)[name], fields[name].metadata["check"])
+                raise InputError(f"{where}: there is no setting {name!r} in section [{section}]")
+            check_value(f"{where}: {name}", value, _kinds(RunConfig)[name], fields[name].metadata["check"])
             settings[name] = value
     return settings
 
@@ -195,15 +222,27 @@ def check_value(name: str, value: Any, kind: Any, check: Any) -> None:
     kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind) if optional else kind
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, tuple | list) or not all(type(v) is int for v in value):
-            raise InputError(f"{name} must be whole numbers such as 1,2,2, not {value!r}")
+            raise InputError(f"{name} must be whole numbers such as 1,2,2, not {_brief(value)}")
     elif kind is float:
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise InputError(f"{name} must be a finite number, not {value!r}")
+        if type(value) not in (int, float) or not -math.inf < value < math.inf:
+            raise InputError(f"{name} must be a finite number, not {_brief(value)}")
+        if abs(value) > 1e300:  # a whole number of hundreds of digits is none of Python's floats
+            raise InputError(f"{name} must be a number of a usual size, not {_brief(value)}")
     elif type(value) is not kind:
         names = {int: "a whole number", str: "a text", bool: "true or false"}
-        raise InputError(f"{name} must be {names[kind]}, not {value!r}")
+        raise InputError(f"{name} must be {names[kind]}, not {_brief(value)}")
+    elif kind is str:
+        check_text(name, value)
     if check is not None and not check[0](value):
-        raise InputError(f"{name} must be {check[1]}, not {value}")
+        raise InputError(f"{name} must be {check[1]}, not {_brief(value, quoted=False)}")
+
+
+def _brief(value: Any, quoted: bool = True) -> str:
+    """A value for a message, also where Python refuses to write so many digits."""
+    try:
+        return repr(value) if quoted else str(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _kinds(cls: type) -> dict[str, Any]:

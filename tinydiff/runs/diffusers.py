@@ -18,7 +18,9 @@ import numpy as np
 
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError
+from tinydiff.machine.files import check_numbers
 from tinydiff.random import Generator
+from tinydiff.runs import limits
 from tinydiff.unet import UNet
 from tinydiff.unet.variant import Variant
 
@@ -90,6 +92,20 @@ _SCHEDULER_DEFAULTS: dict[str, Any] = {
 }
 
 
+# of the settings of a Variant that say how large something is
+_LARGEST = {
+    "time_embedding_dim": 4 * limits.WIDTH,
+    "attention_head_dim": limits.WIDTH,
+    "attn_norm_num_groups": limits.WIDTH,
+    "num_train_timesteps": limits.TIMESTEPS,
+    "downsample_padding": 8,
+}
+
+
+def _is_width(value: Any) -> bool:
+    return type(value) is int and 0 < value <= limits.WIDTH
+
+
 def unet_config(unet: UNet) -> dict[str, Any]:
     """The unet/config.json of a network."""
     c, levels = unet.config, len(unet.config["channel_mults"])
@@ -123,18 +139,24 @@ def unet_from_config(config: Mapping[str, Any], null_label: int | None, where: s
     InputError, which begins with `where`, for what tinydiff does not support.
     """
     with at(where):
+        check_numbers(dict(config), "the configuration")
         read = _Reader(config, _UNET_DEFAULTS, ("UNet2DModel",))
         size = read["sample_size"]
         if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
             size = size[0]
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise read.refused("sample_size", "the side of square images, a whole number")
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= limits.IMAGE_SIZE:
+            raise read.refused(
+                "sample_size", f"the side of square images, a whole number from 1 to {limits.IMAGE_SIZE}"
+            )
         if read["class_embed_type"] is not None:
             raise read.refused("class_embed_type", "null, with num_class_embeds for a labelled network")
-        widths = read.block_list("block_out_channels", "whole numbers", lambda w: isinstance(w, int) and w > 0)
+        widths = read.block_list("block_out_channels", f"whole numbers from 1 to {limits.WIDTH}", _is_width)
+        if len(widths) > limits.LEVELS:
+            raise read.refused("block_out_channels", f"at most {limits.LEVELS} levels")
         if size % 2 ** (len(widths) - 1):
             raise read.refused("sample_size", f"multiples of {2 ** (len(widths) - 1)} with {len(widths)} levels")
-        groups = read.whole("norm_num_groups")
+        groups, blocks = read.whole("norm_num_groups"), read.whole("layers_per_block", limits.BLOCKS)
+        limits.require_weights(widths, blocks)
         if any(width % groups for width in widths):
             raise read.refused("norm_num_groups", f"what divides all of block_out_channels = {widths}")
         down = read.block_list("down_block_types", " and ".join(_DOWN), _DOWN.__contains__, len(widths))
@@ -143,17 +165,20 @@ def unet_from_config(config: Mapping[str, Any], null_label: int | None, where: s
         attended = tuple(n for n, kind in zip(sizes, down, strict=True) if _DOWN[kind])
         attended_up = tuple(n for n, kind in zip(sizes, reversed(up), strict=True) if _UP[kind])
         variant = {f.name: read[f.name] for f in dataclasses.fields(Variant) if f.name in _UNET_DEFAULTS}
+        for key, most in _LARGEST.items():
+            if type(variant[key]) is int and variant[key] > most:
+                raise read.refused(key, f"at most {most}")
         return UNet(
             size,
-            read.whole("in_channels"),
-            read.whole("out_channels"),
+            read.whole("in_channels", limits.IMAGE_CHANNELS),
+            read.whole("out_channels", limits.IMAGE_CHANNELS),
             channels=widths[0],
             channel_mults=tuple(w // widths[0] if w % widths[0] == 0 else w / widths[0] for w in widths),
-            blocks_per_level=read.whole("layers_per_block"),
+            blocks_per_level=blocks,
             attention_resolutions=attended,
             groups=groups,
             dropout=read["dropout"],
-            num_classes=None if read["num_class_embeds"] is None else read.whole("num_class_embeds"),
+            num_classes=None if read["num_class_embeds"] is None else read.whole("num_class_embeds", limits.CLASSES),
             null_label=null_label,
             generator=Generator(0),  # the default one shall not move on because a checkpoint was read
             up_attention_resolutions=None if attended_up == attended else attended_up,
@@ -191,6 +216,7 @@ def diffusion_from_config(config: Mapping[str, Any], unet: UNet, where: str, min
     InputError, which begins with `where`, for what tinydiff does not support and for what the network does not fit.
     """
     with at(where):
+        check_numbers(dict(config), "the configuration")
         read = _Reader(config, _SCHEDULER_DEFAULTS, ("DDPMScheduler", "DDIMScheduler"))
         prediction = read.one_of("prediction_type", _PREDICTIONS)
         if read["predict_epsilon"] is False:
@@ -228,7 +254,7 @@ def _betas(schedule: Schedule) -> dict[str, Any]:
 
 
 def _schedule(read: _Reader) -> Schedule:
-    T, betas = read.whole("num_train_timesteps"), read["trained_betas"]
+    T, betas = read.whole("num_train_timesteps", limits.TIMESTEPS), read["trained_betas"]
     kind = read.one_of("beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"))
     start, end = read["beta_start"], read["beta_end"]
     with warnings.catch_warnings(action="ignore"):
@@ -266,7 +292,7 @@ def at(where: str) -> Iterator[None]:
     """Puts the place before the message of an error in the block, and makes it an InputError."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"{where}: {error}") from None
 
 
@@ -293,14 +319,16 @@ class _Reader:
         return InputError(f"{key} = {_shown(value)} is not supported; supported: {supported}")
 
     def one_of(self, key: str, supported: Iterable[Any]) -> Any:
-        if self[key] not in tuple(supported):
+        if isinstance(self[key], list | dict) or self[key] not in tuple(supported):
             raise self.refused(key, ", ".join(map(_shown, supported)))
         return self[key]
 
-    def whole(self, key: str) -> int:
+    def whole(self, key: str, most: int = 2**31) -> int:
         value = self[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.refused(key, "a whole number of at least 1")
+        if value > most:
+            raise self.refused(key, f"at most {most}")
         return value
 
     def block_list(self, key: str, supported: str, fits: Any, length: int | None = None) -> list[Any]:

@@ -1,25 +1,60 @@
-"""The folder of a run: what is where, what may be overwritten, and the log.
+"""The folder of a run: what is where, what may be overwritten, and how it begins.
 
-config.toml     everything needed to repeat the run        samples/    previews, final samples
-log.csv         one row for each step                      checkpoint/ see `checkpoint.py`
-profile.csv     where the time went, if that was measured
+config.toml     everything needed to repeat the run        samples/      previews and what `tinydiff sample` draws
+log.csv         one row for each step                      samples.png, samples.gif, loss.png     the end, as pictures
+profile.csv     where the time went, if that was measured  evaluation/   what `tinydiff evaluate` found
+checkpoint/     see `checkpoint.py`                        .lock         see `lock.py`
+.starting.toml  the settings of a run that has not begun
+
+A run begins in this order: `.starting.toml`, the checkpoint of step 0, then `.starting.toml` becomes config.toml. So a run has a
+checkpoint from its first moment, and one that has none any more has lost it.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import os
-import shutil
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tinydiff.autograd.profile import Profile
 from tinydiff.errors import InputError, named
-from tinydiff.runs.atomic import writing
+from tinydiff.runs import checkpoint, lock
+from tinydiff.runs.atomic import (
+    beside,
+    is_complete,
+    make_folder,
+    remove,
+    remove_temporary,
+    repair,
+    sync,
+    write_file,
+    writing,
+)
 from tinydiff.runs.config import TrainConfig
+from tinydiff.runs.log import COLUMNS, Log, read_log
 
-COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_second")
+__all__ = ["COLUMNS", "RunFolder", "read_log"]
+
+# What a run and the commands on it write: --force removes these and nothing else.
+_FILES = (
+    "log.csv",
+    "log.csv.damaged",
+    "profile.csv",
+    "loss.png",
+    "samples.png",
+    "samples.gif",
+    "config.toml.new",
+    "log.csv.new",
+)
+_EVALUATION = (
+    "report.txt", "bits_per_dim.csv", "bits_per_dim.png", "features.safetensors", "features.safetensors.new",
+    "neighbours.csv", "neighbours.png", "samplers.csv", "samplers.png",
+)  # fmt: skip
+_SAMPLES = re.compile(r"step_\d{6,}\.png|(step-\d+_)?(ddpm|ddim|dpm\+\+)_(.*_)?seed-\d+\.png")
+_OLD = 3600  # seconds; a temporary file of another command that is older belongs to nobody
 
 
 class RunFolder:
@@ -30,85 +65,159 @@ class RunFolder:
         self.path = Path(path)
         self.config_file, self.log_file = self.path / "config.toml", self.path / "log.csv"
         self.samples, self.profile_file = self.path / "samples", self.path / "profile.csv"
-        self._log: Any = None
+        self.start_file, self.checkpoint = self.path / ".starting.toml", self.path / "checkpoint"
+        self._lock, self._log = lock.Lock(self.path), Log(self.log_file)
+        self._was_locked = False
+
+    # ------------------------------------------------------------------------------------------- what is there
+
+    def is_run(self) -> bool:
+        """Whether a run is there, or what a killed process left of one. A lock of this process says nothing."""
+        left = self._was_locked if self._lock.held else os.path.lexists(self.path / lock.NAME)
+        return left or self._has_begun() or os.path.lexists(self.start_file)
+
+    def _has_begun(self) -> bool:
+        return os.path.lexists(self.config_file) or checkpoint.find_own(self.path) is not None
+
+    def starts_again(self) -> bool:
+        """Whether a run was killed before its first checkpoint was complete: its settings are in `start_file`."""
+        return self.start_file.is_file() and checkpoint.find_own(self.path) is None
 
     def check_free(self, force: bool = False, called: Callable[[str], str] = named) -> None:
         """InputError if something is there, unless it is a run and `force` is set. called: see `TrainConfig.called`."""
-        if self.path.exists() and not self.path.is_dir():
+        if os.path.lexists(self.path) and not self.path.is_dir():
             raise InputError(f"{self.path} is not a folder; choose another {called('out')}")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not self.config_file.exists():
-                raise InputError(
-                    f"{self.path} holds files that are not a run of tinydiff; choose another {called('out')}"
-                )
-            if not force:
-                raise InputError(
-                    f"{self.path} already holds a run; {called('resume')} goes on with it, {called('force')} overwrites it"
-                )
+        if not self.path.is_dir() or (not self._has_begun() and not any(self._others())):
+            return
+        if not self.is_run():
+            raise InputError(f"{self.path} holds files that are not a run of tinydiff; choose another {called('out')}")
+        if not force:
+            raise InputError(
+                f"{self.path} already holds a run; {called('resume')} goes on with it, {called('force')} overwrites it"
+            )
+
+    def _others(self) -> Iterator[str]:
+        """What is in the folder beside the remains of a run that never began."""
+        ours = {lock.NAME, self.start_file.name, "config.toml.new"}
+        for entry in os.scandir(self.path):
+            empty = entry.name == "samples" and entry.is_dir() and not any(os.scandir(entry.path))
+            draft = entry.name == "checkpoint.new" and not is_complete(Path(entry.path))
+            temporary = entry.name.startswith((".starting.toml.", "..starting.toml.")) and entry.name.endswith(".tmp")
+            if not (entry.name in ours or empty or draft or temporary):
+                yield entry.name
+
+    def check_resumable(self) -> None:
+        """InputError unless there is a run with a checkpoint, or one that was killed before it began."""
+        if not (self._has_begun() or os.path.lexists(self.start_file)):
+            raise InputError(f"there is no run to resume in {self.path}")
+        if checkpoint.find_own(self.path) is None and not self.start_file.is_file():
+            what = f"is incomplete: it has no {checkpoint.INDEX}" if self.checkpoint.is_dir() else "is missing"
+            raise InputError(
+                f"the checkpoint of the run in {self.path} {what}, and a run has one from its start: put it back, or begin "
+                f"again with {named('force', True)}"
+            )
+
+    # ---------------------------------------------------------------------------------------------- the beginning
+
+    @property
+    def locked(self) -> bool:
+        """Whether this process has the right to write."""
+        return self._lock.held
+
+    def acquire(self) -> None:
+        """Makes the folder if it is not there, and becomes the only process that writes to it, until `close`. InputError
+        where another one does."""
+        with writing(self.path):
+            make_folder(self.path)
+            self._was_locked = os.path.lexists(self.path / lock.NAME)
+        self._lock.acquire()
+
+    def begin(self, config: TrainConfig, extra: dict[str, dict[str, Any]], force: bool = False) -> None:
+        """Empties the folder of an old run, where `check_free` has nothing against it, and leaves the settings of a new one
+        there; `begun` follows when there is a checkpoint. config, extra: those settings, as for `TrainConfig.text`. force:
+        whether to overwrite a run."""
+        self.check_free(force, config.called)
+        self._was_locked = self.is_run()  # should all marks of it go, but for the lock
+        with writing(self.path):
+            make_folder(self.path)
+            self._remove_run()
+            write_file(self.start_file, config.text(extra).encode())
+            make_folder(self.samples)
+
+    def begun(self) -> None:
+        """The run has a checkpoint now, so its settings get their name."""
+        with writing(self.config_file):
+            self.start_file.replace(self.config_file)
+            sync(self.path)
 
     def create(self, config: TrainConfig, extra: dict[str, dict[str, Any]], force: bool = False) -> None:
-        """Makes the folder with its config.toml, where `check_free` has nothing against it; the files of an old run (no
-        others) are removed."""
-        self.check_free(force, config.called)
-        if self.config_file.exists():
-            self._remove_run()
-        with writing(self.path):
-            self.samples.mkdir(parents=True, exist_ok=True)
-            draft = self.path / "config.toml.new"
-            config.save(draft, extra)
-            draft.replace(self.config_file)
+        """`begin(config, extra, force)` and `begun` at once."""
+        self.begin(config, extra, force)
+        self.begun()
 
     def _remove_run(self) -> None:
+        """Removes what a run writes, and only that. config.toml stays until another replaces it: it marks a run."""
+        for path in (self.start_file, self.checkpoint, *beside(self.checkpoint)):
+            remove(path)
+        for name in _FILES:
+            remove(self.path / name)
+        remove_temporary(self.path)
+        for folder, ours in ((self.samples, _SAMPLES.fullmatch), (self.path / "evaluation", _EVALUATION.__contains__)):
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.is_dir():
+                remove_temporary(folder)
+                for entry in list(os.scandir(folder)):
+                    if ours(entry.name) and not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.path)
+                with contextlib.suppress(OSError):  # somebody's files are in it
+                    folder.rmdir()
+        sync(self.path)
+
+    def put_in_order(self) -> None:
+        """Puts the newest checkpoint in its place, and removes what killed processes left."""
         with writing(self.path):
-            for name in ("checkpoint", "checkpoint.new", "checkpoint.old", "samples", "evaluation"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            for file in (
-                self.log_file,
-                self.profile_file,
-                self.path / "loss.png",
-                self.config_file,
-            ):  # config.toml last: it marks a run
-                file.unlink(missing_ok=True)
+            repair(self.checkpoint)
+            remove_temporary(self.path)
+            make_folder(self.samples)
+            for name in ("config.toml.new", "log.csv.new"):
+                remove(self.path / name)
+            for entry in list(os.scandir(self.samples)):
+                if entry.name.startswith(".step_") and entry.name.endswith(".tmp"):
+                    os.unlink(entry.path)
+            remove_temporary(self.samples, _OLD)
 
     def rewrite_config(self, config: TrainConfig, extra: dict[str, dict[str, Any]]) -> None:
         """Records settings that a resume changed."""
-        with writing(self.path):
-            draft = self.path / "config.toml.new"
-            config.save(draft, extra)
-            draft.replace(self.config_file)
+        write_file(self.config_file, config.text(extra).encode())
+        with writing(self.config_file):
+            remove(self.start_file)
+
+    # -------------------------------------------------------------------------------------------------- the files
 
     def open_log(self, step: int) -> None:
         """Opens log.csv behind the row of `step`: rows and previews of later steps, which a resumed run makes again,
         go."""
-        with writing(self.log_file):
-            kept = [row for row in read_log(self.log_file) if int(row["step"]) <= step]
-            draft = self.path / "log.csv.new"
-            with open(draft, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(kept)
-            draft.replace(self.log_file)
+        self._log.open(step)
+        with writing(self.samples):
             for preview in self.samples.glob("step_*.png"):
                 number = preview.stem.removeprefix("step_")
                 if number.isdigit() and int(number) > step:
                     preview.unlink()
-            self._log = self.log_file.open("a", newline="", encoding="utf-8")
 
     def log(self, step: int, loss: float, grad_norm: float, lr: float, images_per_second: float) -> None:
         """Adds a row. Losses and norms are written so that equal floats are equal text."""
-        with writing(self.log_file):
-            self._log.write(f"{step},{loss:.9g},{grad_norm:.9g},{lr:.9g},{images_per_second:.1f}\n")
+        self._log.add(step, loss, grad_norm, lr, images_per_second)
 
     def flush(self) -> None:
-        if self._log is not None:
-            with writing(self.log_file):
-                self._log.flush()
+        """Brings the rows of the log to the disk, as far as that can be done."""
+        self._log.flush()
 
     def close(self) -> None:
-        if self._log is not None:
-            log, self._log = self._log, None
-            with writing(self.log_file):
-                log.close()
+        """Closes the log and lets other processes write to the folder. The mark of a run that a failure leaves without
+        anything else stays."""
+        self._log.close()
+        self._lock.release(keep=self._was_locked and not (self._has_begun() or os.path.lexists(self.start_file)))
 
     def save_profile(self, profile: Profile) -> None:
         with writing(self.profile_file):
@@ -116,12 +225,3 @@ class RunFolder:
 
     def preview_file(self, step: int) -> Path:
         return self.samples / f"step_{step:06d}.png"
-
-
-def read_log(path: Path) -> list[dict[str, str]]:
-    """The complete rows of a log.csv; a row that a crash cut short is left out, a missing file has none."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
-    return [row for row in rows if set(row) == set(COLUMNS) and row["step"].isdigit()]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tinydiff.errors import InputError
@@ -17,7 +16,7 @@ from tinydiff.errors import InputError
 FORMAT = 1
 
 
-def check(content: Mapping[str, Any], file: Path) -> None:
+def check(content: Mapping[str, Any], file: object) -> None:
     """InputError, a sentence, where the content of a file names a format that this version does not know; a file that
     names none has the first."""
     value = content.get("format", 1)

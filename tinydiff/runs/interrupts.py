@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
-from tinydiff.machine.terminal import say
+_AT_ONCE = (signal.SIGINT, signal.SIGTERM)
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM inside the block into a wish to stop that the loop looks at after each step.
+    """Turns SIGINT, SIGTERM and SIGHUP, which a closed terminal sends, into a wish to stop that the loop looks at after each
+    step. What the process was told to ignore, as by nohup, stays ignored.
 
-    A second signal acts at once, as does the first after `release`. Outside of the main thread nothing is changed.
+    A second SIGINT or SIGTERM acts at once, as does the first after `release`. A second SIGHUP is the same closing terminal:
+    shell and system both send one. Outside of the main thread nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -21,18 +27,35 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+            for number in (*_AT_ONCE, *([_HANGUP] if _HANGUP else [])):
+                if signal.getsignal(number) not in (
+                    signal.SIG_IGN,
+                    None,
+                ):  # None: set by a library, not for us to change
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self.release()
 
     def release(self) -> None:
-        for number, handler in self._before.items():
+        """Gives all signals back to whom they belonged before."""
+        while self._before:
+            number, handler = self._before.popitem()
             signal.signal(number, handler)
-        self._before = {}
 
     def _note(self, number: int, frame: Any) -> None:
-        self.received = number
-        self.release()
-        say(f"{signal.Signals(number).name}: finishing the step and saving; once more stops at once")
+        if self.received is None:
+            self.received = number
+        for other in _AT_ONCE if number in _AT_ONCE else ():
+            if other in self._before:
+                signal.signal(other, self._before.pop(other))
+        again = "; once more stops at once" if number in _AT_ONCE else ""
+        _write(f"{signal.Signals(number).name}: finishing the step and saving{again}")
+
+
+def _write(line: str) -> None:
+    """A line on stderr from within a signal handler: whatever was being written there may be half done, so past Python's
+    buffers, and without waiting for a terminal that may be gone."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.write(sys.stderr.fileno(), f"{line}\n".encode())

@@ -12,8 +12,7 @@ import errno
 import io
 import math
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ import numpy as np
 from tinydiff.backend import to_numpy
 from tinydiff.data.pixels import convert_channels, fit, resize, to_bytes, to_float, without_alpha
 from tinydiff.errors import InputError
+from tinydiff.machine.files import open_file
+from tinydiff.machine.terminal import say
 from tinydiff.runs.atomic import PathLike, temporary_beside, write_file
 
 __all__ = [  # the names of td.images; those on pixels are of data/pixels.py
@@ -65,17 +66,34 @@ def grid(images: Any, columns: int | None = None, padding: int = 2, scale: int =
     return sheet
 
 
-def save_png(path: PathLike, images: Any) -> None:
+def save_png(path: PathLike, images: Any, texts: Mapping[str, str] | None = None) -> None:
     """Writes a PNG file: one picture uint8 (H, W, C), or a grid of images uint8 (n, H, W, C).
 
-    path: a name that ends in .png. InputError for another name or a place that cannot be written, RunFailed for a full
-    disk.
+    path: a name that ends in .png. texts: named texts to put into the file. InputError for another name or a place that
+    cannot be written, RunFailed for a full disk.
     """
     path = _named(path, ".png")
     images = to_numpy(images)
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for name, text in (texts or {}).items():
+        info.add_text(name, text)
     buffer = io.BytesIO()
-    _picture(images if images.ndim == 3 else grid(images)).save(buffer, "PNG")
+    _picture(images if images.ndim == 3 else grid(images)).save(buffer, "PNG", pnginfo=info)
     write_file(path, buffer.getvalue())
+
+
+def read_text(path: PathLike, name: str) -> str | None:
+    """The text that `save_png` put under a name into the picture at a path; None where there is no such picture or text."""
+    from PIL import Image
+
+    try:
+        with open_file(path) as file, Image.open(file, formats=("PNG",)) as picture:
+            text = picture.info.get(name)
+    except Exception:  # Pillow fails on damaged files with whatever comes up
+        return None
+    return text if isinstance(text, str) else None
 
 
 def save_gif(path: PathLike, frames: Sequence[Any], duration: int = 80, hold: int = 2000) -> None:
@@ -116,7 +134,7 @@ def plot_loss(csv_path: PathLike, png_path: PathLike) -> bool:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        print("no loss curve drawn: it needs matplotlib, pip install 'tinydiff[plot]'", file=sys.stderr)
+        say("no loss curve drawn: it needs matplotlib, pip install 'tinydiff[plot]'")
         return False
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")  # no pyplot: its state belongs to the user
     axes = figure.add_subplot()
@@ -164,8 +182,8 @@ def _picture(image: np.ndarray) -> Any:
 
 def _read_losses(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+        with open_file(path) as file:
+            rows = list(csv.DictReader(io.StringIO(file.read().decode(), newline=""), skipinitialspace=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     points = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from tinydiff.machine.terminal import say
@@ -18,15 +19,16 @@ class Progress:
         self.first, self.last, self.seconds = first, last, seconds
         self.start = self.shown = time.monotonic()
         self.bar: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(total=last, initial=first, desc="training", unit="step", dynamic_ncols=True)
 
     def update(self, step: int, loss: float, images_per_second: float) -> None:
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s", refresh=False)
-            self.bar.update(1)
+            with suppress(OSError, ValueError):  # the terminal may be gone
+                self.bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s", refresh=False)
+                self.bar.update(1)
             return
         now = time.monotonic()
         if step in (self.first + 1, self.last) or now - self.shown >= self.seconds:
@@ -37,7 +39,8 @@ class Progress:
 
     def close(self) -> None:
         if self.bar is not None:
-            self.bar.close()
+            with suppress(OSError, ValueError):
+                self.bar.close()
 
 
 def duration(seconds: float) -> str:

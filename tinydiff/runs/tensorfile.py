@@ -16,6 +16,7 @@ import numpy as np
 
 from tinydiff.backend import to_numpy
 from tinydiff.errors import InputError
+from tinydiff.machine.files import check_regular
 
 _NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8"}
 
@@ -45,14 +46,20 @@ def read(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     lacks = f"{path} holds numbers of a kind that NumPy lacks, save them as float32"
+    check_regular(path)
     try:
         arrays = load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged or was cut off: {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except TypeError as error:
         raise InputError(f"{lacks}: {error}") from None
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        ArithmeticError,
+    ) as error:  # NumPy's and the library's, for odd headers
+        raise InputError(f"{path} is damaged or was cut off: {error}") from None
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":  # a package such as ml_dtypes, if it is loaded, gives NumPy more kinds
             raise InputError(f"{lacks}: {name} is {array.dtype}")
@@ -63,10 +70,11 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The text beside the arrays. InputError as for `read`."""
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path)
     try:
         with safe_open(path, framework="numpy") as file:
             return file.metadata() or {}
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged or was cut off: {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is damaged or was cut off: {error}") from None

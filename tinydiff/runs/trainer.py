@@ -21,19 +21,24 @@ from tinydiff.autograd.profile import Profile, section
 from tinydiff.backend import host_threads, module_for, resolve_device
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
-from tinydiff.errors import InputError, RunFailed, named
+from tinydiff.errors import InputError, RunFailed, at_work, before_work
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
-from tinydiff.runs import checkpoint, memory, pictures
+from tinydiff.runs import checkpoint, lock, memory, resuming, state
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.interrupts import Interrupts
 from tinydiff.runs.progress import Progress
-from tinydiff.runs.sheets import Sheet, class_count, draw_sheet
+from tinydiff.runs.results import Results
+from tinydiff.runs.sheets import class_count
 from tinydiff.unet import UNet
 from tinydiff.version import __version__
 
 PREVIEW_STEPS = 50  # of DDIM, for previews and the samples at the end
+
+
+class NotFinite(RunFailed):
+    """The loss, or the norm of its gradient, became infinite or NaN. message, limit: as for `RunFailed`."""
 
 
 class Trainer:
@@ -71,6 +76,8 @@ class Trainer:
         self.generator = random.Generator(self.config.seed)
         self.step = 0
         self.saved_step: int | None = None
+        self._changing = self._saving = False
+        self.results = Results(self.folder, unet, diffusion, self.ema, self.generator)
 
     def _check_fit(self) -> None:
         shape = (*self.data.image_size, self.data.channels)
@@ -97,21 +104,24 @@ class Trainer:
         """Trains to `config.steps`; returns the last step done, fewer if SIGINT or SIGTERM asked to stop (see
         `stopped_by`).
 
-        resume: go on from the run's newest checkpoint, or from the start if it died before the first. force: overwrite
-        an old run. profile: measure where the time of the steps goes, tell it at the end and write it to profile.csv.
-        InputError where the folder does not allow it; RunFailed for a loss that is not finite and a full disk: the last
-        checkpoint stays as it was.
+        resume: go on from the run's newest checkpoint; of a run that has done its steps, draw the pictures that it lacks.
+        force: overwrite an old run. profile: measure where the time of the steps goes, tell it at the end and write it to
+        profile.csv.
+        InputError where the folder does not allow it or another process writes to it; RunFailed for a loss that is not
+        finite, where the last checkpoint stays as it was, and for a disk that is full. Before any other failure the state is
+        saved. What is not the checkpoint, such as pictures, may fail with a warning.
         """
         self.profile = Profile() if profile else None
         self.stopped_by: int | None = None
-        self._begin(resume, force)
         try:
-            with threads.threads(host_threads(self.device, self.config.threads)), Interrupts() as interrupts:
-                self._train(interrupts)
-                if interrupts.received is None:
-                    interrupts.release()
-                    self._finish()
-                self.stopped_by = interrupts.received
+            with Interrupts() as interrupts:
+                self._begin(resume, force)
+                with threads.threads(host_threads(self.device, self.config.threads)):
+                    self._train(interrupts)
+                    if interrupts.received is None:
+                        interrupts.release()
+                        self._finish()
+                    self.stopped_by = interrupts.received
         finally:
             self.folder.close()
         return self.step
@@ -119,30 +129,48 @@ class Trainer:
     def check_start(self, resume: bool = False, force: bool = False) -> None:
         """InputError where `run(resume, force)` could not start. With resume it takes weights, optimiser and counters
         from the run's newest checkpoint. Nothing is written."""
+        if not self.folder.locked:
+            lock.check_free(self.folder.path)
         if not resume:
             self.folder.check_free(force, self.config.called)
             return
-        if not self.folder.config_file.exists():
-            raise InputError(f"there is no run to resume in {self.folder.path}")
+        self.folder.check_resumable()
+        if self.folder.starts_again():
+            say(f"the run in {self.folder.path} was stopped before it began; starting from step 1")
+            return
         self._restore()
-        if self.step >= self.config.steps:
+        if self.step >= self.config.steps and not self.results.missing(self.step):
             raise InputError(
                 f"the run in {self.folder.path} has done its {self.step} steps; to go on, give a larger "
                 f"{self.config.called('steps')}"
             )
 
     def _begin(self, resume: bool, force: bool) -> None:
-        self.check_start(resume, force)
+        if resume:  # so far: the rest is looked at below, once
+            self.folder.check_resumable()
+        else:
+            self.check_start(force=force)
         if self.device == "cuda":
             memory.require_gpu(self.memory_of_step(), self.config.batch_size)
-        if resume:
-            self.folder.rewrite_config(self.config, self.record)
-        else:
-            self.folder.create(self.config, self.record, force)
-        self.folder.open_log(self.step)
+        with before_work():
+            self.folder.acquire()
+            self.check_start(resume, force)  # now that nobody else can change anything
+            if resume:
+                self.folder.put_in_order()
+                if self.saved_step is None:  # with what `.starting.toml` says
+                    self.save()
+                self.folder.rewrite_config(self.config, self.record)
+            else:
+                self.folder.begin(self.config, self.record, force)
+                self.save()
+                self.folder.begun()
+            self.folder.open_log(self.step)
 
+    @at_work()
     def _train(self, interrupts: Interrupts) -> None:
         config, images_per_step = self.config, self.config.batch_size * self.config.accumulate
+        if self._wants_preview(self.step) and not self.folder.preview_file(self.step).exists():
+            self._preview()  # the last process was killed before it could
         progress, first = Progress(self.step, config.steps), self.step
         try:
             while self.step < config.steps and interrupts.received is None:
@@ -151,22 +179,39 @@ class Trainer:
                 with nullcontext() if self.profile is None or warming_up else self.profile.step():
                     loss, norm, lr = self.train_step(self.step + 1)
                 speed = images_per_step / (time.perf_counter() - start)
-                self.step += 1
+                self.step, self._changing = self.step + 1, False
                 self.folder.log(self.step, loss, norm, lr, speed)
                 progress.update(self.step, loss, speed)
                 if self.step % config.save_every == 0:
                     with self._between("saving"):
                         self.save()
-                if config.preview_every and self.step % config.preview_every == 0:
+                if self._wants_preview(self.step):
                     with self._between("previews"):
                         self._preview()
+        except Exception as error:
+            self._save_before(error)
+            raise
         finally:
             progress.close()
             if self.profile is not None and self.profile.steps:
-                self.folder.save_profile(self.profile)
+                with self.results.optional("profile.csv"):
+                    self.folder.save_profile(self.profile)
                 say(self.profile.table())
         if self.saved_step != self.step:
             self.save()
+
+    def _save_before(self, error: Exception) -> None:
+        """Saves the steps done so far, if they are whole and saving is not what failed. Where the loss became infinite or
+        NaN they led there, and the last checkpoint is the better one."""
+        if self.saved_step != self.step and not (self._changing or self._saving or isinstance(error, NotFinite)):
+            try:
+                self.save()
+                say(f"the state of step {self.step} is saved")
+            except Exception as other:
+                say(f"the state of step {self.step} could not be saved: {other}")
+
+    def _wants_preview(self, step: int) -> bool:
+        return step > 0 and self.config.preview_every > 0 and step % self.config.preview_every == 0
 
     def _between(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self.profile is None else self.profile.between(name)
@@ -176,8 +221,9 @@ class Trainer:
         learning rate. RunFailed where loss or norm is not finite."""
         loss, norm = self._gradients(step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise RunFailed(self._explain_non_finite(step, loss))
+            raise NotFinite(self._explain_non_finite(step, loss))
         self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
+        self._changing = True  # what fails from here on leaves weights of no step
         with section("Adam and EMA"):
             self.optimizer.step(self.ema)
         return loss, norm, self.optimizer.lr
@@ -251,38 +297,28 @@ class Trainer:
 
     def save(self) -> None:
         """Saves averaged and raw weights, optimiser and counters as one checkpoint; an interruption loses nothing."""
+        self._saving = True  # until it has worked
         self.folder.flush()
-        arrays = {f"raw.{name}": p.data for name, p in self.unet.named_parameters()}
-        arrays |= {f"adam.{name}": array for name, array in self.optimizer.state_dict().items()}
         metadata = {
             "step": str(self.step),
-            "ema_updates": str(self.ema.updates),
             "seed": str(self.config.seed),
             "environment": self.environment(),
+            resuming.SETTINGS: self.config.text(self.record, resuming.LEFT_OUT),
         }
-        with self.ema.applied():
-            checkpoint.save(
-                self.folder.path, self.unet, self.diffusion, self.data.class_names, training_state=(arrays, metadata)
-            )
-        self.saved_step = self.step
+        names = self.data.class_names
+        state.save(self.folder.path, self.unet, self.diffusion, names, self.optimizer, self.ema, metadata)
+        self.saved_step, self._saving = self.step, False
 
     def _restore(self) -> None:
-        """Puts the run's newest checkpoint, if there is one, into network, EMA, optimiser and counters."""
-        found = checkpoint.find(self.folder.path)
+        """Puts the run's newest checkpoint into network, EMA, optimiser and counters."""
+        found = checkpoint.find_own(self.folder.path)
         if found is None:
-            say(f"{self.folder.path} has no checkpoint yet; starting again from step 1")
-            return
-        averages = checkpoint.load_weights(found)
-        arrays, metadata = checkpoint.load_training_state(found)
+            raise InputError(f"the checkpoint of the run in {self.folder.path} is gone")
+        self.step, metadata = state.load(found, self.unet, self.optimizer, self.ema)
+        self.saved_step = self.step
         here = self.environment()
-        if metadata["environment"] != here:
-            say(f"the run was made with {metadata['environment']}; with {here}, rounding may differ")
-        self.unet.load_torch_state_dict(averages)
-        averages = {f"average.{i}": p.data.copy() for i, p in enumerate(self.parameters)}
-        self.unet.load_state_dict(_with_prefix("raw.", arrays))
-        self.optimizer.load_state_dict(_with_prefix("adam.", arrays))
-        self.ema.load_state_dict({"updates": np.array(int(metadata["ema_updates"])), **averages})
-        self.step = self.saved_step = int(metadata["step"])
+        if (there := metadata.get("environment", "an unknown environment")) != here:
+            say(f"the run was made with {there}; with {here}, rounding may differ")
 
     def environment(self) -> str:
         """What rounding depends on: the same environment gives the same bits."""
@@ -294,36 +330,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- pictures
 
     def _preview(self) -> None:
-        classes = class_count(self.unet)
-        n = None if classes is None else 2 * classes
-        generator = self.generator.at(random.PREVIEWS, self.step)
-        sheet = self._draw(generator, n=n)
-        if sheet is not None:
-            pictures.save_png(self.folder.preview_file(self.step), sheet.picture())
+        self.results.preview(self.step, PREVIEW_STEPS)
 
     def _finish(self) -> None:
-        """The pictures of a finished run: the loss, a grid of samples, and how they came out of noise."""
-        pictures.plot_loss(self.folder.log_file, self.folder.path / "loss.png")
-        say("drawing samples")
-        try:
-            sheet = self._draw(self.generator.at(random.SAMPLING), animate=True)
-        except KeyboardInterrupt:
-            say(f"the training is done and saved; draw samples with: tinydiff sample {self.folder.path}")
-            raise
-        if sheet is not None:
-            pictures.save_png(self.folder.path / "samples.png", sheet.picture())
-            pictures.save_gif(self.folder.path / "samples.gif", sheet.animation())
-
-    def _draw(self, generator: random.Generator, **options: Any) -> Sheet | None:
-        """A sheet of samples; None, and a line that says why, where so many classes do not fit into memory."""
-        steps = min(PREVIEW_STEPS, self.diffusion.schedule.T)
-        try:
-            with self.ema.applied():
-                return draw_sheet(self.unet, self.diffusion, generator, steps=steps, **options)
-        except InputError as error:
-            say(f"no samples are drawn: {error}; draw fewer from {self.folder.path}, with {named('n', 16)}")
-            return None
-
-
-def _with_prefix(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        self.results.finish(self.step, PREVIEW_STEPS)

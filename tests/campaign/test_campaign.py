@@ -1,0 +1,58 @@
+"""A small, seeded part of the campaigns; `crashes.py` and `mutations.py` say how to run the whole."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.campaign import crashes, mutations
+from tinydiff.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the campaign follows descriptors in Linux's /proc")
+def test_kills_and_power_cuts():
+    """In a process of its own, which forks."""
+    command = [sys.executable, "-m", "tests.campaign.crashes", "--seed", "4", "--share", "0.02", "--kills", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": 0 failures") == 3 and not done.stdout.startswith("0 kills"), done.stdout
+
+
+def test_a_power_cut_takes_what_was_not_waited_for(tmp_path):
+    """The disk of the campaign, without a run."""
+    shadow = crashes.Shadow(tmp_path)
+    out = tmp_path / "run"
+    for call, path, other in (("mkdir", out, ""), ("create", out / "a", ""), ("fsync", out / "a", "")):
+        if call == "fsync":
+            out.mkdir()
+            path.write_bytes(b"content")
+        shadow.apply(call, str(path), other)
+    assert shadow.images(out, random.Random(0))[0] == {}  # the name was not waited for
+    shadow.apply("fsync", str(out), "")
+    assert shadow.images(out, random.Random(0)) == [{"a": b"content"}]
+    shadow.apply("rename", str(out / "a"), str(out / "b"))
+    assert {tuple(image) for image in shadow.images(out, random.Random(0))} == {("a",), ("b",)}
+
+
+def test_damaged_files(tmp_path):
+    assert mutations.run(tmp_path, seed=2, count=12, say=lambda line: None) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(KeyError("x"), "KeyError: 'x'"), (InputError("long " * 100), "refused"), (ValueError("x"), "ValueError: x")],
+)
+def test_what_counts_as_a_failure(tmp_path, error, told):
+    def read():
+        raise error
+
+    assert mutations.attempt(tmp_path / "file", b"", read) == told
+    error.args = ("two\nlines",) if isinstance(error, InputError) else error.args
+    if isinstance(error, InputError):
+        assert mutations.attempt(tmp_path / "file", b"", read).startswith("an unfit message of 9 characters")

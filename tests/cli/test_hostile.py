@@ -1,0 +1,89 @@
+"""Arguments and surroundings that no user means: one sentence, and never a traceback."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinydiff.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--blocks", "1000000000"], "--blocks must be at least 1 and at most 64"),
+        (["--batch-size", "1000000000"], "--batch-size must be at least 1 and at most 65536"),
+        (["--accumulate", "1000000000"], "--accumulate must be"),
+        (["--threads", "1000"], "--threads must be at least 1 and at most 256"),
+        (["--timesteps", "100000000"], "--timesteps must be at least 1 and at most 100000"),
+        (["--channels", "100000"], "--channels must be"),
+        (["--mults", "1,2,100000"], "--mults must be"),
+        (["--mults", ",".join(["1"] * 50)], "at most 12 levels"),
+        (["--channels", "16384", "--mults", "1", "--blocks", "64"], "64 blocks of 16384 channels needs more than"),
+        (["--channels", "16384"], "a level has at most 16384"),
+        (["--image-size", "100000000"], "--image-size must be"),
+        (["--batch-size", "65536", "--image-size", "256"], "a step of 65,536 images of 256x256 needs more than"),
+        (["--steps", "9" * 400], "--steps must be"),
+        (["--lr", "1" + "0" * 400], "--lr must be a finite number"),
+        (["--data", "x\0y"], "must not hold a zero byte"),
+        (["--data", "x\udcff"], r"must be text in UTF-8, and it holds other bytes: x\xff"),
+        (["--data", "x" * 300], "File name too long"),
+        (["--data", "x/" * 3000], "must be a text of at most 4096 characters"),
+        (["--out", "x" * 300], "File name too long"),
+        (["--config", "x" * 300], "x"),
+        (["--init", "x" * 300], "File name too long"),
+    ],
+    ids=lambda value: "".join(value)[:24].encode(errors="replace").decode() if isinstance(value, list) else "",
+)
+def test_training(flags, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert sentence in err and len(err) < 330 and err.count("\n") == 1 and out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def command(*words, **options):
+    line = [sys.executable, "-m", "tinydiff", *words]
+    options = {"cwd": ROOT, "capture_output": True} | options
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    return subprocess.run(line, env=environment, **options)
+
+
+def test_a_folder_named_like_a_package(tmp_path):
+    (tmp_path / "cupy").mkdir()
+    (tmp_path / "kernels").mkdir()
+    done = command("train", "--data", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2 and b"there is no nowhere" in done.stderr
+    code = "from tinydiff import backend; print(backend.cupy(), backend.resolve_device('auto'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.stdout.split() == [b"None", b"cpu"], done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_output_that_lacks_characters(encoding):
+    done = command("info", "\u2603\u00e9\x1b[31m\udcff", env={"PYTHONIOENCODING": encoding})
+    assert done.returncode == 2 and b"Traceback" not in done.stderr and rb"\x1b[31m\xff" in done.stderr
+
+
+def test_a_working_folder_that_is_gone(tmp_path):
+    script = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m tinydiff train --steps 1"
+    done = subprocess.run(
+        script, shell=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.returncode == 2 and re.fullmatch(rb"(data|network|training)?.*tinydiff: .*\n", done.stderr, re.S)
+    assert b"Traceback" not in done.stderr
+
+
+def test_streams_that_are_closed(tmp_path):
+    for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
+        script = f"{sys.executable} -m tinydiff train --data nowhere {closed}"
+        done = subprocess.run(script, shell=True, cwd=ROOT, capture_output=True)
+        assert done.returncode == 2 and b"Traceback" not in done.stderr + done.stdout

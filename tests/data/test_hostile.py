@@ -1,0 +1,138 @@
+"""Small files and folders that ask for much: memory, time, other programs, the terminal."""
+
+import gzip
+import os
+import struct
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinydiff.data import folder as folders
+from tinydiff.data import load
+from tinydiff.errors import InputError
+
+
+def peak_of(work):
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as told:
+            work()
+        return tracemalloc.get_traced_memory()[1], str(told.value)
+    finally:
+        tracemalloc.stop()
+
+
+def test_postscript_starts_no_program(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: pytest.fail("Ghostscript"))
+    (tmp_path / "cat.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    (tmp_path / "dog.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
+    with pytest.raises(InputError, match=r"its only picture cannot be read; cat\.png: not a picture"):
+        load(tmp_path, report=lambda line: None)
+
+
+def test_names_are_shown_and_not_obeyed(tmp_path):
+    (tmp_path / "a\x1b[31m\u202e.png").write_bytes(b"no picture")
+    said = []
+    with pytest.raises(InputError) as told:
+        load(tmp_path, report=said.append)
+    assert "\\x1b[31m\\u202e.png" in str(told.value) and said[0].isprintable()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2**31, 2**31, 1)])
+def test_gzip_is_unpacked_as_far_as_the_header_goes(tmp_path, shape):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, *shape) + bytes(64 << 20), 1))
+    peak, message = peak_of(lambda: load(path))
+    assert peak < (16 << 20 if shape[0] == 1 else 200 << 20), peak
+    assert ("at least" in message) == (shape[0] == 1) and len(message) < 300
+
+
+def test_of_an_archive_only_what_is_needed_is_unpacked(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", images=np.zeros((2, 8, 8), np.uint8), other=np.zeros(64 << 20, np.uint8))
+    tracemalloc.start()
+    assert len(load(tmp_path / "x.npz")) == 2
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_a_header_alone_takes_no_memory(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 8, 8), np.uint8))
+    content = (tmp_path / "x.npy").read_bytes()
+    for shape in (b"(9999999, 8, 8), }", b"(2, 8, 99999999), }", b"(-1, 8, 8), }", b"(2, 8, 8), } " + b"(" * 50):
+        (tmp_path / "x.npy").write_bytes(content.replace(b"(2, 8, 8), }" + b" " * (len(shape) - 12), shape))
+        peak, message = peak_of(lambda: load(tmp_path / "x.npy"))
+        assert (peak < 16 << 20 and "cannot be read" in message) or "memory" in message
+
+
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
+    room, most, now = folders._Room(100), 0, 0
+    from concurrent.futures import ThreadPoolExecutor
+
+    def take(count):
+        nonlocal most, now
+        with room.taken(count):
+            now += min(count, 100)
+            most = max(most, now)
+            time.sleep(0.002)
+            now -= min(count, 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take, [30, 60, 90, 500, 10, 40, 100, 70] * 3))
+    assert most <= 100 and room.left == 100
+
+
+def test_a_picture_of_too_many_pixels_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_MOST_PIXELS", 100)
+    for name, side in (("a", 8), ("b", 11)):
+        Image.new("L", (side, side)).save(tmp_path / f"{name}.png")
+    data = load(tmp_path, report=lambda line: None)
+    assert data.skipped == [("b.png", "121 pixels, more than the 100 that are read")]
+
+
+def test_folders_that_link_to_each_other(tmp_path):
+    names = "abcdefgh"
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "x.png")
+    for name in names:
+        for other in names:
+            os.symlink(tmp_path / other, tmp_path / name / other)
+    begun = time.monotonic()
+    data = load(tmp_path, report=lambda line: None)
+    assert time.monotonic() - begun < 5 and 8 <= len(data) <= 8 * 16
+    assert any("links lead there" in reason for _, reason in data.skipped)
+
+
+def test_folders_of_a_thousand_levels(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    here = os.getcwd()
+    levels = 0
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+            levels += 1
+        data = load(tmp_path, report=lambda line: None)
+    finally:  # step by step: no other way down or up is that long
+        for _ in range(levels):
+            os.chdir("..")
+            os.rmdir("d")
+        os.chdir(here)
+    assert len(data) == 1 and "folders deep" in data.skipped[0][1]
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.bin", "x-images-idx3-ubyte", "x"])
+def test_pipes_are_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="is not data that can be trained on"):
+        load(tmp_path / name)
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    assert [path for path, _ in load(tmp_path, report=lambda line: None).skipped] == ["b.png"]

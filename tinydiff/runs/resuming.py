@@ -1,0 +1,73 @@
+"""With which settings a run goes on: those in its config.toml, held against those that its checkpoint carries.
+
+config.toml is for people, who may edit or lose it. So a checkpoint carries the settings too, and nothing that was computed with
+one value goes on with another, or with a default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tinydiff.errors import InputError
+from tinydiff.machine.terminal import say
+from tinydiff.runs import checkpoint, config
+from tinydiff.runs.config import FREE_ON_RESUME, RunConfig, TrainConfig
+from tinydiff.runs.folder import RunFolder
+
+SETTINGS = "settings"  # the name of the text in a checkpoint's training state
+LEFT_OUT = ("out",)  # of that text: a run may move
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    """The settings of the run in the folder `out`, by name. What config.toml lacks is taken from the checkpoint, and one line says
+    so. InputError where there is no run, where its checkpoint is missing or incomplete, and where the two contradict each
+    other in anything that a resume must not change. Nothing is written."""
+    folder = RunFolder(out)
+    folder.check_resumable()
+    if folder.starts_again():
+        return config.load(folder.start_file)
+    carried = _carried(folder.path)
+    if carried is None:  # saved by version 0.1.0
+        written = config.load(folder.config_file)
+        _check_complete(written, folder.config_file)
+        return written
+    if folder.start_file.is_file():  # config.toml, if there is one, is of the run that this one overwrites
+        return carried | {"out": str(out)}
+    try:
+        written = config.load(folder.config_file)
+    except InputError as error:
+        say(f"{error}; the settings are taken from the checkpoint")
+        return carried | {"out": str(out)}
+    if missing := [name for name in carried if name not in written]:
+        say(f"{folder.config_file} lacks {', '.join(missing)}: taken from the checkpoint")
+    for name, value in written.items():
+        if name in FREE_ON_RESUME or value == carried.get(name):
+            continue
+        if name != "data":  # which may have moved
+            raise InputError(
+                f"{folder.config_file} has {name} = {value}, and the run was made with {carried.get(name, 'its default')}; "
+                "a resumed run keeps its settings"
+            )
+        say(f"{folder.config_file} names the data {value}, which the run knew as {carried.get(name)}")
+    return carried | written
+
+
+def _carried(run: Path) -> dict[str, Any] | None:
+    found = checkpoint.find_own(run)
+    assert found is not None
+    _, metadata = checkpoint.load_training_state(found, arrays=False)
+    text = metadata.get(SETTINGS)
+    return None if text is None else config.parse(text, found / checkpoint.TRAINING_STATE)
+
+
+def _check_complete(settings: dict[str, Any], file: Path) -> None:
+    """InputError where a config.toml that stands alone lacks what every one has."""
+    from_python = not {f.name for f in dataclasses.fields(RunConfig) if f.metadata["section"] == "network"} & set(
+        settings
+    )
+    fields = dataclasses.fields(TrainConfig if from_python else RunConfig)
+    missing = [f.name for f in fields if f.default is not None and f.name not in settings]
+    if missing:
+        raise InputError(f"{file} lacks {', '.join(missing)}: it is not as it was written, so the run cannot go on")
