@@ -164,7 +164,7 @@ def test_other_kinds_of_targets(homework):
             "homework_sheet:picky",
             {},
             r"with \(4, 5\), ValueError: only \(11, 13\) \(homework_sheet.py:\d+\). Give a shape for each of its 1 arguments "
-            r'\(x\), such as --shape 4,3, or for integers like labels --shape "4 int"',
+            r"\(x\), such as shapes=.4,3., or for integers like labels shapes=.4 int.",
         ),
         ("homework_sheet:picky", {"shapes": ["2,2"]}, r"does not take inputs of shapes \(2, 2\)"),
         ("homework_sheet:silu", {"shapes": ["2,a"]}, "must be like 4,3"),

@@ -57,12 +57,13 @@ def _prepare_output() -> None:
 
 def _flag(name: str, *value: Any) -> str:
     """How sentences name a parameter here: image_size is --image-size, or with its value --image-size 8."""
-    flag = "--" + name.replace("_", "-")
+    flag = "--shape" if name == "shapes" else "--" + name.replace("_", "-")
     if not value or value[0] is True:
         return flag
     if value[0] is None or value[0] is False:
         return "--all-terms" if name == "terms" else flag.replace("--", "--no-", 1)
-    return f"{flag} {','.join(map(str, value[0])) if isinstance(value[0], tuple) else value[0]}"
+    text = ",".join(map(str, value[0])) if isinstance(value[0], tuple) else str(value[0])
+    return f'{flag} "{text}"' if " " in text else f"{flag} {text}"
 
 
 def _drop_output() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tinydiff.autograd.function import Function
 from tinydiff.backend import is_array
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, named
 from tinydiff.gradcheck.making import make_subject
 from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.report import GradientError, Report
@@ -244,9 +244,10 @@ def _guess(fn: Any, seed: int, target: str, plain: bool) -> list[np.ndarray]:
     shapes, why = tried[0]
     names = [p.name for p in positional_parameters(fn)[0]][:count]
     of = f" ({', '.join(names)})" if names else ""
+    either, integers = named("shapes", "4,3"), named("shapes", "4 int")
     raise InputError(
         f"no inputs for {target} were found by trying: with {' '.join(map(str, shapes))}, {why}. Give a shape for each of "
-        f'its {count} arguments{of}, such as --shape 4,3, or for integers like labels --shape "4 int"'
+        f"its {count} arguments{of}, such as {either}, or for integers like labels {integers}"
     )
 
 
