@@ -1,6 +1,6 @@
 """What other ways to check a gradient find of the planted bugs, on the same inputs.
 
-    python tests/benchmarks/gradcheck_elsewhere.py --seeds 20 --out tests/benchmarks/results/gradcheck_elsewhere.md
+    python tests/benchmarks/gradcheck_elsewhere.py --seeds 10 --out tests/benchmarks/results/gradcheck_elsewhere.md
 
 Four checkers get the same forward and backward functions of the catalogue in tests/gradcheck/planted:
 
