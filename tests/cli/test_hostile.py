@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
         (["--channels", "16384", "--mults", "1", "--blocks", "64"], "64 blocks of 16384 channels needs more than"),
         (["--channels", "16384"], "a level has at most 16384"),
         (["--image-size", "100000000"], "--image-size must be"),
-        (["--batch-size", "65536", "--image-size", "256"], "a step of 65,536 images of 256x256 needs more than"),
+        (["--batch-size", "65536", "--image-size", "64"], "a step of 65,536 images of 64x64 needs more than"),
         (["--steps", "9" * 400], "--steps must be"),
         (["--lr", "1" + "0" * 400], "--lr must be a finite number"),
         (["--data", "x\0y"], "must not hold a zero byte"),

@@ -8,7 +8,7 @@ from right_operations import cases
 
 from tinydiff.gradcheck import GradientError, gradcheck
 
-SEEDS = range(3)
+SEEDS = range(2)
 NAMES = [right.name for right in cases(0)]
 
 
@@ -29,7 +29,7 @@ def test_a_planted_bug_is_found_and_named(planted):
     assert right >= 0.9 * len(SEEDS), planted.slip
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_nothing_right_is_accused(seed):
     for right in cases(seed):
         gradcheck(right.fn, right.inputs, seed=seed, name=right.name, sizes=True, **right.options)

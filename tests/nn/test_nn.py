@@ -1,5 +1,8 @@
 """Modules and layers: what they compute, what they are called, how they start, how weights come and go."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
@@ -333,3 +336,13 @@ def test_a_layer_that_lends_a_forward_or_changes_the_call_is_not_passed_over(rng
     attention(rng.standard_normal((1, 2, 2, 4)))
     inside = (attention.group_norm, attention.to_q, attention.to_k, attention.to_v, attention.to_out[0])
     assert all(part is module for part, module in zip(seen, (attention, *inside), strict=True))
+
+
+def test_a_networks_weights_lie_in_memory_that_is_kept():
+    """The allocator is told with the first weight, not with the first operation, when most of them are there."""
+    code = (
+        "import tinydiff as td; from tinydiff.machine.pages import keep_freed_memory as keep; "
+        "before = keep.cache_info().currsize; td.nn.Parameter([1.0]); print(before, keep.cache_info().currsize)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "1"]

@@ -18,6 +18,7 @@ import numpy as np
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, to_device, to_numpy
 from tinydiff.errors import InputError
+from tinydiff.machine.pages import keep_freed_memory
 from tinydiff.random import Generator
 
 _LISTED = 8  # names shown of a long list of missing or unknown weights
@@ -32,6 +33,7 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Any) -> None:
+        keep_freed_memory()  # before a network's other weights and its gradients are made
         super().__init__(data, requires_grad=True)
 
 
