@@ -1,5 +1,6 @@
 """tinydiff/gradcheck/blame.py: which line of a backward pass is wrong."""
 
+import importlib.util
 import inspect
 
 import numpy as np
@@ -247,3 +248,16 @@ def test_what_students_print_is_printed_by_their_own_passes_alone(capsys):
 
     failure(np.sin, backward, [n(4, 3)])
     assert capsys.readouterr().out.count("here") < 50
+
+
+@pytest.mark.parametrize("folder", ["tinydiff", "homework"])
+def test_files_in_a_folder_that_is_called_as_the_package_is(folder, tmp_path):
+    """As in a checkout: only the package's own files are left alone."""
+    file = tmp_path / folder / "sheet.py"
+    file.parent.mkdir()
+    file.write_text("def forward(x, w):\n    return x @ w\n\n\ndef backward(g, x, w):\n    return g @ w.T, g.T @ x\n")
+    spec = importlib.util.spec_from_file_location(f"sheet_{folder}", file)
+    sheet = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sheet)
+    found = failure(sheet.forward, sheet.backward, [n(4, 3), n(3, 2)]).findings[0].blame
+    assert found is not None and (found.line, found.file.rsplit("/")[-1]) == (6, "sheet.py")
