@@ -24,6 +24,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "backward pass: the gradients that come in and go out, the work, the memory. Nothing of a run is changed.",
     )
     trace.add_argument("target", metavar="FILE.py:FUNCTION|RUN", help="a function without arguments, or a run's folder")
+    trace.add_argument("--html", metavar="FILE.html", help="a page to step through the backward pass")
+    trace.add_argument("--graph", metavar="FILE.svg", help="a picture of the graph; or FILE.png")
     trace.add_argument("--memory", metavar="FILE.png", help="what is kept for backward, step by step")
     trace.add_argument("--cost", action="store_true", help="FLOPs, bytes, memory and time by operation and module")
     trace.add_argument("--force", action="store_true", help="overwrite the files that are named")
@@ -32,10 +34,14 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _run(arguments: argparse.Namespace) -> int:
     from tinydiff.runs.atomic import temporary_beside, write_file
-    from tinydiff.study import Trace
+    from tinydiff.study import Trace, check_libraries
+    from tinydiff.study.drawing import picture
     from tinydiff.study.memory import memory_picture
+    from tinydiff.study.page import page
 
     wanted: list[tuple[str, tuple[str, ...], Callable[[Trace], bytes]]] = [
+        (arguments.html, (".html",), lambda trace: page(trace, Path(arguments.target).name).encode()),
+        (arguments.graph, (".svg", ".png"), lambda trace: picture(trace, Path(arguments.graph).suffix)),
         (arguments.memory, (".png",), memory_picture),
     ]
     files = [(Path(name), endings, make) for name, endings, make in wanted if name]
@@ -48,6 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
             raise InputError(f"{file} cannot be written: it is a folder")
         with before_work(), temporary_beside(file) as temporary:
             open(temporary, "wb").close()
+    check_libraries(graph=arguments.html or arguments.graph, memory=arguments.memory)
     trace = Trace()
     _fill(trace, arguments.target)
     tell(trace)

@@ -27,12 +27,13 @@ _PLUMBING = {
 class Place(NamedTuple):
     """module: the path from the outermost module that runs, such as "down_blocks.0.resnets.1.conv1"; the outermost one's
     class where it is that; "" outside of modules. file, line: of the first caller outside of tinydiff, or of the network or
-    loss that calls where there is only the command line; text: the line."""
+    loss that calls where there is only the command line; text: the line. is_root: whether module is the outermost one."""
 
     module: str
     file: str
     line: int
     text: str
+    is_root: bool = False
 
     @property
     def shown(self) -> str:
@@ -72,12 +73,14 @@ class Places:
                 variables.append(frame.f_locals)
             frame = frame.f_back
         module = self._path(running, weights)
+        is_root = bool(running) and not module
+        module = type(running[-1]).__name__ if is_root else module
         caller = caller or inside
         if caller is None:
-            return Place(module, "", 0, ""), variables
+            return Place(module, "", 0, "", is_root), variables
         file, line = caller.f_code.co_filename, caller.f_lineno
         shown = os.path.join("tinydiff", file[len(OWN) :]) if file.startswith(OWN) else short(file)
-        return Place(module, shown, line, linecache.getline(file, line).strip()), variables
+        return Place(module, shown, line, linecache.getline(file, line).strip(), is_root), variables
 
     def _path(self, running: list[Module], weights: Iterable[Parameter]) -> str:
         if not running:
@@ -89,7 +92,7 @@ class Places:
             (owner,) = owners
             if not path or owner == path or owner.startswith(path + "."):
                 path = owner
-        return path or type(running[-1]).__name__
+        return path
 
     def names_in(self, root: Module) -> dict[int, str]:
         """Paths of the modules and weights of a module, by id."""

@@ -67,8 +67,9 @@ class Operation:
     ran_backward: bool = False
 
     @property
-    def title(self) -> str:
-        return f"{self.place.module}: {self.name}" if self.place.module else self.name
+    def has_mask(self) -> bool:
+        """Whether it is attention with a mask, whose backward pass is another one."""
+        return "mask" in self.names and self.inputs[self.names.index("mask")] is not None
 
 
 @dataclass(eq=False, repr=False)
@@ -264,7 +265,9 @@ def input_names(function: type[Any], count: int) -> list[str]:
     """The names of what forward takes: those of its parameters, numbered where it takes any number."""
     names: list[str] = []
     for p in list(inspect.signature(function.forward).parameters.values())[1:]:
-        if p.kind is p.VAR_POSITIONAL:
+        if p.kind is p.VAR_POSITIONAL and p.name == "layers":  # W_1, b_1, W_2, ...
+            names += [f"{'Wb'[i % 2]}_{i // 2 + 1}" for i in range(count - len(names))]
+        elif p.kind is p.VAR_POSITIONAL:
             names += [f"{p.name}[{i}]" for i in range(count - len(names))]
         elif p.kind is not p.VAR_KEYWORD:
             names.append(p.name)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from html import escape
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from tinydiff.autograd import tape
+from tinydiff.errors import InputError
 from tinydiff.study import table
 from tinydiff.study.arrays import Summarizer
 from tinydiff.study.recorder import Event, Leaf, Operation, Recorder
@@ -29,7 +32,10 @@ class NonFinite(NamedTuple):
 class Trace:
     """What happened in a block `with td.trace() as trace:`; made by `td.trace`.
 
-    print(trace) shows the backward pass as a table, `cost()` the work of each module and operation.
+    print(trace) shows the backward pass as a table, `html` writes a page to step through it, `graph` and `memory` write
+    pictures, `cost()` tells the work of each module and operation.
+
+    values, total: as for `td.trace`.
 
     operations: all operations in the order in which they ran. events: every forward pass, backward pass and sum of two
     gradients in order. leaves: the tensors that no operation made. notes: sentences on what is not shown.
@@ -129,6 +135,47 @@ class Trace:
         FLOPs are those of products of matrices, a multiplication with an addition counts as two.
         """
         return table.Cost(self)
+
+    def html(self, path: str | Path, title: str = "a backward pass") -> None:
+        """Writes the page to step through the trace: one HTML file that loads nothing else.
+
+        path: of the file. title: of the page. InputError without igraph (extra `study`), OSError where it cannot be written.
+        """
+        from tinydiff.study.page import page
+
+        Path(path).write_text(page(self, title), encoding="utf-8")
+
+    def graph(self, path: str | Path) -> None:
+        """Writes a picture of the graph; of large ones modules are drawn as one box.
+
+        path: a name that ends in .svg or .png. InputError for another name and without igraph (extra `study`), OSError where
+        it cannot be written.
+        """
+        from tinydiff.study import drawing
+
+        Path(path).write_bytes(drawing.picture(self, Path(path).suffix))
+
+    def memory(self, path: str | Path) -> None:
+        """Writes a picture of the memory that is kept for backward over the steps of the trace.
+
+        path: a name that ends in .png. InputError for another name and without matplotlib (extra `plot`), OSError where it
+        cannot be written.
+        """
+        from tinydiff.study.memory import memory_picture
+
+        if Path(path).suffix.lower() != ".png":
+            raise InputError(f"{path} would hold a PNG picture, so its name must end in .png")
+        Path(path).write_bytes(memory_picture(self))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page in a frame of its own, or the table where there is no igraph."""
+        from tinydiff.study.page import page
+
+        try:
+            source = page(self)
+        except InputError as error:
+            return f"<pre>{escape(str(self))}\n{escape(str(error))}</pre>"
+        return f'<iframe srcdoc="{escape(source)}" style="width:100%;height:720px;border:1px solid #ccc"></iframe>'
 
 
 def trace(values: int = EACH, total: int = TOTAL) -> Trace:
