@@ -309,12 +309,13 @@ function markBar() {
   byId("count").textContent = `step ${state.step - from + 1} of ${to - from}`;
 }
 
-// Operations whose name, module or line has the words; Enter goes to the first.
+// Operations whose name, module or line has the words, those found by name or module first; Enter goes to the first.
 function search(text) {
   const list = byId("found");
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-  const hits = !words.length ? [] : nodes.map((node, i) => [node, i])
-    .filter(([node, i]) => { const whole = `${node.name} #${i} ${node.module} ${node.line} ${node.text}`.toLowerCase(); return words.every((word) => whole.includes(word)); });
+  const has = (whole) => words.every((word) => whole.toLowerCase().includes(word));
+  const rank = (node, i) => (has(`${node.name} #${i} ${node.module}`) ? 0 : has(`${node.name} #${i} ${node.module} ${node.line} ${node.text}`) ? 1 : 2);
+  const hits = !words.length ? [] : nodes.map((node, i) => [node, i, rank(node, i)]).filter((hit) => hit[2] < 2).sort((a, b) => a[2] - b[2]);
   list.replaceChildren(...hits.slice(0, 60).map(([node, i]) => make("li", { onmousedown: () => { pick(`n${i}`); closeSearch(); } }, `${node.name} #${i}  ${node.module}`)));
   list.hidden = !hits.length;
   list.dataset.first = hits.length ? hits[0][1] : "";

@@ -218,7 +218,7 @@ function showPanel() {
 function heading(kind, node, number) {
   return [
     make("span", { class: "kind" }, kind),
-    make("h2", {}, `${node.name} #${number}`, make("span", { class: "module" }, node.module)),
+    make("h2", {}, `${node.name} #${number} `, make("span", { class: "module" }, node.module)),
     make("p", { class: "where" }, node.line ? `${node.line}  ` : "", make("code", {}, node.text)),
   ];
 }
