@@ -96,6 +96,36 @@ def test_files_are_not_overwritten(file, tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["trace", f"{file}:loss", "--memory", "memory.jpg"]) == 2
     assert "must end in .png" in capsys.readouterr().err
+    (tmp_path / "folder.html").mkdir()
+    assert main(["trace", f"{file}:loss", "--html", "folder.html", "--force"]) == 2
+    assert "it is a folder" in capsys.readouterr().err
+    assert main(["trace", f"{file}:loss", "--graph", "absent/graph.svg"]) == 2
+    assert "absent" in capsys.readouterr().err and not (tmp_path / "absent").exists()
+
+
+def test_page_and_graph_are_written(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("igraph", reason="needs igraph, the extra `study`")
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr("sys.path", list(sys.path))
+    page, graph = tmp_path / "trace.html", tmp_path / "graph.png"
+    target = "examples/trace_three_layers.py:loss"
+    assert main(["trace", target, "--html", str(page), "--graph", str(graph)]) == 0
+    assert str(page) in capsys.readouterr().out and "<title>trace_three_layers.py:loss</title>" in page.read_text()
+    assert graph.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_the_libraries_one_sentence_says_what_to_install(file, monkeypatch, capsys):
+    from tinydiff import study
+
+    monkeypatch.setattr(study, "find_spec", lambda name: None)
+    for flag, name, extra in (
+        ("--html", "a.html", "study"),
+        ("--graph", "a.svg", "study"),
+        ("--memory", "a.png", "plot"),
+    ):
+        assert main(["trace", f"{file}:loss", flag, name]) == 2
+        out, err = capsys.readouterr()
+        assert f"pip install 'tinydiff[{extra}]'" in err and not out and not Path(name).exists()
 
 
 def test_a_step_of_a_run_is_traced_and_the_run_stays_as_it_was(tmp_path, monkeypatch, capsys):

@@ -79,9 +79,9 @@ def test_modules_fold_to_boxes(traced):
         assert len(inside) > 1 and all(op.place.module.startswith(outer.path) for op in inside)
     shallow = folded(groups, 1)
     assert all(not (a is not b and a.first <= b.first and b.last <= a.last) for a in shallow for b in shallow)
-    found, arrows = boxes(trace, most=30)
+    found, arrows = boxes(trace.operations, most=30)
     assert len(found) <= 30 and sum(len(b.members) for b in found if b.members) > 40
-    whole, all_arrows = boxes(trace)
+    whole, all_arrows = boxes(trace.operations)
     for some, lines in ((found, arrows), (whole, all_arrows)):
         assert all(some[a].layer < some[b].layer for a, b in lines)  # arrows point down
         assert len({(b.x, b.layer) for b in some}) == len(some)
@@ -130,3 +130,28 @@ def test_an_empty_trace_has_views(tmp_path):
     trace.html(tmp_path / "p.html")
     trace.graph(tmp_path / "g.svg")
     assert "0 operations" in str(trace) and "all" in str(trace.cost()) and Path(tmp_path / "g.svg").stat().st_size > 100
+
+
+def test_of_a_trace_that_is_too_large_a_page_shows_the_end_and_says_so(traced, monkeypatch):
+    from tinydiff.study import page as pages
+    from tinydiff.study import tracing
+
+    trace, _ = traced
+    whole = contents(page(trace))
+    monkeypatch.setattr(pages, "MOST", 20)
+    part = contents(page(trace))
+    assert len(part["nodes"]) == 20 and part["first"] == len(trace.operations) - 20
+    assert part["nodes"][-1]["name"] == "MseLoss" and "only the last 20 of" in part["notes"][-1]
+    assert part["steps"][-1][1] in (0, "n0") and len(part["steps"]) < len(whole["steps"])
+    monkeypatch.setattr(tracing, "_SHOWN", 1000)
+    assert "html(path) writes it to a file" in trace._repr_html_()
+
+
+def test_graphs_whose_arrows_are_long_are_placed_quickly():
+    x = td.Tensor(np.ones(2), requires_grad=True)
+    with td.no_grad(), td.trace() as trace:
+        y = x
+        for _ in range(250):
+            y = y + x
+    found, arrows = boxes(trace.operations)
+    assert len(found) == 251 and all(found[a].layer < found[b].layer for a, b in arrows)

@@ -24,7 +24,7 @@ Cell = tuple[float, float, str, str, str]  # x, y, kind, title, second line
 
 def _drawn(trace: Any) -> tuple[list[Cell], list[list[Point]], int, int]:
     """Boxes, arrows as the points of cubic curves, width and height in pixels."""
-    found, arrows = boxes(trace, FEW)
+    found, arrows = boxes(trace.operations, FEW)
     rows: dict[int, list[Box]] = {}
     for box in found:
         rows.setdefault(box.layer, []).append(box)

@@ -314,9 +314,9 @@ function search(text) {
   const list = byId("found");
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const has = (whole) => words.every((word) => whole.toLowerCase().includes(word));
-  const rank = (node, i) => (has(`${node.name} #${i} ${node.module}`) ? 0 : has(`${node.name} #${i} ${node.module} ${node.line} ${node.text}`) ? 1 : 2);
+  const rank = (node, i) => (has(`${node.name} #${i + data.first} ${node.module}`) ? 0 : has(`${node.name} #${i + data.first} ${node.module} ${node.line} ${node.text}`) ? 1 : 2);
   const hits = !words.length ? [] : nodes.map((node, i) => [node, i, rank(node, i)]).filter((hit) => hit[2] < 2).sort((a, b) => a[2] - b[2]);
-  list.replaceChildren(...hits.slice(0, 60).map(([node, i]) => make("li", { onmousedown: () => { pick(`n${i}`); closeSearch(); } }, `${node.name} #${i}  ${node.module}`)));
+  list.replaceChildren(...hits.slice(0, 60).map(([node, i]) => make("li", { onmousedown: () => { pick(`n${i}`); closeSearch(); } }, `${node.name} #${i + data.first}  ${node.module}`)));
   list.hidden = !hits.length;
   list.dataset.first = hits.length ? hits[0][1] : "";
 }

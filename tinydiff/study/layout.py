@@ -14,6 +14,7 @@ from tinydiff.errors import InputError
 from tinydiff.study.recorder import Leaf, Operation
 
 FEW = 60  # boxes that a reader can take in at a time; with so few operations, weights are drawn as well
+_LONG = 20_000  # layers that all arrows together cross; Sugiyama's algorithm then takes minutes
 
 
 @dataclass
@@ -63,10 +64,9 @@ def groups_of(operations: Sequence[Operation]) -> list[Group]:
     return found
 
 
-def boxes(trace: Any, most: int | None = None) -> tuple[list[Box], list[tuple[int, int]]]:
-    """The boxes of a trace and the arrows between them, as pairs of indices, placed. most: with more operations than that,
-    modules become one box each, the outer ones last. InputError without igraph."""
-    operations = trace.operations
+def boxes(operations: Sequence[Operation], most: int | None = None) -> tuple[list[Box], list[tuple[int, int]]]:
+    """The boxes of operations and the arrows between them, as pairs of indices, placed. most: with more operations than
+    that, modules become one box each, the outer ones last. InputError without igraph."""
     drawn: dict[Any, Box] = {}  # by operation or leaf
     if most is not None and len(operations) > most:
         groups = groups_of(operations)
@@ -129,8 +129,16 @@ def _place(found: list[Box], arrows: list[tuple[int, int]]) -> None:
     for i, box in enumerate(found):
         if isinstance(box.what, Leaf):  # just above the first operation that takes it
             layers[i] = min((layers[j] for j in after[i]), default=1) - 1
+    used = {layer: rank for rank, layer in enumerate(sorted(set(layers)))}
+    for box, layer in zip(found, layers, strict=True):
+        box.layer = used[layer]
+    if sum(layers[b] - layers[a] for a, b in arrows) > _LONG:
+        seen: dict[int, int] = {}
+        for box in found:  # from left to right as they come
+            box.x = float(seen.setdefault(box.layer, 0))
+            seen[box.layer] += 1
+        return
     graph = igraph.Graph(n=len(found), edges=arrows, directed=True)
     places = graph.layout_sugiyama(layers=layers, hgap=1, vgap=1, maxiter=40)
-    used = {layer: rank for rank, layer in enumerate(sorted(set(layers)))}
-    for box, layer, place in zip(found, layers, places, strict=False):
-        box.x, box.layer = float(place[0]), used[layer]
+    for box, place in zip(found, places, strict=False):
+        box.x = float(place[0])

@@ -35,7 +35,7 @@ function bytes(n) {
 
 function nameOf(key) {
   if (key === null) return "a number or an array";
-  if (key[0] === "n") return `${nodes[key.slice(1)].name} #${key.slice(1)}`;
+  if (key[0] === "n") return `${nodes[key.slice(1)].name} #${Number(key.slice(1)) + data.first}`;
   const leaf = leaves[key.slice(1)];
   return `${leaf.weight ? "weight " : ""}${leaf.name || "array"} ${written(leaf.shape)}`;
 }
@@ -218,7 +218,7 @@ function showPanel() {
 function heading(kind, node, number) {
   return [
     make("span", { class: "kind" }, kind),
-    make("h2", {}, `${node.name} #${number} `, make("span", { class: "module" }, node.module)),
+    make("h2", {}, `${node.name} #${number + data.first} `, make("span", { class: "module" }, node.module)),
     make("p", { class: "where" }, node.line ? `${node.line}  ` : "", make("code", {}, node.text)),
   ];
 }

@@ -24,6 +24,7 @@ from tinydiff.study.recorder import Leaf, Operation
 from tinydiff.study.rules import Rule, rule_of, shapes_of
 
 _ROWS_ARE_PIXELS = ("Linear", "Linears", "Conv2d", "UpsampleConv2d", "ConvTranspose2d")
+MOST = 4000  # operations of a page
 _FRAME = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -69,23 +70,31 @@ class _Data:
         self.rules: list[dict[str, Any]] = []
         self._array_of: dict[Summary, int] = {}
         self._rule_of: dict[int, int] = {}
-        bad = trace.first_non_finite
-        nodes = [self._node(op) for op in trace.operations]
+        bad, notes = trace.first_non_finite, trace.notes
+        self.first = max(0, len(trace.operations) - MOST)  # the number of the first operation shown
+        shown = trace.operations[self.first :]
+        if self.first:
+            notes.append(
+                f"only the last {MOST:,} of {len(trace.operations):,} operations are shown: trace a smaller part to see the rest"
+            )
+        nodes = [self._node(op) for op in shown]
         steps, first_bad = self._steps(trace)
-        found, arrows = boxes(trace)
+        found, arrows = boxes(shown)
         self.made = {
             "title": title,
-            "notes": trace.notes,
+            "notes": notes,
+            "first": self.first,
             "nodes": nodes,
             "leaves": [{"name": leaf.name, "shape": leaf.shape, "weight": leaf.is_weight} for leaf in trace.leaves],
             "steps": steps,
             "boxes": [
-                {"k": _key(box.what), "label": box.label, "x": round(box.x, 3), "layer": box.layer} for box in found
+                {"k": self._key(box.what), "label": box.label, "x": round(box.x, 3), "layer": box.layer}
+                for box in found
             ],
             "arrows": arrows,
             "groups": [
-                {"path": g.path, "first": g.first, "last": g.last, "depth": g.depth}
-                for g in groups_of(trace.operations)
+                {"path": g.path, "first": g.first - self.first, "last": g.last - self.first, "depth": g.depth}
+                for g in groups_of(shown)
             ],
             "bad": None if bad is None else {"step": first_bad, "text": str(bad)},
             "arrays": self.arrays,
@@ -121,7 +130,7 @@ class _Data:
             "doc": _first_sentence(op.function),
             "names": names,
             "inputs": [self._array(x) for x in op.inputs],
-            "from": [_key(s[0] if isinstance(s, tuple) else s) for s in op.sources],
+            "from": [self._key(s[0] if isinstance(s, tuple) else s) for s in op.sources],
             "outputs": [self._array(y) for y in op.outputs],
             "LY": [self._array(L) for L in op.L_Ys],
             "LX": [self._array(L) if i >= len(op.needs) or op.needs[i] else None for i, L in enumerate(op.L_Xs)],
@@ -142,16 +151,18 @@ class _Data:
         bad: int | None = None
         for event in trace.events:
             op, start = event.operation, len(steps)
+            if self._key(event.target if event.kind == "sum" else op) is None:
+                continue
             if event.kind == "sum":
                 arrays = [self._array(a) for a in (event.first, event.second, event.total)]
-                origin = None if event.came_from is None else event.came_from.number
-                steps.append(["s", _key(event.target), event.output, event.live, *arrays, origin])
+                origin = None if self._key(event.came_from) is None else event.came_from.number - self.first
+                steps.append(["s", self._key(event.target), event.output, event.live, *arrays, origin])
             elif event.kind == "forward":
-                steps.append(["f", op.number, 0, event.live])
+                steps.append(["f", op.number - self.first, 0, event.live])
             else:
                 wanted = op.needs if len(op.needs) == len(op.L_Xs) else (True,) * len(op.L_Xs)
                 made = [i for i, L in enumerate(op.L_Xs) if L is not None and wanted[i]] or [0]
-                steps += [["b", op.number, i, event.live] for i in made]
+                steps += [["b", op.number - self.first, i, event.live] for i in made]
             if bad is None:
                 bad = next((i for i in range(start, len(steps)) if self._is_bad(steps[i], trace)), None)
         return steps, bad
@@ -159,9 +170,15 @@ class _Data:
     def _is_bad(self, step: list[Any], trace: Any) -> bool:
         if step[0] == "s":
             return bool(self.arrays[step[6]]["bad"])
-        op = trace.operations[step[1]]
+        op = trace.operations[step[1] + self.first]
         seen = [*op.inputs, *op.outputs] if step[0] == "f" else [*op.L_Ys, *op.L_Xs[step[2] : step[2] + 1]]
         return any(a is not None and a.non_finite for a in seen)
+
+    def _key(self, what: Any) -> str | None:
+        """n7 for the operation shown as number 7, l3 for leaf 3; None for what is not shown."""
+        if isinstance(what, Operation):
+            return f"n{what.number - self.first}" if what.number >= self.first else None
+        return f"l{what.number}" if isinstance(what, Leaf) else None
 
     def _array(self, summary: Summary | None) -> int | None:
         if summary is None:
@@ -202,13 +219,6 @@ class _Data:
                 }
             )
         return self._rule_of[id(rule)]
-
-
-def _key(what: Any) -> str | None:
-    """n7 for operation 7, l3 for leaf 3."""
-    if isinstance(what, Operation):
-        return f"n{what.number}"
-    return f"l{what.number}" if isinstance(what, Leaf) else None
 
 
 def _finite(x: float) -> float | None:

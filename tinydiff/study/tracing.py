@@ -15,6 +15,7 @@ from tinydiff.study.recorder import Event, Leaf, Operation, Recorder
 
 EACH = 4096  # elements of an array whose values are all kept
 TOTAL = 8 << 20  # bytes of values that are kept in all
+_SHOWN = 4_000_000  # characters of a page that a notebook takes into itself
 
 
 class NonFinite(NamedTuple):
@@ -175,6 +176,8 @@ class Trace:
             source = page(self)
         except InputError as error:
             return f"<pre>{escape(str(self))}\n{escape(str(error))}</pre>"
+        if len(source) > _SHOWN:
+            return f"<pre>{escape(str(self))}\nthe page has {len(source) / 1e6:.0f} MB: html(path) writes it to a file</pre>"
         return f'<iframe srcdoc="{escape(source)}" style="width:100%;height:720px;border:1px solid #ccc"></iframe>'
 
 
