@@ -110,6 +110,8 @@ class Function:
             for index, y in enumerate(outputs):
                 if y.dtype.kind in "fc":
                     y._attach(node, index)
+        if observer is not None and hasattr(observer, "recorded"):
+            observer.recorded(op, inputs, outputs)
         return outputs if several else outputs[0]
 
     def forward(self, *arrays: Any, **options: Any) -> Any:

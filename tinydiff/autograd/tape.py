@@ -75,7 +75,14 @@ def check_finite() -> Any:
 
 def observing(observer: Callable[[Any, str, Any, dict[str, Any]], Any]) -> Any:
     """A block in which `observer(op, "forward" or "backward", arrays, options)` is called in place of that pass of each
-    operation, and has to run it and return what it returns."""
+    operation, and has to run it and return what it returns.
+
+    If the observer has these methods, they are called as well:
+    `recorded(op, inputs, outputs)` after forward, with the tensors;
+    `sending(node, edge, L, there)` before a gradient goes from a node (None: from the start of the walk) to the edge's
+    target, where the sum `there` (or None) waits for it;
+    `releasing(node)` before a node forgets what was saved for it.
+    """
     return set_mode(observer=observer)
 
 
@@ -192,6 +199,10 @@ class _Gradients:
         if own:
             self._own.add(key)
 
+    def there(self, key: tuple[Node, int]) -> Any:
+        """What has arrived so far, or None."""
+        return self._sums.get(key)
+
     def take(self, node: Node) -> list[Any]:
         """One gradient for each output of the node, zeros for outputs that nothing was computed from."""
         L_Ys = []
@@ -212,8 +223,12 @@ def backward(tensor: Any, L_Y: Any) -> None:
 def _walk(tensor: Any, L_Y: Any) -> None:
     gradients, waiting = _Gradients(), set()
     heap: list[tuple[int, Node]] = []
+    sending, releasing = (getattr(mode.observer, name, None) for name in ("sending", "releasing"))
 
-    def send(edge: Edge, L: Any, own: bool) -> None:
+    def send(edge: Edge, L: Any, own: bool, source: Node | None = None) -> None:
+        if sending is not None:
+            to_leaf = not isinstance(edge.target, Node)
+            sending(source, edge, L, edge.target.grad if to_leaf else gradients.there((edge.target, edge.output)))
         if not isinstance(edge.target, Node):
             edge.target._accumulate(L, own)
             return
@@ -238,6 +253,8 @@ def _walk(tensor: Any, L_Y: Any) -> None:
             if (watcher := reference()) is not None:
                 watcher._accumulate(L_Ys[index])
         for edge, L_X, own in node.pull(L_Ys):
-            send(edge, L_X, own)
+            send(edge, L_X, own, node)
+        if releasing is not None:
+            releasing(node)
         node.release()
         del L_Ys  # so that it does not live on beside the next one

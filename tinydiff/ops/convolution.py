@@ -102,11 +102,11 @@ class UpsampleConv2d(Function):
         X, W = self.saved
         L_X = L_W = L_b = None
         if self.needs[0]:
-            L_X = upsample_convolve_input_gradient(L_Y, W)
+            L_X = upsample_convolve_input_gradient(L_Y, W)  # doubling^T(patches^T(L_Y W^T))
         if self.needs[1]:
-            L_W = upsample_convolve_weight_gradient(X, L_Y)
+            L_W = upsample_convolve_weight_gradient(X, L_Y)  # P^T L_Y
         if self.needs[2]:
-            L_b = sum_pixels(L_Y).sum(0)
+            L_b = sum_pixels(L_Y).sum(0)  # 1^T L_Y
         return L_X, L_W, L_b
 
 
@@ -125,11 +125,11 @@ class ConvTranspose2d(Function):
         X, W = self.saved
         L_X = L_W = L_b = None
         if self.needs[0]:
-            L_X = convolve(L_Y, W, None, self.window, self.groups)
+            L_X = convolve(L_Y, W, None, self.window, self.groups)  # patches(L_Y) W
         if self.needs[1]:
-            L_W = convolve_weight_gradient(L_Y, X, W.shape, self.window, self.groups)
+            L_W = convolve_weight_gradient(L_Y, X, W.shape, self.window, self.groups)  # patches(L_Y)^T X
         if self.needs[2]:
-            L_b = sum_pixels(L_Y).sum(0)
+            L_b = sum_pixels(L_Y).sum(0)  # 1^T L_Y
         return L_X, L_W, L_b
 
 

@@ -138,7 +138,7 @@ class Trainer:
         if self.folder.starts_again():
             say(f"the run in {self.folder.path} was stopped before it began; starting from step 1")
             return
-        self._restore()
+        self.restore()
         if self.step >= self.config.steps and not self.results.missing(self.step):
             raise InputError(
                 f"the run in {self.folder.path} has done its {self.step} steps; to go on, give a larger "
@@ -219,7 +219,7 @@ class Trainer:
     def train_step(self, step: int) -> tuple[float, float, float]:
         """Step number `step` = 1, 2, ... of Algorithm 1; returns loss, norm of the gradient before clipping, and
         learning rate. RunFailed where loss or norm is not finite."""
-        loss, norm = self._gradients(step)
+        loss, norm = self.gradients(step)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFinite(self._explain_non_finite(step, loss))
         self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
@@ -228,8 +228,9 @@ class Trainer:
             self.optimizer.step(self.ema)
         return loss, norm, self.optimizer.lr
 
-    def _gradients(self, step: int) -> tuple[float, float]:
-        """The loss of a step and the norm of its gradient, which is left, clipped, in the parameters."""
+    def gradients(self, step: int) -> tuple[float, float]:
+        """The loss of step number `step` and the norm of its gradient, which is left, clipped, in the parameters. Nothing
+        else changes."""
         config, xp = self.config, module_for(self.device)
         n, parts = config.batch_size * config.accumulate, config.accumulate
         with section("data"):
@@ -283,7 +284,7 @@ class Trainer:
         """Runs the step again with every value checked; it is the same step, so it fails at the same place."""
         try:
             with tape.check_finite(), np.errstate(all="ignore"):
-                self._gradients(step)
+                self.gradients(step)
             origin = "the norm of the gradient"
         except tape.NonFiniteError as error:
             origin = str(error)
@@ -309,8 +310,8 @@ class Trainer:
         state.save(self.folder.path, self.unet, self.diffusion, names, self.optimizer, self.ema, metadata)
         self.saved_step, self._saving = self.step, False
 
-    def _restore(self) -> None:
-        """Puts the run's newest checkpoint into network, EMA, optimiser and counters."""
+    def restore(self) -> None:
+        """Puts the run's newest checkpoint into network, EMA, optimiser and counters. InputError where there is none."""
         found = checkpoint.find_own(self.folder.path)
         if found is None:
             raise InputError(f"the checkpoint of the run in {self.folder.path} is gone")
