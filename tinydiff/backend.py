@@ -175,6 +175,11 @@ def widened(x: Any) -> Any:
     return x.astype("float32") if is_array(x) and x.dtype.char == "e" else x
 
 
+def widened_dtype(dtype: Any) -> Any:
+    """float32 for half precision, else the dtype itself."""
+    return np.result_type(dtype, np.float32)
+
+
 def module_for(device: str) -> ModuleType:
     """The array module of a resolved device: numpy for "cpu", cupy for "cuda"."""
     module = np if resolve_device(device) == "cpu" else cupy()

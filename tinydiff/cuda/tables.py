@@ -19,4 +19,4 @@ def sum_picked(L_Y: Any, indices: Any, shape: tuple[int, int]) -> Any:
         return NotImplemented
     xp = array_module(L_Y)
     picked = (indices.reshape(indices.size, 1) == xp.arange(rows)).astype(np.float32)
-    return products.matmul(picked, L_Y.reshape(indices.size, D), transpose_a=True)
+    return products.matmul(picked, L_Y.reshape(indices.size, D), transpose_a=True, gradient=True)
