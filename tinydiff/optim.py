@@ -76,8 +76,8 @@ def adam(
 
 @accelerated
 def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any) -> tuple[list[float], float]:
-    """`clip`, then `adam` with its arguments, if the norm and all losses, arrays (), are finite. Returns the losses as
-    numbers and the norm before clipping."""
+    """`clip` of gradients to max_norm, then `adam` with its arguments, if the norm and all losses, arrays (), are finite.
+    Returns the losses as numbers and the norm before clipping."""
     numbers, norm = [float(loss) for loss in losses], clip(gradients, max_norm)
     if np.isfinite([*numbers, norm]).all():
         adam(*arguments)
@@ -243,8 +243,8 @@ class Adam(Optimizer):
         self._take(ema)
 
     def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None) -> tuple[list[float], float]:
-        """`clip_grad_norm`, then `step`. Returns the losses, arrays (), as numbers, and the norm before clipping. Where
-        one of these is not finite, no weight changes. On the GPU nothing waits for the device but the end."""
+        """`clip_grad_norm`, then `step(ema)`, unless the norm or one of the losses, arrays (), is not finite. Returns the
+        losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end."""
         return self._take(ema, losses, max_norm)
 
     def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = math.inf) -> Any:
@@ -284,7 +284,6 @@ class Adam(Optimizer):
         adam(weights, gradients, m, v, None, *self._options(step))
 
     def _options(self, step: int, average_decay: float = 0.0) -> tuple[Any, ...]:
-        """The last arguments of `adam`."""
         return step, self.lr, self.betas, self.eps, self.weight_decay, not self.coupled, average_decay
 
 
