@@ -143,7 +143,7 @@ class Tensor:
         """The only element, as a Python number. ValueError if there are more or none."""
         if self.size != 1:
             raise ValueError(f"item() needs a tensor with one element, not of shape {self.shape}")
-        return self.data.item()
+        return to_numpy(self.data).item()
 
     def detach(self) -> Tensor:
         """A tensor of the same memory that the tape does not follow."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import array_module, to_numpy
+from tinydiff import backend
+from tinydiff.backend import array_module
 from tinydiff.cuda import flat
 from tinydiff.cuda.updates import MOST_ELEMENTS, adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.optim import Arrays
@@ -64,11 +65,13 @@ def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: 
     xp = array_module(weights[0])
     scalars = xp.asarray(adam_scalars(step, lr, betas, eps, weight_decay if decoupled else 0.0, average_decay))
     all_losses = losses[0].reshape(1) if len(losses) == 1 else xp.stack(losses)
-    report = launch_squared_norm(gradients[0].reshape(-1), max_norm, scalars[:1], all_losses)
+    note = None if xp is np else backend.pending_note()
+    report = launch_squared_norm(gradients[0].reshape(-1), max_norm, scalars[:1], all_losses, note)
     p, g, first, second = (a[0].reshape(-1) for a in (weights, gradients, m, v))
     average = averages[0].reshape(-1) if averages else None
     launch_adam(p, g, first, second, average, scalars, betas, 0.0 if decoupled else weight_decay)
-    squared, *numbers = to_numpy(report).tolist()
+    squared, wrong, *numbers = backend.to_numpy(report, read_note=False).tolist()
+    backend.settle_note(note, wrong != 0)
     return numbers, math.sqrt(squared) if squared >= 0 else math.nan
 
 
