@@ -277,4 +277,10 @@ def address(x: Any) -> int:
 
 
 def _is_cupy(x: Any) -> bool:
-    return type(x).__module__.partition(".")[0] == "cupy"
+    kind: Any = type(x)
+    return _is_cupys(kind)
+
+
+@functools.cache
+def _is_cupys(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "cupy"
