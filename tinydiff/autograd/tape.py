@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from tinydiff.autograd import places
 from tinydiff.backend import array_module, is_array, refuse_missing_library, widened
 from tinydiff.machine.threads import add_to, operation
 
@@ -139,9 +140,8 @@ class Node:
         op, name = self.op, self.name
         if op.rounds_to_half:
             L_Ys = [widened(L_Y) for L_Y in L_Ys]
-        observer = mode.observer
         try:
-            L_Xs = op.backward(*L_Ys) if observer is None else observer(op, "backward", L_Ys, {})
+            L_Xs = self._placed(L_Ys) if places.in_use() else self._run(L_Ys)
         except (ImportError, RuntimeError) as error:
             refuse_missing_library(error, f"the backward pass of {name}")
             raise
@@ -162,6 +162,19 @@ class Node:
                 )
             new = op.gives_new and is_array(L_X) and all(L_X is not L_Y for L_Y in L_Ys)
             yield edge, L_X.astype(edge.dtype, copy=False), new
+
+    def _run(self, L_Ys: list[Any]) -> Any:
+        observer = mode.observer
+        return self.op.backward(*L_Ys) if observer is None else observer(self.op, "backward", L_Ys, {})
+
+    def _placed(self, L_Ys: list[Any]) -> Any:
+        """What `_run` gives, where some of the inputs may have places for their gradients."""
+        leaves = [None if edge is None or isinstance(edge.target, Node) else edge.target for edge in self.parents]
+        with places.offered(leaves):
+            L_Xs = self._run(L_Ys)
+            several = isinstance(L_Xs, tuple | list)
+            settled = places.settle(L_Xs if several else (L_Xs,), leaves)
+        return settled if several else settled[0]
 
     def release(self) -> None:
         self.op.release()

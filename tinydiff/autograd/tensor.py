@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinydiff.autograd import tape
+from tinydiff.autograd import places, tape
 from tinydiff.autograd.function import Function, Version, register_tensor_type
 from tinydiff.backend import array_module, device_of, is_array, module_for, to_device, to_numpy
 
@@ -23,7 +23,7 @@ class Tensor:
     functions on tensors are in `tinydiff.ops`, which also installs them as methods here.
     """
 
-    __slots__ = ("__weakref__", "_index", "_node", "_version", "data", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_index", "_node", "_place", "_version", "data", "grad", "requires_grad")
     __array_ufunc__ = None  # so ndarray + Tensor calls Tensor.__radd__ and stays on the tape
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
@@ -54,9 +54,13 @@ class Tensor:
         self._node, self._index, self.requires_grad = node, index, True
 
     def _accumulate(self, L: Any, own: bool = False) -> None:
-        """Adds L to `.grad`, an array of the tensor's own. L itself becomes `.grad` if nothing else holds it
-        (`own`)."""
-        if self.grad is None:
+        """Adds L to `.grad`, an array of the tensor's own. L itself becomes `.grad` if nothing else holds it (`own`).
+        An optimiser may have given the tensor a place for its gradient; then `.grad` lies there."""
+        if self.grad is None and (place := places.place_of(self, L.dtype)) is not None:
+            if L is not place:
+                place[...] = L
+            self.grad = place
+        elif self.grad is None:
             self.grad = L if own and L.flags.c_contiguous else L.copy()
         else:
             self.grad += L
@@ -139,7 +143,7 @@ class Tensor:
         """The only element, as a Python number. ValueError if there are more or none."""
         if self.size != 1:
             raise ValueError(f"item() needs a tensor with one element, not of shape {self.shape}")
-        return self.data.item()
+        return to_numpy(self.data).item()
 
     def detach(self) -> Tensor:
         """A tensor of the same memory that the tape does not follow."""

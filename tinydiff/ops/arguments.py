@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -67,3 +69,30 @@ def pair(name: str, what: str, value: Any, least: int) -> tuple[int, int]:
     if len(values) != 2 or any(not isinstance(v, int | np.integer) or v < least for v in values):
         raise ValueError(f"{name}: {what} must be an int or a pair of ints of at least {least}, not {value!r}")
     return int(values[0]), int(values[1])
+
+
+def as_parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves that an optimiser is given, as a list. TypeError or ValueError for anything else."""
+    if isinstance(parameters, Tensor):
+        raise TypeError(f"{name} takes a list of tensors, such as module.parameters(), not one tensor")
+    found = list(parameters)
+    if not found:
+        raise ValueError(f"{name} got no parameters")
+    for i, p in enumerate(found):
+        if not isinstance(p, Tensor) or not p.requires_grad or p._node is not None:
+            raise TypeError(f"{name} takes tensors made with requires_grad=True; number {i} is not one")
+    if len({id(p) for p in found}) != len(found):
+        raise ValueError(f"{name} got a parameter twice")
+    return found
+
+
+def as_positive(name: str, what: str, value: Any, below: float = math.inf) -> float:
+    """A number of at least 0 and less than `below`, as a float. ValueError for anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < below:
+        limit = "finite" if below == math.inf else f"below {below}"
+        raise ValueError(f"{name}: {what} must be a number of at least 0 and {limit}, not {value!r}")
+    return number

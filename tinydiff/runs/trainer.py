@@ -75,6 +75,7 @@ class Trainer:
         self.ema = optim.EMA(self.parameters, self.config.ema)
         self.generator = random.Generator(self.config.seed)
         self.step = 0
+        self._share: Any = None  # dL/d(loss of a part), on the device
         self.saved_step: int | None = None
         self._changing = self._saving = False
         self.results = Results(self.folder, unet, diffusion, self.ema, self.generator)
@@ -219,18 +220,18 @@ class Trainer:
     def train_step(self, step: int) -> tuple[float, float, float]:
         """Step number `step` = 1, 2, ... of Algorithm 1; returns loss, norm of the gradient before clipping, and
         learning rate. RunFailed where loss or norm is not finite."""
-        loss, norm = self.gradients(step)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NotFinite(self._explain_non_finite(step, loss))
+        losses = self.gradients(step)
         self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
         self._changing = True  # what fails from here on leaves weights of no step
-        with section("Adam and EMA"):
-            self.optimizer.step(self.ema)
+        with section("clipping, Adam and EMA"):
+            numbers, norm = self.optimizer.clipped_step(losses, self.config.clip or math.inf, self.ema)
+        loss = sum(number / len(numbers) for number in numbers)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NotFinite(self._explain_non_finite(step, loss))
         return loss, norm, self.optimizer.lr
 
-    def gradients(self, step: int) -> tuple[float, float]:
-        """The loss of step number `step` and the norm of its gradient, which is left, clipped, in the parameters. Nothing
-        else changes."""
+    def gradients(self, step: int) -> list[Any]:
+        """The losses of the parts of a step, arrays (); the gradient of their mean is left in the parameters."""
         config, xp = self.config, module_for(self.device)
         n, parts = config.batch_size * config.accumulate, config.accumulate
         with section("data"):
@@ -244,17 +245,18 @@ class Trainer:
                 t, eps = self.diffusion.draw(x0, generator)
         self.unet.train(self.generator.at(random.DROPOUT, step))
         self.optimizer.zero_grad()
-        total = 0.0
+        losses = []
         for part in range(parts):
             rows = slice(part * config.batch_size, (part + 1) * config.batch_size)
             with section("forward, between operations"):
                 x0_part, labels_part, *noise = (None if a is None else a[rows] for a in (x0, labels, t, eps))
                 loss = self.diffusion.loss(self.unet, x0_part, generator, labels_part, *noise)
             with section("backward, sums of gradients"):
-                loss.backward(xp.asarray(1 / parts, loss.dtype))
-            total += loss.item() / parts
-        with section("norm of the gradient, clipping"):
-            return total, optim.clip_grad_norm(self.parameters, config.clip or math.inf)
+                if self._share is None or self._share.dtype != loss.dtype:
+                    self._share = xp.asarray(1 / parts, loss.dtype)
+                loss.backward(self._share)
+            losses.append(loss.data)
+        return losses
 
     def try_batch(self, n: int) -> None:
         """Computes the gradients for n images and drops them: what a batch costs, without training."""
@@ -285,6 +287,7 @@ class Trainer:
         try:
             with tape.check_finite(), np.errstate(all="ignore"):
                 self.gradients(step)
+                optim.clip_grad_norm(self.parameters, math.inf)
             origin = "the norm of the gradient"
         except tape.NonFiniteError as error:
             origin = str(error)
