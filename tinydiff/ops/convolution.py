@@ -106,11 +106,7 @@ class UpsampleConv2d(Function):
         if self.needs[1]:
             L_W = upsample_convolve_weight_gradient(X, L_Y)  # P^T L_Y
         if self.needs[2]:
-<<<<<<< HEAD
-            L_b = sum_pixels(L_Y).sum(0)  # 1^T L_Y
-=======
-            L_b = sum_images(sum_pixels(L_Y))
->>>>>>> i21
+            L_b = sum_images(sum_pixels(L_Y))  # 1^T L_Y
         return L_X, L_W, L_b
 
 
@@ -133,11 +129,7 @@ class ConvTranspose2d(Function):
         if self.needs[1]:
             L_W = convolve_weight_gradient(L_Y, X, W.shape, self.window, self.groups)  # patches(L_Y)^T X
         if self.needs[2]:
-<<<<<<< HEAD
-            L_b = sum_pixels(L_Y).sum(0)  # 1^T L_Y
-=======
-            L_b = sum_images(sum_pixels(L_Y))
->>>>>>> i21
+            L_b = sum_images(sum_pixels(L_Y))  # 1^T L_Y
         return L_X, L_W, L_b
 
 
