@@ -44,6 +44,8 @@ def describe(path: Path) -> str:
     settings = config.load(folder.config_file) if folder.config_file.exists() else {}
     if settings:
         line("data", str(settings.get("data", "given from Python")))
+        for text in _fingerprint(path):
+            line("", text)
     size, channels = unet.image_size, unet.in_channels
     known = class_count(unet)
     classes = "" if known is None else f", {known} classes"
@@ -73,6 +75,21 @@ def describe(path: Path) -> str:
             speeds = np.array([float(row["images_per_second"]) for row in rows[1:] or rows])
             line("speed", f"{np.median(speeds):.0f} images/s")
     return "\n".join(lines)
+
+
+def _fingerprint(path: Path) -> list[str]:
+    """What the checkpoint of a run remembers of the data, and of changes to them."""
+    from tinydiff.runs import checkpoint, fingerprint
+
+    if checkpoint.read_step(path) is None:
+        return []
+    _, metadata = checkpoint.load_training_state(path, arrays=False)
+    if fingerprint.NAME not in metadata:
+        return []
+    return [
+        str(fingerprint.read(metadata[fingerprint.NAME], path)),
+        *(f"changed {line}" for line in fingerprint.changes(metadata.get(fingerprint.CHANGES))),
+    ]
 
 
 def _shown(value: object) -> str:
