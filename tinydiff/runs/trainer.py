@@ -131,8 +131,8 @@ class Trainer:
         return self.step
 
     def check_start(self, resume: bool = False, force: bool = False, data_changed: bool = False) -> None:
-        """InputError where `run` with these arguments could not start. With resume it takes weights, optimiser and counters
-        from the run's newest checkpoint. Nothing is written."""
+        """InputError where `run(resume, force, data_changed=data_changed)` could not start. With resume it takes
+        weights, optimiser and counters from the run's newest checkpoint. Nothing is written."""
         if not self.folder.locked:
             lock.check_free(self.folder.path)
         if not resume:
