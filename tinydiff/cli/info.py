@@ -47,6 +47,8 @@ def describe(path: Path) -> str:
     settings = config.load(folder.config_file) if folder.config_file.exists() else {}
     if settings:
         line("data", str(settings.get("data", "given from Python")))
+        for text in _fingerprint(path):
+            line("", text)
     size, channels = unet.image_size, unet.in_channels
     known = class_count(unet)
     classes = "" if known is None else f", {known} classes"
@@ -94,6 +96,21 @@ def cost(path: Path) -> str:
         unet(np.zeros((1, size, size, unet.in_channels), np.float32), 1, labels)
     total = recorded.cost()
     return f"cost:       {total.total.flops[0] / 1e9:.2f} GFLOP in the forward pass of one image\n\n{total}"
+
+
+def _fingerprint(path: Path) -> list[str]:
+    """What the checkpoint of a run remembers of the data, and of changes to them."""
+    from tinydiff.runs import checkpoint, fingerprint
+
+    if checkpoint.read_step(path) is None:
+        return []
+    _, metadata = checkpoint.load_training_state(path, arrays=False)
+    if fingerprint.NAME not in metadata:
+        return []
+    return [
+        str(fingerprint.read(metadata[fingerprint.NAME], path)),
+        *(f"changed {line}" for line in fingerprint.changes(metadata.get(fingerprint.CHANGES))),
+    ]
 
 
 def _shown(value: object) -> str:
