@@ -126,8 +126,8 @@ def summary(results, suffix, bugs):
     checked = sum(r["right" + suffix] for r in results)
     who = named_counts(accused)
     planted = [
-        f"- {bugs} planted bugs x {len(results)} seeds: {found} of {total} found, {named} ({percent(named, total)}) with the "
-        "right diagnosis first.",
+        f"- {bugs} planted bugs x {len(results)} seeds: {found} of {total} found, {named} "
+        f"({percent(named, max(total, 1))}) with the right diagnosis first.",
     ]
     return [
         *(planted if total else []),
