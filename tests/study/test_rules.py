@@ -65,6 +65,20 @@ def test_the_lit_lines_make_the_gradient():
     assert rule(Own, 3).blocks[0].lines[0] == (start, "def backward(self, L_Y):")
 
 
+def test_letters_are_explained_by_the_head_of_the_file():
+    wheres = {
+        f: rule(f, 3).gradients[0].where for f in (normalization.GroupNorm, attending.Attention, fully_connected.Linear)
+    }
+    assert wheres[normalization.GroupNorm] == ["L_Z = L_Y w", "Z = (X - u) / s"]
+    assert wheres[attending.Attention] == [
+        "L_S = P (L_P - d)",
+        "P = softmax(S)",
+        "L_P = L_Y Vᵀ",
+        "S = scale Q Kᵀ + mask",
+    ]
+    assert wheres[fully_connected.Linear] == []
+
+
 def test_attention_with_a_mask_has_the_other_lines():
     names = tuple(input_names(attending.Attention, 4))
     simple, masked = (rule_of(attending.Attention, names, short) for short in (True, False))

@@ -305,8 +305,8 @@ function markBar() {
   byId("forward").setAttribute("aria-pressed", !backward);
   byId("backward").setAttribute("aria-pressed", backward);
   byId("play").textContent = state.playing ? "❚❚" : "▶ play";
-  const [from, to] = backward ? [firstBackward, steps.length] : [0, firstBackward < 0 ? steps.length : firstBackward];
-  byId("count").textContent = `step ${state.step - from + 1} of ${to - from}`;
+  const phase = (step) => (step[0] !== "f") === backward;  // with several backward passes, those of one kind count together
+  byId("count").textContent = steps.length ? `step ${steps.slice(0, state.step + 1).filter(phase).length} of ${steps.filter(phase).length}` : "no steps";
 }
 
 // Operations whose name, module or line has the words, those found by name or module first; Enter goes to the first.

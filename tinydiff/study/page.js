@@ -127,7 +127,10 @@ function colourOf(x, top) {
   return palette.zero.map((z, i) => Math.round(z + (end[i] - z) * t));
 }
 
-// A picture of an array: numbers if it is small, else a heat map. options: turned, out (made in this step).
+const largest = (array) => Math.max(Math.abs(array.low ?? 0), Math.abs(array.high ?? 0));
+
+// A picture of an array: numbers if it is small, else a heat map. options: turned, out (made in this step), note, top (the
+// magnitude with the full colour).
 function arrayView(name, number, options = {}) {
   if (number === null || number === undefined) return null;
   const array = arrays[number];
@@ -138,7 +141,7 @@ function arrayView(name, number, options = {}) {
   if (options.note) head.append(` ${options.note}`);
   if (values) {
     const plane = planeOf(array.part, /^(L_)?W/.test(name), turned);
-    const top = Math.max(Math.abs(array.low ?? 0), Math.abs(array.high ?? 0));
+    const top = options.top ?? largest(array);
     const show = plane.columns <= 8 && plane.rows <= 10 ? numbers : heatMap;
     figure.append(show(array, values, plane, top, name));
     if (array.index) head.append(make("span", { class: "note" }, ` shown: ${name}[${array.index}]`));
@@ -225,7 +228,7 @@ function heading(kind, node, number) {
 
 function backwardPanel(number, i) {
   const node = nodes[number];
-  const [formula, shapes, equation] = node.formulas[i] ?? ["", "", "", []];
+  const [formula, shapes, equation, , where] = node.formulas[i] ?? ["", "", "", [], []];
   const name = `L_${node.names[i]}`;
   const target = node.from[i];
   const made = node.LX.map((a, k) => [a, k]).filter(([a]) => a !== null);
@@ -235,6 +238,7 @@ function backwardPanel(number, i) {
   const card = make("div", { class: "formula mono" },
     make("div", { class: "math" }, make("b", {}, name), formula ? ` = ${formula}` : " comes from the lit lines below", equation ? make("span", { class: "note" }, `   ${equation}`) : ""),
     make("div", { class: "shapes" }, shapes || (node.LX[i] !== null && node.LX[i] !== undefined ? written(arrays[node.LX[i]].shape) : "")),
+    where.length ? make("div", { class: "shapes where-letters" }, `where ${where.join(",   ")}`) : "",
     made.length > 1 ? chips : "");
   const going = target === null || target === undefined ? "goes to nothing" : `goes to ${nameOf(target)}`;
   const result = arrayView(name, node.LX[i], { out: true, note: `→ ${going}` });
@@ -302,14 +306,15 @@ function forwardPanel(number) {
 }
 
 function sumPanel([, where, output, , first, second, total, from]) {
+  const top = Math.max(...[first, second, total].map((number) => largest(arrays[number])));  // one scale for all three
   const name = where[0] === "n" && nodes[where.slice(1)].outputs.length > 1 ? `${nameOf(where)}, output ${output}` : nameOf(where);
   return [
     make("span", { class: "kind" }, "sum"), make("h2", {}, `gradients for ${name} meet`),
     make("p", { class: "where" }, "It was used more than once, or has a gradient from before. The loss depends on it in each of these ways, so the gradients are added."),
     make("div", { class: "formula mono" }, make("div", { class: "math" }, make("b", {}, "sum"), " = first + second")),
     make("h3", {}, "this step"),
-    make("div", { class: "equation" }, arrayView("sum", total, { out: true }), make("span", { class: "sign" }, "="),
-      arrayView("first", first, { note: "was there" }), make("span", { class: "sign" }, "+"), arrayView("second", second, { note: from === null ? "" : `from ${nameOf(`n${from}`)}` })),
+    make("div", { class: "equation" }, arrayView("sum", total, { out: true, top }), make("span", { class: "sign" }, "="),
+      arrayView("first", first, { note: "was there", top }), make("span", { class: "sign" }, "+"), arrayView("second", second, { top, note: from === null ? "" : `from ${nameOf(`n${from}`)}` })),
   ];
 }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -118,9 +117,7 @@ class _Data:
                 if "groups=" in op.options and "groups=1" not in op.options
                 else (shapes_of(gradient.formula, result, known, flat))
             )
-            if shapes and re.search(r"\bP\b", gradient.formula, re.ASCII) and "P" in known:
-                shapes += "     P = patches(X), a row for each output pixel"
-            formulas.append([gradient.formula, shapes, gradient.equation, gradient.lit])
+            formulas.append([gradient.formula, shapes, gradient.equation, gradient.lit, gradient.where])
         return {
             "name": op.name,
             "module": op.place.module,

@@ -227,8 +227,8 @@ class Recorder:
         return leaf
 
     def _keep(self, op: Any, operation: Operation, inputs: Sequence[Any]) -> None:
-        """Counts what an operation keeps for its backward pass. Memory that several keep counts once; weights and other
-        leaves do not count, as they live anyway."""
+        """Counts what an operation keeps for its backward pass. Memory that several keep counts once; leaves that need a
+        gradient, such as weights, do not count, as they live anyway."""
         leaves = {id(_owner(x.data)) for x in inputs if isinstance(x, Tensor) and x._node is None and x.requires_grad}
         held = self._holds[operation] = []
         seen: set[int] = set()

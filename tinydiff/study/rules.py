@@ -35,12 +35,13 @@ class Block:
 
 @dataclass
 class Gradient:
-    """How one gradient is made. formula: the right side of "L_X = ...", equation: its number in the source; lit: (block,
-    line) of the lines that make it."""
+    """How one gradient is made. formula: the right side of "L_X = ...", equation: its number in the source; where: what
+    other letters in it are, by the head of the file; lit: (block, line) of the lines that make it."""
 
     name: str
     formula: str = ""
     equation: str = ""
+    where: list[str] = field(default_factory=list)
     lit: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -205,6 +206,14 @@ class _Reader:
             code = ast.unparse(codes[0][1])
             formula = code if len(code) < 90 and "zeros(" not in code else ""
         gradient.formula = _pretty(formula)
+        known = {g.name for g in self.rule.gradients} | {g.name[2:] for g in self.rule.gradients} | {"L_Y", "Y", "L"}
+        waiting = [formula]
+        while waiting and len(gradient.where) < 4:
+            for letter in re.findall(r"\b(?:L_)?[A-Z]\b", waiting.pop(0)):
+                if letter not in known and (meaning := _formula_in(module, letter)):
+                    gradient.where.append(f"{letter} = {_pretty(meaning)}")
+                    waiting.append(meaning)
+                known.add(letter)
 
 
 def _unwrapped(function: Any) -> Any:
@@ -224,9 +233,9 @@ def _formula_in(text: str, name: str) -> str:
     found = re.search(rf"(?<![\w]){re.escape(name)} = (.+)", text)
     if found is None:
         return ""
-    right = re.split(r"\s{2,}|;|,\s+(?:L_\w+ =|hence|so|of |summed)|\. |\.$| for | with |,? and |: ", found.group(1))[
-        0
-    ].strip()
+    right = re.split(
+        r"\s{2,}|;|,\s+(?:\w+ =|hence|so|of |in |one |summed)|\. |\.$| for | with |,? and |: ", found.group(1)
+    )[0].strip()
     right = _EQUATION.sub("", right).strip(" ,")
     return right if right.count("(") == right.count(")") else ""
 
