@@ -199,3 +199,12 @@ def test_an_observer_around_a_trace_still_sees_the_passes(traced):
     with pytest.raises(RuntimeError, match="in use"), trace:
         pass
     gc.collect()
+
+
+def test_gradients_of_single_numbers_are_recorded():
+    x = td.Tensor(2.0, requires_grad=True)
+    with td.trace() as trace:
+        td.ops.log(x * x).backward()
+    (log,), (product,) = by_name(trace, "Log"), by_name(trace, "Multiply")
+    assert [L.norm for L in log.L_Xs] == [0.25]
+    assert [L.norm for L in product.L_Ys] == [0.25] and [L.norm for L in product.L_Xs] == [0.5, 0.5]

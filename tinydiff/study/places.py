@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.gradcheck.source import short
-from tinydiff.gradcheck.taps import OWN
+from tinydiff.gradcheck.source import OWN
 from tinydiff.nn import Module, Parameter
 
 _PLUMBING = {

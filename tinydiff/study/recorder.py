@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tape import Edge, Node
 from tinydiff.autograd.tensor import Tensor
@@ -110,7 +112,7 @@ class Recorder:
     # ------------------------------------------------------------------------------- what the tape calls
 
     def __call__(self, op: Any, phase: str, arrays: Sequence[Any], options: dict[str, Any]) -> Any:
-        taken = [self._summarize(a) if is_array(a) else None for a in arrays]  # before the pass may change them
+        taken = [self._summary(a) for a in arrays]  # before the pass may change them
         outer = self._outer
         synchronize()
         start = time.perf_counter()
@@ -160,6 +162,10 @@ class Recorder:
 
     # ------------------------------------------------------------------------------------------------- inside
 
+    def _summary(self, a: Any) -> Summary | None:
+        """NumPy's arithmetic on arrays () gives its scalars."""
+        return self._summarize(a) if is_array(a) or isinstance(a, np.generic) else None
+
     def _ran_forward(
         self, op: Function, arrays: Any, taken: Any, options: Any, given: list[Any], seconds: float, moved: int
     ) -> None:
@@ -183,7 +189,7 @@ class Recorder:
         else:
             operation = known[1]
         operation.L_Ys, operation.ran_backward = taken, True
-        operation.L_Xs = [self._summarize(L) if is_array(L) else None for L in given]
+        operation.L_Xs = [self._summary(L) for L in given]
         operation.seconds[1] += seconds
         operation.bytes[1] += moved + operation.saved
         self.events.append(Event("backward", operation, live=self.live))

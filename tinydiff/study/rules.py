@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinydiff.gradcheck.source import short
-from tinydiff.gradcheck.taps import OWN
+from tinydiff.gradcheck.source import OWN
 from tinydiff.ops.broadcasting import Elementwise
 
 _EQUATION = re.compile(r"\((?:[A-Z] )?\d+(?:\.\d+)+(?:-[\d.]+)?\)")
