@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.gradcheck.source import short
-from tinydiff.gradcheck.source import OWN
+from tinydiff.gradcheck.source import OWN, short
 from tinydiff.nn import Module, Parameter
 
 _PLUMBING = {

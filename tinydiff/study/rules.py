@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinydiff.gradcheck.source import short
-from tinydiff.gradcheck.source import OWN
+from tinydiff.gradcheck.source import OWN, short
 from tinydiff.ops.broadcasting import Elementwise
 
 _EQUATION = re.compile(r"\((?:[A-Z] )?\d+(?:\.\d+)+(?:-[\d.]+)?\)")
