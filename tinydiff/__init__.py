@@ -18,6 +18,9 @@
 
 from __future__ import annotations
 
+from tinydiff.machine import starting  # noqa: F401  # first, see there
+
+# isort: split
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

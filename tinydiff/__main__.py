@@ -1,7 +1,3 @@
-try:
-    from tinydiff.cli import main
+from tinydiff.cli import main
 
-    status = main()
-except KeyboardInterrupt:  # while the imports run; main answers it afterwards
-    status = 130
-raise SystemExit(status)
+raise SystemExit(main())

@@ -65,6 +65,14 @@ def test_a_wide_space_in_a_message_is_no_failure(tmp_path):
     assert mutations.attempt(tmp_path / "file", b"", read) == "refused"
 
 
+@pytest.mark.skipif(mutations.forget_peak() is None, reason="the peak of memory is Linux's to tell")
+def test_memory_above_the_budget_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(mutations, "BUDGET", 16 << 20)
+    result = mutations.attempt(tmp_path / "file", b"", lambda: bytearray(b"x" * (24 << 20)))
+    assert result.endswith("MiB of memory"), result
+    assert mutations.attempt(tmp_path / "file", b"", lambda: None) == "taken"
+
+
 def test_what_grew_is_named():
     before, after = soak.Held(10, 1 << 20, 8, 3, 1000), soak.Held(100, 6 << 20, 9, 3, 1100)
     assert [line.split(":")[0] for line in soak.grown(before, after)] == ["memory", "descriptors"]

@@ -3,6 +3,8 @@
 import gzip
 import os
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 
@@ -70,29 +72,79 @@ def test_a_header_alone_takes_no_memory(tmp_path):
         assert (peak < 16 << 20 and "cannot be read" in message) or "memory" in message
 
 
-def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
-    room, most, now = folders._Room(100), 0, 0
-    from concurrent.futures import ThreadPoolExecutor
+def test_threads_that_decode_share_the_budget(tmp_path, monkeypatch):
+    """By what they say they take; pictures that wait to be stored count as well."""
+    monkeypatch.setattr(folders, "_BUDGET", 30 * 30 * 13)
+    rooms, least, now, most = [], [], 0, 0
 
-    def take(count):
-        nonlocal most, now
-        with room.taken(count):
-            now += min(count, 100)
-            most = max(most, now)
-            time.sleep(0.002)
-            now -= min(count, 100)
+    class Counted(folders._Room):
+        def __init__(self, count):
+            super().__init__(count)
+            rooms.append(self)
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(take, [30, 60, 90, 500, 10, 40, 100, 70] * 3))
-    assert most <= 100 and room.left == 100
+        def take(self, turn, count):
+            super().take(turn, count)
+            least.append(self.left)
+
+    def decoded(*arguments):
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        time.sleep(0.001)
+        now -= 1
+        return pixels(*arguments)
+
+    pixels = folders._pixels
+    monkeypatch.setattr(folders, "_Room", Counted)
+    monkeypatch.setattr(folders, "_pixels", decoded)
+    for i in range(24):
+        Image.new("L", (30, 30), i).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "05.png").write_bytes(b"no picture")
+    data = load(tmp_path, report=lambda line: None)
+    assert data.images[:, 0, 0, 0].tolist() == [*range(5), *range(6, 24)]
+    assert most == 1 and min(least) == 0 and rooms[0].left == folders._BUDGET
+    data = load(tmp_path, image_size=8, report=lambda line: None)
+    assert len(data) == 23 and rooms[1].left == folders._BUDGET
+
+
+def test_who_waits_for_room_does_not_wait_when_reading_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_BUDGET", 30 * 30 * 13)
+    for i in range(24):
+        Image.new("L", (30 - i, 30 - i)).save(tmp_path / f"{i:02}.png")
+    with pytest.raises(InputError, match="several sizes"):
+        load(tmp_path)
+
+
+def test_what_decoding_takes_of_memory(tmp_path):
+    """At most what is counted for it, for each kind of pixels."""
+    side = 1200
+    script = (
+        "import sys; from pathlib import Path; from PIL import Image; import tinydiff.data.folder as f;"
+        "import tinydiff.machine.limits as l; Image.init(); before = l.peak_resident(); counts = [];"
+        "[f._decode(Path(p), None, None, counts.append) for p in sys.argv[1:]]; print(l.peak_resident() - before, max(counts))"
+    )
+    files = []
+    for name, mode in (("la.png", "LA"), ("i16.png", "I;16"), ("cmyk.jpg", "CMYK"), ("rgba.png", "RGBA")):
+        Image.new(mode, (side, side)).save(tmp_path / name)
+        files.append(str(tmp_path / name))
+    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, check=True)
+    peak, counted = map(int, done.stdout.split())
+    assert counted == side * side * 13 and peak < counted + (4 << 20), (peak, counted)
 
 
 def test_a_picture_of_too_many_pixels_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "_MOST_PIXELS", 100)
+    monkeypatch.setattr(folders, "_BUDGET", 1300)
     for name, side in (("a", 8), ("b", 11)):
         Image.new("L", (side, side)).save(tmp_path / f"{name}.png")
     data = load(tmp_path, report=lambda line: None)
-    assert data.skipped == [("b.png", "121 pixels, more than the 100 that are read")]
+    assert data.skipped == [("b.png", "121 pixels, more than the 100 that are read of PNG")]
+
+
+def test_pictures_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr("tinydiff.machine.limits.memory", lambda: (100, 100))
+    with pytest.raises(InputError, match=r"its pictures, 1 of 8x8, take 64 bytes, more than fit .* image_size"):
+        load(tmp_path)
 
 
 def test_folders_that_link_to_each_other(tmp_path):

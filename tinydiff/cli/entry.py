@@ -16,6 +16,7 @@ from tinydiff.backend import missing_library
 from tinydiff.cli import bench, doctor, evaluate, gradcheck, info, sample, trace, train
 from tinydiff.cli.numbers import INTERRUPTED
 from tinydiff.errors import InputError, RunFailed, of_system, spelling
+from tinydiff.machine import starting
 from tinydiff.machine.terminal import escaped
 from tinydiff.version import __version__
 
@@ -26,8 +27,9 @@ _OF_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, e
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit status: 0 done, 1 the run failed, 2 wrong input, 129, 130 and 143 interrupted, 141
     nobody reads the output any more."""
-    _prepare_output()
     try:
+        starting.begin()
+        _prepare_output()
         with spelling(_flag):
             status = _run(argv)
         if sys.stdout is not None:
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"the output cannot be written: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED + signal.SIGINT)
+    finally:
+        starting.end()
 
 
 def _prepare_output() -> None:

@@ -6,9 +6,8 @@ import os
 import stat
 import threading
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,13 +16,18 @@ import numpy as np
 from tinydiff.data.dataset import Dataset, scaled_from
 from tinydiff.data.pixels import fit
 from tinydiff.errors import LONGEST, InputError, named, shown
+from tinydiff.machine import limits
 from tinydiff.machine.files import open_file
+from tinydiff.machine.pages import return_freed_memory
 
 _THREADS = 8
-_AT_ONCE = 2 * _THREADS  # decoded pictures in memory, before they are stored or refused
-_BUDGET = 1 << 30  # bytes that decoding may take; a picture that needs more is decoded alone
-_BYTES = 16  # of a pixel while it is decoded: Pillow keeps colours in four bytes, in up to four copies
-_MOST_PIXELS = 100_000_000
+_AT_ONCE = 2 * _THREADS  # pictures that are being decoded, or wait to be stored or refused
+_BUDGET = 1 << 30  # bytes that these may take together; a picture that needs more alone is not read
+# Bytes of a pixel while it is decoded (measured). Pillow keeps colours in four, and `_pixels` holds up to three copies; some
+# libraries hold more of their own.
+_BYTES = {"": 13, "WEBP": 18, "AVIF": 18, "JPEG2000": 25, "ICO": 24}
+_LARGE = 64 << 20  # bytes
+_ROWS = 64  # worked on at a time where a step would hold more copies
 _DEEPEST = 100  # folders in each other
 _MOST_VISITS = 16  # of one folder, by different links
 
@@ -78,6 +82,7 @@ def read_folder(
         if image_size is not None and came != (image_size, image_size):
             others.add(came)
         if images is None:
+            _check_memory(folder, len(paths), picture)
             images = np.empty((len(paths), *picture.shape), np.uint8)
         size, first_size = picture.shape[:2], images.shape[1:3]
         if size != first_size or size[0] != size[1]:
@@ -153,6 +158,15 @@ def _class_names(folder: Path, paths: list[PurePath]) -> list[str]:
     return sorted({path.parts[0] for path in paths}, key=os.fsencode)
 
 
+def _check_memory(folder: Path, count: int, picture: np.ndarray) -> None:
+    everything, _ = limits.memory()
+    if everything is not None and count * picture.nbytes > everything // 2:
+        raise InputError(
+            f"{folder}: its pictures, {count} of {_wide(picture.shape[:2])}, take {count * picture.nbytes:,} bytes, more than fit "
+            f"into memory, so give {named('image_size')} to crop and scale to"
+        )
+
+
 def _refuse_sizes(folder: Path, path: PurePath, size: Any, other_path: PurePath, other_size: Any) -> None:
     if size == other_size:
         raise InputError(
@@ -164,7 +178,7 @@ def _refuse_sizes(folder: Path, path: PurePath, size: Any, other_path: PurePath,
     )
 
 
-def _wide(size: tuple[int, int]) -> str:
+def _wide(size: tuple[int, ...]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
@@ -172,22 +186,43 @@ def _decoded(
     folder: Path, paths: list[PurePath], image_size: int | None, channels: int | None
 ) -> Iterator[tuple[PurePath, tuple[np.ndarray, tuple[int, int]] | str]]:
     """Each path with its picture and the size it came in, or with the reason why there is none, in order; Pillow decodes
-    without the GIL."""
-    from concurrent.futures import ThreadPoolExecutor
+    without the GIL. What is decoded, and what is not yet taken from here, shares `_BUDGET`."""
+    from concurrent.futures import Future, ThreadPoolExecutor
 
-    def read(path: PurePath) -> tuple[np.ndarray, tuple[int, int]] | str:
+    room = _Room(_BUDGET)
+    Result = tuple[np.ndarray, tuple[int, int]] | str
+
+    def read(turn: int, path: PurePath) -> Result:
+        kept = 0
         try:
-            return _decode(folder / path, image_size, channels)
+            result = _decode(folder / path, image_size, channels, lambda count: room.take(turn, count))
+            kept = result[0].nbytes
+            return result
         except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
             return _reason(error)
+        finally:
+            if room.has(turn) >= _LARGE:
+                return_freed_memory()  # else each thread's heap keeps some
+            room.keep(turn, kept)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(paths), _AT_ONCE):
-            some = paths[start : start + _AT_ONCE]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-                pictures = list(pool.map(read, some))
-            yield from zip(some, pictures, strict=True)
+    waiting: deque[tuple[int, Future[Result]]] = deque()
+
+    def first() -> Iterator[tuple[PurePath, Result]]:
+        turn, future = waiting.popleft()
+        yield paths[turn], future.result()
+        room.keep(turn, 0)
+
+    with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")  # remarks on odd metadata
+        try:
+            for turn, path in enumerate(paths):
+                if len(waiting) == _AT_ONCE:
+                    yield from first()
+                waiting.append((turn, pool.submit(read, turn, path)))
+            while waiting:
+                yield from first()
+        finally:
+            room.close()
 
 
 def _reason(error: Exception) -> str:
@@ -200,9 +235,11 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _decode(path: Path, image_size: int | None, channels: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+def _decode(
+    path: Path, image_size: int | None, channels: int | None, take: Callable[[int], None] = lambda count: None
+) -> tuple[np.ndarray, tuple[int, int]]:
     """A picture as uint8 (H, W, 1) or (H, W, 3), and the size (H, W) that it came in; grey unless its colours differ,
-    where `channels` does not say."""
+    where `channels` does not say. take: called with the bytes of memory that decoding needs, before it begins."""
     from PIL import Image
 
     if not stat.S_ISREG(os.stat(path).st_mode):
@@ -211,50 +248,87 @@ def _decode(path: Path, image_size: int | None, channels: int | None) -> tuple[n
         came = file.height, file.width
         if image_size is not None:
             file.draft(None, (2 * image_size, 2 * image_size))  # a much larger JPEG is decoded at a smaller scale
-        if (count := file.width * file.height) > _MOST_PIXELS:
-            raise ValueError(f"{count:,} pixels, more than the {_MOST_PIXELS:,} that are read")
-        with _room.taken(count * _BYTES):
-            return _pixels(file, image_size, channels), came
+        each = _BYTES.get(file.format or "", _BYTES[""])
+        if (count := file.width * file.height) * each > _BUDGET:
+            raise ValueError(f"{count:,} pixels, more than the {_BUDGET // each:,} that are read of {file.format}")
+        take(count * each)
+        return _pixels(file, image_size, channels), came
 
 
 def _pixels(file: Any, image_size: int | None, channels: int | None) -> np.ndarray:
-    from PIL import Image, ImageOps
+    """The pixels of an opened picture, which is closed meanwhile. As few copies as can be are in memory at once."""
+    from PIL import ImageOps
 
-    picture = _to_eight_bits(ImageOps.exif_transpose(file))
+    file.load()
+    ImageOps.exif_transpose(file, in_place=True)
+    picture = _to_eight_bits(file)
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("L" if channels == 1 or picture.mode in ("1", "L") else "RGB")
+        picture = _on_white(picture if picture.mode == "RGBA" else picture.convert("RGBA"))
+    mode = "L" if channels == 1 or picture.mode in ("1", "L") else "RGB"
+    if picture.mode != mode:
+        picture = picture.convert(mode)
     if image_size is not None:
         picture = fit(picture, image_size)
+    if picture is not file:
+        file.close()  # and its copy of the pixels with it
     pixels = np.atleast_3d(np.asarray(picture))
     if channels == 3:
         return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     grey = pixels[..., :1]
-    return grey.copy() if (pixels == grey).all() else pixels
+    return grey.copy() if all((row == first).all() for row, first in zip(pixels, grey, strict=True)) else pixels
+
+
+def _on_white(picture: Any) -> Any:
+    """The RGBA picture itself, its transparent parts white."""
+    from PIL import Image
+
+    picture.load()
+    for top in range(0, picture.height, _ROWS):
+        box = (0, top, picture.width, min(top + _ROWS, picture.height))
+        part = picture.crop(box)
+        picture.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part), box)
+    return picture
 
 
 class _Room:
-    """Bytes that threads share: whoever wants more than are left waits, and who wants more than there are gets all."""
+    """Bytes that threads share. They are given out in the order of turns 0, 1, 2, ..., so that the first turn which is not
+    done always has what it needs: none waits for a later one."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.left, self.changed = count, count, threading.Condition()
+        self.left, self.next, self.closed = count, 0, False
+        self.held: dict[int, int] = {}
+        self.changed = threading.Condition()
 
-    @contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        count = min(count, self.count)
+    def take(self, turn: int, count: int) -> None:
+        """Waits until all earlier turns have taken theirs and `count` bytes are left. OSError after `close`."""
         with self.changed:
-            self.changed.wait_for(lambda: self.left >= count)
+            self.changed.wait_for(lambda: self.closed or (self.next == turn and self.left >= count))
+            if self.closed:
+                raise InterruptedError("reading has ended")
             self.left -= count
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.left += count
-                self.changed.notify_all()
+            self.held[turn] = count
+            self.next += 1
+            self.changed.notify_all()
 
+    def keep(self, turn: int, count: int) -> None:
+        """Gives back all but `count` bytes of what the turn took; of a turn that took nothing, its turn."""
+        with self.changed:
+            if turn not in self.held:
+                self.changed.wait_for(lambda: self.closed or self.next >= turn)
+                self.next = max(self.next, turn + 1)
+            self.left += self.has(turn) - count
+            self.held[turn] = count
+            self.changed.notify_all()
 
-_room = _Room(_BUDGET)
+    def has(self, turn: int) -> int:
+        """The bytes that a turn holds."""
+        return self.held.get(turn, 0)
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
 
 
 def _to_eight_bits(picture: Any) -> Any:
@@ -265,7 +339,10 @@ def _to_eight_bits(picture: Any) -> Any:
         raise ValueError("floating-point pixels, which have no fixed white")
     if not picture.mode.startswith("I"):
         return picture
-    values = np.asarray(picture)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError("pixels of 32 bits, which have no fixed white")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    grey = Image.new("L", picture.size)
+    for top in range(0, picture.height, _ROWS):
+        values = np.asarray(picture.crop((0, top, picture.width, min(top + _ROWS, picture.height))))
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("pixels of 32 bits, which have no fixed white")
+        grey.paste(Image.fromarray(np.rint(values / 257).astype(np.uint8)), (0, top))
+    return grey

@@ -1,5 +1,6 @@
 """The machine that we run on, and how its processors and memory are used.
 
+starting.py         Ctrl-C while the program starts
 limits.py           processors and memory that this process may use
 threads.py          threads that share the blocks of one operation
 helpers.py          the threads that do so, beside the one that calls

@@ -1,4 +1,4 @@
-"""Memory that a process keeps, in large pages."""
+"""Memory that a process keeps, in large pages, and memory that it gives back."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def keep_freed_memory() -> None:
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which keeps up to 2 GiB of freed memory
             if limits.addresses_are_free():
                 _ask_for_large_pages(libc)
+
+
+def return_freed_memory() -> None:
+    """Has the C library return to the system what large arrays left in the heaps of all threads, where it can (glibc)."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
