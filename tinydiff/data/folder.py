@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from tinydiff.data.dataset import Dataset, scaled_from
-from tinydiff.data.pixels import fit
+from tinydiff.data.decode import CONVERT, FULL, read_pixels, white_of
 from tinydiff.errors import LONGEST, InputError, named, shown
 from tinydiff.machine.files import open_file
+
+_Picture = tuple[np.ndarray, int | None, tuple[int, int]]  # pixels, the largest number, the size (H, W) it came in
 
 _THREADS = 8
 _AT_ONCE = 2 * _THREADS  # decoded pictures in memory, before they are stored or refused
@@ -51,8 +53,8 @@ def read_folder(
     report: called with a line for each picture that is skipped because it cannot be read; None: a warning. They are
         listed in `skipped`.
 
-    Transparent parts become white, a camera's rotation is undone, of an animation the first frame counts. InputError if
-    no picture is left.
+    Transparent parts become white, a camera's rotation is undone, of an animation the first frame counts; `decode.py`
+    tells which brightness a file's numbers mean. InputError if no picture is left.
     """
     skipped: list[tuple[str, str]] = []
     report = report or (lambda line: warnings.warn(line, stacklevel=2))
@@ -69,12 +71,15 @@ def read_folder(
     class_names = _class_names(folder, paths) if labels else None
     images: np.ndarray | None = None
     kept: list[PurePath] = []
+    peaks: dict[int, int] = {}  # the largest number of each picture of 16 bits
     others: set[tuple[int, int]] = set()  # original sizes of pictures that were scaled
     for path, result in _decoded(folder, paths, image_size, channels):
         if isinstance(result, str):
             skip(path, result)
             continue
-        picture, came = result
+        picture, peak, came = result
+        if peak is not None:
+            peaks[len(kept)] = peak
         if image_size is not None and came != (image_size, image_size):
             others.add(came)
         if images is None:
@@ -89,13 +94,25 @@ def read_folder(
     if images is None:
         count = f"none of its {len(paths)} pictures can" if len(paths) > 1 else "its only picture cannot"
         raise InputError(f"{folder}: {count} be read; {paths[0]}: {dict(skipped)[str(paths[0])]}")
+    done = [scaled_from(others)] if others else []
+    if (white := white_of(peaks.values())) < FULL:
+        again = _decoded(folder, [kept[i] for i in peaks], image_size, channels, white)
+        for i, (path, result) in zip(peaks, again, strict=True):
+            if isinstance(result, str):
+                raise InputError(f"{folder / path} cannot be read a second time: {result}")
+            if result[0].shape[2] > images.shape[3]:
+                images = np.repeat(images, 3, axis=3)
+            images[i] = result[0]
+        some = "" if len(peaks) == len(kept) else f"{len(peaks)} of them "
+        bits, most = white.bit_length(), max(peaks.values())
+        done.append(f"{some}taken as {bits} bits ({white} is white, as no 16-bit number is above {most})")
     values = None
     if class_names is not None:
         values = np.array([class_names.index(path.parts[0]) for path in kept], np.int64)
     names = None if class_names is None else [shown(name) for name in class_names]
     return Dataset(
         images[: len(kept)], values, names, name=folder.name, source=str(folder), skipped=skipped,
-        fitted=scaled_from(others) if others else "",
+        fitted=", ".join(done),
     )  # fmt: skip
 
 
@@ -169,17 +186,17 @@ def _wide(size: tuple[int, int]) -> str:
 
 
 def _decoded(
-    folder: Path, paths: list[PurePath], image_size: int | None, channels: int | None
-) -> Iterator[tuple[PurePath, tuple[np.ndarray, tuple[int, int]] | str]]:
-    """Each path with its picture and the size it came in, or with the reason why there is none, in order; Pillow decodes
-    without the GIL."""
+    folder: Path, paths: list[PurePath], image_size: int | None, channels: int | None, white: int = FULL
+) -> Iterator[tuple[PurePath, _Picture | str]]:
+    """Each path with what `_decode` gives, or with the reason why there is nothing, in order; Pillow decodes without the
+    GIL."""
     from concurrent.futures import ThreadPoolExecutor
 
-    def read(path: PurePath) -> tuple[np.ndarray, tuple[int, int]] | str:
+    def read(path: PurePath) -> _Picture | str:
         try:
-            return _decode(folder / path, image_size, channels)
+            return _decode(folder / path, image_size, channels, white)
         except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
-            return _reason(error)
+            return _reason(error, folder / path)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(paths), _AT_ONCE):
@@ -190,19 +207,19 @@ def _decoded(
             yield from zip(some, pictures, strict=True)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: Path) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture that Pillow can read"
+        tiff = path.suffix.lower() in (".tif", ".tiff") and path.read_bytes()[:4] in (b"II*\0", b"MM\0*")
+        return f"a kind of TIFF that Pillow cannot read ({CONVERT})" if tiff else "not a picture that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _decode(path: Path, image_size: int | None, channels: int | None) -> tuple[np.ndarray, tuple[int, int]]:
-    """A picture as uint8 (H, W, 1) or (H, W, 3), and the size (H, W) that it came in; grey unless its colours differ,
-    where `channels` does not say."""
+def _decode(path: Path, image_size: int | None, channels: int | None, white: int) -> _Picture:
+    """A picture and its largest number as `read_pixels` of `decode.py` gives them, and the size (H, W) it came in."""
     from PIL import Image
 
     if not stat.S_ISREG(os.stat(path).st_mode):
@@ -214,24 +231,7 @@ def _decode(path: Path, image_size: int | None, channels: int | None) -> tuple[n
         if (count := file.width * file.height) > _MOST_PIXELS:
             raise ValueError(f"{count:,} pixels, more than the {_MOST_PIXELS:,} that are read")
         with _room.taken(count * _BYTES):
-            return _pixels(file, image_size, channels), came
-
-
-def _pixels(file: Any, image_size: int | None, channels: int | None) -> np.ndarray:
-    from PIL import Image, ImageOps
-
-    picture = _to_eight_bits(ImageOps.exif_transpose(file))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("L" if channels == 1 or picture.mode in ("1", "L") else "RGB")
-    if image_size is not None:
-        picture = fit(picture, image_size)
-    pixels = np.atleast_3d(np.asarray(picture))
-    if channels == 3:
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    grey = pixels[..., :1]
-    return grey.copy() if (pixels == grey).all() else pixels
+            return *read_pixels(file, content, image_size, channels, white), came
 
 
 class _Room:
@@ -255,17 +255,3 @@ class _Room:
 
 
 _room = _Room(_BUDGET)
-
-
-def _to_eight_bits(picture: Any) -> Any:
-    """Grey of 16 bits scaled to 8, where Pillow's own conversion would clip; wider numbers have no fixed white."""
-    from PIL import Image
-
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels, which have no fixed white")
-    if not picture.mode.startswith("I"):
-        return picture
-    values = np.asarray(picture)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError("pixels of 32 bits, which have no fixed white")
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
