@@ -10,8 +10,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from tests.data.test_decode import png
 from tinydiff.data import folder as folders
 from tinydiff.data import load
 from tinydiff.errors import InputError
@@ -94,9 +95,9 @@ def test_threads_that_decode_share_the_budget(tmp_path, monkeypatch):
         now -= 1
         return pixels(*arguments)
 
-    pixels = folders._pixels
+    pixels = folders.read_pixels
     monkeypatch.setattr(folders, "_Room", Counted)
-    monkeypatch.setattr(folders, "_pixels", decoded)
+    monkeypatch.setattr(folders, "read_pixels", decoded)
     for i in range(24):
         Image.new("L", (30, 30), i).save(tmp_path / f"{i:02}.png")
     (tmp_path / "05.png").write_bytes(b"no picture")
@@ -118,18 +119,24 @@ def test_who_waits_for_room_does_not_wait_when_reading_ends(tmp_path, monkeypatc
 def test_what_decoding_takes_of_memory(tmp_path):
     """At most what is counted for it, for each kind of pixels."""
     side = 1200
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace("sRGB".encode("utf-16-be"), "xRGB".encode("utf-16-be"))  # else it changes nothing
     script = (
         "import sys; from pathlib import Path; from PIL import Image; import tinydiff.data.folder as f;"
         "import tinydiff.machine.limits as l; Image.init(); before = l.peak_resident(); counts = [];"
-        "[f._decode(Path(p), None, None, counts.append) for p in sys.argv[1:]]; print(l.peak_resident() - before, max(counts))"
+        "[f._decode(Path(p), None, None, f.FULL, counts.append) for p in sys.argv[1:]];"
+        "print(l.peak_resident() - before, max(counts))"
     )
-    files = []
-    for name, mode in (("la.png", "LA"), ("i16.png", "I;16"), ("cmyk.jpg", "CMYK"), ("rgba.png", "RGBA")):
-        Image.new(mode, (side, side)).save(tmp_path / name)
-        files.append(str(tmp_path / name))
-    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True, check=True)
-    peak, counted = map(int, done.stdout.split())
-    assert counted == side * side * 13 and peak < counted + (4 << 20), (peak, counted)
+    kinds = ((("la.png", "cmyk.jpg", "rgba.png"), 13, None), (("rgba.png",), 21, profile), (("deep.png",), 43, None))
+    for names, each, icc in kinds:
+        for name in names:
+            if name == "deep.png":
+                (tmp_path / name).write_bytes(png(16, 6, [np.full(4 * side, 50_000, ">u2").tobytes()] * side, side))
+            else:
+                Image.new(name[:-4].upper(), (side, side)).save(tmp_path / name, icc_profile=icc)
+        command = [sys.executable, "-c", script, *(str(tmp_path / name) for name in names)]
+        peak, counted = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+        assert counted == side * side * each and peak < counted + (4 << 20), (names, peak, counted)
 
 
 def test_a_picture_of_too_many_pixels_is_left_out(tmp_path, monkeypatch):

@@ -14,20 +14,18 @@ from typing import Any
 import numpy as np
 
 from tinydiff.data.dataset import Dataset, scaled_from
-from tinydiff.data.pixels import fit
+from tinydiff.data.decode import CONVERT, FULL, memory_of_pixel, read_pixels, white_of
 from tinydiff.errors import LONGEST, InputError, named, shown
 from tinydiff.machine import limits
 from tinydiff.machine.files import open_file
 from tinydiff.machine.pages import return_freed_memory
 
+_Picture = tuple[np.ndarray, int | None, tuple[int, int]]  # pixels, the largest number, the size (H, W) it came in
+
 _THREADS = 8
 _AT_ONCE = 2 * _THREADS  # pictures that are being decoded, or wait to be stored or refused
 _BUDGET = 1 << 30  # bytes that these may take together; a picture that needs more alone is not read
-# Bytes of a pixel while it is decoded (measured). Pillow keeps colours in four, and `_pixels` holds up to three copies; some
-# libraries hold more of their own.
-_BYTES = {"": 13, "WEBP": 18, "AVIF": 18, "JPEG2000": 25, "ICO": 24}
 _LARGE = 64 << 20  # bytes
-_ROWS = 64  # worked on at a time where a step would hold more copies
 _DEEPEST = 100  # folders in each other
 _MOST_VISITS = 16  # of one folder, by different links
 
@@ -55,8 +53,8 @@ def read_folder(
     report: called with a line for each picture that is skipped because it cannot be read; None: a warning. They are
         listed in `skipped`.
 
-    Transparent parts become white, a camera's rotation is undone, of an animation the first frame counts. InputError if
-    no picture is left.
+    Transparent parts become white, a camera's rotation is undone, of an animation the first frame counts; `decode.py`
+    tells which brightness a file's numbers mean. InputError if no picture is left.
     """
     skipped: list[tuple[str, str]] = []
     report = report or (lambda line: warnings.warn(line, stacklevel=2))
@@ -73,12 +71,15 @@ def read_folder(
     class_names = _class_names(folder, paths) if labels else None
     images: np.ndarray | None = None
     kept: list[PurePath] = []
+    peaks: dict[int, int] = {}  # the largest number of each picture of 16 bits
     others: set[tuple[int, int]] = set()  # original sizes of pictures that were scaled
     for path, result in _decoded(folder, paths, image_size, channels):
         if isinstance(result, str):
             skip(path, result)
             continue
-        picture, came = result
+        picture, peak, came = result
+        if peak is not None:
+            peaks[len(kept)] = peak
         if image_size is not None and came != (image_size, image_size):
             others.add(came)
         if images is None:
@@ -94,13 +95,25 @@ def read_folder(
     if images is None:
         count = f"none of its {len(paths)} pictures can" if len(paths) > 1 else "its only picture cannot"
         raise InputError(f"{folder}: {count} be read; {paths[0]}: {dict(skipped)[str(paths[0])]}")
+    done = [scaled_from(others)] if others else []
+    if (white := white_of(peaks.values())) < FULL:
+        again = _decoded(folder, [kept[i] for i in peaks], image_size, channels, white)
+        for i, (path, result) in zip(peaks, again, strict=True):
+            if isinstance(result, str):
+                raise InputError(f"{folder / path} cannot be read a second time: {result}")
+            if result[0].shape[2] > images.shape[3]:
+                images = np.repeat(images, 3, axis=3)
+            images[i] = result[0]
+        some = "" if len(peaks) == len(kept) else f"{len(peaks)} of them "
+        bits, most = white.bit_length(), max(peaks.values())
+        done.append(f"{some}taken as {bits} bits ({white} is white, as no 16-bit number is above {most})")
     values = None
     if class_names is not None:
         values = np.array([class_names.index(path.parts[0]) for path in kept], np.int64)
     names = None if class_names is None else [shown(name) for name in class_names]
     return Dataset(
         images[: len(kept)], values, names, name=folder.name, source=str(folder), skipped=skipped,
-        fitted=scaled_from(others) if others else "",
+        fitted=", ".join(done),
     )  # fmt: skip
 
 
@@ -183,31 +196,30 @@ def _wide(size: tuple[int, ...]) -> str:
 
 
 def _decoded(
-    folder: Path, paths: list[PurePath], image_size: int | None, channels: int | None
-) -> Iterator[tuple[PurePath, tuple[np.ndarray, tuple[int, int]] | str]]:
-    """Each path with its picture and the size it came in, or with the reason why there is none, in order; Pillow decodes
-    without the GIL. What is decoded, and what is not yet taken from here, shares `_BUDGET`."""
+    folder: Path, paths: list[PurePath], image_size: int | None, channels: int | None, white: int = FULL
+) -> Iterator[tuple[PurePath, _Picture | str]]:
+    """Each path with what `_decode` gives, or with the reason why there is nothing, in order; Pillow decodes without the
+    GIL. What is decoded, and what is not yet taken from here, shares `_BUDGET`."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
     room = _Room(_BUDGET)
-    Result = tuple[np.ndarray, tuple[int, int]] | str
 
-    def read(turn: int, path: PurePath) -> Result:
+    def read(turn: int, path: PurePath) -> _Picture | str:
         kept = 0
         try:
-            result = _decode(folder / path, image_size, channels, lambda count: room.take(turn, count))
+            result = _decode(folder / path, image_size, channels, white, lambda count: room.take(turn, count))
             kept = result[0].nbytes
             return result
         except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
-            return _reason(error)
+            return _reason(error, folder / path)
         finally:
             if room.has(turn) >= _LARGE:
                 return_freed_memory()  # else each thread's heap keeps some
             room.keep(turn, kept)
 
-    waiting: deque[tuple[int, Future[Result]]] = deque()
+    waiting: deque[tuple[int, Future[_Picture | str]]] = deque()
 
-    def first() -> Iterator[tuple[PurePath, Result]]:
+    def first() -> Iterator[tuple[PurePath, _Picture | str]]:
         turn, future = waiting.popleft()
         yield paths[turn], future.result()
         room.keep(turn, 0)
@@ -225,21 +237,26 @@ def _decoded(
             room.close()
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: Path) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture that Pillow can read"
+        tiff = path.suffix.lower() in (".tif", ".tiff") and path.read_bytes()[:4] in (b"II*\0", b"MM\0*")
+        return f"a kind of TIFF that Pillow cannot read ({CONVERT})" if tiff else "not a picture that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _decode(
-    path: Path, image_size: int | None, channels: int | None, take: Callable[[int], None] = lambda count: None
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """A picture as uint8 (H, W, 1) or (H, W, 3), and the size (H, W) that it came in; grey unless its colours differ,
-    where `channels` does not say. take: called with the bytes of memory that decoding needs, before it begins."""
+    path: Path,
+    image_size: int | None,
+    channels: int | None,
+    white: int,
+    take: Callable[[int], None] = lambda count: None,
+) -> _Picture:
+    """A picture and its largest number as `read_pixels` of `decode.py` gives them, and the size (H, W) it came in.
+    take: called with the bytes of memory that decoding needs, before it begins."""
     from PIL import Image
 
     if not stat.S_ISREG(os.stat(path).st_mode):
@@ -248,46 +265,11 @@ def _decode(
         came = file.height, file.width
         if image_size is not None:
             file.draft(None, (2 * image_size, 2 * image_size))  # a much larger JPEG is decoded at a smaller scale
-        each = _BYTES.get(file.format or "", _BYTES[""])
+        each = memory_of_pixel(file)
         if (count := file.width * file.height) * each > _BUDGET:
             raise ValueError(f"{count:,} pixels, more than the {_BUDGET // each:,} that are read of {file.format}")
         take(count * each)
-        return _pixels(file, image_size, channels), came
-
-
-def _pixels(file: Any, image_size: int | None, channels: int | None) -> np.ndarray:
-    """The pixels of an opened picture, which is closed meanwhile. As few copies as can be are in memory at once."""
-    from PIL import ImageOps
-
-    file.load()
-    ImageOps.exif_transpose(file, in_place=True)
-    picture = _to_eight_bits(file)
-    if picture.has_transparency_data:
-        picture = _on_white(picture if picture.mode == "RGBA" else picture.convert("RGBA"))
-    mode = "L" if channels == 1 or picture.mode in ("1", "L") else "RGB"
-    if picture.mode != mode:
-        picture = picture.convert(mode)
-    if image_size is not None:
-        picture = fit(picture, image_size)
-    if picture is not file:
-        file.close()  # and its copy of the pixels with it
-    pixels = np.atleast_3d(np.asarray(picture))
-    if channels == 3:
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-    grey = pixels[..., :1]
-    return grey.copy() if all((row == first).all() for row, first in zip(pixels, grey, strict=True)) else pixels
-
-
-def _on_white(picture: Any) -> Any:
-    """The RGBA picture itself, its transparent parts white."""
-    from PIL import Image
-
-    picture.load()
-    for top in range(0, picture.height, _ROWS):
-        box = (0, top, picture.width, min(top + _ROWS, picture.height))
-        part = picture.crop(box)
-        picture.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part), box)
-    return picture
+        return *read_pixels(file, content, image_size, channels, white), came
 
 
 class _Room:
@@ -329,20 +311,3 @@ class _Room:
         with self.changed:
             self.closed = True
             self.changed.notify_all()
-
-
-def _to_eight_bits(picture: Any) -> Any:
-    """Grey of 16 bits scaled to 8, where Pillow's own conversion would clip; wider numbers have no fixed white."""
-    from PIL import Image
-
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels, which have no fixed white")
-    if not picture.mode.startswith("I"):
-        return picture
-    grey = Image.new("L", picture.size)
-    for top in range(0, picture.height, _ROWS):
-        values = np.asarray(picture.crop((0, top, picture.width, min(top + _ROWS, picture.height))))
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("pixels of 32 bits, which have no fixed white")
-        grey.paste(Image.fromarray(np.rint(values / 257).astype(np.uint8)), (0, top))
-    return grey
