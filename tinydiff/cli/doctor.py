@@ -98,6 +98,8 @@ def _data(data: Dataset, labelled: bool, line: Line, warnings: list[str]) -> Non
     skipped = f", {len(data.skipped)} unreadable" if data.skipped else ""
     fitted = f", {data.fitted}" if data.fitted else ""
     line("data", f"{len(data)} images {height}x{width}x{data.channels} from {data.name}{fitted}{held_out}{skipped}")
+    for note in data.notes:
+        line("", note)
     low, high = int(images.min()), int(images.max())
     line("values", f"bytes {low}..{high}, mean {images.mean():.0f}, as {low / 127.5 - 1:.2g}..{high / 127.5 - 1:.2g}")
     flat = images.reshape(len(images), -1)

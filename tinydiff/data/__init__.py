@@ -14,13 +14,14 @@ from tinydiff.data.dataset import Dataset, check_share, scaled_from
 from tinydiff.data.folder import read_folder
 from tinydiff.data.glyphs import SIZE, draw_glyphs
 from tinydiff.data.idx import find_images, looks_like_idx, read_idx
+from tinydiff.data.layouts import on_white
 from tinydiff.data.pixels import convert_channels, resize
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
 
 __all__ = ["Dataset", "draw_glyphs", "load", "read_arrays", "read_cifar", "read_folder", "read_idx"]
 
-KINDS = "a folder of pictures, MNIST's IDX files, CIFAR-10's binary version, or .npz or .npy with uint8 images"
+KINDS = "a folder of pictures, MNIST's IDX files, CIFAR-10's binary version, or .npz or .npy with images"
 
 
 def load(
@@ -37,9 +38,9 @@ def load(
 
     name_or_path: "glyphs" for the built-in digits (a folder of that name is `./glyphs`), or the path of a folder of
         pictures; of IDX images, a file or a folder of them (the training set, if there are two); of a folder with
-        CIFAR-10's data_batch_*.bin, or a single one; or of an .npy or .npz file of uint8 images (N, H, W[, C]).
+        CIFAR-10's data_batch_*.bin, or a single one; or of an .npy or .npz file, see `read_arrays`.
     image_size: scale the middle square of every image to this many pixels a side; None: as they are.
-    channels: 1 for grey, 3 for colour; None: as they are.
+    channels: 1 for grey, 3 for colour, without alpha then, on white; None: as they are.
     labels: True demands labels, False drops them; None takes what the files give. For a folder of pictures that is
         none, and with True its sub-folders are the classes.
     flip: mirror half the images of a batch.
@@ -66,6 +67,8 @@ def load(
         images, fitted = resize(images, image_size), scaled_from({data.image_size})
     if channels not in (None, data.channels):
         try:
+            if channels in (1, 3) and data.channels in (2, 4):
+                images = on_white(images)
             images = convert_channels(images, channels)
         except InputError as error:
             raise InputError(f"{data.source}: {error}") from error
@@ -97,7 +100,7 @@ def _read(
             return read_folder(path, image_size, channels, labels, report)
         if stat.S_ISREG(mode):
             if path.suffix.lower() in (".npy", ".npz"):
-                return read_arrays(path, labels)
+                return read_arrays(path, labels, image_size)
             if path.suffix.lower() == ".bin":
                 return read_cifar(path)
             if looks_like_idx(path):
