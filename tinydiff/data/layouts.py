@@ -42,7 +42,8 @@ def layout(shape: tuple[int, ...], count: int | None = None) -> Layout:
     count: of the labels beside it, which decides whether it is one picture; None without labels.
 
     Four dimensions are (N, H, W, C), or (N, C, H, W) where only the second is 1 to 4. Three are one picture (H, W, C) if the
-    last is 1, 3 or 4 and the others are more than 4, else (N, H, W). Two are N rows of a square grey picture, or of its red, green and blue planes, else one grey picture.
+    last is 1, 3 or 4 and the others are more than 4, else (N, H, W). Two are N rows of a square grey picture, or of its red,
+    green and blue planes, else one grey picture.
     Unfit for other shapes.
     """
     if 0 in shape:
