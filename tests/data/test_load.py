@@ -62,8 +62,11 @@ def test_arrays_keep_their_shape_unless_asked(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 6, 10, 4), np.uint8))
     assert load(tmp_path / "x.npy", channels=4).images.shape == (3, 6, 10, 4)
     assert load(tmp_path / "x.npy", image_size=5).images.shape == (3, 5, 5, 4)
-    with pytest.raises(InputError, match=r"x\.npy: images of 4 channels cannot be made into 3"):
-        load(tmp_path / "x.npy", channels=3)
+    np.save(tmp_path / "x.npy", np.tile(np.array([100, 200, 0, 51], np.uint8), (2, 6, 6, 1)))
+    white = load(tmp_path / "x.npy", channels=3).images
+    assert white.shape == (2, 6, 6, 3) and white[0, 0, 0].tolist() == [224, 244, 204]
+    with pytest.raises(InputError, match=r"x\.npy: images of 4 channels cannot be made into 2"):
+        load(tmp_path / "x.npy", channels=2)
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,22 @@ def test_long_sampling_is_announced(monkeypatch, capsys):
     assert capsys.readouterr().err == "7 pictures take 3 batches, another 1m40s or so\n"
     draw(7, progress=False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("classes", "shape", "said"),
+    [
+        (2, (20, 10), ""),
+        (4, (24, 6), "the sheet shows 6 pictures of each of the 4 classes, not 10\n"),
+        (30, (25, 1), "the sheet shows the first 25 of 30 classes, a picture each\n"),
+    ],
+)
+def test_a_sheet_of_many_classes_is_capped_and_says_so(monkeypatch, capsys, classes, shape, said):
+    monkeypatch.setattr(sheets, "MOST", 25)
+    unet = td.UNet(8, 1, channels=8, channel_mults=(1,), blocks_per_level=1, attention_resolutions=(), groups=4,
+                   num_classes=classes, generator=Generator(0))  # fmt: skip
+    sheet = sheets.draw_sheet(unet, DIFFUSION, Generator(1), steps=1)
+    assert (len(sheet.frames[-1]), sheet.columns) == shape
+    assert capsys.readouterr().err == said
+    asked = sheets.draw_sheet(unet, DIFFUSION, Generator(1), n=60, steps=1, progress=False)
+    assert len(asked.frames[-1]) == 60  # who asks for more gets them

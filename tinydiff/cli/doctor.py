@@ -98,6 +98,8 @@ def _data(data: Dataset, labelled: bool, line: Line, warnings: list[str]) -> Non
     skipped = f", {len(data.skipped)} unreadable" if data.skipped else ""
     fitted = f", {data.fitted}" if data.fitted else ""
     line("data", f"{len(data)} images {height}x{width}x{data.channels} from {data.name}{fitted}{held_out}{skipped}")
+    for note in data.notes:
+        line("", note)
     low, high = int(images.min()), int(images.max())
     line("values", f"bytes {low}..{high}, mean {images.mean():.0f}, as {low / 127.5 - 1:.2g}..{high / 127.5 - 1:.2g}")
     flat = images.reshape(len(images), -1)
@@ -315,16 +317,17 @@ def _say_time(trainer: Trainer, seconds: float, line: Line, warnings: list[str])
 
 def _time_of_samples(trainer: Trainer) -> tuple[float, float]:
     """Seconds for a preview and for the samples at the end, from a sampling of two steps."""
-    from tinydiff.runs.sheets import class_count, draw_sheet
+    from tinydiff.runs.sheets import MOST, class_count, draw_sheet
     from tinydiff.runs.trainer import PREVIEW_STEPS
 
     classes, T = class_count(trainer.unet), trainer.diffusion.schedule.T
-    n = 16 if classes is None else 2 * classes
     tried, steps = min(2, T), min(PREVIEW_STEPS, T)
     start = time.perf_counter()
-    draw_sheet(trainer.unet, trainer.diffusion, trainer.generator.at(random.PREVIEWS), n, steps=tried, progress=False)
+    draw_sheet(
+        trainer.unet, trainer.diffusion, trainer.generator.at(random.PREVIEWS), steps=tried, progress=False, each=2
+    )
     preview = (time.perf_counter() - start) / tried * steps
-    return preview, preview * (1 if classes is None else 5)
+    return preview, preview * (1 if classes is None else max(1, min(5, MOST // (2 * classes))))
 
 
 def _disk(trainer: Trainer, line: Line) -> None:

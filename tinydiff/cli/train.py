@@ -45,6 +45,8 @@ def _say_what_will_happen(trainer: Any) -> None:
     held_out = f", {len(data.held_out)} held out" if data.held_out is not None else ""
     fitted = f", {data.fitted}" if data.fitted else ""
     say(f"data: {len(data)} images {height}x{width}x{data.channels}{classes} from {data.name}{fitted}{held_out}")
+    for note in data.notes:
+        say(f"data: {note}")
     say(f"network: {sum(p.size for p in unet.parameters()):,} parameters")
     say(
         f"training: {config.steps} steps of {config.batch_size * config.accumulate} images, then samples, in {config.out}"

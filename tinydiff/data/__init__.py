@@ -1,26 +1,30 @@
-"""Images to train on: the built-in glyphs, a folder of pictures, IDX files, CIFAR-10, or NumPy arrays."""
+"""Images to train on: the built-in glyphs, a folder of pictures, IDX files, CIFAR, or NumPy arrays."""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tinydiff.data.arrays import read_arrays
-from tinydiff.data.cifar import batches_in, read_cifar
+from tinydiff.data.cifar import batches_in, pickles_in, read_cifar, unpickled
 from tinydiff.data.dataset import Dataset, check_share, scaled_from
-from tinydiff.data.folder import read_folder
+from tinydiff.data.folder import holds_pictures, read_folder
 from tinydiff.data.glyphs import SIZE, draw_glyphs
 from tinydiff.data.idx import find_images, looks_like_idx, read_idx
+from tinydiff.data.layouts import on_white
 from tinydiff.data.pixels import convert_channels, resize
 from tinydiff.errors import InputError
+from tinydiff.machine.files import open_file
 from tinydiff.random import Generator
 
 __all__ = ["Dataset", "draw_glyphs", "load", "read_arrays", "read_cifar", "read_folder", "read_idx"]
 
-KINDS = "a folder of pictures, MNIST's IDX files, CIFAR-10's binary version, or .npz or .npy with uint8 images"
+KINDS = "a folder of pictures, MNIST's IDX files, CIFAR's binary versions, or .npz or .npy with images"
 
 
 def load(
@@ -37,9 +41,9 @@ def load(
 
     name_or_path: "glyphs" for the built-in digits (a folder of that name is `./glyphs`), or the path of a folder of
         pictures; of IDX images, a file or a folder of them (the training set, if there are two); of a folder with
-        CIFAR-10's data_batch_*.bin, or a single one; or of an .npy or .npz file of uint8 images (N, H, W[, C]).
+        CIFAR-10's data_batch_*.bin, or a single one; or of an .npy or .npz file, see `read_arrays`.
     image_size: scale the middle square of every image to this many pixels a side; None: as they are.
-    channels: 1 for grey, 3 for colour; None: as they are.
+    channels: 1 for grey, 3 for colour, without alpha then, on white; None: as they are.
     labels: True demands labels, False drops them; None takes what the files give. For a folder of pictures that is
         none, and with True its sub-folders are the classes.
     flip: mirror half the images of a batch.
@@ -66,6 +70,8 @@ def load(
         images, fitted = resize(images, image_size), scaled_from({data.image_size})
     if channels not in (None, data.channels):
         try:
+            if channels in (1, 3) and data.channels in (2, 4):
+                images = on_white(images)
             images = convert_channels(images, channels)
         except InputError as error:
             raise InputError(f"{data.source}: {error}") from error
@@ -90,18 +96,73 @@ def _read(
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
     try:
         if stat.S_ISDIR(mode):
-            if batches_in(path):
-                return read_cifar(path)
-            if find_images(path):
-                return read_idx(path, labels)
-            return read_folder(path, image_size, channels, labels, report)
+            return _read_folder(path, image_size, channels, labels, report)
         if stat.S_ISREG(mode):
             if path.suffix.lower() in (".npy", ".npz"):
-                return read_arrays(path, labels)
+                return read_arrays(path, labels, image_size)
             if path.suffix.lower() == ".bin":
                 return read_cifar(path)
             if looks_like_idx(path):
                 return read_idx(path, labels)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if re.fullmatch(r"(data|test)_batch(_\d)?|train|test", path.name) and stat.S_ISREG(mode):
+        with open_file(path) as file:
+            pickled = file.read(1) == b"\x80"
+        if pickled:
+            raise InputError(f"{path} is {unpickled(10 if 'batch' in path.name else 100)}")
     raise InputError(f"{path} is not data that can be trained on, which is {KINDS}")
+
+
+def _read_folder(
+    path: Path,
+    image_size: int | None,
+    channels: int | None,
+    labels: bool | None,
+    report: Callable[[str], None] | None,
+) -> Dataset:
+    """The data in a folder; a known data set may be up to two folders further down, where no pictures are."""
+    found = _set_in(path, labels)
+    if found is not None:
+        return found()
+    if not holds_pictures(path):
+        below = [(place, read) for place in _folders_below(path) if (read := _set_in(place, labels)) is not None]
+        below = [(place, read) for place, read in below if not isinstance(read, partial)] or below  # no pickles
+        if len(below) > 1:
+            names = ", ".join(str(place.relative_to(path)) for place, _ in below)
+            raise InputError(f"{path} holds several data sets, so give the path of one of {names}")
+        if below:
+            place, read = below[0]
+            data = read()
+            return replace(data, notes=[f"found in {place.relative_to(path)}", *data.notes])
+        others = [p for p in sorted(path.iterdir()) if p.name.lower().endswith(_FILES) and not p.name.startswith(".")]
+        if others:
+            names = ", ".join(p.name for p in others[:5])
+            raise InputError(f"{path} holds no pictures, but files that can be given by their own path: {names}")
+    return read_folder(path, image_size, channels, labels, report)
+
+
+_FILES = (".npz", ".npy")
+
+
+def _set_in(folder: Path, labels: bool | None) -> Callable[[], Dataset] | None:
+    """What reads the data set of a known form that lies in a folder, None if there is none."""
+    if batches_in(folder):
+        return lambda: read_cifar(folder)
+    if said := pickles_in(folder):
+        return partial(_refuse, f"{folder} holds {said}")
+    if find_images(folder):
+        return lambda: read_idx(folder, labels)
+    return None
+
+
+def _refuse(sentence: str) -> Dataset:
+    raise InputError(sentence)
+
+
+def _folders_below(folder: Path) -> list[Path]:
+    """The folders in a folder and in those, without hidden ones and what cannot be read."""
+    found = []
+    for pattern in ("*", "*/*"):
+        found += [path for path in sorted(folder.glob(pattern)) if path.is_dir()]
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]

@@ -1,34 +1,49 @@
-"""Images from NumPy's own files: .npy with an array, .npz with `images` and perhaps `labels`."""
+"""Images from NumPy's own files: .npy with an array, .npz with several, labels among them or not."""
 
 from __future__ import annotations
 
 import math
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
-from tinydiff.data.dataset import Dataset
-from tinydiff.errors import InputError
+from tinydiff.data.dataset import Dataset, scaled_from
+from tinydiff.data.layouts import Classes, Layout, Unfit, classes, layout, on_white, to_bytes
+from tinydiff.data.pixels import resize
+from tinydiff.errors import InputError, named
 from tinydiff.machine import limits
 from tinydiff.machine.files import open_file
 
 _STEP = 1 << 20  # bytes
+_LONG = 700  # characters of a message with a line to copy
+# Names that others give, in small letters and digits: Keras, MedMNIST, scikit-learn, NumPy.
+_IMAGES = (
+    "images", "trainimages", "imagestrain", "xtrain", "trainx", "traindata", "datatrain", "x", "data", "image", "pictures",
+    "imgs", "img", "samples", "arr0",
+)  # fmt: skip
+_LABELS = ("labels", "label", "y", "targets", "target", "classes", "class", "finelabels", "finelabel")
+_PARTS = ("train", "test", "val")
+_ALL_LABELS = {*_LABELS} | {joined for part in _PARTS for word in _LABELS for joined in (part + word, word + part)}
 
 
-def read_arrays(path: Path, labels: bool | None = None) -> Dataset:
-    """Images uint8 (N, H, W) or (N, H, W, C) with 1 to 4 channels from an .npy or .npz file.
+def read_arrays(path: Path, labels: bool | None = None, image_size: int | None = None) -> Dataset:
+    """Images, with 1 to 4 channels, from an .npy or .npz file, read by the rules of `layouts.py`; `notes` says what was decided.
 
-    path: the file's, a pathlib.Path. In an .npz the images are `images`, else `arr_0`, else the only uint8 array of three or four
-        dimensions.
-    labels: True demands an array `labels`, integers (N,); None takes it if there is one, False ignores it.
+    path: the file's, a pathlib.Path. In an .npz the images are the first of `images`, `train_images`, `x_train`, `x`, `data` and
+        so on, of `arr_0`, else the only array of uint8 that can be images, else the only one at all. Where those are single
+        pictures, all single pictures in the file are read.
+    labels: True demands labels, one for each image: `labels`, `label`, `y`, `target` or `classes`, or the same with `train`, as
+        `y_train` and `train_labels`; None takes them if they are there, False ignores them.
+    image_size: to which single pictures of several sizes are scaled.
 
     Nothing is unpickled. InputError for anything else in the file.
     """
     try:
         with open_file(path) as file:
-            return _read(path, file, labels)
+            return _read(path, file, labels, image_size)
     except InputError:
         raise
     except OSError as error:
@@ -52,15 +67,15 @@ class _Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _read(path: Path, file: BinaryIO, labels: bool | None) -> Dataset:
+def _read(path: Path, file: BinaryIO, labels: bool | None, image_size: int | None) -> Dataset:
     start = file.read(4)
     file.seek(0)
     if start[:2] != b"PK":
         header = _header(file)
-        _check_images(path, header)
         if labels:
             raise InputError(f"{path} holds no array named labels, only {_listing({'images': header})}")
-        return Dataset(_images(_array(path, file, header)), None, name=path.name, source=str(path))
+        form = _fitting(path, "its array", header)
+        return _dataset(path, [form.images(_array(path, file, header))], [form.said], None, image_size)
     with zipfile.ZipFile(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         headers = {}
@@ -74,20 +89,56 @@ def _read(path: Path, file: BinaryIO, labels: bool | None) -> Dataset:
             with archive.open(members[name]) as member:
                 return _array(path, cast(BinaryIO, member), _header(cast(BinaryIO, member)))
 
-        chosen = _pick_images(path, headers)
-        _check_images(path, headers[chosen])
-        values = None
-        if labels is not False and "labels" in headers:
-            found = headers["labels"]
-            if found.dtype.kind not in "iu" or found.shape != headers[chosen].shape[:1]:
+        chosen, label_name = _choose(path, headers)
+        count = None if label_name is None or labels is False else headers[label_name].shape[:1]
+        forms = [_fitting(path, name, headers[name], *(count or ())) for name in chosen]
+        arrays = [form.images(read(name)) for name, form in zip(chosen, forms, strict=True)]
+        notes = (
+            [form.said for form in forms] if len(forms) == 1 else [f"{len(forms)} arrays are read as a picture each"]
+        )
+        known = None
+        if labels is not False and label_name is not None:
+            n, found = sum(map(len, arrays)), headers[label_name]
+            known = (
+                classes(read(label_name), n) if found.dtype.kind in "buifSU" and len(found.shape) in (1, 2) else None
+            )
+            if known is None:
                 raise InputError(
-                    f"{path}: labels must be integers ({headers[chosen].shape[0]},), one for each image, not {found.dtype} "
-                    f"{found.shape}"
+                    f"{path}: {label_name} must be integers ({n},), one for each image, or one-hot rows, not {found.dtype} "
+                    f"{found.shape}; give {named('labels', False)} to go without"
                 )
-            values = read("labels")
+            notes += [f"labels are those in {label_name}"] * (label_name != "labels") + [known.said]
         elif labels:
             raise InputError(f"{path} holds no array named labels, only {_listing(headers)}")
-        return Dataset(_images(read(chosen)), values, name=path.name, source=str(path))
+        if rest := {name: headers[name] for name in headers if name not in (*chosen, label_name)}:
+            notes.append(f"not used: {_listing(rest)}")
+        return _dataset(path, arrays, notes, known, image_size)
+
+
+def _dataset(
+    path: Path, arrays: list[np.ndarray], notes: list[str], known: Classes | None, image_size: int | None
+) -> Dataset:
+    """The arrays (N, H, W, C) of one or several sizes, in one."""
+    try:
+        arrays, said = to_bytes(arrays)
+    except Unfit as error:
+        raise InputError(f"{path}: {error}", limit=_LONG) from None
+    if len({x.shape[3] for x in arrays}) > 1:
+        arrays = [on_white(x) if x.shape[3] in (2, 4) else x for x in arrays]
+        arrays = [np.repeat(x, 3, axis=3) if x.shape[3] == 1 else x for x in arrays]
+    sizes = {x.shape[1:3] for x in arrays}
+    if len(sizes) > 1:
+        if image_size is None:
+            some = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:3])
+            raise InputError(
+                f"{path} holds pictures of several sizes, as {some}, so give {named('image_size')} to crop and scale to"
+            )
+        arrays = [resize(x, image_size) for x in arrays]
+    images = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return Dataset(
+        images, None if known is None else known.labels, None if known is None else known.names, name=path.name,
+        source=str(path), notes=[note for note in (*notes, said) if note], fitted=scaled_from(sizes) if len(sizes) > 1 else "",
+    )  # fmt: skip
 
 
 def _header(file: BinaryIO) -> _Header:
@@ -122,27 +173,60 @@ def _array(path: Path, file: BinaryIO, header: _Header) -> np.ndarray:
     return flat.reshape(header.shape[::-1]).T if header.fortran else flat.reshape(header.shape)
 
 
-def _pick_images(path: Path, arrays: dict[str, _Header]) -> str:
-    for name in ("images", "arr_0"):
-        if name in arrays:
-            return name
-    likely = [name for name, array in arrays.items() if array.dtype == np.uint8 and len(array.shape) in (3, 4)]
-    if len(likely) != 1:
+def _choose(path: Path, arrays: dict[str, _Header]) -> tuple[list[str], str | None]:
+    """The names of the arrays of images, several if each is a picture, and that of their labels, if there is one."""
+    plain = {name: "".join(c for c in name.lower() if c.isalnum()) for name in arrays}
+    likely = [name for wanted in _IMAGES for name in arrays if plain[name] == wanted][:1]
+    fitting = [name for name in arrays if plain[name] not in _ALL_LABELS and _layout(arrays[name]) is not None]
+    if not likely:
+        many = [name for name in fitting if not _one(arrays[name]) and len(arrays[name].shape) > 2]
+        many = [name for name in many if arrays[name].dtype == np.uint8] or many
+        likely = many or [name for name in fitting if not _one(arrays[name])] or fitting
+    if not likely or (len(likely) > 1 and not _one(arrays[likely[0]])):
         raise InputError(f"{path} needs an array named images, uint8 (N, H, W, C), and holds {_listing(arrays)}")
-    return likely[0]
+    labels = _labels_for(likely[0], plain, arrays)
+    if labels is None or arrays[labels].shape[:1] != arrays[likely[0]].shape[:1]:
+        pictures = [
+            name for name in fitting if _one(arrays[name]) and len(arrays[name].shape) == len(arrays[likely[0]].shape)
+        ]
+        if likely[0] in pictures and len(pictures) > 1:
+            return pictures, labels
+    return likely[:1], labels
 
 
-def _check_images(path: Path, header: _Header) -> None:
-    shape = header.shape
-    if header.dtype != np.uint8 or len(shape) not in (3, 4) or 0 in shape:
-        raise InputError(f"{path} must hold images as uint8 (N, H, W) or (N, H, W, C), not {header.dtype} {shape}")
-    if len(shape) == 4 and shape[3] > 4:
-        hint = ", the channels must come last" if shape[1] <= 4 else ""
-        raise InputError(f"{path} must hold images (N, H, W, C) with 1 to 4 channels, not {shape}{hint}")
+def _labels_for(images: str, plain: dict[str, str], arrays: dict[str, _Header]) -> str | None:
+    """The name of the labels of the images: of the same part of the data set, if their name has one."""
+    part = next((part for part in _PARTS if part in plain[images]), "")
+    for each in (part, "") if part else ("", "train"):
+        for word in _LABELS:
+            for name in arrays:
+                if plain[name] in (each + word, word + each):
+                    return name
+    second = arrays.get("arr_1")  # of np.savez(path, images, labels)
+    if images == "arr_0" and second is not None and second.dtype.kind in "iu":
+        return "arr_1" if second.shape in (arrays[images].shape[:1], (*arrays[images].shape[:1], 1)) else None
+    return None
 
 
-def _images(array: np.ndarray) -> np.ndarray:
-    return array[..., None] if array.ndim == 3 else array
+def _layout(header: _Header) -> Layout | None:
+    with suppress(Unfit):
+        return layout(header.shape) if header.dtype.kind in "buif" else None
+    return None
+
+
+def _one(header: _Header) -> bool:
+    found = _layout(header)
+    return found is not None and found.one
+
+
+def _fitting(path: Path, name: str, header: _Header, count: int | None = None) -> Layout:
+    try:
+        return layout(header.shape, count)
+    except Unfit as error:
+        raise InputError(
+            f"{path} must hold images as uint8 (N, H, W) or (N, H, W, C) with 1 to 4 channels, not {header.dtype} "
+            f"{header.shape}: of {name}, {error}", limit=_LONG
+        ) from None  # fmt: skip
 
 
 def _listing(arrays: dict[str, _Header]) -> str:

@@ -29,6 +29,7 @@ class Dataset:
     flip: mirror half the images of a batch.
     held_out: the Dataset of images kept from training, or None.
     fitted: what was done to images that came in another shape, for people.
+    notes: how the data were read where that was to be decided, and what was left out, for people.
 
     InputError for other arrays.
     """
@@ -43,6 +44,7 @@ class Dataset:
     flip: bool = False
     held_out: Dataset | None = None
     fitted: str = ""
+    notes: list[str] = field(default_factory=list)
     _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:

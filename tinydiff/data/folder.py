@@ -28,6 +28,22 @@ _BUDGET = 1 << 30  # bytes that these may take together; a picture that needs mo
 _LARGE = 64 << 20  # bytes
 _DEEPEST = 100  # folders in each other
 _MOST_VISITS = 16  # of one folder, by different links
+# What systems put beside pictures: macOS, Synology, QNAP, Windows, Linux.
+_NOT_DATA = {
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "#snapshot",
+    "@Recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+}
+# Pictures that Pillow does not read without more.
+_OTHER_PICTURES = {
+    ".heic", ".heif", ".svg", ".svgz", ".jxl", ".pdf", ".ai", ".xcf", ".cdr", ".exr", ".hdr", ".dcm", ".nii", ".mat",
+    ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
+}  # fmt: skip
 
 # What Pillow may take a file for, whatever its name says. Not EPS, for which it starts Ghostscript, nor what it hands on to
 # other programs or keeps for old ones only.
@@ -49,7 +65,7 @@ def read_folder(
     image_size: pixels a side, to which the middle square of each is scaled; None: all must be squares of one size.
     channels: 1 or 3; None gives grey if every picture is grey (its colours are equal, however it is stored), else
         colour.
-    labels: whether the classes are the folders directly in `folder`.
+    labels: whether the classes are the folders directly in `folder`, in byte order, or in that of numbers if all are numbers.
     report: called with a line for each picture that is skipped because it cannot be read; None: a warning. They are
         listed in `skipped`.
 
@@ -63,10 +79,13 @@ def read_folder(
         skipped.append((str(path), reason))
         report(shown(f"skipped {folder / path}: {reason}", LONGEST))
 
-    paths = _find(folder, skip)
+    ignored: Counter[str] = Counter()
+    paths = _find(folder, skip, ignored)
+    notes = [f"ignored: {_counted(ignored)}; save them as PNG or JPEG to use them"] if ignored else []
     if not paths:
         raise InputError(
             f"{folder} holds no pictures: no file in it or below has the ending of a format that Pillow reads"
+            + "".join(f"; {note}" for note in notes)
         )
     class_names = _class_names(folder, paths) if labels else None
     images: np.ndarray | None = None
@@ -113,15 +132,32 @@ def read_folder(
     names = None if class_names is None else [shown(name) for name in class_names]
     return Dataset(
         images[: len(kept)], values, names, name=folder.name, source=str(folder), skipped=skipped,
-        fitted=", ".join(done),
+        fitted=", ".join(done), notes=notes,
     )  # fmt: skip
 
 
-def _find(folder: Path, skip: Callable[[PurePath, str], None]) -> list[PurePath]:
-    """The files below the folder whose names end as pictures' do, relative to it, links followed, loops not."""
+def _counted(endings: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {ending} file{'s' * (count > 1)}" for ending, count in sorted(endings.items()))
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether a file in the folder or below has the ending of a picture."""
+    return bool(_find(folder, lambda path, reason: None, Counter()))
+
+
+def picture_endings() -> tuple[set[str], set[str]]:
+    """The endings of files that are read as pictures, and those of pictures that are not read."""
     from PIL import Image
 
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in _known()}
+    known, registered = _known(), Image.registered_extensions()
+    read = {ending for ending, name in registered.items() if name in known}
+    return read, ({ending for ending in registered} | _OTHER_PICTURES) - read
+
+
+def _find(folder: Path, skip: Callable[[PurePath, str], None], ignored: Counter[str]) -> list[PurePath]:
+    """The files below the folder whose names end as pictures' do, relative to it, links followed, loops not. Endings of
+    pictures that are not read are counted in `ignored`."""
+    suffixes, others = picture_endings()
     found: list[PurePath] = []
     visits: Counter[tuple[int, int]] = Counter()
 
@@ -143,12 +179,14 @@ def _find(folder: Path, skip: Callable[[PurePath, str], None]) -> list[PurePath]
             skip(place, far if len(above) > _DEEPEST else f"links lead there more than {_MOST_VISITS} times")
             return
         for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if entry.name.startswith(".") or entry.name in _NOT_DATA:
                 continue
             if os.path.isdir(entry.path):
                 look(place / entry.name, above | {here})
-            elif os.path.splitext(entry.name)[1].lower() in suffixes:
+            elif (ending := os.path.splitext(entry.name)[1].lower()) in suffixes:
                 found.append(place / entry.name)
+            elif ending in others:
+                ignored[ending] += 1
 
     look(PurePath(), frozenset())
     return sorted(found, key=lambda path: os.fsencode(path.as_posix()))
@@ -168,7 +206,8 @@ def _class_names(folder: Path, paths: list[PurePath]) -> list[str]:
         raise InputError(f"{folder} has no sub-folders with pictures, and labels are the names of sub-folders")
     if loose:
         raise InputError(f"{folder}: labels are the names of sub-folders, and {loose[0]} is not in one")
-    return sorted({path.parts[0] for path in paths}, key=os.fsencode)
+    names = sorted({path.parts[0] for path in paths}, key=os.fsencode)
+    return sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names
 
 
 def _check_memory(folder: Path, count: int, picture: np.ndarray) -> None:

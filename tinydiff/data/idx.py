@@ -19,6 +19,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from tinydiff.data.dataset import Dataset
+from tinydiff.data.layouts import renumbered
 from tinydiff.errors import InputError
 from tinydiff.machine import limits
 from tinydiff.machine.files import open_file
@@ -85,7 +86,16 @@ def read_idx(path: Path, labels: bool | None = None) -> Dataset:
             raise InputError(
                 f"{path} has no labels in its folder: a file with the same name, but labels for images and idx1 for idx3"
             )
-    return Dataset(images[..., None], values, name=path.name, source=str(path))
+    notes = []
+    if "emnist" in path.name.lower():
+        notes.append("EMNIST's pictures are stored with rows and columns exchanged, and are read as they are stored")
+    found = None if values is None else renumbered(values)
+    if found is not None and found.said:
+        notes.append(found.said)
+    return Dataset(
+        images[..., None], None if found is None else found.labels, None if found is None else found.names, name=path.name,
+        source=str(path), notes=notes,
+    )  # fmt: skip
 
 
 def _labels_beside(path: Path) -> Path | None:

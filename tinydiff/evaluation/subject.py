@@ -157,6 +157,11 @@ def _check_fit(images: Dataset, unet: UNet) -> None:
 def _with_fitting_labels(test: Dataset, unet: UNet, class_names: list[str] | None) -> Dataset:
     """The images with labels that the network knows, or without labels where it needs none."""
     known = class_count(unet)
+    if known is not None and test.labels is not None and test.class_names is not None:
+        names = class_names or [str(i) for i in range(known)]
+        if test.class_names != names and set(test.class_names) <= set(names):  # some of the classes
+            numbers = np.array([names.index(name) for name in test.class_names])
+            test = replace(test, labels=numbers[test.labels], class_names=names, num_classes=known)
     other = known is not None and test.labels is not None and (test.num_classes or 0) > known
     if class_names is not None and test.class_names is not None and test.class_names != class_names:
         other = True

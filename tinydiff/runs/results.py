@@ -17,7 +17,7 @@ from tinydiff.errors import InputError, named
 from tinydiff.machine.terminal import say
 from tinydiff.runs import pictures
 from tinydiff.runs.folder import RunFolder
-from tinydiff.runs.sheets import Sheet, class_count, draw_sheet
+from tinydiff.runs.sheets import Sheet, draw_sheet
 from tinydiff.unet import UNet
 
 
@@ -35,11 +35,8 @@ class Results:
 
     def preview(self, step: int, steps: int) -> None:
         """A small sheet of samples of a training step, drawn in so many steps of DDIM."""
-        classes = class_count(self.unet)
         with self.optional(f"the preview of step {step}"):
-            sheet = self._draw(
-                self.generator.at(random.PREVIEWS, step), steps, n=None if classes is None else 2 * classes
-            )
+            sheet = self._draw(self.generator.at(random.PREVIEWS, step), steps, each=2)
             if sheet is not None:
                 pictures.save_png(self.folder.preview_file(step), sheet.picture())
 

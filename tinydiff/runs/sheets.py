@@ -22,6 +22,7 @@ from tinydiff.unet import UNet
 _PIXELS_AT_ONCE = 1 << 17  # a hundred pictures of 36x36: more at once take memory and no less time
 _FRAMES = 30
 _LONG = 60  # seconds; sampling that takes longer is announced
+MOST = 1000  # pictures on a sheet, unless more are asked for
 GUIDANCE = 2.0  # where a model can be guided: after a short training plain samples are often of no class
 _PICTURE_SIDE, _ANIMATION_SIDE = 560, 280  # pictures are enlarged by a whole number to about here
 
@@ -59,17 +60,19 @@ def draw_sheet(
     guidance: float | None = None,
     animate: bool = False,
     progress: bool = True,
+    each: int = 10,
 ) -> Sheet:
     """Draws n pictures on a sheet; with `animate` it keeps the way there as well.
 
-    With labels and none given, each class has a row, n (by default 10 for each class) shared out evenly; otherwise n
-    is 16 by default. Samples of a class are guided by `GUIDANCE` if the model can be and nothing else is said (1:
+    With labels and none given, each class has a row, n shared out evenly: by default `each` for each class, but at most
+    `MOST` pictures, and where there are more classes than that, only the first. Otherwise n is 16 by default. Samples of a
+    class are guided by `GUIDANCE` if the model can be and nothing else is said (1:
     plain). Picture batch k comes from step k of the generator's stream. Other arguments as for `diffusion.sample`.
     InputError for more pictures than this machine has memory for.
     """
     classes = class_count(unet) if label is None else None
     if n is None:
-        n = 16 if classes is None else 10 * classes
+        n, classes = (16, None) if classes is None else _share(classes, each, progress)
     size, channels = unet.image_size, unet.in_channels
     memory.require(_bytes_of_sheet(n, size, channels, animate), f"{n:,} pictures on one sheet")
     columns, labels = math.ceil(n**0.5), None if label is None else np.full(n, label)
@@ -101,6 +104,16 @@ def draw_sheet(
         if progress and k == 0 and (left := (time.monotonic() - begun) * (count - 1)) > _LONG:
             say(f"{n:,} pictures take {count:,} batches, another {duration(left)} or so")
     return Sheet([np.concatenate(parts) for parts in zip(*batches, strict=True)], columns)
+
+
+def _share(classes: int, each: int, tell: bool) -> tuple[int, int]:
+    """(n, classes): the pictures on a sheet of so many classes, and the classes that it shows."""
+    columns, shown = max(1, min(each, MOST // classes)), min(classes, MOST)
+    if tell and shown < classes:
+        say(f"the sheet shows the first {shown:,} of {classes:,} classes, a picture each")
+    elif tell and columns < each:
+        say(f"the sheet shows {columns} picture{'s' * (columns > 1)} of each of the {classes:,} classes, not {each}")
+    return columns * shown, shown
 
 
 def _bytes_of_sheet(n: int, size: int, channels: int, animate: bool) -> int:
