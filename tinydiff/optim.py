@@ -17,6 +17,7 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, to_numpy, widened
 from tinydiff.dispatch import accelerated
 from tinydiff.errors import InputError
+from tinydiff.ops.arguments import number
 
 Arrays = list[Any]
 
@@ -101,7 +102,7 @@ def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
 class Optimizer:
     """What optimisers share: the weights, the learning rate, and the state that they save.
 
-    parameters: tensors that need gradients, such as `module.parameters()`. A weight whose `.grad` is None is skipped.
+    parameters: such as `module.parameters()`. Skipped while `.grad` is None or `requires_grad` False: a frozen weight.
     lr: the learning rate, which may be set at any time. weight_decay: see the subclasses. ValueError for negative ones.
     `state_dict()` holds everything that `step` depends on: an optimiser that loads it continues bit for bit.
     """
@@ -110,8 +111,8 @@ class Optimizer:
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> None:
         self.parameters = _parameters(type(self).__name__, parameters)
-        self.lr = _number(type(self).__name__, "lr", lr)
-        self.weight_decay = _number(type(self).__name__, "weight_decay", weight_decay)
+        self.lr = number(type(self).__name__, "lr", lr)
+        self.weight_decay = number(type(self).__name__, "weight_decay", weight_decay)
         self.steps = [0] * len(self.parameters)  # updates of each weight
         self.state: list[Arrays] = [[] for _ in self.parameters]  # the arrays of `slots`, from the first update on
 
@@ -129,7 +130,7 @@ class Optimizer:
         found: dict[int, list[int]] = {}
         name = type(self).__name__
         for i, p in enumerate(self.parameters):
-            if p.grad is None:
+            if p.grad is None or not p.requires_grad:
                 continue
             if p.grad.shape != p.shape:
                 raise ValueError(f"{name}: weight {i} has shape {p.shape}, its gradient {p.grad.shape}")
@@ -151,10 +152,10 @@ class Optimizer:
         """Takes the number of the update, then lists of the weights, the gradients and the arrays of each slot."""
         raise NotImplementedError(f"{type(self).__name__} does not define _update")
 
-    def zero_grad(self) -> None:
-        """Forgets the gradients of all weights."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of all weights. set_to_none: as for `Tensor.zero_grad`."""
         for p in self.parameters:
-            p.zero_grad()
+            p.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of the state as NumPy arrays: "lr", "steps" (one count for each weight) and "slot.i" for weight i."""
@@ -194,7 +195,7 @@ class SGD(Optimizer):
         self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> None:
         super().__init__(parameters, lr, weight_decay)
-        self.momentum = _number("SGD", "momentum", momentum, below=1)
+        self.momentum = number("SGD", "momentum", momentum, below=1)
         self.slots = ("velocity",) if momentum else ()
 
     def _update(self, step: int, weights: Arrays, gradients: Arrays, velocities: Arrays | None = None) -> None:
@@ -224,32 +225,39 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(parameters, lr, weight_decay)
         name = type(self).__name__
-        self.betas = _number(name, "beta1", betas[0], below=1), _number(name, "beta2", betas[1], below=1)
-        self.eps = _number(name, "eps", eps)
+        self.betas = number(name, "beta1", betas[0], below=1), number(name, "beta2", betas[1], below=1)
+        self.eps = number(name, "eps", eps)
 
     def step(self, ema: EMA | None = None) -> None:
         """One update of all weights that have a gradient; then, if an `ema` is given, one of the average. On the GPU it
         is one kernel for all of that, and the weights become views of one piece of memory."""
-        weights = self.parameters
-        at_once = [len(indices) for indices in self._updates().values()] == [len(weights)]
+        learned = [i for i, p in enumerate(self.parameters) if p.requires_grad]
+        weights = [self.parameters[i] for i in learned]
+        at_once = bool(learned) and list(self._updates().values()) == [learned]
         at_once &= ema is None or type(ema).update is EMA.update
-        averages = ema.averages_of(weights) if at_once and ema is not None else []
-        arrays = [a for p in weights for a in (p.data, p.grad)] + [a for slots in self.state for a in slots] + averages
+        every = ema.averages_of(self.parameters) if at_once and ema is not None else []
+        averages = [every[i] for i in learned] if every else []
+        arrays = [a for p in weights for a in (p.data, p.grad)] + [a for i in learned for a in self.state[i]] + averages
         if not at_once or len({(a.dtype, device_of(a)) for a in arrays}) > 1:
             return super().step(ema)
-        self._begin(range(len(weights)))
+        self._begin(learned)
         pieces, parts = gathered([p.data for p in weights])
         for p, part in zip(weights, parts, strict=True):
             p.data = part
         gradients, _ = gathered([p.grad for p in weights])
-        (m, firsts), (v, seconds) = (gathered(list(slot)) for slot in zip(*self.state, strict=True))
-        self.state = [list(pair) for pair in zip(firsts, seconds, strict=True)]
+        (m, firsts), (v, seconds) = (gathered([self.state[i][k] for i in learned]) for k in (0, 1))
+        for i, *pair in zip(learned, firsts, seconds, strict=True):
+            self.state[i] = pair
+        update: list[Any] = [self.steps[learned[0]], pieces, gradients, m, v]
         if ema is None:
-            self._update(self.steps[0], pieces, gradients, m, v)
-        else:
-            averages, ema.averages = gathered(averages)
-            self._update(self.steps[0], pieces, gradients, m, v, averages, ema.current_decay)
-            ema.updates += 1
+            return self._update(*update)
+        averages, moved = gathered(averages)
+        places = dict(zip(learned, moved, strict=True))
+        ema.averages = [places.get(i, average) for i, average in enumerate(every)]
+        self._update(*update, averages, ema.current_decay)
+        if frozen := [(a, p.data) for a, p in zip(every, self.parameters, strict=True) if not p.requires_grad]:
+            move_averages([average for average, _ in frozen], [weight for _, weight in frozen], ema.current_decay)
+        ema.updates += 1
 
     def _update(self, step: int, weights: Arrays, gradients: Arrays, m: Arrays, v: Arrays, *average: Any) -> None:
         averages, average_decay = average or (None, 0.0)
@@ -279,12 +287,12 @@ class EMA:
 
     parameters: as for `Optimizer`. decay: in [0, 1). The decay d of the update after k earlier ones is
     min(decay, (1 + k) / (10 + k)), so the first weights are soon forgotten. Samples are drawn with the average, see
-    `applied`. Weights of half precision have an average of float32: half cannot hold such small changes.
+    `applied`. Weights of half precision have an average of float32. Frozen weights are averaged, too.
     """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float = 0.9999) -> None:
         self.parameters = _parameters("EMA", parameters)
-        self.decay = _number("EMA", "decay", decay, below=1)
+        self.decay = number("EMA", "decay", decay, below=1)
         self.updates = 0
         self.averages = [p.data.astype(_wide(p.dtype), order="C") for p in self.parameters]
         self._swapped = False
@@ -349,13 +357,13 @@ class EMA:
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scales the gradients of all parameters together, in place, to a joint Euclidean norm of at most max_norm.
 
-    parameters: tensors; without a gradient they count as 0. max_norm: greater than 0 (ValueError); inf never scales.
+    parameters: tensors; frozen and without a gradient they count as 0. max_norm: greater than 0 (ValueError); inf never scales.
     Returns the norm before, added up in float64 (on the GPU float32 in blocks). If it is not finite, nothing is scaled.
     """
     max_norm = float(max_norm)
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be greater than 0, not {max_norm}")
-    parameters = [p for p in parameters if p.grad is not None]
+    parameters = [p for p in parameters if p.grad is not None and p.requires_grad]
     pieces, parts = gathered([p.grad for p in parameters])
     for p, part in zip(parameters, parts, strict=True):
         p.grad = part
@@ -364,7 +372,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
 
 def warmup(lr: float, step: int, warmup_steps: int) -> float:
     """The learning rate of training step 1, 2, ...: it rises linearly to lr at step `warmup_steps` and stays there."""
-    _number("warmup", "lr", lr)
+    number("warmup", "lr", lr)
     if step < 0 or warmup_steps < 0:
         raise ValueError(f"warmup: step {step} and warmup_steps {warmup_steps} must be at least 0")
     return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
@@ -382,19 +390,11 @@ def _parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
     if not found:
         raise ValueError(f"{name} got no parameters")
     for i, p in enumerate(found):
-        if not isinstance(p, Tensor) or not p.requires_grad or p._node is not None:
+        frozen = isinstance(p, Tensor) and type(p) is not Tensor  # a Parameter; a plain tensor is a mistake
+        if not isinstance(p, Tensor) or p._node is not None or not (p.requires_grad or frozen):
             raise TypeError(f"{name} takes tensors made with requires_grad=True; number {i} is not one")
+    if not any(p.requires_grad for p in found):
+        raise TypeError(f"{name} got frozen weights only: set requires_grad = True on those to be learned")
     if len({id(p) for p in found}) != len(found):
         raise ValueError(f"{name} got a parameter twice")
     return found
-
-
-def _number(name: str, what: str, value: Any, below: float = math.inf) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < below:
-        limit = "finite" if below == math.inf else f"below {below}"
-        raise ValueError(f"{name}: {what} must be a number of at least 0 and {limit}, not {value!r}")
-    return number

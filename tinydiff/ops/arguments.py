@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -67,3 +68,15 @@ def pair(name: str, what: str, value: Any, least: int) -> tuple[int, int]:
     if len(values) != 2 or any(not isinstance(v, int | np.integer) or v < least for v in values):
         raise ValueError(f"{name}: {what} must be an int or a pair of ints of at least {least}, not {value!r}")
     return int(values[0]), int(values[1])
+
+
+def number(name: str, what: str, value: Any, below: float = math.inf) -> float:
+    """A setting as a float; ValueError unless it is at least 0, finite and below a limit."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        result = math.nan
+    if not 0 <= result < below:
+        limit = "finite" if below == math.inf else f"below {below}"
+        raise ValueError(f"{name}: {what} must be a number of at least 0 and {limit}, not {value!r}")
+    return result
