@@ -260,12 +260,14 @@ KERNEL(group_norm_backward, THREADS)(const float* L_Y, const float* X, const flo
     }
 }
 
-// y[c] = sum over n of x[n, c]: x (N, C), and as many such arrays as the grid has rows. 32 channels a block; its 8 warps take
-// images in turn.
-KERNEL(sum_over_images, 256)(const float* x, float* y, int N, int C) {
+// L_w[c] and L_b[c], of which either may be null: the sums over n of x[0, n, c] and x[1, n, c], x (2, N, C). 32 channels a
+// block; its 8 warps take images in turn.
+KERNEL(sum_over_images, 256)(const float* x, float* L_w, float* L_b, int N, int C) {
     SHARED(float, partial, [8][32]);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = blockIdx.x * 32 + lane;
     x += static_cast<size_t>(blockIdx.y) * N * C;
+    float* y = blockIdx.y ? L_b : L_w;
+    if (!y) return;
     float sum = 0.f;
     if (c < C)
         for (int n = warp; n < N; n += 8) sum += x[static_cast<size_t>(n) * C + c];
@@ -273,7 +275,7 @@ KERNEL(sum_over_images, 256)(const float* x, float* y, int N, int C) {
     __syncthreads();
     if (warp || c >= C) return;
     for (int k = 1; k < 8; k++) sum += partial[k][lane];
-    y[blockIdx.y * C + c] = sum;
+    y[c] = sum;
 }
 
 // --- SiLU alone: Y = X sigma(X), L_X = L_Y sigma(X) (1 + X (1 - sigma(X))).

@@ -26,14 +26,23 @@ KERNEL(squared_norm, THREADS)(const float* g, int n, int per_block, float* block
 }
 
 // |g|^2, and by what to multiply g so that its norm is at most max_norm: 1 where it is already, NaN where the norm is not
-// finite, for then no length would make it right, and adam shall change nothing. `scale` may be null.
-KERNEL(clip_scale, THREADS)(const float* block_sums, int blocks, float max_norm, float* squared, float* scale) {
+// finite, for then no length would make it right, and adam shall change nothing. So it is where one of the losses is not
+// finite, and where a kernel noted a wrong index in `wrong`. These are copied behind |g|^2, so that the host reads all in one
+// piece. `scale` may be null, as may losses and wrong.
+KERNEL(clip_scale, THREADS)(const float* block_sums, int blocks, float max_norm, const float* losses, int count,
+                            const int* wrong, float* squared, float* scale) {
     float sum = 0.f;
     for (int i = threadIdx.x; i < blocks; i += THREADS) sum += block_sums[i];
     sum = block_sum(sum);
     if (threadIdx.x) return;
     squared[0] = sum;
-    const float norm = sqrt_(sum);
+    float norm = sqrt_(sum);
+    if (losses) squared[1] = wrong ? wrong[0] : 0;
+    if (wrong && wrong[0]) norm = INFINITY;
+    for (int i = 0; i < count; i++) {
+        squared[2 + i] = losses[i];
+        if (!(losses[i] - losses[i] == 0.f)) norm = losses[i] - losses[i];
+    }
     if (scale) scale[0] = norm < INFINITY ? (max_norm < norm ? max_norm / norm : 1.f) : norm - norm;
 }
 

@@ -1,4 +1,4 @@
-// Copies between NHWC maps: twice the resolution and back, two maps along their channels and back.
+// Copies between NHWC maps: twice the resolution and back, two maps along their channels and back. Rows of a table by index.
 //
 // All of these are bound by memory: a thread moves VECTOR neighbouring channels, 16 bytes where channels come in fours, and
 // every number is read once and written once. Consecutive threads have consecutive addresses of the larger array or, for
@@ -79,4 +79,18 @@ KERNEL(split, 256)
         store(first + pixel * first_channels + c, y);
     else
         store(second + pixel * second_channels + c - first_channels, y);
+}
+
+// Y (n, channels): rows of W (rows, channels) by indices (n,). One outside of W gives the first or the last row, and *wrong, if
+// it is not null, becomes the number of rows: nothing is read to check an argument, and the host finds it when it next waits.
+KERNEL(pick_rows, 256)
+(const float* W, const long long* indices, float* Y, int* wrong, unsigned long long size, int channels, int rows) {
+    const Index i = thread_number();
+    if (i >= size) return;
+    const Index n = i * VECTOR / channels, c = i * VECTOR % channels;
+    const long long given = indices[n], row = given < 0 ? 0 : given < rows ? given : rows - 1;
+    if (given != row && c == 0 && wrong) *wrong = rows;
+    float x[VECTOR];
+    load(x, W + row * channels + c);
+    store(Y + i * VECTOR, x);
 }

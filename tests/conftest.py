@@ -2,8 +2,13 @@
 values and gradients that every family of operations goes through."""
 
 import gc
+import os
 import sys
 from pathlib import Path
+
+# Processes of pytest-xdist share the processors. NumPy's library reads this when it is loaded. Tests of threads choose their own.
+if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
 
 import numpy as np
 import pytest

@@ -14,6 +14,7 @@ Kernels run on the project's stand-in for CUDA, through `RawModule`, so that wha
 CuPy loads CUDA's libraries when it first needs one. A machine that lacks some is stood in for by their names in `MISSING`.
 """
 
+import collections
 import contextlib
 import inspect
 import json
@@ -32,7 +33,23 @@ PROPERTIES = ("shape", "dtype", "ndim", "size", "strides", "nbytes", "itemsize",
 MISSING = set()  # of "nvrtc", "headers", "cublas"
 PRODUCTS = ("matmul", "dot", "vdot", "inner", "tensordot", "einsum", "kron")  # what CuPy has cuBLAS compute
 WITHOUT_KERNELS = ("empty", "empty_like", "zeros", "asarray", "array", "broadcast_to", "result_type", "reshape", "item")
+COUNTS = collections.Counter()  # what the GPU was given: see `note`
 CONVERTERS = ("asarray", "array", "ascontiguousarray", "asfortranarray", "asnumpy")  # these may take NumPy's arrays
+
+
+def note(result, *sources, out=None):
+    """Counts an operation and gives its result. One that computes is a launch, and an allocation unless it has an `out`; a
+    view of its arguments is neither. A few of CuPy's functions launch more than one kernel; they count as one."""
+    made = result if isinstance(result, tuple | list) else (result,)
+    new = [a for a in made if isinstance(a, np.ndarray | np.generic) and not any(_shares(a, s) for s in sources)]
+    if new or out is not None:
+        COUNTS["launches of CuPy"] += 1
+        COUNTS["allocations"] += len(new) if out is None else 0
+    return result
+
+
+def _shares(a, b):
+    return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.may_share_memory(a, b)
 
 
 @cache
@@ -138,6 +155,10 @@ class ndarray:
             check("methods", name, self, *args, **kwargs)
             load_libraries(name)
             result = getattr(self._array, name)(*plain(args, name), **plain(kwargs, name))
+            if name in ("item", "tolist"):
+                COUNTS["synchronisations"] += 1
+            elif name not in PROPERTIES:
+                note(result, self._array, out=kwargs.get("out"))
             return (
                 wrap(result, self, *arrays_in([*args, *kwargs.values()])) if name not in ("item", "tolist") else result
             )
@@ -165,6 +186,7 @@ class ndarray:
         return wrap(self._array.imag, self)
 
     def get(self):
+        COUNTS["synchronisations"] += 1
         return self._array.copy()
 
     def __array__(self, *args, **kwargs):
@@ -176,9 +198,10 @@ class ndarray:
         return call_ufunc(ufunc.__name__, *inputs, **kwargs)
 
     def __getitem__(self, index):
-        return wrap(self._array[plain(index, "index")], self)
+        return wrap(note(self._array[plain(index, "index")], self._array), self)
 
     def __setitem__(self, index, value):
+        COUNTS["launches of CuPy"] += 1
         self._array[plain(index, "index")] = plain(value, "assignment")
 
     def __iter__(self):
@@ -188,18 +211,23 @@ class ndarray:
         return len(self._array)
 
     def __bool__(self):
+        COUNTS["synchronisations"] += 1
         return bool(self._array)
 
     def __float__(self):
+        COUNTS["synchronisations"] += 1
         return float(self._array)
 
     def __int__(self):
+        COUNTS["synchronisations"] += 1
         return int(self._array)
 
     def __index__(self):
+        COUNTS["synchronisations"] += 1
         return operator.index(self._array.item()) if self._array.ndim == 0 else operator.index(self._array)
 
     def __format__(self, spec):
+        COUNTS["synchronisations"] += 1
         return format(self._array.item() if self._array.ndim == 0 else self._array, spec)
 
     def __repr__(self):
@@ -242,13 +270,14 @@ def install_operators():
     def in_place(symbol):
         def method(self, other):
             load_libraries(symbol)
+            COUNTS["launches of CuPy"] += 1
             self._array = getattr(operator, f"i{symbol}")(self._array, checked(other, symbol))
             return self
 
         return method
 
     def unary(symbol):
-        return lambda self: wrap(getattr(operator, symbol)(self._array))
+        return lambda self: wrap(note(getattr(operator, symbol)(self._array)))
 
     def checked(x, symbol):
         if not isinstance(x, (ndarray, *SCALARS)):
@@ -257,7 +286,7 @@ def install_operators():
 
     def operate(symbol, a, b):
         load_libraries(symbol)
-        return wrap(getattr(operator, symbol)(checked(a, symbol), checked(b, symbol)))
+        return wrap(note(getattr(operator, symbol)(checked(a, symbol), checked(b, symbol))))
 
     for symbol in (
         "add",
@@ -296,6 +325,7 @@ def call_ufunc(name, *args, **kwargs):
     if isinstance(out, tuple):
         kwargs["out"] = out = out[0]
     result = getattr(np, name)(*(plain(a, name) for a in args), **plain(kwargs, name))
+    note(result, out=out)
     return out if out is not None else wrap(result)
 
 
@@ -323,8 +353,15 @@ def call_function(home, name, *args, **kwargs):
     foreign = [a for a in args if isinstance(a, np.ndarray)]
     if foreign and any(np.shares_memory(result, a) for a in foreign):
         result = result.copy()  # what comes from NumPy is copied to the device
-    out = kwargs.get("out")
-    return out if out is not None else wrap(result, *arrays_in([*args, *kwargs.values()]))
+    out, arrays = kwargs.get("out"), list(arrays_in([*args, *kwargs.values()]))
+    if name in ("empty", "empty_like"):
+        COUNTS["allocations"] += 1
+    elif name in CONVERTERS and not arrays:
+        COUNTS["copies to the device"] += 1
+        COUNTS["allocations"] += 1
+    else:
+        note(result, *(a._array for a in arrays), out=out)
+    return out if out is not None else wrap(result, *arrays)
 
 
 class Namespace(types.ModuleType):
@@ -382,6 +419,7 @@ class RawModule:
                     assert isinstance(value, np.generic), f"{name}: {type(value).__name__} gets to the GPU as 64 bits"
                     assert not parameter.is_array or (value.dtype.itemsize == 8 and value == 0)
                     values.append(None if parameter.is_array else value)
+            COUNTS["launches of kernels"] += 1
             host.run(self.name, self.text, name, parameters, grid, block, values, shared_mem, self.defines)
 
         function.max_dynamic_shared_size_bytes = 48 << 10

@@ -437,3 +437,23 @@ def test_half_precision_is_computed_in_float32():
     average = optim.EMA([weight])
     optim.Adam([weight], 0.1).step(average)
     np.testing.assert_allclose(weight.numpy(), np.full(5, 0.9, np.float16))
+
+
+def test_a_trace_has_the_numbers_of_the_cpu():
+    def traced(device):
+        x = td.Tensor(np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)).to(device)
+        w = td.Tensor(np.ones((3, 2), np.float32)).to(device)
+        w.requires_grad = True
+        with td.trace() as trace:
+            h = ops.linear(x, w)
+            ops.sum(ops.silu(h) + h).backward()
+        return trace
+
+    ours, expected = traced("cuda"), traced("cpu")
+    assert [e.kind for e in ours.events] == [e.kind for e in expected.events]
+    assert [e.live for e in ours.events] == [e.live for e in expected.events] and ours.events[-1].live == 0
+    for op, other in zip(ours.operations, expected.operations, strict=True):
+        for L, M in zip(op.L_Xs, other.L_Xs, strict=True):
+            assert (L is None) == (M is None)
+            if L is not None:
+                np.testing.assert_allclose(L.values, M.values, rtol=1e-5, atol=1e-6)

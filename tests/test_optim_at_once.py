@@ -175,3 +175,46 @@ def test_the_gaps_between_arrays_stay_zero():
         for part in flat_memory.part(inside, [p.data for p in weights]):
             part[...] = True
         assert not flat[~inside].any()
+
+
+@needs_compiler
+@pytest.mark.parametrize("on", [on_host, nullcontext, by_definition])
+@pytest.mark.parametrize(
+    "losses, broken", [([1.0], False), ([1.0, 3.0], False), ([np.inf], True), ([2.0, np.nan], True)]
+)
+def test_a_step_with_clipping_is_both_one_after_the_other(on, losses, broken, rng):
+    """And where a loss or the norm is not finite, nothing changes."""
+    values = [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
+    slopes = [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
+    losses = [np.array(loss, np.float32) for loss in losses]
+    results = []
+    for clipped in (True, False):
+        weights = [Tensor(v.copy(), requires_grad=True) for v in values]
+        for p, g in zip(weights, slopes, strict=True):
+            p.grad = g.copy()
+        optimizer, ema = optim.AdamW(weights, 0.1, weight_decay=0.1), optim.EMA(weights, 0.9)
+        with on():
+            if clipped:
+                numbers, norm = optimizer.clipped_step(losses, 1.0, ema)
+                np.testing.assert_array_equal(numbers, losses)
+            else:
+                norm = optim.clip_grad_norm(weights, 1.0)
+                optimizer.step(ema) if not broken else None
+        results.append([norm, optimizer.steps, ema.updates, *(p.data for p in weights), *ema.averages])
+    assert results[0][1:3] == results[1][1:3]
+    for ours, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("on", [on_host, nullcontext])
+def test_a_norm_that_is_not_finite_changes_no_weight(on, rng):
+    weights = make(rng)
+    before = [p.data.copy() for p in weights]
+    for p in weights:
+        p.grad = np.full(p.shape, np.nan, np.float32)
+    with on():
+        numbers, norm = optim.Adam(weights, 0.1).clipped_step([np.ones((), np.float32)], 1.0)
+    assert numbers == [1.0] and not np.isfinite(norm)
+    for p, data in zip(weights, before, strict=True):
+        np.testing.assert_array_equal(p.data, data)

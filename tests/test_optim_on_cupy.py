@@ -6,8 +6,9 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
+import tinydiff as td
 from tests import cupy_stand_in
-from tinydiff import backend, optim
+from tinydiff import backend, ops, optim
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.dispatch import by_definition
 
@@ -74,3 +75,28 @@ def test_arrays_of_different_devices_are_refused(cupy):
     with pytest.raises(ValueError, match="Adam: weight 1, its gradient and its state are on different devices"):
         optimizer.step()
     assert optimizer.steps == [0, 0] and not optimizer.state[0]
+
+
+def test_a_wrong_index_on_the_device_is_an_error_at_the_next_read(cupy):
+    """And no step is taken with it."""
+    table = td.nn.Parameter(backend.to_device(np.ones((3, 4), np.float32), "cuda"))
+    wrong, right = (backend.to_device(np.array([0, i]), "cuda") for i in (3, 2))
+    rows = ops.embedding(wrong, table)
+    with pytest.raises(IndexError, match=r"embedding.*0\.\.2"):
+        rows.numpy()
+    ops.sum(ops.embedding(right, table)).item()  # told once
+    optimizer = optim.Adam([table], 0.1)
+    for indices in (right, wrong, right):
+        before = table.numpy().copy()
+        optimizer.zero_grad()
+        loss = ops.sum(ops.embedding(indices, table) ** 2)
+        loss.backward()
+        if indices is right:
+            assert np.isfinite(optimizer.clipped_step([loss.data], 1.0)[0][0])
+            assert (table.numpy()[[0, 2]] != before[[0, 2]]).all()
+        else:
+            with pytest.raises(IndexError, match="embedding"):
+                optimizer.clipped_step([loss.data], 1.0)
+            np.testing.assert_array_equal(table.numpy(), before)
+    with pytest.raises(IndexError, match=r"embedding: indices 0\.\.3"):  # of the host's indices at once
+        ops.embedding(np.array([0, 3]), table)

@@ -14,7 +14,8 @@ NORMALS = [1.584938883781433, -1.0557219982147217, -0.4237397015094757]
 
 NAMES = {
     td: "Function GradientError Tensor TrainConfig Trainer UNet backend by_definition checkpoint data diffusion errors from_dlpack "
-    "gradcheck images jacobian load nn no_grad numerical_gradient numerical_jacobian ops optim random recompute",
+    "gradcheck images jacobian load nn no_grad numerical_gradient numerical_jacobian ops optim random recompute "
+    "trace",
     td.ops: "linear matmul einsum conv2d conv_transpose2d patches unpatches group_norm layer_norm attention softmax log_softmax "
     "logsumexp relu silu sigmoid tanh gelu softplus erf exp log sqrt abs sin cos add subtract multiply divide power maximum "
     "minimum where clip sum mean var max min reshape transpose expand_dims squeeze broadcast_to concatenate stack split getitem "

@@ -9,6 +9,7 @@
     td.gradcheck                                                  is a gradient right?
     td.check_finite, td.Profile                                   where the first NaN comes from; where the time goes
     td.numerical_gradient, td.numerical_jacobian, td.jacobian     derivatives as arrays
+    td.trace                                                      see a backward pass: every operation, gradient, cost
     td.by_definition                                              compute everything by the formulas in `tinydiff.ops`
     td.set_threads                                                how many CPU threads operations spread over
     td.random, td.backend, td.errors                              random numbers, NumPy or CuPy, what is raised
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from tinydiff.runs.checkpoint import load
     from tinydiff.runs.config import TrainConfig
     from tinydiff.runs.trainer import Trainer
+    from tinydiff.study import trace
     from tinydiff.unet import UNet
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "recompute",
     "runs",
     "set_threads",
+    "trace",
 ]
 
 # Where names come from that are loaded when first used, so that `import tinydiff` stays quick.
@@ -85,6 +88,7 @@ _LATER = {
     "numerical_gradient": "tinydiff.gradcheck.tools:numerical_gradient",
     "numerical_jacobian": "tinydiff.gradcheck.tools:numerical_jacobian",
     "runs": "tinydiff.runs",
+    "trace": "tinydiff.study:trace",
     "Trainer": "tinydiff.runs.trainer:Trainer",
     "TrainConfig": "tinydiff.runs.config:TrainConfig",
     "UNet": "tinydiff.unet:UNet",

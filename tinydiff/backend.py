@@ -175,6 +175,11 @@ def widened(x: Any) -> Any:
     return x.astype("float32") if is_array(x) and x.dtype.char == "e" else x
 
 
+def widened_dtype(dtype: Any) -> Any:
+    """float32 for half precision, else the dtype itself."""
+    return np.result_type(dtype, np.float32)
+
+
 def module_for(device: str) -> ModuleType:
     """The array module of a resolved device: numpy for "cpu", cupy for "cuda"."""
     module = np if resolve_device(device) == "cpu" else cupy()
@@ -196,9 +201,52 @@ def to_device(x: Any, device: str) -> Any:
     return to_numpy(x) if device == "cpu" else module_for("cuda").asarray(x)
 
 
-def to_numpy(x: Any) -> np.ndarray:
-    """The array x in host memory; no copy if it is there already."""
-    return x.get() if _is_cupy(x) else np.asarray(x)
+def to_numpy(x: Any, read_note: bool = True) -> np.ndarray:
+    """The array x in host memory; no copy if it is there already. IndexError where a kernel noted a wrong index before;
+    without `read_note` that is not asked."""
+    if not _is_cupy(x):
+        return np.asarray(x)
+    values = x.get()
+    if read_note and _noting and (note := pending_note()) is not None:
+        settle_note(note, bool(note.get()[0]))
+    return values
+
+
+_notes: dict[int, Any] = {}  # of each GPU: int32 (1,), where kernels note a wrong index
+_noting: set[int] = set()  # GPUs whose note some kernel may have changed since it was read
+
+
+def note_of_wrong_indices() -> Any:
+    """An array (1,) on the current GPU, 0, where a kernel may note that an index is not in 0..V-1, as V: nothing waits for
+    the GPU to check an argument. The next `to_numpy` raises the IndexError."""
+    module = module_for("cuda")
+    device = module.cuda.Device().id
+    if device not in _notes:
+        _notes[device] = module.zeros(1, np.int32)
+    _noting.add(device)
+    return _notes[device]
+
+
+def pending_note() -> Any:
+    """The note of the current GPU if it may have been changed since it was read, else None."""
+    device = module_for("cuda").cuda.Device().id
+    return _notes[device] if device in _noting else None
+
+
+def settle_note(note: Any, changed: bool) -> None:
+    """For who has read a note: clears it and raises the IndexError where it is `changed`. None: there was nothing to read."""
+    if note is None:
+        return
+    _noting.discard(note.device.id)
+    if changed:
+        V = int(note.get()[0])
+        note[...] = 0
+        raise IndexError(wrong_index(V))
+
+
+def wrong_index(V: int) -> str:
+    """What is said of an index on the GPU that is not in 0..V-1."""
+    return f"embedding: an index is not in 0..{V - 1}"
 
 
 def synchronize() -> None:
@@ -229,4 +277,10 @@ def address(x: Any) -> int:
 
 
 def _is_cupy(x: Any) -> bool:
-    return type(x).__module__.partition(".")[0] == "cupy"
+    kind: Any = type(x)
+    return _is_cupys(kind)
+
+
+@functools.cache
+def _is_cupys(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "cupy"

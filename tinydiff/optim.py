@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd import places
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, device_of, to_numpy, widened
+from tinydiff.backend import array_module, device_of, to_numpy, widened, widened_dtype
 from tinydiff.dispatch import accelerated
 from tinydiff.errors import InputError
-from tinydiff.ops.arguments import number
+from tinydiff.ops.arguments import as_parameters, as_positive
 
 Arrays = list[Any]
 
@@ -74,6 +75,16 @@ def adam(
 
 
 @accelerated
+def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any) -> tuple[list[float], float]:
+    """`clip` of gradients to max_norm, then `adam` with its arguments, if the norm and all losses, arrays (), are finite.
+    Returns the losses as numbers and the norm before clipping."""
+    numbers, norm = [float(loss) for loss in losses], clip(gradients, max_norm)
+    if np.isfinite([*numbers, norm]).all():
+        adam(*arguments)
+    return numbers, norm
+
+
+@accelerated
 def move_averages(averages: Arrays, weights: Arrays, decay: float) -> None:
     """average = decay average + (1 - decay) weight, in place, for each of the averages and its weight in `weights`."""
     for average, p in zip(averages, weights, strict=True):
@@ -110,9 +121,9 @@ class Optimizer:
     slots: tuple[str, ...] = ()  # names of the arrays kept for each weight
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> None:
-        self.parameters = _parameters(type(self).__name__, parameters)
-        self.lr = number(type(self).__name__, "lr", lr)
-        self.weight_decay = number(type(self).__name__, "weight_decay", weight_decay)
+        self.parameters = as_parameters(type(self).__name__, parameters)
+        self.lr = as_positive(type(self).__name__, "lr", lr)
+        self.weight_decay = as_positive(type(self).__name__, "weight_decay", weight_decay)
         self.steps = [0] * len(self.parameters)  # updates of each weight
         self.state: list[Arrays] = [[] for _ in self.parameters]  # the arrays of `slots`, from the first update on
 
@@ -144,7 +155,7 @@ class Optimizer:
         for i in indices:
             p = self.parameters[i]
             if not self.state[i]:
-                self.state[i] = [array_module(p.data).zeros_like(p.data, _wide(p.dtype)) for _ in self.slots]
+                self.state[i] = [array_module(p.data).zeros_like(p.data, widened_dtype(p.dtype)) for _ in self.slots]
             self.steps[i] += 1
             p._version.count += 1
 
@@ -160,10 +171,8 @@ class Optimizer:
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of the state as NumPy arrays: "lr", "steps" (one count for each weight) and "slot.i" for weight i."""
         state = {"lr": np.array(self.lr, np.float64), "steps": np.array(self.steps, np.int64)}
-        for i, arrays in enumerate(self.state):
-            for slot, array in zip(self.slots, arrays, strict=False):
-                state[f"{slot}.{i}"] = np.array(to_numpy(array), order="C")
-        return state
+        arrays = [(i, *pair) for i, found in enumerate(self.state) for pair in zip(self.slots, found, strict=False)]
+        return state | {f"{slot}.{i}": np.array(to_numpy(array), order="C") for i, slot, array in arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a saved state. InputError, before anything is changed, where it does not fit the weights."""
@@ -182,7 +191,7 @@ class Optimizer:
         self.lr, self.steps = float(state["lr"]), steps
         for i, p in enumerate(self.parameters):
             saved = [state[f"{slot}.{i}"] for slot in self.slots] if steps[i] else []
-            self.state[i] = [array_module(p.data).array(a, _wide(p.dtype)) for a in saved]
+            self.state[i] = [array_module(p.data).array(a, widened_dtype(p.dtype)) for a in saved]
 
 
 class SGD(Optimizer):
@@ -195,7 +204,7 @@ class SGD(Optimizer):
         self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> None:
         super().__init__(parameters, lr, weight_decay)
-        self.momentum = number("SGD", "momentum", momentum, below=1)
+        self.momentum = as_positive("SGD", "momentum", momentum, below=1)
         self.slots = ("velocity",) if momentum else ()
 
     def _update(self, step: int, weights: Arrays, gradients: Arrays, velocities: Arrays | None = None) -> None:
@@ -225,44 +234,57 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(parameters, lr, weight_decay)
         name = type(self).__name__
-        self.betas = number(name, "beta1", betas[0], below=1), number(name, "beta2", betas[1], below=1)
-        self.eps = number(name, "eps", eps)
+        self.betas = as_positive(name, "beta1", betas[0], below=1), as_positive(name, "beta2", betas[1], below=1)
+        self.eps = as_positive(name, "eps", eps)
 
     def step(self, ema: EMA | None = None) -> None:
         """One update of all weights that have a gradient; then, if an `ema` is given, one of the average. On the GPU it
         is one kernel for all of that, and the weights become views of one piece of memory."""
-        learned = [i for i, p in enumerate(self.parameters) if p.requires_grad]
-        weights = [self.parameters[i] for i in learned]
-        at_once = bool(learned) and list(self._updates().values()) == [learned]
+        self._take(ema)
+
+    def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None) -> tuple[list[float], float]:
+        """`clip_grad_norm`, then `step(ema)`, unless the norm or one of the losses, arrays (), is not finite. Returns the
+        losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end."""
+        return self._take(ema, losses, max_norm)
+
+    def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = math.inf) -> Any:
+        weights = self.parameters
+        at_once = [len(indices) for indices in self._updates().values()] == [len(weights)]
         at_once &= ema is None or type(ema).update is EMA.update
-        every = ema.averages_of(self.parameters) if at_once and ema is not None else []
-        averages = [every[i] for i in learned] if every else []
-        arrays = [a for p in weights for a in (p.data, p.grad)] + [a for i in learned for a in self.state[i]] + averages
+        averages = ema.averages_of(weights) if at_once and ema is not None else []
+        arrays = [a for p in weights for a in (p.data, p.grad)] + [a for slots in self.state for a in slots] + averages
         if not at_once or len({(a.dtype, device_of(a)) for a in arrays}) > 1:
-            return super().step(ema)
-        self._begin(learned)
+            numbers = [float(loss) for loss in losses or ()]
+            norm = 0.0 if losses is None else clip_grad_norm(weights, max_norm)
+            if np.isfinite([*numbers, norm]).all():
+                super().step(ema)
+            return numbers, norm
+        self._begin(range(len(weights)))
         pieces, parts = gathered([p.data for p in weights])
         for p, part in zip(weights, parts, strict=True):
             p.data = part
-        gradients, _ = gathered([p.grad for p in weights])
-        (m, firsts), (v, seconds) = (gathered([self.state[i][k] for i in learned]) for k in (0, 1))
-        for i, *pair in zip(learned, firsts, seconds, strict=True):
-            self.state[i] = pair
-        update: list[Any] = [self.steps[learned[0]], pieces, gradients, m, v]
-        if ema is None:
-            return self._update(*update)
-        averages, moved = gathered(averages)
-        places = dict(zip(learned, moved, strict=True))
-        ema.averages = [places.get(i, average) for i, average in enumerate(every)]
-        self._update(*update, averages, ema.current_decay)
-        if frozen := [(a, p.data) for a, p in zip(every, self.parameters, strict=True) if not p.requires_grad]:
-            move_averages([average for average, _ in frozen], [weight for _, weight in frozen], ema.current_decay)
-        ema.updates += 1
+        gradients, parts = gathered([p.grad for p in weights])
+        places.keep_all(weights, parts)
+        (m, firsts), (v, seconds) = (gathered(list(slot)) for slot in zip(*self.state, strict=True))
+        self.state = [list(pair) for pair in zip(firsts, seconds, strict=True)]
+        moving, decay = None, 0.0
+        if ema is not None:
+            (moving, ema.averages), decay = gathered(averages), ema.current_decay
+        found = pieces, gradients, m, v, moving, *self._options(self.steps[0], decay)
+        numbers, norm = ([], 0.0) if losses is None else clipped_adam(gradients, losses, max_norm, found)
+        if losses is None:
+            adam(*found)
+        if not np.isfinite([*numbers, norm]).all():
+            self.steps = [step - 1 for step in self.steps]
+        elif ema is not None:
+            ema.updates += 1
+        return numbers, norm
 
-    def _update(self, step: int, weights: Arrays, gradients: Arrays, m: Arrays, v: Arrays, *average: Any) -> None:
-        averages, average_decay = average or (None, 0.0)
-        options = self.lr, self.betas, self.eps, self.weight_decay, not self.coupled
-        adam(weights, gradients, m, v, averages, step, *options, average_decay)
+    def _update(self, step: int, weights: Arrays, gradients: Arrays, m: Arrays, v: Arrays) -> None:
+        adam(weights, gradients, m, v, None, *self._options(step))
+
+    def _options(self, step: int, average_decay: float = 0.0) -> tuple[Any, ...]:
+        return step, self.lr, self.betas, self.eps, self.weight_decay, not self.coupled, average_decay
 
 
 class AdamW(Adam):
@@ -291,10 +313,10 @@ class EMA:
     """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float = 0.9999) -> None:
-        self.parameters = _parameters("EMA", parameters)
-        self.decay = number("EMA", "decay", decay, below=1)
+        self.parameters = as_parameters("EMA", parameters)
+        self.decay = as_positive("EMA", "decay", decay, below=1)
         self.updates = 0
-        self.averages = [p.data.astype(_wide(p.dtype), order="C") for p in self.parameters]
+        self.averages = [p.data.astype(widened_dtype(p.dtype), order="C") for p in self.parameters]
         self._swapped = False
 
     @property
@@ -350,8 +372,8 @@ class EMA:
             if np.shape(state[f"average.{i}"]) != p.shape:
                 raise InputError(f"average.{i} has shape {np.shape(state[f'average.{i}'])}, weight {i} {p.shape}")
         self.updates = int(state["updates"])
-        places = [(array_module(p.data), _wide(p.dtype)) for p in self.parameters]
-        self.averages = [xp.array(state[f"average.{i}"], dtype) for i, (xp, dtype) in enumerate(places)]
+        kinds = [(array_module(p.data), widened_dtype(p.dtype)) for p in self.parameters]
+        self.averages = [xp.array(state[f"average.{i}"], dtype) for i, (xp, dtype) in enumerate(kinds)]
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
@@ -365,36 +387,13 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
         raise ValueError(f"clip_grad_norm: max_norm must be greater than 0, not {max_norm}")
     parameters = [p for p in parameters if p.grad is not None and p.requires_grad]
     pieces, parts = gathered([p.grad for p in parameters])
-    for p, part in zip(parameters, parts, strict=True):
-        p.grad = part
+    places.keep_all(parameters, parts)
     return clip(pieces, max_norm)
 
 
 def warmup(lr: float, step: int, warmup_steps: int) -> float:
     """The learning rate of training step 1, 2, ...: it rises linearly to lr at step `warmup_steps` and stays there."""
-    number("warmup", "lr", lr)
+    as_positive("warmup", "lr", lr)
     if step < 0 or warmup_steps < 0:
         raise ValueError(f"warmup: step {step} and warmup_steps {warmup_steps} must be at least 0")
     return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
-
-
-def _wide(dtype: Any) -> Any:
-    """float32 for half precision, else the dtype itself: that of the state and the average of weights."""
-    return np.result_type(dtype, np.float32)
-
-
-def _parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
-    if isinstance(parameters, Tensor):
-        raise TypeError(f"{name} takes a list of tensors, such as module.parameters(), not one tensor")
-    found = list(parameters)
-    if not found:
-        raise ValueError(f"{name} got no parameters")
-    for i, p in enumerate(found):
-        frozen = isinstance(p, Tensor) and type(p) is not Tensor  # a Parameter; a plain tensor is a mistake
-        if not isinstance(p, Tensor) or p._node is not None or not (p.requires_grad or frozen):
-            raise TypeError(f"{name} takes tensors made with requires_grad=True; number {i} is not one")
-    if not any(p.requires_grad for p in found):
-        raise TypeError(f"{name} got frozen weights only: set requires_grad = True on those to be learned")
-    if len({id(p) for p in found}) != len(found):
-        raise ValueError(f"{name} got a parameter twice")
-    return found

@@ -133,7 +133,7 @@ def test_a_training_run_tells_where_its_time_went(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "(mean of 2)" in said and "previews, 1 times" in said
     rows = {row["name"]: row for row in rows_of(out / "profile.csv")}
-    parts = {"data", "noise and times", "Adam and EMA", "everything else", "norm of the gradient, clipping"}
+    parts = {"data", "noise and times", "clipping, Adam and EMA", "everything else"}
     assert parts <= set(rows) and {"Conv2d", "GroupNorm", "Attention"} <= set(rows)
     rows = rows_of(out / "profile.csv")
     assert sum(float(row["share"]) for row in rows) == pytest.approx(1, abs=1e-4)

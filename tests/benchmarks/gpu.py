@@ -90,10 +90,9 @@ class Ours:
         generator = Generator(3).at(0, self.steps)
         self.unet.train(generator)
         self.adam.zero_grad()
-        self.diffusion.loss(self.unet, self.x0, generator).backward()
-        td.optim.clip_grad_norm(self.parameters, CLIP)
-        self.adam.step()
-        self.ema.update()
+        loss = self.diffusion.loss(self.unet, self.x0, generator)
+        loss.backward()
+        self.adam.clipped_step([loss.data], CLIP, self.ema)
 
     def sample(self, n: int, steps: int, x_T: Any = None) -> Any:
         shape = (n, *self.shape)

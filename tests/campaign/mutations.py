@@ -28,7 +28,7 @@ from PIL import Image
 
 import tinydiff as td
 from tinydiff.cli.info import describe
-from tinydiff.errors import LONGEST, InputError, RunFailed
+from tinydiff.errors import LONGEST, InputError, RunFailed, shown
 from tinydiff.runs import config, resuming
 from tinydiff.runs.checkpoint import load, load_training_state
 from tinydiff.runs.log import Log, read_log
@@ -125,7 +125,7 @@ def attempt(path: Path, content: bytes, read: Callable[[], Any]) -> str:
     except (InputError, RunFailed) as error:
         text = str(error)
         result = "refused"
-        if len(text) > LONGEST or not text.isprintable():
+        if len(text) > LONGEST or shown(text) != text:  # wide spaces may stay
             result = f"an unfit message of {len(text)} characters: {text[:200]!r}"
     except BaseException as error:
         result = f"{type(error).__name__}: {str(error)[:200]}"

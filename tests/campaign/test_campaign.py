@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign import crashes, mutations
+from tests.campaign import crashes, mutations, soak
 from tinydiff.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +56,16 @@ def test_what_counts_as_a_failure(tmp_path, error, told):
     error.args = ("two\nlines",) if isinstance(error, InputError) else error.args
     if isinstance(error, InputError):
         assert mutations.attempt(tmp_path / "file", b"", read).startswith("an unfit message of 9 characters")
+
+
+def test_a_wide_space_in_a_message_is_no_failure(tmp_path):
+    def read():
+        raise InputError("a\xa0b")
+
+    assert mutations.attempt(tmp_path / "file", b"", read) == "refused"
+
+
+def test_what_grew_is_named():
+    before, after = soak.Held(10, 1 << 20, 8, 3, 1000), soak.Held(100, 6 << 20, 9, 3, 1100)
+    assert [line.split(":")[0] for line in soak.grown(before, after)] == ["memory", "descriptors"]
+    assert soak.grown(before, before) == []

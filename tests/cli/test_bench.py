@@ -72,3 +72,11 @@ def test_mistakes(mistake, capsys):
     assert main(["bench", *flags]) == 2
     said, error = capsys.readouterr()
     assert said == "" and error.count("\n") == 1 and sentence in error
+
+
+@pytest.mark.parametrize("command", [["bench", "--json"], ["gradcheck", "nowhere.py:f", "--png"]])
+def test_a_named_file_that_is_there_is_kept(tmp_path, capsys, command):
+    file = tmp_path / "mine"
+    file.write_bytes(b"mine")
+    assert main([*command, str(file)]) == 2
+    assert "--force" in capsys.readouterr().err and file.read_bytes() == b"mine"

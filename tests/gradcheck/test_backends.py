@@ -61,6 +61,6 @@ def test_every_fast_version_is_among_the_cases():
             for _ in check(np.random.default_rng(0), run):
                 pass
     fast = {(file, name) for _, file, name in (case.values for case in test_shelves.FAST)}
-    assert fast - ran == {("optim", "sgd"), ("optim", "move_averages")}, (
-        "these are held to float64 in tests/cpu/test_optim.py"
+    assert fast - ran == {("optim", "sgd"), ("optim", "move_averages"), ("optim", "clipped_adam")}, (
+        "these are tested in tests/cpu/test_optim.py and tests/test_optim_at_once.py"
     )

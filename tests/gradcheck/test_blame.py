@@ -9,6 +9,7 @@ from homework import layers, losses, sequences
 from homework.base import softmax
 
 import tinydiff as td
+from tinydiff.errors import InputError
 from tinydiff.gradcheck import GradientError, gradcheck
 
 RNG = np.random.default_rng(3)
@@ -195,6 +196,23 @@ def other_scale_backward(g, q, k):
 def test_a_variable_of_another_convention_is_not_accused():
     found = failure(other_scale, other_scale_backward, [n(4, 3), n(5, 3)]).findings[0].blame
     assert found.line == wrong_line(other_scale_backward)
+
+
+def unalike_backward(g, x):
+    s = np.sin(x)
+    p = softmax(s)
+    after = 2 * p * g[:, None] * np.arange(3.0)
+    delta = np.tanh(p) * after + np.cos(after)  # wrong
+    return delta * np.cos(x)
+
+
+def test_names_given_by_hand():
+    found = failure(stepwise, unalike_backward, [n(4, 3)], names={"delta": "s", "after": "p"}).findings[0].blame
+    assert (found.line, found.variable, found.right) == (wrong_line(unalike_backward), "delta", ["after"])
+    assert failure(stepwise, unalike_backward, [n(4, 3)]).findings[0].blame is None
+    for names in (["delta"], {"delta": 1}):
+        with pytest.raises(InputError, match="names maps variables of backward"):
+            gradcheck(stepwise, [n(4, 3)], backward=unalike_backward, names=names)
 
 
 class Wrong(td.Function):

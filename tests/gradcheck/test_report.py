@@ -1,6 +1,7 @@
 """tinydiff/gradcheck/report.py and diagnosis.py: what is said."""
 
 import contextlib
+import html
 import itertools
 import time
 
@@ -12,6 +13,7 @@ from tinydiff import ops
 from tinydiff.gradcheck import Diagnosis, Finding, GradientError, Report, evidence, gradcheck
 from tinydiff.gradcheck.check import Check
 from tinydiff.gradcheck.making import make_subject
+from tinydiff.gradcheck.report import Verdict
 
 RNG = np.random.default_rng(6)
 
@@ -239,12 +241,14 @@ def test_wrong_shapes(backward, code):
 def test_the_first_line_says_what_is_wrong():
     """pytest's summary shows the first line of a message."""
     with pytest.raises(GradientError) as caught:
-        gradcheck(np.tanh, [RNG.normal(size=4)], backward=lambda L, x: -L * (1 - np.tanh(x) ** 2), name="tanh")
+        gradcheck(
+            lambda x: np.tanh(x), [RNG.normal(size=4)], backward=lambda L, x: -L * (1 - np.tanh(x) ** 2), name="tanh"
+        )
     assert str(caught.value).splitlines()[0].startswith("gradcheck tanh: WRONG (gradient of x): the sign is wrong")
 
 
 def test_standard_words_are_used():
-    right = gradcheck(np.tanh, [RNG.normal(size=4)], backward=lambda L, x: L * (1 - np.tanh(x) ** 2))
+    right = gradcheck(lambda x: np.tanh(x), [RNG.normal(size=4)], backward=lambda L, x: L * (1 - np.tanh(x) ** 2))
     for word in ("analytic", "numerical", "relative error", "tolerance"):
         assert word in str(right)
     verdict = right.verdicts[0]
@@ -271,3 +275,11 @@ def test_where_backward_raised():
     with pytest.raises(GradientError, match=r"KeyError: 'dx' \(.*test_report.py:\d+\)") as caught:
         gradcheck(np.sin, [RNG.normal(size=4)], backward=backward)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_notebook_shows_a_line_or_the_whole_message():
+    verdict = Verdict("x", (2,), True, 1.0, 1.0, 1e-9, "complex step")
+    fine = Report("<lambda>", 0, verdicts=[verdict])._repr_html_()
+    assert fine.startswith("<code>gradcheck &lt;lambda&gt;: no error found") and "\n" not in fine
+    wrong = Report("<lambda>", 0, verdicts=[verdict], findings=[Finding("slopes", "x", "a < b")])
+    assert html.unescape(wrong._repr_html_()).endswith(f">{wrong}</pre>") and "a &lt; b" in wrong._repr_html_()

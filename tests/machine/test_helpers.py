@@ -263,11 +263,12 @@ def test_interruptions_at_any_moment_leave_nothing_that_hangs_or_is_wrong():
             begun, ended = [], []
 
             def work(part, begun=begun, ended=ended):
-                begun.append(part)
-                try:
+                if threading.current_thread() is threading.main_thread():  # may be interrupted between any two lines
                     return float((A[part % 2] * part).sum())
-                finally:
-                    ended.append(part)
+                begun.append(part)
+                result = float((A[part % 2] * part).sum())
+                ended.append(part)
+                return result
 
             try:
                 try:

@@ -127,7 +127,10 @@ UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
         (lambda f: (f / UNET).write_text("[]"), "{folder}/unet/config.json must hold a JSON object"),
         (lambda f: (f / UNET).unlink(), "{folder}/unet/config.json cannot be read: No such file"),
         (lambda f: edit(f / UNET, norm_eps=-1), "{folder}/unet/config.json: norm_eps must be"),
-        (lambda f: (f / SCHEDULER).unlink(), "{folder}/scheduler/scheduler_config.json cannot be read: No such file"),
+        (
+            lambda f: (f / SCHEDULER).unlink(),
+            "{folder} has a network and no scheduler_config.json, which says how it was",
+        ),
         (cut(SCHEDULER, 50), "{folder}/scheduler/scheduler_config.json is not a JSON file"),
         (lambda f: edit(f / SCHEDULER, beta_start=3), "{folder}/scheduler/scheduler_config.json: beta_start must be"),
         (lambda f: edit(f / "tinydiff.json", null_label=9), "null_label=9 must be one of the network's labels, 0..3"),

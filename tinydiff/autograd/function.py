@@ -111,6 +111,8 @@ class Function:
             for index, y in enumerate(outputs):
                 if y.dtype.kind in "fc":
                     y._attach(node, index)
+        if observer is not None and hasattr(observer, "recorded"):
+            observer.recorded(op, inputs, outputs)
         return outputs if several else outputs[0]
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
@@ -177,7 +179,7 @@ def _as_arrays(results: tuple[Any, ...], arrays: list[Any], name: str) -> tuple[
     if not all(is_array(y) or isinstance(y, int | float | np.generic) for y in results):
         raise TypeError(f"{name}.forward must return an array or a tuple of arrays, not {_types(results)}")
     xp = array_module(next((a for a in arrays if is_array(a)), None))
-    return tuple(xp.asarray(y) for y in results)
+    return tuple(y if is_array(y) else xp.asarray(y) for y in results)  # one may have moved to another device
 
 
 def _memory(a: Any) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from tinydiff.autograd import places
 from tinydiff.autograd.hooks import run as run_hooks
 from tinydiff.backend import array_module, is_array, refuse_missing_library, widened
 from tinydiff.machine.threads import add_to, operation
@@ -77,7 +78,14 @@ def check_finite() -> Any:
 
 def observing(observer: Callable[[Any, str, Any, dict[str, Any]], Any]) -> Any:
     """A block in which `observer(op, "forward" or "backward", arrays, options)` is called in place of that pass of each
-    operation, and has to run it and return what it returns."""
+    operation, and has to run it and return what it returns.
+
+    If the observer has these methods, they are called as well:
+    `recorded(op, inputs, outputs)` after forward, with the tensors;
+    `sending(node, edge, L, there)` before a gradient goes from a node (None: from the start of the walk) to the edge's
+    target, where the sum `there` (or None) waits for it;
+    `releasing(node)` before a node forgets what was saved for it.
+    """
     return set_mode(observer=observer)
 
 
@@ -134,9 +142,8 @@ class Node:
         op, name = self.op, self.name
         if op.rounds_to_half:
             L_Ys = [widened(L_Y) for L_Y in L_Ys]
-        observer = mode.observer
         try:
-            L_Xs = op.backward(*L_Ys) if observer is None else observer(op, "backward", L_Ys, {})
+            L_Xs = self._placed(L_Ys) if places.in_use() else self._run(L_Ys)
         except (ImportError, RuntimeError) as error:
             refuse_missing_library(error, f"the backward pass of {name}")
             raise
@@ -157,6 +164,19 @@ class Node:
                 )
             new = op.gives_new and is_array(L_X) and all(L_X is not L_Y for L_Y in L_Ys)
             yield edge, L_X.astype(edge.dtype, copy=False), new
+
+    def _run(self, L_Ys: list[Any]) -> Any:
+        observer = mode.observer
+        return self.op.backward(*L_Ys) if observer is None else observer(self.op, "backward", L_Ys, {})
+
+    def _placed(self, L_Ys: list[Any]) -> Any:
+        """What `_run` gives, where some of the inputs may have places for their gradients."""
+        leaves = [None if edge is None or isinstance(edge.target, Node) else edge.target for edge in self.parents]
+        with places.offered(leaves):
+            L_Xs = self._run(L_Ys)
+            several = isinstance(L_Xs, tuple | list)
+            settled = places.settle(L_Xs if several else (L_Xs,), leaves)
+        return settled if several else settled[0]
 
     def release(self) -> None:
         self.op.release()
@@ -194,9 +214,9 @@ class _Gradients:
         if own:
             self._own.add(key)
 
-    def has(self, key: tuple[Any, int]) -> bool:
-        """Whether a gradient has arrived."""
-        return key in self._sums
+    def there(self, key: tuple[Any, int]) -> Any:
+        """What has arrived so far, or None."""
+        return self._sums.get(key)
 
     def pop(self, key: tuple[Any, int]) -> Any:
         """The gradient that has arrived."""
@@ -223,8 +243,12 @@ def backward(tensor: Any, L_Y: Any, retain_graph: bool = False) -> None:
 def _walk(tensor: Any, L_Y: Any, retain_graph: bool) -> None:
     gradients, waiting, hooked = _Gradients(), set(), {}
     heap: list[tuple[int, Node]] = []
+    sending, releasing = (getattr(mode.observer, name, None) for name in ("sending", "releasing"))
 
-    def send(edge: Edge, L: Any, own: bool) -> None:
+    def send(edge: Edge, L: Any, own: bool, source: Node | None = None) -> None:
+        if sending is not None:
+            summed = isinstance(edge.target, Node) or edge.target._hooks
+            sending(source, edge, L, gradients.there((edge.target, edge.output)) if summed else edge.target.grad)
         if not isinstance(edge.target, Node):
             if not edge.target._hooks:
                 edge.target._accumulate(L, own)
@@ -248,13 +272,15 @@ def _walk(tensor: Any, L_Y: Any, retain_graph: bool) -> None:
                 f"backward came to {node.name} a second time: the first pass freed what was saved for it; "
                 "run the forward pass again, or call the first with backward(retain_graph=True)"
             )
-        arrived = [index for index in node.watchers if gradients.has((node, index))]
+        arrived = [index for index in node.watchers if gradients.there((node, index)) is not None]
         L_Ys = gradients.take(node)
         for index, watch in node.watchers.items():
             L_Ys[index] = watch.pass_on(L_Ys[index], index in arrived)
         for edge, L_X, own in node.pull(L_Ys):
-            send(edge, L_X, own)
+            send(edge, L_X, own, node)
         if not retain_graph:
+            if releasing is not None:
+                releasing(node)
             node.release()
         del L_Ys  # so that it does not live on beside the next one
     for leaf in hooked.values():

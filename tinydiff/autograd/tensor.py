@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinydiff.autograd import copying, hooks, notebook, tape
+from tinydiff.autograd import copying, hooks, notebook, places, tape
 from tinydiff.autograd.conversion import leaves, missing, refuse_tensor, to_array
 from tinydiff.autograd.function import Function, Version, register_tensor_type
 from tinydiff.backend import array_module, device_of, is_array, module_for, to_device, to_numpy
@@ -25,7 +25,7 @@ class Tensor:
     functions on tensors are in `tinydiff.ops`, which also installs them as methods here.
     """
 
-    __slots__ = ("__weakref__", "_hooks", "_index", "_node", "_version", "data", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_hooks", "_index", "_node", "_place", "_version", "data", "grad", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         version = None
@@ -45,6 +45,7 @@ class Tensor:
         self._index = 0
         self._version = version or Version()
         self._hooks: dict[Any, Any] | None = None
+        self._place: Any = None  # see `places`
 
     @classmethod
     def _wrap(cls, data: Any, version: Version | None = None) -> Tensor:
@@ -52,7 +53,7 @@ class Tensor:
         tensor = cls.__new__(cls)
         tensor.data, tensor.grad, tensor.requires_grad = data, None, False
         tensor._node, tensor._index, tensor._version = None, 0, version or Version()
-        tensor._hooks = None
+        tensor._hooks = tensor._place = None
         return tensor
 
     def _attach(self, node: tape.Node, index: int) -> None:
@@ -60,9 +61,13 @@ class Tensor:
         del self.grad  # so that reading it comes to `__getattr__`, which warns
 
     def _accumulate(self, L: Any, own: bool = False) -> None:
-        """Adds L to `.grad`, an array of the tensor's own. L itself becomes `.grad` if nothing else holds it
-        (`own`)."""
-        if self.grad is None:
+        """Adds L to `.grad`, an array of the tensor's own. L itself becomes `.grad` if nothing else holds it (`own`).
+        An optimiser may have given the tensor a place for its gradient; then `.grad` lies there."""
+        if self.grad is None and (place := places.place_of(self, L.dtype)) is not None:
+            if L is not place:
+                place[...] = L
+            self.grad = place
+        elif self.grad is None:
             self.grad = L if own and L.flags.c_contiguous else L.copy()
         else:
             self.grad += L
@@ -160,7 +165,7 @@ class Tensor:
         """The only element, as a Python number. ValueError if there are more or none."""
         if self.size != 1:
             raise ValueError(f"item() needs a tensor with one element, not of shape {self.shape}")
-        return self.data.item()
+        return to_numpy(self.data).item()
 
     def detach(self) -> Tensor:
         """A tensor of the same memory that the tape does not follow."""

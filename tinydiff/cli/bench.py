@@ -15,9 +15,10 @@ import numpy as np
 from tinydiff import backend
 from tinydiff.bench.cases import Case, all_cases
 from tinydiff.bench.timing import Ceiling, Times, measure_ceiling, race
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, at_work
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
+from tinydiff.runs.atomic import write_file
 from tinydiff.runs.limits import THREADS
 
 OURS = "tinydiff"
@@ -36,6 +37,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--only", metavar="TEXT", help="the operations with this in their names, such as conv")
     parser.add_argument("--json", metavar="FILE", help="write everything measured to a file as well")
+    parser.add_argument("--force", action="store_true", help="overwrite the file that --json names")
     parser.add_argument("--threads", metavar="N", help="CPU threads [all that the process may use]")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
@@ -48,6 +50,8 @@ def _run(a: argparse.Namespace) -> int:
     count = backend.host_threads(device, wish) or 1
     if a.json is not None and not Path(a.json).absolute().parent.is_dir():
         raise InputError(f"--json {a.json}: there is no folder {Path(a.json).parent}")
+    if a.json is not None and os.path.lexists(a.json) and not a.force:
+        raise InputError(f"{a.json} is there already; give another name, or --force to overwrite it")
     cases = [case for case in all_cases(a.quick) if a.only is None or a.only.lower() in case.name.lower()]
     if not cases:
         raise InputError(
@@ -77,10 +81,8 @@ def _run(a: argparse.Namespace) -> int:
         ceilings = {"flops_per_second": ceiling.flops, "bytes_per_second": ceiling.bytes}
         about["others_busy"] = others
         result = {"command": " ".join(sys.argv), "machine": about, "ceiling": ceilings, "rows": rows}
-        try:
-            Path(a.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"--json {a.json} cannot be written: {error.strerror or error}") from None
+        with at_work():
+            write_file(a.json, (json.dumps(result, indent=1) + "\n").encode())
     return 0
 
 

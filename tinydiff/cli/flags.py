@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Wish:
     """What was asked for: the settings, whether to go on with the run in `config.out` or to overwrite it, and whether to
-    measure where the time goes."""
+    measure where the time goes, and whether a resumed run may have other data."""
 
     config: RunConfig
     resume: bool
     force: bool
     profile: bool
+    data_changed: bool = False
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for every setting, --config, --resume, --force and --profile; only what is given appears among the
-    arguments."""
+    """Adds a flag for every setting, and those that are no settings, such as --resume; only what is given appears among
+    the arguments."""
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(RunConfig):
         section = field.metadata["section"]
@@ -48,6 +49,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE.toml", help="settings from a file, such as another run's config.toml")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--force", action="store_true", help="overwrite the run in --out")
+    parser.add_argument(
+        "--data-changed", action="store_true", help="with --resume: accept other data of the same size and classes"
+    )
     parser.add_argument("--profile", action="store_true", help="measure where the time goes, and tell at the end")
 
 
@@ -57,6 +61,8 @@ def read(given: Mapping[str, Any]) -> Wish:
     resume, force = given.get("resume", False), given.get("force", False)
     if resume and force:
         raise InputError("--resume goes on with a run and --force overwrites it; give one of them")
+    if given.get("data_changed", False) and not resume:
+        raise InputError("--data-changed is for --resume: a new run has no earlier data")
     flags = {
         f.name: given[f.name] if isinstance(given[f.name], bool) else configuration.parse_value(f.name, given[f.name])
         for f in dataclasses.fields(RunConfig)
@@ -66,7 +72,7 @@ def read(given: Mapping[str, Any]) -> Wish:
     settings = from_file | flags
     config = _resumed(settings) if resume else RunConfig(**settings)
     _check_init(config, flags)
-    return Wish(config, resume, force, given.get("profile", False))
+    return Wish(config, resume, force, given.get("profile", False), given.get("data_changed", False))
 
 
 def build(wish: Wish) -> Trainer:
@@ -101,6 +107,8 @@ def _resumed(changes: dict[str, Any]) -> RunConfig:
     after = dataclasses.replace(before, **changes)
     for name in changes:
         wanted, had = getattr(after, name), getattr(before, name)
+        if name == "data" and wanted != had and resuming.knows_data(out):
+            continue  # the fingerprint decides whether they are the same
         if name not in configuration.FREE_ON_RESUME and wanted != had:
             raise InputError(
                 f"{configuration.flag(name)} {_shown(wanted)} differs from the {_shown(had)} of the run in {out}; "

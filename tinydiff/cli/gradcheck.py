@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from tinydiff.cli.numbers import whole_number
@@ -31,6 +32,7 @@ def add_command(commands: Any) -> None:
     )
     check.add_argument("--seed", type=whole_number, default=0, help="of the random numbers [0]")
     check.add_argument("--png", metavar="FILE.png", help="a picture of where the error is")
+    check.add_argument("--force", action="store_true", help="overwrite the file that --png names")
     check.set_defaults(run=_run)
 
 
@@ -45,6 +47,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0 if check_kernels(arguments.seed) else 1
     if arguments.target is None:
         raise InputError("gradcheck needs MODULE:FUNCTION, what to check, or --kernels")
+    if arguments.png and os.path.lexists(arguments.png) and not arguments.force:
+        raise InputError(f"{arguments.png} is there already; give another name, or --force to overwrite it")
     from tinydiff.gradcheck.target import check_target
 
     report = check_target(arguments.target, shapes=arguments.shape, seed=arguments.seed, png=arguments.png)

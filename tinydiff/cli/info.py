@@ -15,11 +15,14 @@ def add_command(commands: Any) -> None:
         "info", help="tell what a run or checkpoint is", description="Tells what a run or checkpoint is."
     )
     info.add_argument("path", metavar="RUN|CHECKPOINT")
+    info.add_argument("--cost", action="store_true", help="the work of a forward pass of one image, by module as well")
     info.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     tell(describe(Path(arguments.path)))
+    if arguments.cost:
+        tell(cost(Path(arguments.path)))
     return 0
 
 
@@ -44,6 +47,8 @@ def describe(path: Path) -> str:
     settings = config.load(folder.config_file) if folder.config_file.exists() else {}
     if settings:
         line("data", str(settings.get("data", "given from Python")))
+        for text in _fingerprint(path):
+            line("", text)
     size, channels = unet.image_size, unet.in_channels
     known = class_count(unet)
     classes = "" if known is None else f", {known} classes"
@@ -73,6 +78,39 @@ def describe(path: Path) -> str:
             speeds = np.array([float(row["images_per_second"]) for row in rows[1:] or rows])
             line("speed", f"{np.median(speeds):.0f} images/s")
     return "\n".join(lines)
+
+
+def cost(path: Path) -> str:
+    """FLOPs, bytes and time of the network's forward pass for one image, in all, by operation and by module. InputError as
+    for `describe`."""
+    import numpy as np
+
+    from tinydiff.autograd.tape import no_grad
+    from tinydiff.runs import checkpoint
+    from tinydiff.study import trace
+
+    unet = checkpoint.load(path).unet
+    labels = None if unet.num_classes is None or unet.null_label is not None else 0
+    size = unet.image_size
+    with no_grad(), trace(values=0) as recorded:
+        unet(np.zeros((1, size, size, unet.in_channels), np.float32), 1, labels)
+    total = recorded.cost()
+    return f"cost:       {total.total.flops[0] / 1e9:.2f} GFLOP in the forward pass of one image\n\n{total}"
+
+
+def _fingerprint(path: Path) -> list[str]:
+    """What the checkpoint of a run remembers of the data, and of changes to them."""
+    from tinydiff.runs import checkpoint, fingerprint
+
+    if checkpoint.read_step(path) is None:
+        return []
+    _, metadata = checkpoint.load_training_state(path, arrays=False)
+    if fingerprint.NAME not in metadata:
+        return []
+    return [
+        str(fingerprint.read(metadata[fingerprint.NAME], path)),
+        *(f"changed {line}" for line in fingerprint.changes(metadata.get(fingerprint.CHANGES))),
+    ]
 
 
 def _shown(value: object) -> str:

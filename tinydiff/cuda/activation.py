@@ -8,13 +8,14 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.updates import MOST_ELEMENTS
 
 _THREADS = 256  # of a block; each has four elements
 
 
 def silu_forward(A: Any) -> Any:
-    """A sigmoid(A). NotImplemented for other dtypes."""
-    if A.dtype != np.float32:
+    """A sigmoid(A). NotImplemented for other dtypes, and for 2**31 elements."""
+    if A.dtype != np.float32 or A.size > MOST_ELEMENTS:
         return NotImplemented
     xp = array_module(A)
     flat = xp.ascontiguousarray(A)  # it gives an array without axes one axis
@@ -24,8 +25,8 @@ def silu_forward(A: Any) -> Any:
 
 
 def silu_backward(L_Y: Any, A: Any) -> Any:
-    """L_A = L_Y sigmoid(A) (1 + A (1 - sigmoid(A))). NotImplemented for other dtypes."""
-    if L_Y.dtype != np.float32 or A.dtype != np.float32:
+    """L_A = L_Y sigmoid(A) (1 + A (1 - sigmoid(A))). NotImplemented as for `silu_forward`."""
+    if L_Y.dtype != np.float32 or A.dtype != np.float32 or A.size > MOST_ELEMENTS:
         return NotImplemented
     xp = array_module(A)
     L_Y, flat = xp.ascontiguousarray(L_Y), xp.ascontiguousarray(A)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.fully_connected import sum_rows, sum_rows_cost
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_parts, vector
@@ -84,7 +85,7 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: A
     if not _takes(groups, window, X.shape, X, L_Y) or math.prod(shape) > LARGEST:
         return NotImplemented
     xp, (R, S, C, K), (N, Ho, Wo, _) = array_module(X), shape, L_Y.shape
-    X, L_Y, L_W = xp.ascontiguousarray(X), xp.ascontiguousarray(L_Y), xp.empty(shape, np.float32)
+    X, L_Y, L_W = xp.ascontiguousarray(X), xp.ascontiguousarray(L_Y), new_gradient(xp, shape)
     p = plan(R * S * C, K, N * Ho * Wo, 1, vector(C, X), vector(K, L_Y, L_W))
     to = L_W if p.parts == 1 else xp.empty((p.parts, *shape), np.float32)
     sizes = (*X.shape, K, R, S, Ho, Wo, *window.stride, *window.dilation, *(before for before, _ in window.padding))
@@ -106,6 +107,11 @@ def sum_pixels(X: Any) -> Any:
         return NotImplemented
     N, H, W, C = X.shape
     return sum_rows(X.reshape(N, H * W, C))
+
+
+def sum_images(L_E: Any) -> Any:
+    """The sum over the images, L_E (N, C) -> (C,)."""
+    return sum_rows(L_E)
 
 
 def convolve_cost(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None, R: Any = None) -> Cost:

@@ -35,14 +35,17 @@ def run(
     cupy = backend.cupy()
     if cupy is None:
         raise KernelError(backend.no_cuda() or "CuPy is not available")
-    devices = {arg.device.id for arg in args if isinstance(arg, cupy.ndarray)}
+    array = cupy.ndarray
+    devices = {arg.device.id for arg in args if isinstance(arg, array)}
     if len(devices) > 1:
         raise ValueError(f"kernel {kernel}: its arrays are on different GPUs, {sorted(devices)}")
     (device,) = devices
     # An absent array is a null pointer: eight bytes of zero.
     values = tuple(np.uint64(0) if arg is None else arg for arg in args)
     with explained(f"{name}: kernel {kernel}"), cupy.cuda.Device(device):
-        function = _function(name, kernel, source.flags(defines), device, shared > STATIC_LIMIT and shared)
+        function = _function(
+            name, kernel, source.flags_of(tuple(defines.items())), device, shared > STATIC_LIMIT and shared
+        )
         function(tuple(grid), tuple(block), values, shared_mem=shared)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd import places
 from tinydiff.backend import address, array_module
 
 # Arrays start at a multiple of this many elements: kernels read 16 bytes at once where an array starts at a multiple of 16,
@@ -40,6 +41,13 @@ def part(flat: Any, arrays: Sequence[Any]) -> list[Any]:
 def size(arrays: Sequence[Any]) -> int:
     """How many elements `join` needs for arrays of such shapes."""
     return _starts(arrays)[-1]
+
+
+def new_gradient(xp: Any, shape: Sequence[int]) -> Any:
+    """An array of arbitrary content for the gradient of a weight, float32: its place in the flat array of all gradients
+    where it has one, see `tinydiff.autograd.places`."""
+    place = places.claim(shape)
+    return xp.empty(shape, np.float32) if place is None else place
 
 
 def _starts(arrays: Sequence[Any]) -> list[int]:

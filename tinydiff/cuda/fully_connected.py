@@ -9,6 +9,7 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.cuda import products
+from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.products import DEFAULTS, LARGEST, MULTIPROCESSORS, Cost, sum_parts
 
@@ -25,7 +26,7 @@ def linear_input_gradient(L_Y: Any, W: Any) -> Any:
 
 def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
     """L_W = X^T L_Y."""
-    return products.matmul(X, L_Y, transpose_a=True)
+    return products.matmul(X, L_Y, transpose_a=True, gradient=True)
 
 
 def sum_rows(L_Y: Any) -> Any:
@@ -38,7 +39,7 @@ def sum_rows(L_Y: Any) -> Any:
         return NotImplemented
     across = -(-K // 32)
     slabs = max(1, min(1024, -(-M // 64), -(-8 * MULTIPROCESSORS // max(1, across * N))))
-    Y = xp.empty((*L_Y.shape[:-2], K), np.float32)
+    Y = new_gradient(xp, (*L_Y.shape[:-2], K))
     parts = Y if slabs == 1 else xp.empty((slabs, *Y.shape), np.float32)
     launch(
         "matrix.cu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,21 +31,30 @@ def launch(
     arguments do not fit the kernel, KernelError where it cannot be compiled or run.
     """
     defines = defines or {}
-    grid, block = _triple("grid", grid), _triple("block", block)
-    text = source.load(name, host=True)
-    parameters = source.kernels(text).get(kernel)
-    if parameters is None:
-        raise ValueError(f"{name} has no kernel {kernel}; it has {', '.join(source.kernels(text)) or 'none'}")
+    grid, block = _triple("grid", tuple(grid)), _triple("block", tuple(block))
+    parameters = _parameters(name, kernel)
     device = _check(kernel, parameters, args)
     if 0 in grid:
         return
     if device == "cuda":
         driver.run(name, kernel, grid, block, args, shared, defines)
     else:
-        host.run(name, text, kernel, parameters, grid, block, args, shared, defines, host_seed())
+        host.run(
+            name, source.load(name, host=True), kernel, parameters, grid, block, args, shared, defines, host_seed()
+        )
 
 
-def _triple(what: str, sizes: Sequence[int]) -> tuple[int, int, int]:
+@functools.cache
+def _parameters(name: str, kernel: str) -> tuple[Parameter, ...]:
+    """The kernel's parameters. ValueError where the source has no such kernel."""
+    found = source.kernels(source.load(name, host=True))
+    if kernel not in found:
+        raise ValueError(f"{name} has no kernel {kernel}; it has {', '.join(found) or 'none'}")
+    return found[kernel]
+
+
+@functools.lru_cache(4096)
+def _triple(what: str, sizes: tuple[int, ...]) -> tuple[int, int, int]:
     most = (2**31 - 1, 65535, 65535) if what == "grid" else (1024, 1024, 64)
     least = 0 if what == "grid" else 1
     if len(sizes) != 3 or min(sizes) < least:
@@ -61,12 +71,14 @@ def _check(kernel: str, parameters: Sequence[Parameter], args: Sequence[Any]) ->
         raise TypeError(f"kernel {kernel} takes {len(parameters)} arguments, not {len(args)}")
     devices = set()
     for parameter, arg in zip(parameters, args, strict=True):
-        if not parameter.is_array:
-            if type(arg) is not parameter.dtype.type:
+        _, _, dtype, wants_array, is_const = parameter
+        if not wants_array:
+            if type(arg) is not dtype.type:
                 raise _misfit(kernel, parameter, arg)
         elif arg is not None:
-            fits = is_array(arg) and arg.dtype == parameter.dtype and arg.flags.c_contiguous
-            if not fits or (isinstance(arg, np.ndarray) and not (parameter.is_const or arg.flags.writeable)):
+            if not is_array(arg) or arg.dtype != dtype or not (flags := arg.flags).c_contiguous:
+                raise _misfit(kernel, parameter, arg)
+            if isinstance(arg, np.ndarray) and not (is_const or flags.writeable):
                 raise _misfit(kernel, parameter, arg)
             devices.add(device_of(arg))
     if len(devices) > 1:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinydiff import backend
 from tinydiff.backend import address, array_module
+from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
 
 VARIANTS = (("normalization.cu", {"VECTOR": 4}), ("normalization.cu", {"VECTOR": 1}))
@@ -111,12 +112,13 @@ def _normalize_backward(
         _launch("group_norm_backward", layout, N, C, args, silu, dropout, advance)
     if sums is None:
         return L_X, None, None
-    L_w_b = xp.empty((2, C), np.float32)
-    args = (sums, L_w_b, np.int32(N), np.int32(C))
+    L_w = new_gradient(xp, (C,)) if needs[1] else None
+    L_b = new_gradient(xp, (C,)) if needs[2] else None
+    args = (sums, L_w, L_b, np.int32(N), np.int32(C))
     launch(
         "normalization.cu", "sum_over_images", (-(-C // 32), 2, 1), (256, 1, 1), args, defines={"VECTOR": layout.vector}
     )
-    return L_X, L_w_b[0] if needs[1] else None, L_w_b[1] if needs[2] else None
+    return L_X, L_w, L_b
 
 
 def _launch(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import address, array_module
+from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
 
 SLICE = 16  # TILE_K and, below, STAGES and the 8 x 8 entries of a thread, as in kernels/tile.cuh
@@ -114,11 +115,18 @@ def sum_parts(source: str, defines: Mapping[str, int], parts: Any, Y: Any, bias:
 
 
 def matmul(
-    A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False, bias: Any = None, scale: float = 1.0
+    A: Any,
+    B: Any,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    bias: Any = None,
+    scale: float = 1.0,
+    gradient: bool = False,
 ) -> Any:
     """Y = scale A B + 1 bias for A (..., M, K), B (..., K, N), bias (N,) or None -> (..., M, N).
 
-    transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K). Leading axes broadcast. Where they differ,
+    transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K). gradient: Y is that of a weight, see
+    `flat.new_gradient`. Leading axes broadcast. Where they differ,
     arrays are copied to the full shape, unless one matrix without leading axes is used for all of the others.
     NotImplemented for vectors, or if not all is float32. ValueError for shapes that do not fit.
     """
@@ -139,7 +147,7 @@ def matmul(
             f"matmul: {A.shape} and {B.shape}{'' if bias is None else f' with bias {bias.shape}'} do not fit"
         )
     leading = A.shape[:-2] if A.ndim > 2 else B.shape[:-2]
-    Y = xp.empty((*leading, M, N), np.float32)
+    Y = new_gradient(xp, (*leading, M, N)) if gradient else xp.empty((*leading, M, N), np.float32)
     stack, apart_a, apart_b = math.prod(leading), M * K * (A.ndim > 2), K * N * (B.ndim > 2)
     if not apart_b and not transpose_a:  # the rows of all A at once
         M, stack = M * stack, 1

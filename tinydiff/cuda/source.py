@@ -122,6 +122,12 @@ def _parameter(kernel: str, text: str) -> Parameter:
     raise KernelError(f"kernel {kernel} has a parameter {' '.join(text.split())!r} of a kind that launch() cannot pass")
 
 
+@functools.cache
+def flags_of(defines: tuple[tuple[str, Any], ...]) -> tuple[str, ...]:
+    """`flags` of a mapping's items, which are looked up and not made anew for each launch."""
+    return flags(dict(defines))
+
+
 def flags(defines: Mapping[str, Any]) -> tuple[str, ...]:
     """-DNAME=value for each define, in the order of their names."""
     return tuple(

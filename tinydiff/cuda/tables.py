@@ -1,4 +1,4 @@
-"""Gradients of tables of rows, by the kernels in kernels/matrix.cu; all float32."""
+"""Rows of tables and their gradients, by the kernels in kernels/resampling.cu and kernels/matrix.cu; all float32."""
 
 from __future__ import annotations
 
@@ -6,8 +6,29 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff import backend
 from tinydiff.backend import array_module
 from tinydiff.cuda import products
+from tinydiff.cuda.resampling import launch_vectors
+
+
+def pick_rows(W: Any, indices: Any, known: bool = False) -> Any:
+    """Y_n = W_i(n): W (V, D), int64 indices (...) -> (..., D). An index outside 0..V-1 gives the first or the last row. Unless
+    it is `known` that there is none, the device notes it: `backend.to_numpy` raises the IndexError. NotImplemented for
+    other dtypes, and for a table without rows."""
+    if W.dtype != np.float32 or indices.dtype != np.int64 or not len(W):
+        return NotImplemented
+    xp, (V, D), shape = array_module(W), W.shape, indices.shape
+    W, indices = xp.ascontiguousarray(W), xp.ascontiguousarray(indices)
+    Y = xp.empty((*shape, D), np.float32)
+    if isinstance(W, np.ndarray):  # on the host, where reading costs nothing
+        note = None if known else np.zeros(1, np.int32)
+    else:
+        note = None if known else backend.note_of_wrong_indices()
+    launch_vectors("pick_rows", D, [W, indices, Y, note], Y.size, (D, V))
+    if note is not None and isinstance(W, np.ndarray) and note[0]:
+        raise IndexError(backend.wrong_index(int(note[0])))
+    return Y
 
 
 def sum_picked(L_Y: Any, indices: Any, shape: tuple[int, int]) -> Any:
@@ -19,4 +40,4 @@ def sum_picked(L_Y: Any, indices: Any, shape: tuple[int, int]) -> Any:
         return NotImplemented
     xp = array_module(L_Y)
     picked = (indices.reshape(indices.size, 1) == xp.arange(rows)).astype(np.float32)
-    return products.matmul(picked, L_Y.reshape(indices.size, D), transpose_a=True)
+    return products.matmul(picked, L_Y.reshape(indices.size, D), transpose_a=True, gradient=True)

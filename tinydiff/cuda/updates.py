@@ -60,19 +60,27 @@ def adam_scalars(
     return np.array([scale, lr * c2 / c1, eps * c2, 1 - lr * decoupled_decay, 1 - average_decay], np.float32)
 
 
-def launch_squared_norm(g: Any, max_norm: float = math.inf, scale: Any = None) -> Any:
+def launch_squared_norm(
+    g: Any, max_norm: float = math.inf, scale: Any = None, losses: Any = None, note: Any = None
+) -> Any:
     """|g|^2 of a flat float32 array (n,), as an array (); summed in float32, in the same order each time.
 
     scale: an array (1,), such as `scalars[:1]` of `launch_adam`. It gets the factor that limits the norm of g to
     max_norm: 1 where no limit is needed, NaN where the norm is not finite; then `launch_adam` changes nothing.
+    losses: an array (k,). The result is then (2 + k,): |g|^2, the note, the losses. Where a loss is not finite or the note
+        is not 0, the scale is NaN, too. note: see `backend.note_of_wrong_indices`; None for 0.
     """
     xp = array_module(g)
     n = g.size
     per_block = 4 * THREADS * max(4, -(-n // (4 * THREADS * MOST_SUMS)))
-    sums, squared = xp.empty(-(-n // per_block), np.float32), xp.empty((), np.float32)
+    sums, squared = (
+        xp.empty(-(-n // per_block), np.float32),
+        xp.empty(() if losses is None else 2 + len(losses), np.float32),
+    )
     args: tuple[Any, ...] = (g, _int32(n), np.int32(per_block), sums)
     launch("optimizer.cu", "squared_norm", (len(sums), 1, 1), (THREADS, 1, 1), args)
-    args = (sums, np.int32(len(sums)), np.float32(max_norm), squared, scale)
+    count = np.int32(0 if losses is None else len(losses))
+    args = (sums, np.int32(len(sums)), np.float32(max_norm), losses, count, note, squared, scale)
     launch("optimizer.cu", "clip_scale", (1, 1, 1), (THREADS, 1, 1), args)
     return squared
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def gradcheck(
     sizes: bool = False,
     png: str | Path | None = None,
     name: str | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Report:
     """Checks every gradient of fn at `inputs`. Returns a Report, or raises GradientError, an AssertionError.
 
@@ -66,6 +67,8 @@ def gradcheck(
         alone is an error. Otherwise the report has a note of it. Sizes scaled by three count always.
     png: where to save a picture of the error if there is one.
     name: of what is checked, for the report.
+    names: {variable of backward: variable of forward whose gradient it holds}, for those that are not called dz, grad_z,
+        L_z, ... beside z. They help to find the line that is wrong; whether gradients are right does not depend on them.
 
     InputError for arguments that make no check. What fn itself raises at the inputs comes through unchanged.
     """
@@ -80,6 +83,9 @@ def gradcheck(
     generators = () if generator is None else generator if isinstance(generator, tuple | list) else (generator,)
     skip = {skip} if isinstance(skip, str) else set(skip)
     _check_arguments(fn, seed, rtol, atol, backward, cache, parameters, generators, reference, png)
+    pairs = names.items() if isinstance(names, Mapping) else [(None, None)] if names is not None else []
+    if not all(isinstance(word, str) for pair in pairs for word in pair):
+        raise InputError(f"names maps variables of backward to those of forward, as {{'ds': 'scores'}}, not {names!r}")
     if unknown := skip - set(PROBES):
         raise InputError(f"there is no probe {min(unknown)!r} to skip; there are {', '.join(PROBES)}")
     kind = _dtype(np.float32 if kernels and dtype is None else dtype)
@@ -95,6 +101,7 @@ def gradcheck(
     if kernels:
         subject.kernels = ran, seed
     check = Check(subject, ground, Report(name or _name(fn), seed, str(kind)), kind, rtol, atol or 0.0, sizes)
+    check.given_names = dict(names or {})
     if settle(check):
         for probe_name, probe in PROBES.items():
             if probe_name not in skip and check.report.ok:

@@ -168,7 +168,7 @@ class _Search(Rerun):
         self.forward_code = forward
         cache: dict[int, list[tuple[np.ndarray, float, float]]] = {}
         for name, line, value in events:
-            base = base_of(name, known.__contains__)
+            base = self.check.given_names.get(name) or base_of(name, known.__contains__)
             if base is None or base == name:
                 continue
             places = [i for i, (other, shape) in enumerate(seen) if other == base and shape == value.shape]

@@ -21,6 +21,7 @@ from tinydiff.ops.convolution import (
     convolve,
     convolve_input_gradient,
     convolve_weight_gradient,
+    sum_images,
     sum_pixels,
     upsample_convolve,
     upsample_convolve_input_gradient,
@@ -39,7 +40,7 @@ from tinydiff.ops.pooling import repeat_pixels, sum_pixel_blocks
 from tinydiff.ops.reduction import sum_of_squares
 from tinydiff.ops.shape import cut, join
 from tinydiff.ops.softmaxes import softmax_array, softmax_backward
-from tinydiff.ops.tables import sum_picked
+from tinydiff.ops.tables import pick_rows, sum_picked
 from tinydiff.ops.windows import Window
 from tinydiff.random import Generator
 
@@ -143,6 +144,11 @@ def _rows(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
 def _picked(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     for shape, V in (((7,), 4), ((2, 3), 9), ((200,), 3)):
         yield normal(rng, *shape, 5), rng.integers(0, V, shape), (V, 5)
+
+
+def _tables(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+    for shape, D in (((7,), 5), ((2, 3), 8), ((200,), 12)):
+        yield normal(rng, 9, D), rng.integers(0, 9, shape)
 
 
 # --- Convolutions.
@@ -331,6 +337,7 @@ BY_DEFINITION: dict[str, dict[str, Check]] = {  # by the source of the kernels
         "linear_weight_gradient": held(linear_weight_gradient, lambda rng: ((X, L) for X, _, _, L in _layers(rng))),
         "sum_rows": held(sum_rows, _rows),
         "sum_pixels": held(sum_pixels, _images),
+        "sum_images": held(sum_images, _rows),
         "sum_picked": held(sum_picked, _picked),
     },
     "convolution": {
@@ -377,6 +384,7 @@ BY_DEFINITION: dict[str, dict[str, Check]] = {  # by the source of the kernels
         "repeat_pixels": held(repeat_pixels, lambda rng: ((X, (2, 2)) for X, _, _ in _small(rng))),
         "sum_pixel_blocks": held(sum_pixel_blocks, lambda rng: ((L_Y, (2, 2)) for _, _, L_Y in _small(rng))),
         "join": held(join, lambda rng: (([X, Y], -1) for X, Y, _ in _small(rng))),
+        "pick_rows": held(pick_rows, _tables),
         "cut": held(cut, lambda rng: ((np.concatenate([X, Y], -1), [X.shape[-1]], -1) for X, Y, _ in _small(rng))),
     },
 }

@@ -54,6 +54,7 @@ class Check:
     ) -> None:
         """strict: what is wrong only at sizes that nobody asked about is an error, not a note."""
         self.strict = strict
+        self.given_names: dict[str, str] = {}  # a variable of backward: that of forward whose gradient it holds
         self.subject, self.ground, self.report, self.dtype = subject, ground, report, dtype
         self.rng = np.random.default_rng(report.seed)
         self.atol, self.eps = atol, float(np.finfo(dtype).eps)

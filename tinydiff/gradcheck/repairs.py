@@ -201,6 +201,12 @@ def _of_operators(e: ast.BinOp) -> Iterator[Change]:
         yield "missing", 1, ast.UnaryOp(ast.USub(), e.right)
     if isinstance(e.op, ast.Div):
         yield "factor", 1, ast.BinOp(e.right, e.op, e.left)
+    if isinstance(e.op, ast.Mult) and isinstance(e.left, ast.Name) and isinstance(e.right, ast.Name):
+        # through a softmax p: p * (dp - (p * dp).sum(-1)), and not p * dp
+        minus, keep = ast.UnaryOp(ast.USub(), ast.Constant(1)), [ast.keyword("keepdims", ast.Constant(True))]
+        total = ast.Call(ast.Attribute(e, "sum", ast.Load()), [minus], keep)
+        for p, dp in ((e.left, e.right), (e.right, e.left)):
+            yield "missing", 2, ast.BinOp(p, e.op, ast.BinOp(dp, ast.Sub(), total))
     if isinstance(e.op, ast.Pow):
         if isinstance(e.left, ast.BinOp) and isinstance(e.left.left, ast.Constant):
             inner = ast.BinOp(e.left.right, ast.Pow(), e.right)
@@ -249,6 +255,9 @@ def _of_calls(e: ast.Call) -> Iterator[Change]:
         yield "transposed", 0, ast.Call(ast.Attribute(_turned(e.func.value), "dot", ast.Load()), e.args, [])
     if e.func.attr in ("transpose", "swapaxes", "copy", "cumsum"):
         yield "transposed", 0, e.func.value
+    if e.func.attr == "copy" and not e.args:
+        positive = ast.Compare(e.func.value, [ast.Gt()], [ast.Constant(0)])
+        yield "mask", 1, ast.BinOp(positive, ast.Mult(), ast.Constant(1.0))
     if e.func.attr == "outer" and len(e.args) == 2:
         yield "transposed", 0, ast.Call(e.func, [e.args[1], e.args[0]], [])
     if e.func.attr in ("where", "maximum") and len(e.args) == 3:
@@ -302,6 +311,11 @@ def _whole(statement: ast.AST, place: Place, names: Sequence[str]) -> Iterator[R
             yield Repair(statement, *place, ast.Expr(call), "overwritten", 0)
     if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
         target = statement.targets[0]
+        if isinstance(target, ast.Subscript):
+            yield Repair(statement, *place, ast.AugAssign(target, ast.Mult(), statement.value), "factor", 1)
+        if isinstance(statement.value, ast.Name):
+            exp = ast.Call(ast.parse("np.exp", mode="eval").body, [statement.value], [])
+            yield Repair(statement, statement, "value", None, exp, "local-derivative", 1)
         if isinstance(target, ast.Subscript | ast.Name):
             new = ast.AugAssign(target, ast.Add(), statement.value)
             yield Repair(statement, *place, new, "overwritten", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -237,6 +238,11 @@ class Report:
             lines.append(f"  tolerance: {self.tolerance}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: one line of a passing check, the whole message of a failing one."""
+        text = html.escape(repr(self))
+        return f"<code>{text}</code>" if self.ok else f'<pre style="line-height: 1.2">{text}</pre>'
 
     def save_png(self, path: str | Path) -> bool:
         """Draws the first finding that has gradients: backward's, the right one, the error. False if there is none."""

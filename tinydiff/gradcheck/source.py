@@ -7,6 +7,8 @@ import functools
 import inspect
 import linecache
 import os
+import site
+import sysconfig
 import textwrap
 import traceback
 import types
@@ -14,6 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+OWN = str(Path(__file__).parents[1]) + os.sep  # the package's files, and not those of a checkout that is called like it
 Definition = ast.FunctionDef | ast.Lambda
 WRITERS = (
     "at",
@@ -121,11 +126,30 @@ def changed_by(node: ast.stmt) -> set[str]:
     return set()
 
 
+def is_users(file: str) -> bool:
+    """Whether code is the user's own: no installed package's, nor Python's, nor this package's.
+
+    Folders are compared with those in use, because a project may lie below a folder of such a name. A notebook's cells
+    are no files, but their lines are known.
+    """
+    if file.startswith("<"):
+        return bool(linecache.getlines(file))
+    return not file.startswith(_package_folders())
+
+
+@functools.cache
+def _package_folders() -> tuple[str, ...]:
+    places = sysconfig.get_paths()
+    folders = {places[key] for key in ("purelib", "platlib", "stdlib", "platstdlib")}
+    folders |= {*site.getsitepackages(), site.getusersitepackages(), str(Path(np.__file__).parents[1])}
+    return (OWN, *(str(Path(folder)) + os.sep for folder in folders))
+
+
 def raised_at(error: BaseException) -> str:
     """ "file:line" of the last frame of the user's own code that an exception passed through; "" where there is none."""
-    ours = str(Path(__file__).parent)
+    ours = str(Path(__file__).parent) + os.sep
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
-    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith("<")]
+    own = [f for f in frames if is_users(f.filename)]
     if not (own or frames):
         return ""
     last = (own or frames)[-1]

@@ -9,19 +9,16 @@ from __future__ import annotations
 import ast
 import copy
 import gc
-import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinydiff.gradcheck.source import Definition, Source, names_in, source_of
+from tinydiff.gradcheck.source import Definition, Source, is_users, names_in, source_of
 
-OWN = str(Path(__file__).parents[1]) + os.sep  # the package's files, and not those of a checkout that is called like it
 TAP = "__tinydiff_tap__"
 Tap = Callable[[str, int, Any], Any]  # of a name, a line and a value: the value to go on with
 
@@ -138,7 +135,7 @@ def functions_run(call: Callable[[], Any]) -> list[types.FunctionType]:
         sys.setprofile(before)
     found = []
     for code in codes:
-        if "site-packages" in code.co_filename or code.co_filename.startswith(OWN):
+        if not is_users(code.co_filename):
             continue
         owners = [f for f in gc.get_referrers(code) if isinstance(f, types.FunctionType) and f.__code__ is code]
         found += owners[:1]

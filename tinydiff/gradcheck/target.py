@@ -53,8 +53,8 @@ def check_target(
     module_name, colon, names = target.partition(":")
     if not colon or not names or not module_name:
         raise InputError(f"the target must be MODULE:FUNCTION or MODULE:FORWARD,BACKWARD, not {target!r}")
-    module = _load(module_name)
-    found = [_member(module, name.strip(), module_name) for name in names.split(",")]
+    module = load_module(module_name)
+    found = [member(module, name.strip(), module_name) for name in names.split(",")]
     if len(found) > 2:
         raise InputError(
             f"{target!r} names {len(found)} functions; it can be one, or a forward and a backward function"
@@ -121,16 +121,17 @@ def _refusal(names: str, inputs: Sequence[Any], error: Exception) -> InputError:
     if isinstance(error, TypeError | ValueError | IndexError):
         given = ", ".join(str(getattr(a, "shape", a)) for a in inputs)
         return InputError(f"{names} does not take inputs of shapes {given}: {error}")
-    return InputError(f"{names} raised {_where(error)}")
+    return InputError(f"{names} raised {where_raised(error)}")
 
 
-def _where(error: Exception) -> str:
+def where_raised(error: Exception) -> str:
     """What was raised, and the file and line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
-def _load(name: str) -> Any:
+def load_module(name: str) -> Any:
+    """The module of a name, or of the path of a .py file. InputError where it cannot be imported."""
     path = Path(name)
     try:
         if path.suffix == ".py":
@@ -151,7 +152,8 @@ def _load(name: str) -> Any:
         raise InputError(f"cannot import {name}: {type(error).__name__}: {error}") from error
 
 
-def _member(module: Any, name: str, where: str) -> Any:
+def member(module: Any, name: str, where: str) -> Any:
+    """What is called `name` in a module that was given as `where`. InputError where it cannot be called."""
     value: Any = module
     for part in name.split("."):
         value = getattr(value, part, None)
@@ -171,7 +173,7 @@ def _methods(value: Any, target: str) -> list[Any] | None:
             value = value()
         except Exception as error:
             raise InputError(
-                f"{target} cannot be made without arguments ({_where(error)}): name an object of this class"
+                f"{target} cannot be made without arguments ({where_raised(error)}): name an object of this class"
             ) from error
     return [value.forward, value.backward]
 
@@ -202,7 +204,7 @@ def _case(fn: Any, target: str) -> tuple[Any, Any, dict[str, Any]]:
     except GradientError:  # a test that calls gradcheck itself
         raise
     except Exception as error:
-        raise InputError(f"{target} raised {_where(error)}") from error
+        raise InputError(f"{target} raised {where_raised(error)}") from error
     if isinstance(case, tuple) and len(case) == 2:
         case = (*case, {})
     if not isinstance(case, tuple) or len(case) != 3 or not callable(case[0]) or not isinstance(case[2], dict):
@@ -240,7 +242,7 @@ def _guess(fn: Any, seed: int, target: str, plain: bool) -> list[np.ndarray]:
                     return inputs
                 tried.append((shapes, "its values are not finite"))
             except Exception as error:
-                tried.append((shapes, _where(error)))
+                tried.append((shapes, where_raised(error)))
     shapes, why = tried[0]
     names = [p.name for p in positional_parameters(fn)[0]][:count]
     of = f" ({', '.join(names)})" if names else ""

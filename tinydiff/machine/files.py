@@ -25,8 +25,8 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)  # a pipe is opened without waiting for whoever writes to it
-    except ValueError as error:  # a name with a zero byte
-        raise InputError(f"{os.fspath(path)} cannot be read: {error}") from None
+    except ValueError:
+        raise InputError(f"{os.fspath(path)} cannot be read: its name holds a zero byte") from None
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -70,13 +71,31 @@ def pair(name: str, what: str, value: Any, least: int) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
-def number(name: str, what: str, value: Any, below: float = math.inf) -> float:
-    """A setting as a float; ValueError unless it is at least 0, finite and below a limit."""
+def as_parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves that an optimiser is given, as a list. TypeError or ValueError for anything else."""
+    if isinstance(parameters, Tensor):
+        raise TypeError(f"{name} takes a list of tensors, such as module.parameters(), not one tensor")
+    found = list(parameters)
+    if not found:
+        raise ValueError(f"{name} got no parameters")
+    for i, p in enumerate(found):
+        frozen = isinstance(p, Tensor) and type(p) is not Tensor  # a Parameter; a plain tensor is a mistake
+        if not isinstance(p, Tensor) or p._node is not None or not (p.requires_grad or frozen):
+            raise TypeError(f"{name} takes tensors made with requires_grad=True; number {i} is not one")
+    if not any(p.requires_grad for p in found):
+        raise TypeError(f"{name} got frozen weights only: set requires_grad = True on those to be learned")
+    if len({id(p) for p in found}) != len(found):
+        raise ValueError(f"{name} got a parameter twice")
+    return found
+
+
+def as_positive(name: str, what: str, value: Any, below: float = math.inf) -> float:
+    """A number of at least 0 and less than `below`, as a float. ValueError for anything else."""
     try:
-        result = float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        result = math.nan
-    if not 0 <= result < below:
+        number = math.nan
+    if not 0 <= number < below:
         limit = "finite" if below == math.inf else f"below {below}"
         raise ValueError(f"{name}: {what} must be a number of at least 0 and {limit}, not {value!r}")
-    return result
+    return number

@@ -83,7 +83,7 @@ class Conv2d(Function):
         if self.needs[2] or self.needs[3]:
             L_E = sum_pixels(L_Y)
         if self.needs[2]:
-            L_b = L_E.sum(0)  # 1^T L_Y
+            L_b = sum_images(L_E)  # 1^T L_Y
         if self.needs[4]:
             L_R = L_Y
         return L_X, L_W, L_b, L_E, L_R
@@ -102,11 +102,11 @@ class UpsampleConv2d(Function):
         X, W = self.saved
         L_X = L_W = L_b = None
         if self.needs[0]:
-            L_X = upsample_convolve_input_gradient(L_Y, W)
+            L_X = upsample_convolve_input_gradient(L_Y, W)  # doubling^T(patches^T(L_Y W^T))
         if self.needs[1]:
-            L_W = upsample_convolve_weight_gradient(X, L_Y)
+            L_W = upsample_convolve_weight_gradient(X, L_Y)  # P^T L_Y
         if self.needs[2]:
-            L_b = sum_pixels(L_Y).sum(0)
+            L_b = sum_images(sum_pixels(L_Y))  # 1^T L_Y
         return L_X, L_W, L_b
 
 
@@ -125,11 +125,11 @@ class ConvTranspose2d(Function):
         X, W = self.saved
         L_X = L_W = L_b = None
         if self.needs[0]:
-            L_X = convolve(L_Y, W, None, self.window, self.groups)
+            L_X = convolve(L_Y, W, None, self.window, self.groups)  # patches(L_Y) W
         if self.needs[1]:
-            L_W = convolve_weight_gradient(L_Y, X, W.shape, self.window, self.groups)
+            L_W = convolve_weight_gradient(L_Y, X, W.shape, self.window, self.groups)  # patches(L_Y)^T X
         if self.needs[2]:
-            L_b = sum_pixels(L_Y).sum(0)
+            L_b = sum_images(sum_pixels(L_Y))  # 1^T L_Y
         return L_X, L_W, L_b
 
 
@@ -161,6 +161,12 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: W
 def sum_pixels(X: Any) -> Any:
     """The sum over the pixels of each image: X (N, H, W, C) -> (N, C)."""
     return X.sum((1, 2))
+
+
+@accelerated
+def sum_images(L_E: Any) -> Any:
+    """The sum over the images: L_E (N, C) -> (C,)."""
+    return L_E.sum(0)
 
 
 @accelerated

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, widened
+from tinydiff.backend import array_module, device_of, is_array, widened
 from tinydiff.dispatch import accelerated
 from tinydiff.ops.arguments import as_array, as_tensor
 
@@ -14,12 +16,21 @@ from tinydiff.ops.arguments import as_array, as_tensor
 class Embedding(Function):
     """Y_n = W_i(n), so row i of L_W is the sum of L_Y_n over the n that picked it."""
 
-    def forward(self, W, indices):
+    def forward(self, W, indices, known=False):
         self.indices = indices
-        return W[indices]
+        return pick_rows(W, indices, known)
 
     def backward(self, L_Y):
         return sum_picked(widened(L_Y), self.indices, self.shapes[0])
+
+
+@accelerated
+def pick_rows(W: Any, indices: Any, known: bool = False) -> Any:
+    """Y_n = W_i(n): rows of W (V, D) by int64 indices (...) -> (..., D). IndexError for indices outside 0..V-1, which are
+    not looked for where it is `known` that there are none."""
+    if not known:
+        _check(indices, len(W))
+    return W[indices]
 
 
 @accelerated
@@ -36,16 +47,22 @@ def embedding(indices: Any, w: Any) -> Tensor:
     gradients.
 
     IndexError for indices outside 0..V-1, TypeError for indices that are not integers, ValueError for a w of another
-    shape.
+    shape. Of indices on the GPU the IndexError is raised when a result is next read from there.
     """
     w = as_tensor(w)
     if w.ndim != 2:
         raise ValueError(f"embedding: w must be (V, D), not of shape {w.shape}")
-    indices = array_module(w.data).asarray(as_array(indices))
+    indices = as_array(indices)
+    indices = indices if is_array(indices) else np.asarray(indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices must be integers, not {indices.dtype}")
-    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= w.shape[0]):
-        raise IndexError(
-            f"embedding: indices {int(indices.min())}..{int(indices.max())} are not in 0..{w.shape[0] - 1}"
-        )
-    return Embedding.apply(w, indices=indices)
+    known = device_of(indices) == "cpu"
+    if known:
+        _check(indices, w.shape[0])
+    return Embedding.apply(w, indices=array_module(w.data).asarray(indices, "int64"), known=known)
+
+
+def _check(indices: Any, V: int) -> None:
+    """Reads the indices, wherever they are."""
+    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= V):
+        raise IndexError(f"embedding: indices {int(indices.min())}..{int(indices.max())} are not in 0..{V - 1}")

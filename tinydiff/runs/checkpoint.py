@@ -13,8 +13,10 @@ The folder is replaced as a whole, see `atomic.py`. Whoever reads takes `checkpo
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,13 +67,37 @@ class Pipeline:
     ) -> np.ndarray:
         """n images, uint8 (n, H, W, C); the same for the same arguments.
 
-        labels: an int or n of them, for a labelled model. seed: of the noise. sampler, steps, eta, guidance, progress:
-        as for `td.diffusion.sample`. InputError for arguments that are impossible, or not possible for this model.
+        labels: for a labelled model, a class or n of them, by number or by name. seed: of the noise. sampler, steps, eta,
+        guidance, progress: as for `td.diffusion.sample`. InputError for arguments that are impossible, or not
+        possible for this model.
         """
+        for name, value, least, end in (("n", n, 1, 2**31), ("seed", seed, 0, 2**64)):
+            if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= value < end:
+                raise InputError(f"{name} must be a whole number of at least {least} and below {end}, not {value!r}")
+        labels = self._numbers(labels)
         shape = (n, self.image_size, self.image_size, self.unet.in_channels)
         generator = Generator(seed).at(SAMPLING)
         x = sample(self.unet, self.diffusion, shape, generator, sampler, steps, eta, labels, guidance, progress)
         return to_numpy(pixels.to_bytes(x))
+
+    def _numbers(self, labels: Any) -> Any:
+        """Labels with the numbers of classes in the place of their names."""
+        if isinstance(labels, str):
+            known = self.class_names or []
+            if labels in known:
+                return known.index(labels)
+            near = difflib.get_close_matches(labels, known, 3)
+            if not known:
+                hint = "the model's classes have no names, so give numbers"
+            elif near:
+                hint = f"near to it: {', '.join(near)}"
+            else:
+                hint = f"the classes are {', '.join(known[:20])}{', ...' * (len(known) > 20)}"
+            raise InputError(f"labels={labels!r}: the model knows no such class; {hint}")
+        named = isinstance(labels, list | tuple) or (isinstance(labels, np.ndarray) and labels.dtype.kind in "UO")
+        if named and any(isinstance(label, str) for label in labels):
+            return np.array([self._numbers(str(label) if isinstance(label, str) else label) for label in labels])
+        return labels
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a folder at a path, which `td.load` and diffusers' DDPMPipeline.from_pretrained open.
@@ -231,6 +257,8 @@ def _read(path: str | os.PathLike[str], read: Callable[[Path], Any]) -> Any:
         folder = find(path)
         if folder is None:
             what = "no such file or folder" if not Path(path).exists() else "it has no checkpoint"
+            if not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+                what += "; if it is a name on Hugging Face: nothing is downloaded here, so get it and give its folder"
             raise InputError(f"{path} cannot be read: {what}")
         identity = _identity(folder)
         try:
@@ -259,6 +287,10 @@ def _load(folder: Path, raw: bool) -> Pipeline:
         raise InputError(f"{folder / EXTRAS}: class_names must be a list of names, not {class_names!r}")
     config_file = _either(folder / "unet/config.json", folder / "config.json")
     scheduler_file = _either(folder / "scheduler/scheduler_config.json", folder / "scheduler_config.json")
+    if not scheduler_file.exists() and config_file.exists():
+        raise InputError(
+            f"{folder} has a network and no scheduler_config.json, which says how it was trained: put one there"
+        )
     unet = diffusers.unet_from_config(read_json(config_file), extras.get("null_label"), str(config_file))
     diffusion = diffusers.diffusion_from_config(
         read_json(scheduler_file), unet, str(scheduler_file), extras.get("min_snr")
@@ -308,6 +340,10 @@ def _read_weights(folder: Path) -> dict[str, np.ndarray]:
         for part in sorted(set(parts.values())):
             state |= tensorfile.read(folder / Path(part).name)
         return state
+    if not file.exists() and not pickled.exists():
+        variants = sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))
+        if len(variants) == 1 and "-of-" not in variants[0].name:  # such as "fp16"
+            return tensorfile.read(variants[0])
     if not file.exists() and pickled.exists():
         raise InputError(
             f"{pickled} is a pickle, which tinydiff does not open, as it could run any code; convert it once, where "

@@ -186,8 +186,10 @@ def load(path: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise InputError(f"there is no configuration file {path}")
     content = read_bytes(path, MOST_TEXT)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:4]:
+        raise InputError(f"cannot read the configuration {path}: it is UTF-16; save it as UTF-8")
     try:
-        return parse(content.decode(), path)
+        return parse(content.decode("utf-8-sig"), path)  # some editors put a mark at the beginning
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from None
 
@@ -272,7 +274,7 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-        return '"' + "".join(escapes.get(c, c if c >= " " else f"\\u{ord(c):04x}") for c in value) + '"'
+        return '"' + "".join(escapes.get(c, c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}") for c in value) + '"'
     if isinstance(value, tuple | list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return repr(value)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinydiff.errors import InputError
 from tinydiff.machine.terminal import say
-from tinydiff.runs import checkpoint, config
+from tinydiff.runs import checkpoint, config, fingerprint
 from tinydiff.runs.config import FREE_ON_RESUME, RunConfig, TrainConfig
 from tinydiff.runs.folder import RunFolder
 
@@ -52,6 +52,12 @@ def recorded(out: Path) -> dict[str, Any]:
             )
         say(f"{folder.config_file} names the data {value}, which the run knew as {carried.get(name)}")
     return carried | written
+
+
+def knows_data(out: Path) -> bool:
+    """Whether the checkpoint of the run in `out` carries a fingerprint of its data."""
+    found = checkpoint.find_own(out)
+    return found is not None and fingerprint.NAME in checkpoint.load_training_state(found, arrays=False)[1]
 
 
 def _carried(run: Path) -> dict[str, Any] | None:

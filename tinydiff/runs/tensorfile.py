@@ -51,18 +51,47 @@ def read(path: Path) -> dict[str, np.ndarray]:
         arrays = load_file(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except TypeError as error:
-        raise InputError(f"{lacks}: {error}") from None
+    except (
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:  # the library's for BF16, as its version has it, and for other kinds
+        widened = _widened(path)
+        if widened is None:
+            raise InputError(f"{lacks}: {error}") from None
+        arrays = widened
     except (
         SafetensorError,
         ValueError,
-        KeyError,
         ArithmeticError,
     ) as error:  # NumPy's and the library's, for odd headers
         raise InputError(f"{path} is damaged or was cut off: {error}") from None
     for name, array in arrays.items():
-        if array.dtype.kind not in "fiub":  # a package such as ml_dtypes, if it is loaded, gives NumPy more kinds
+        if array.dtype.name == "bfloat16":
+            arrays[name] = array.astype(np.float32)
+        elif array.dtype.kind not in "fiub":  # a package such as ml_dtypes, if it is loaded, gives NumPy more kinds
             raise InputError(f"{lacks}: {name} is {array.dtype}")
+    return arrays
+
+
+def _widened(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a file that holds BF16, which is the upper half of float32; None where it holds kinds that NumPy lacks."""
+    from safetensors import SafetensorError, deserialize
+
+    kinds = {name: kind for kind, name in _NAMES.items()}
+    try:
+        parts = deserialize(path.read_bytes())
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is damaged or was cut off: {error}") from None
+    arrays = {}
+    for name, part in parts:
+        if part["dtype"] == "BF16":
+            values = (np.frombuffer(part["data"], "<u2").astype(np.uint32) << 16).view(np.float32)
+        elif part["dtype"] in kinds:
+            values = np.frombuffer(part["data"], np.dtype(kinds[part["dtype"]]).newbyteorder("<"))
+        else:
+            return None
+        arrays[name] = values.reshape(part["shape"])
     return arrays
 
 

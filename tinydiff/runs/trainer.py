@@ -7,6 +7,7 @@ and previews and checkpoints never change it.
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import time
@@ -24,7 +25,7 @@ from tinydiff.diffusion import Diffusion
 from tinydiff.errors import InputError, RunFailed, at_work, before_work
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
-from tinydiff.runs import checkpoint, lock, memory, resuming, state
+from tinydiff.runs import checkpoint, fingerprint, lock, memory, resuming, state
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.interrupts import Interrupts
@@ -75,7 +76,10 @@ class Trainer:
         self.ema = optim.EMA(self.parameters, self.config.ema)
         self.generator = random.Generator(self.config.seed)
         self.step = 0
+        self._share: Any = None  # dL/d(loss of a part), on the device
         self.saved_step: int | None = None
+        self._fingerprint: fingerprint.Fingerprint | None = None
+        self.data_changes: list[str] = []
         self._changing = self._saving = False
         self.results = Results(self.folder, unet, diffusion, self.ema, self.generator)
 
@@ -100,13 +104,14 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------- the run
 
-    def run(self, resume: bool = False, force: bool = False, profile: bool = False) -> int:
+    def run(self, resume: bool = False, force: bool = False, profile: bool = False, data_changed: bool = False) -> int:
         """Trains to `config.steps`; returns the last step done, fewer if SIGINT or SIGTERM asked to stop (see
         `stopped_by`).
 
         resume: go on from the run's newest checkpoint; of a run that has done its steps, draw the pictures that it lacks.
         force: overwrite an old run. profile: measure where the time of the steps goes, tell it at the end and write it to
-        profile.csv.
+        profile.csv. data_changed: with resume, accept data that are not the run's own but of the same size and classes; the
+        change is recorded, and the run is not bit for bit what it would have been.
         InputError where the folder does not allow it or another process writes to it; RunFailed for a loss that is not
         finite, where the last checkpoint stays as it was, and for a disk that is full. Before any other failure the state is
         saved. What is not the checkpoint, such as pictures, may fail with a warning.
@@ -115,7 +120,7 @@ class Trainer:
         self.stopped_by: int | None = None
         try:
             with Interrupts() as interrupts:
-                self._begin(resume, force)
+                self._begin(resume, force, data_changed)
                 with threads.threads(host_threads(self.device, self.config.threads)):
                     self._train(interrupts)
                     if interrupts.received is None:
@@ -126,9 +131,9 @@ class Trainer:
             self.folder.close()
         return self.step
 
-    def check_start(self, resume: bool = False, force: bool = False) -> None:
-        """InputError where `run(resume, force)` could not start. With resume it takes weights, optimiser and counters
-        from the run's newest checkpoint. Nothing is written."""
+    def check_start(self, resume: bool = False, force: bool = False, data_changed: bool = False) -> None:
+        """InputError where `run(resume, force, data_changed=data_changed)` could not start. With resume it takes
+        weights, optimiser and counters from the run's newest checkpoint. Nothing is written."""
         if not self.folder.locked:
             lock.check_free(self.folder.path)
         if not resume:
@@ -138,14 +143,14 @@ class Trainer:
         if self.folder.starts_again():
             say(f"the run in {self.folder.path} was stopped before it began; starting from step 1")
             return
-        self._restore()
+        self.restore(data_changed)
         if self.step >= self.config.steps and not self.results.missing(self.step):
             raise InputError(
                 f"the run in {self.folder.path} has done its {self.step} steps; to go on, give a larger "
                 f"{self.config.called('steps')}"
             )
 
-    def _begin(self, resume: bool, force: bool) -> None:
+    def _begin(self, resume: bool, force: bool, data_changed: bool) -> None:
         if resume:  # so far: the rest is looked at below, once
             self.folder.check_resumable()
         else:
@@ -154,7 +159,7 @@ class Trainer:
             memory.require_gpu(self.memory_of_step(), self.config.batch_size)
         with before_work():
             self.folder.acquire()
-            self.check_start(resume, force)  # now that nobody else can change anything
+            self.check_start(resume, force, data_changed)  # now that nobody else can change anything
             if resume:
                 self.folder.put_in_order()
                 if self.saved_step is None:  # with what `.starting.toml` says
@@ -219,17 +224,18 @@ class Trainer:
     def train_step(self, step: int) -> tuple[float, float, float]:
         """Step number `step` = 1, 2, ... of Algorithm 1; returns loss, norm of the gradient before clipping, and
         learning rate. RunFailed where loss or norm is not finite."""
-        loss, norm = self._gradients(step)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NotFinite(self._explain_non_finite(step, loss))
+        losses = self.gradients(step)
         self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
         self._changing = True  # what fails from here on leaves weights of no step
-        with section("Adam and EMA"):
-            self.optimizer.step(self.ema)
+        with section("clipping, Adam and EMA"):
+            numbers, norm = self.optimizer.clipped_step(losses, self.config.clip or math.inf, self.ema)
+        loss = sum(number / len(numbers) for number in numbers)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NotFinite(self._explain_non_finite(step, loss))
         return loss, norm, self.optimizer.lr
 
-    def _gradients(self, step: int) -> tuple[float, float]:
-        """The loss of a step and the norm of its gradient, which is left, clipped, in the parameters."""
+    def gradients(self, step: int) -> list[Any]:
+        """The losses of the parts of a step, arrays (); the gradient of their mean is left in the parameters."""
         config, xp = self.config, module_for(self.device)
         n, parts = config.batch_size * config.accumulate, config.accumulate
         with section("data"):
@@ -243,17 +249,18 @@ class Trainer:
                 t, eps = self.diffusion.draw(x0, generator)
         self.unet.train(self.generator.at(random.DROPOUT, step))
         self.optimizer.zero_grad()
-        total = 0.0
+        losses = []
         for part in range(parts):
             rows = slice(part * config.batch_size, (part + 1) * config.batch_size)
             with section("forward, between operations"):
                 x0_part, labels_part, *noise = (None if a is None else a[rows] for a in (x0, labels, t, eps))
                 loss = self.diffusion.loss(self.unet, x0_part, generator, labels_part, *noise)
             with section("backward, sums of gradients"):
-                loss.backward(xp.asarray(1 / parts, loss.dtype))
-            total += loss.item() / parts
-        with section("norm of the gradient, clipping"):
-            return total, optim.clip_grad_norm(self.parameters, config.clip or math.inf)
+                if self._share is None or self._share.dtype != loss.dtype:
+                    self._share = xp.asarray(1 / parts, loss.dtype)
+                loss.backward(self._share)
+            losses.append(loss.data)
+        return losses
 
     def try_batch(self, n: int) -> None:
         """Computes the gradients for n images and drops them: what a batch costs, without training."""
@@ -283,7 +290,8 @@ class Trainer:
         """Runs the step again with every value checked; it is the same step, so it fails at the same place."""
         try:
             with tape.check_finite(), np.errstate(all="ignore"):
-                self._gradients(step)
+                self.gradients(step)
+                optim.clip_grad_norm(self.parameters, math.inf)
             origin = "the norm of the gradient"
         except tape.NonFiniteError as error:
             origin = str(error)
@@ -304,21 +312,47 @@ class Trainer:
             "seed": str(self.config.seed),
             "environment": self.environment(),
             resuming.SETTINGS: self.config.text(self.record, resuming.LEFT_OUT),
+            fingerprint.NAME: self._data_fingerprint().text(),
+            fingerprint.CHANGES: json.dumps(self.data_changes),
         }
         names = self.data.class_names
         state.save(self.folder.path, self.unet, self.diffusion, names, self.optimizer, self.ema, metadata)
         self.saved_step, self._saving = self.step, False
 
-    def _restore(self) -> None:
-        """Puts the run's newest checkpoint into network, EMA, optimiser and counters."""
+    def _data_fingerprint(self) -> fingerprint.Fingerprint:
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint.of(self.data, self.unet.num_classes is not None)
+        return self._fingerprint
+
+    def restore(self, data_changed: bool = False) -> None:
+        """Puts the run's newest checkpoint into network, EMA, optimiser and counters.
+
+        data_changed: accepts data that differ from the run's, as `run` does. InputError where there is no checkpoint, or
+        where the data are others and that is not accepted.
+        """
         found = checkpoint.find_own(self.folder.path)
         if found is None:
             raise InputError(f"the checkpoint of the run in {self.folder.path} is gone")
+        _, metadata = checkpoint.load_training_state(found, arrays=False)
+        changed = self._compare_data(metadata, found, data_changed)
         self.step, metadata = state.load(found, self.unet, self.optimizer, self.ema)
         self.saved_step = self.step
+        if changed is not None:
+            self.data_changes.append(f"from step {self.step + 1} on: {changed}")
+            say(f"the data have changed: {changed}; from here on the run is not what it would have been with the old")
         here = self.environment()
         if (there := metadata.get("environment", "an unknown environment")) != here:
             say(f"the run was made with {there}; with {here}, rounding may differ")
+
+    def _compare_data(self, metadata: dict[str, str], found: Any, data_changed: bool) -> str | None:
+        """What has changed in the data since the checkpoint at `found`, if it is accepted; InputError as of
+        `fingerprint.check`."""
+        self.data_changes = fingerprint.changes(metadata.get(fingerprint.CHANGES))
+        if fingerprint.NAME not in metadata:
+            say("the run was saved without a fingerprint of its data, so whether these are the same cannot be told")
+            return None
+        before = fingerprint.read(metadata[fingerprint.NAME], found / checkpoint.TRAINING_STATE)
+        return fingerprint.check(before, self._data_fingerprint(), data_changed, self.folder.path)
 
     def environment(self) -> str:
         """What rounding depends on: the same environment gives the same bits."""

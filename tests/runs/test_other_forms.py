@@ -1,0 +1,70 @@
+"""Weights and labels in the forms that people have them in."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tinydiff as td
+from tinydiff.errors import InputError
+from tinydiff.runs import tensorfile
+
+
+def pipeline(names=("cat", "car", "dog")):
+    unet = td.UNet(
+        4, 1, channels=4, channel_mults=(1,), blocks_per_level=1, attention_resolutions=(), groups=2, num_classes=3
+    )
+    diffusion = td.diffusion.Diffusion(td.diffusion.Schedule.linear(4, 0.5, 0.9))
+    return td.checkpoint.Pipeline(unet, diffusion, names)
+
+
+def bits(path, kind, size):
+    header = json.dumps({"w": {"dtype": kind, "shape": [2], "data_offsets": [0, 2 * size]}}).encode()
+    values = np.array([1.5, -2.0], np.float32).view(np.uint32) >> 16
+    path.write_bytes(len(header).to_bytes(8, "little") + header + values.astype("<u2").tobytes()[: 2 * size])
+
+
+def test_bfloat16_is_read_by_its_bits(tmp_path):
+    bits(tmp_path / "a", "BF16", 2)
+    np.testing.assert_array_equal(tensorfile.read(tmp_path / "a")["w"], np.array([1.5, -2], np.float32))
+    bits(tmp_path / "b", "F8_E4M3", 1)
+    with pytest.raises(InputError, match="save them as float32"):
+        tensorfile.read(tmp_path / "b")
+
+
+def test_labels_by_name():
+    model = pipeline()
+    drawn = model.sample(2, labels=[2, 0], progress=False)
+    np.testing.assert_array_equal(model.sample(2, labels=["dog", "cat"], progress=False), drawn)
+    np.testing.assert_array_equal(model.sample(2, labels=np.array(["dog", "cat"]), progress=False), drawn)
+    model.sample(1, labels="car", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"labels": "cats"}, "labels='cats': .* near to it: cat"),
+        ({"labels": "zzz"}, "the classes are cat, car, dog"),
+        ({"labels": ["cat", "zzz"], "n": 2}, "labels='zzz'"),
+        ({"n": 0}, "n must be a whole number of at least 1"),
+        ({"n": 2.5}, "not 2.5"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": None}, "not None"),
+    ],
+)
+def test_impossible_arguments(arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        pipeline().sample(**arguments)
+
+
+def test_folders_of_diffusers(tmp_path):
+    model = pipeline()
+    model.save(tmp_path / "a")
+    weights = tmp_path / "a/unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert td.load(tmp_path / "a").class_names == model.class_names
+    (tmp_path / "a/scheduler/scheduler_config.json").unlink()
+    with pytest.raises(InputError, match="has a network and no scheduler_config"):
+        td.load(tmp_path / "a")
+    with pytest.raises(InputError, match="nothing is downloaded"):
+        td.load("google/ddpm-cifar10-32")

@@ -1,0 +1,52 @@
+"""The memory that operations keep for their backward passes, over the steps of a `Trace`."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from tinydiff.errors import InputError
+
+_NAMED = 8  # operations with a colour of their own; the others share one
+
+
+def memory_picture(trace: Any) -> bytes:
+    """A PNG: how many bytes were kept after each step, by operation. InputError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("the picture of memory needs matplotlib: pip install 'tinydiff[plot]'") from None
+    steps = len(trace.events)
+    totals = {name: row.saved for name, row in trace.cost().by_operation.items() if row.saved}
+    named = sorted(totals, key=lambda name: -totals[name])[:_NAMED]
+    heights = {name: [0] * steps for name in named}
+    for op in trace.operations:
+        if op.kept_at is None or not op.saved:
+            continue
+        row = heights.setdefault(op.name if op.name in named else "others", [0] * steps)
+        end = steps if op.freed_at is None else op.freed_at
+        for step in range(op.kept_at, end):
+            row[step] += op.saved
+    peak = max((event.live for event in trace.events), default=0)
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if peak >= u), (1.0, "bytes"))
+    figure = Figure(figsize=(9, 4.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    if heights and steps:
+        axes.stackplot(
+            range(steps),
+            [[value / unit for value in row] for row in heights.values()],
+            labels=list(heights),
+            step="post",
+            colors=[f"C{i}" for i in range(len(heights))],
+        )
+        axes.legend(loc="upper left", fontsize="small")
+    axes.plot(range(steps), [event.live / unit for event in trace.events], "k", linewidth=1, drawstyle="steps-post")
+    first = next((i for i, event in enumerate(trace.events) if event.kind != "forward"), None)
+    if first is not None:
+        axes.axvline(first, color="gray", linestyle="--", linewidth=1)
+        axes.text(first, 0, " backward begins", fontsize="small", va="bottom")
+    axes.set(xlabel="step of the trace", ylabel=f"kept for backward, {name}", xlim=(0, max(1, steps - 1)))
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,227 @@
+"""The page of a trace: one self-contained HTML file to step through a backward pass.
+
+The program of the page is page.js and graph.js, its looks are page.css. This file puts the data in: JSON, with the values
+of arrays as base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinydiff.study import table
+from tinydiff.study.arrays import Summary
+from tinydiff.study.layout import boxes, groups_of
+from tinydiff.study.recorder import Leaf, Operation
+from tinydiff.study.rules import Rule, rule_of, shapes_of
+
+_ROWS_ARE_PIXELS = ("Linear", "Linears", "Conv2d", "UpsampleConv2d", "ConvTranspose2d")
+MOST = 4000  # operations of a page
+_FRAME = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; \
+style-src 'unsafe-inline'; img-src data:">
+<title>{title}</title>
+<style>
+{css}
+</style>
+</head>
+<body>
+<div id="app"></div>
+<noscript>This page needs JavaScript, which is in this file; nothing is loaded.</noscript>
+<script type="application/json" id="data">{data}</script>
+<script>
+{js}
+</script>
+</body>
+</html>
+"""
+
+
+def page(trace: Any, title: str = "trace") -> str:
+    """The page as text. title: its title. InputError without igraph."""
+    here = Path(__file__).parent
+    data = json.dumps(_Data(trace, title).made, separators=(",", ":"), allow_nan=False)
+    return _FRAME.format(
+        title=escape(title),
+        css=(here / "page.css").read_text(encoding="utf-8"),
+        js="\n".join((here / name).read_text(encoding="utf-8") for name in ("page.js", "graph.js")),
+        # no tag can end the element, no line separator the script
+        data=data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"),
+    )
+
+
+class _Data:
+    """What the page shows, as plain lists and dicts: `made`. Arrays, rules and leaves are referred to by their number."""
+
+    def __init__(self, trace: Any, title: str) -> None:
+        self.arrays: list[dict[str, Any]] = []
+        self.rules: list[dict[str, Any]] = []
+        self._array_of: dict[Summary, int] = {}
+        self._rule_of: dict[int, int] = {}
+        bad, notes = trace.first_non_finite, trace.notes
+        self.first = max(0, len(trace.operations) - MOST)  # the number of the first operation shown
+        shown = trace.operations[self.first :]
+        if self.first:
+            notes.append(
+                f"only the last {MOST:,} of {len(trace.operations):,} operations are shown: trace a smaller part to see the rest"
+            )
+        nodes = [self._node(op) for op in shown]
+        steps, first_bad = self._steps(trace)
+        found, arrows = boxes(shown)
+        self.made = {
+            "title": title,
+            "notes": notes,
+            "first": self.first,
+            "nodes": nodes,
+            "leaves": [{"name": leaf.name, "shape": leaf.shape, "weight": leaf.is_weight} for leaf in trace.leaves],
+            "steps": steps,
+            "boxes": [
+                {"k": self._key(box.what), "label": box.label, "x": round(box.x, 3), "layer": box.layer}
+                for box in found
+            ],
+            "arrows": arrows,
+            "groups": [
+                {"path": g.path, "first": g.first - self.first, "last": g.last - self.first, "depth": g.depth}
+                for g in groups_of(shown)
+            ],
+            "bad": None if bad is None else {"step": first_bad, "text": str(bad)},
+            "arrays": self.arrays,
+            "rules": self.rules,
+        }
+
+    def _node(self, op: Operation) -> dict[str, Any]:
+        names = tuple(op.names)
+        rule = Rule([], []) if op.function is None else rule_of(op.function, names, not op.has_mask)  # type: ignore[arg-type]
+        known: dict[str, Sequence[int]] = {"L_Y": op.outputs[0].shape} if op.outputs else {}
+        known |= {name: x.shape for name, x in zip(names, op.inputs, strict=False) if x is not None}
+        if op.name in ("Conv2d", "UpsampleConv2d") and op.outputs and (W := known.get("W")):
+            Y = op.outputs[0].shape
+            known |= {"P": (*Y[:3], math.prod(W[:3])), "W": (math.prod(W[:3]), W[3])}
+        flat = op.name in _ROWS_ARE_PIXELS
+        formulas = []
+        for i, gradient in enumerate(rule.gradients):
+            result = op.inputs[i].shape if i < len(op.inputs) and op.inputs[i] is not None else ()  # type: ignore[union-attr]
+            shapes = (
+                ""
+                if "groups=" in op.options and "groups=1" not in op.options
+                else (shapes_of(gradient.formula, result, known, flat))
+            )
+            formulas.append([gradient.formula, shapes, gradient.equation, gradient.lit, gradient.where])
+        return {
+            "name": op.name,
+            "module": op.place.module,
+            "line": op.place.shown,
+            "text": op.place.text,
+            "options": op.options,
+            "doc": _first_sentence(op.function),
+            "names": names,
+            "inputs": [self._array(x) for x in op.inputs],
+            "from": [self._key(s[0] if isinstance(s, tuple) else s) for s in op.sources],
+            "outputs": [self._array(y) for y in op.outputs],
+            "LY": [self._array(L) for L in op.L_Ys],
+            "LX": [self._array(L) if i >= len(op.needs) or op.needs[i] else None for i, L in enumerate(op.L_Xs)],
+            "known": op.known,
+            "flops": op.flops,
+            "bytes": op.bytes,
+            "ms": [round(1e3 * s, 4) for s in op.seconds],
+            "saved": op.saved,
+            "kept": [[name, table.shape_text(shape), kind, size] for name, shape, kind, size in op.saved_arrays],
+            "rule": self._rule(rule),
+            "formulas": formulas,
+        }
+
+    def _steps(self, trace: Any) -> tuple[list[list[Any]], int | None]:
+        """The steps of the page, [kind, node, gradient, live bytes] or ["s", key, output, live, first, second, total,
+        origin], and the first one with a value that is not finite. A backward pass has a step for each gradient."""
+        steps: list[list[Any]] = []
+        bad: int | None = None
+        for event in trace.events:
+            op, start = event.operation, len(steps)
+            if self._key(event.target if event.kind == "sum" else op) is None:
+                continue
+            if event.kind == "sum":
+                arrays = [self._array(a) for a in (event.first, event.second, event.total)]
+                origin = None if self._key(event.came_from) is None else event.came_from.number - self.first
+                steps.append(["s", self._key(event.target), event.output, event.live, *arrays, origin])
+            elif event.kind == "forward":
+                steps.append(["f", op.number - self.first, 0, event.live])
+            else:
+                wanted = op.needs if len(op.needs) == len(op.L_Xs) else (True,) * len(op.L_Xs)
+                made = [i for i, L in enumerate(op.L_Xs) if L is not None and wanted[i]] or [0]
+                steps += [["b", op.number - self.first, i, event.live] for i in made]
+            if bad is None:
+                bad = next((i for i in range(start, len(steps)) if self._is_bad(steps[i], trace)), None)
+        return steps, bad
+
+    def _is_bad(self, step: list[Any], trace: Any) -> bool:
+        if step[0] == "s":
+            return bool(self.arrays[step[6]]["bad"])
+        op = trace.operations[step[1] + self.first]
+        seen = [*op.inputs, *op.outputs] if step[0] == "f" else [*op.L_Ys, *op.L_Xs[step[2] : step[2] + 1]]
+        return any(a is not None and a.non_finite for a in seen)
+
+    def _key(self, what: Any) -> str | None:
+        """n7 for the operation shown as number 7, l3 for leaf 3; None for what is not shown."""
+        if isinstance(what, Operation):
+            return f"n{what.number - self.first}" if what.number >= self.first else None
+        return f"l{what.number}" if isinstance(what, Leaf) else None
+
+    def _array(self, summary: Summary | None) -> int | None:
+        if summary is None:
+            return None
+        if summary not in self._array_of:
+            self._array_of[summary] = len(self.arrays)
+            values = summary.values
+            made: dict[str, Any] = {
+                "shape": summary.shape,
+                "dtype": summary.dtype,
+                "norm": _finite(summary.norm),
+                "low": _finite(summary.low),
+                "high": _finite(summary.high),
+                "bad": summary.non_finite,
+                "index": summary.index,
+            }
+            if values is not None and values.dtype.kind in "fiub":
+                kind = "f8" if values.dtype.itemsize > 4 and values.dtype.kind == "f" else "f4"
+                if values.dtype.kind in "iu" and values.size and np.abs(values).max() >= 1 << 24:
+                    kind = "f8"
+                made |= {
+                    "part": values.shape,
+                    "type": kind,
+                    "values": base64.b64encode(values.astype("<" + kind).tobytes()).decode(),
+                }
+            self.arrays.append(made)
+        return self._array_of[summary]
+
+    def _rule(self, rule: Rule) -> int | None:
+        if not rule.blocks:
+            return None
+        if id(rule) not in self._rule_of:
+            self._rule_of[id(rule)] = len(self.rules)
+            self.rules.append(
+                {
+                    "blocks": [{"title": b.title, "file": b.file, "lines": b.lines} for b in rule.blocks],
+                    "id": len(self.rules),
+                }
+            )
+        return self._rule_of[id(rule)]
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
+
+
+def _first_sentence(function: type[Any] | None) -> str:
+    text = "" if function is None else (vars(function).get("__doc__") or "")
+    return " ".join(text.split())[:300]
