@@ -67,8 +67,24 @@ def test_storing_a_tensor_in_an_array_warns():
         a[0] = Tensor([1.0, 2.0])
         with td.no_grad():
             a[0] = x
-        assert math.sqrt(x[0]) == float(x[0]) == 1
+        assert float(x[0]) == math.sqrt(x[0].item()) == 1 and math.isfinite(x[0])
         np.asarray(x), np.array(x), x.numpy(), x[0].item()
+
+
+def test_functions_of_python_and_methods_of_arrays_say_what_to_write():
+    x = leaf([1.0, 2.0])
+    with pytest.warns(UserWarning, match=r"td\.ops\.sqrt") as caught:
+        assert math.sqrt(x[0]) == 1
+    assert caught[0].filename == __file__
+    with pytest.raises(TypeError, match="array @ x"):
+        np.ones(2).dot(x)
+    with pytest.warns(UserWarning, match=r"td\.ops\.broadcast_to"):
+        np.ones(2).fill(x[0])
+    for method in (x.mean, x.sum, x.std, x.norm, x.softmax, x.squeeze):
+        with pytest.raises(TypeError, match="write axis, as in NumPy, for dim"):
+            method(dim=0)
+    with pytest.raises(TypeError, match="write keepdims, as in NumPy, for keepdim"):
+        x.max(0, keepdim=True)
 
 
 def test_the_gradient_of_what_is_not_a_leaf_warns():

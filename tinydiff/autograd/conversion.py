@@ -51,12 +51,8 @@ def leaves(tensor: Any) -> None:
             "td.ops.stack(list), or write array[i] = x.data",
             stacklevel=3,
         )
-    elif _takes_a_list(frame):
-        warnings.warn(
-            "an array made of a list of tensors keeps their values and loses their gradients: write td.ops.stack(list), or "
-            "[x.data for x in list] where no gradient is wanted",
-            stacklevel=3,
-        )
+    elif (call := _call(frame.f_code, frame.f_lasti)) is not None:
+        _judge(call, frame.f_locals)
 
 
 def _module(frame: FrameType) -> str:
@@ -72,31 +68,48 @@ def _refuse_in_numpy(frame: FrameType) -> None:
         _refusals[0](frame.f_code.co_qualname.partition(".")[0], part)
 
 
-def _takes_a_list(frame: FrameType) -> bool:
-    """Whether the call that the frame is making has a list or tuple among its arguments, as far as the source tells."""
-    if "-packages" in frame.f_code.co_filename:
-        return False  # another library, such as one that plots
-    for argument in _arguments(frame.f_code, frame.f_lasti):
-        value = frame.f_locals.get(argument.id) if isinstance(argument, ast.Name) else None
+def _judge(call: ast.Call, names: dict[str, Any]) -> None:
+    """Says what to write where a call, with the values of names in it, loses a gradient."""
+    if isinstance(call.func, ast.Attribute):
+        name, owner = call.func.attr, call.func.value
+        if name == "dot":
+            raise TypeError(
+                "array.dot(x) would lose the gradient of the tensor x: write array @ x, or give it x.data where none is wanted"
+            )
+        if name == "fill":
+            warnings.warn(
+                "array.fill(x) loses the gradient of the tensor x: write td.ops.broadcast_to(x, shape)", stacklevel=4
+            )
+        if isinstance(owner, ast.Name) and owner.id == "math" and not name.startswith("is"):
+            warnings.warn(
+                f"math.{name}(x) gives a number without the gradient of the tensor x: write td.ops.{name}(x) if there is one, "
+                "or math of x.item()",
+                stacklevel=4,
+            )
+    for argument in call.args:
+        value = names.get(argument.id) if isinstance(argument, ast.Name) else None
         if isinstance(argument, ast.List | ast.Tuple | ast.ListComp) or isinstance(value, list | tuple):
-            return True
-    return False
+            warnings.warn(
+                "an array made of a list of tensors keeps their values and loses their gradients: write td.ops.stack(list), "
+                "or [x.data for x in list] where no gradient is wanted",
+                stacklevel=4,
+            )
 
 
 @functools.lru_cache(256)
-def _arguments(code: CodeType, at: int) -> tuple[ast.expr, ...]:
-    """The arguments of the call at an instruction; none where there is no source or no call."""
+def _call(code: CodeType, at: int) -> ast.Call | None:
+    """The call at an instruction, as far as the source tells; None where it is no call or in another library."""
     first, last, start, end = list(code.co_positions())[at // 2]
-    if first is None or last is None or start is None or end is None:
-        return ()
+    if first is None or last is None or start is None or end is None or "-packages" in code.co_filename:
+        return None
     lines = [linecache.getline(code.co_filename, i).encode() for i in range(first, last + 1)]
     lines[-1] = lines[-1][:end]
     lines[0] = lines[0][start:]
     try:
         call = ast.parse(b"(" + b"".join(lines) + b")", mode="eval").body
     except SyntaxError:
-        return ()
-    return tuple(call.args) if isinstance(call, ast.Call) else ()
+        return None
+    return call if isinstance(call, ast.Call) else None
 
 
 def to_array(data: Any, name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from tinydiff.autograd import places
+from tinydiff.autograd import origin, places
 from tinydiff.autograd.hooks import run as run_hooks
 from tinydiff.backend import array_module, is_array, refuse_missing_library, widened
 from tinydiff.machine.threads import add_to, operation
@@ -72,7 +72,7 @@ def no_grad(function: Any = None) -> Any:
 
 def check_finite() -> Any:
     """A block in which the first operation that makes a value or a gradient that is not finite raises
-    `NonFiniteError`."""
+    `NonFiniteError`, which names it, its module and the caller's line. Of a graph made outside of the block, the operation."""
     return set_mode(checking=True)
 
 
@@ -98,12 +98,14 @@ class NonFiniteError(ArithmeticError):
     """Raised inside `check_finite`; names the operation that made the first NaN or infinity."""
 
 
-def refuse_non_finite(arrays: Iterable[Any], what: str) -> None:
-    """Raises NonFiniteError if `check_finite` is on and one of the arrays has a NaN or an infinity."""
+def refuse_non_finite(arrays: Iterable[Any], what: str, called: str | None = None) -> None:
+    """Raises NonFiniteError if `check_finite` is on and one of the arrays has a NaN or an infinity. called: where the
+    operation was; None: the call that is running."""
     if mode.checking:
         for a in arrays:
             if a is not None and a.dtype.kind == "f" and not bool(array_module(a).isfinite(a).all()):
-                raise NonFiniteError(what)
+                called = origin.here() if called is None else called
+                raise NonFiniteError(f"{what}, called in {called}" if called else what)
 
 
 class Edge(NamedTuple):
@@ -129,12 +131,13 @@ class Node:
     used.
     """
 
-    __slots__ = ("__weakref__", "op", "outputs", "parents", "sequence", "watchers")
+    __slots__ = ("__weakref__", "op", "origin", "outputs", "parents", "sequence", "watchers")
 
     def __init__(self, op: Any, parents: tuple[Edge | None, ...], outputs: Iterable[Any]) -> None:
         self.op, self.parents = op, parents
         self.outputs = tuple((y.shape, y.dtype, array_module(y)) for y in outputs)
         self.sequence = next(_sequence)
+        self.origin = origin.here() if mode.checking else ""
         self.watchers: dict[int, Any] = {}  # a `hooks.Watch` for outputs whose gradient somebody wants to see
 
     def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
@@ -150,7 +153,7 @@ class Node:
         L_Xs = L_Xs if isinstance(L_Xs, tuple | list) else (L_Xs,)
         if len(L_Xs) != len(self.parents):
             raise ValueError(f"{name}.backward returned {len(L_Xs)} gradients for {len(self.parents)} inputs")
-        refuse_non_finite(L_Xs, f"the backward pass of {name}")
+        refuse_non_finite(L_Xs, f"the backward pass of {name}", self.origin)
         for i, (edge, L_X) in enumerate(zip(self.parents, L_Xs, strict=True)):
             if edge is None or L_X is None:
                 continue

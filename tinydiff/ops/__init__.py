@@ -3,6 +3,7 @@
 They take tensors or arrays and return tensors; operators and methods of Tensor are installed at the end of this file.
 """
 
+import functools as _functools
 from typing import Any
 
 from tinydiff.autograd import numpy_calls as _numpy_calls
@@ -66,6 +67,16 @@ def _install_operators() -> None:
     def comparison(method: str) -> Any:
         return lambda a, b: _Tensor(getattr(a.data, method)(_as_array(b)))
 
+    def named(function: Any) -> Any:
+        @_functools.wraps(function)
+        def method(*args: Any, **options: Any) -> Any:
+            for name, ours in (("dim", "axis"), ("keepdim", "keepdims")):
+                if name in options:
+                    raise TypeError(f"{function.__name__}: write {ours}, as in NumPy, for {name}")
+            return function(*args, **options)
+
+        return method
+
     operators = {"add": add, "sub": subtract, "mul": multiply, "truediv": divide, "pow": power, "matmul": matmul}
     methods: dict[str, Any] = {}
     for name, function in operators.items():
@@ -85,7 +96,8 @@ def _install_operators() -> None:
     elementwise = exp, log, sqrt, sin, cos, abs, clip, tanh, relu, sigmoid, silu, gelu, softplus, softmax, log_softmax
     shapes = reshape, transpose, squeeze, split, flatten, expand_dims, broadcast_to
     methods |= {
-        f.__name__.rstrip("_"): f for f in (sum, mean, var, std, norm, max, min, logsumexp, *elementwise, *shapes)
+        f.__name__.rstrip("_"): named(f)
+        for f in (sum, mean, var, std, norm, max, min, logsumexp, *elementwise, *shapes)
     }
     for name, method in methods.items():
         setattr(_Tensor, name, method)
