@@ -294,6 +294,37 @@ def test_clipping(rng):
     assert clip_grad_norm([Parameter(np.ones(3))], 1.0) == 0
 
 
+def test_frozen_weights_stay_and_do_not_count(rng):
+    weights = make(rng)
+    weights[1].requires_grad_(False)
+    learned = [p for i, p in enumerate(weights) if i != 1]
+    alone = [Parameter(p.data.copy()) for p in learned]
+    kept = weights[1].data.copy()
+    results = []
+    for all_of_them, some in ((weights, learned), (alone, alone)):
+        draw = np.random.default_rng(0)
+        optimizer, ema = AdamW(all_of_them, 0.1, weight_decay=0.1), EMA(all_of_them, 0.9)
+        for _ in range(3):
+            for p in some:
+                p.grad = draw.normal(size=p.shape)
+            if all_of_them is weights:
+                weights[1].grad = np.full(weights[1].shape, 1e6)  # from before it was frozen
+            norm = clip_grad_norm(all_of_them, 0.5)
+            optimizer.step(ema)
+        _, other_norm = optimizer.clipped_step([np.array(1.0)], 0.5, ema)
+        results.append((norm, other_norm, [p.data for p in some], optimizer, ema))
+    (norm, other, data, optimizer, ema), (norm_alone, other_alone, data_alone, _, ema_alone) = results
+    assert (norm, other) == pytest.approx((norm_alone, other_alone))
+    for p, q in zip(data, data_alone, strict=True):
+        np.testing.assert_allclose(p, q, rtol=1e-12)
+    np.testing.assert_array_equal(weights[1].data, kept)
+    np.testing.assert_allclose(ema.averages[1], kept, rtol=1e-12)
+    np.testing.assert_allclose(ema.averages[0], ema_alone.averages[0], rtol=1e-12)
+    assert optimizer.steps[1] == 0 and optimizer.steps[0] == 4 and "m.1" not in optimizer.state_dict()
+    with pytest.raises(TypeError, match="frozen weights only"):
+        SGD([weights[1]], 0.1)
+
+
 def test_clipping_of_large_and_of_broken_gradients():
     p, q = Parameter(np.ones(2, np.float32)), Parameter(np.ones(1, np.float32))
     p.grad, q.grad = np.array([3e30, 4e30], np.float32), np.zeros(1, np.float32)

@@ -7,6 +7,7 @@
     td.diffusion, td.data, td.Trainer, td.TrainConfig, td.load    diffusion models
     td.images, td.checkpoint                                      pictures and saved models, see `tinydiff.runs`
     td.gradcheck                                                  is a gradient right?
+    td.check_finite, td.Profile                                   where the first NaN comes from; where the time goes
     td.numerical_gradient, td.numerical_jacobian, td.jacobian     derivatives as arrays
     td.trace                                                      see a backward pass: every operation, gradient, cost
     td.by_definition                                              compute everything by the formulas in `tinydiff.ops`
@@ -26,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from tinydiff import backend, errors, nn, ops, optim, random
 from tinydiff.autograd.function import Function
+from tinydiff.autograd.profile import Profile
 from tinydiff.autograd.recompute import recompute
-from tinydiff.autograd.tape import no_grad
+from tinydiff.autograd.tape import check_finite, no_grad
 from tinydiff.autograd.tensor import Tensor, from_dlpack
 from tinydiff.dispatch import by_definition
 from tinydiff.gradcheck import GradientError, gradcheck
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Function",
     "GradientError",
+    "Profile",
     "Tensor",
     "TrainConfig",
     "Trainer",
@@ -54,6 +57,7 @@ __all__ = [
     "__version__",
     "backend",
     "by_definition",
+    "check_finite",
     "checkpoint",
     "data",
     "diffusion",
@@ -94,9 +98,22 @@ _LATER = {
 }
 
 
+# What is written here in place of other libraries' names.
+_INSTEAD = {
+    "grad": "loss.backward() and x.grad; derivatives are of first order only",
+    "tensor": "td.Tensor(data)", "as_tensor": "td.Tensor(data)", "from_numpy": "td.Tensor(array)",
+    "zeros": "td.Tensor(np.zeros(shape))", "ones": "td.Tensor(np.ones(shape))",
+    "randn": "td.Tensor(td.random.Generator(seed).normal(shape))", "cat": "td.ops.concatenate", "numpy": "numpy itself",
+    "manual_seed": "td.nn.manual_seed(seed)", "enable_grad": "the code outside td.no_grad()", "save": "model.state_dict()",
+    "hessian": "td.numerical_jacobian of a gradient; derivatives are of first order only",
+}  # fmt: skip
+
+
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
-        raise AttributeError(f"module 'tinydiff' has no attribute {name!r}")
+        instead = f"td.ops.{name}" if name in ops.__all__ else _INSTEAD.get(name)
+        written = f": write {instead}" if instead else ""
+        raise AttributeError(f"module 'tinydiff' has no attribute {name!r}{written}")
     module, _, attribute = _LATER[name].partition(":")
     value = import_module(module)
     value = getattr(value, attribute) if attribute else value

@@ -113,7 +113,7 @@ def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
 class Optimizer:
     """What optimisers share: the weights, the learning rate, and the state that they save.
 
-    parameters: tensors that need gradients, such as `module.parameters()`. A weight whose `.grad` is None is skipped.
+    parameters: such as `module.parameters()`. Skipped while `.grad` is None or `requires_grad` False: a frozen weight.
     lr: the learning rate, which may be set at any time. weight_decay: see the subclasses. ValueError for negative ones.
     `state_dict()` holds everything that `step` depends on: an optimiser that loads it continues bit for bit.
     """
@@ -141,7 +141,7 @@ class Optimizer:
         found: dict[int, list[int]] = {}
         name = type(self).__name__
         for i, p in enumerate(self.parameters):
-            if p.grad is None:
+            if p.grad is None or not p.requires_grad:
                 continue
             if p.grad.shape != p.shape:
                 raise ValueError(f"{name}: weight {i} has shape {p.shape}, its gradient {p.grad.shape}")
@@ -163,10 +163,10 @@ class Optimizer:
         """Takes the number of the update, then lists of the weights, the gradients and the arrays of each slot."""
         raise NotImplementedError(f"{type(self).__name__} does not define _update")
 
-    def zero_grad(self) -> None:
-        """Forgets the gradients of all weights."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of all weights. set_to_none: as for `Tensor.zero_grad`."""
         for p in self.parameters:
-            p.zero_grad()
+            p.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of the state as NumPy arrays: "lr", "steps" (one count for each weight) and "slot.i" for weight i."""
@@ -309,7 +309,7 @@ class EMA:
 
     parameters: as for `Optimizer`. decay: in [0, 1). The decay d of the update after k earlier ones is
     min(decay, (1 + k) / (10 + k)), so the first weights are soon forgotten. Samples are drawn with the average, see
-    `applied`. Weights of half precision have an average of float32: half cannot hold such small changes.
+    `applied`. Weights of half precision have an average of float32. Frozen weights are averaged, too.
     """
 
     def __init__(self, parameters: Iterable[Tensor], decay: float = 0.9999) -> None:
@@ -379,13 +379,13 @@ class EMA:
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scales the gradients of all parameters together, in place, to a joint Euclidean norm of at most max_norm.
 
-    parameters: tensors; without a gradient they count as 0. max_norm: greater than 0 (ValueError); inf never scales.
+    parameters: tensors; frozen and without a gradient they count as 0. max_norm: greater than 0 (ValueError); inf never scales.
     Returns the norm before, added up in float64 (on the GPU float32 in blocks). If it is not finite, nothing is scaled.
     """
     max_norm = float(max_norm)
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be greater than 0, not {max_norm}")
-    parameters = [p for p in parameters if p.grad is not None]
+    parameters = [p for p in parameters if p.grad is not None and p.requires_grad]
     pieces, parts = gathered([p.grad for p in parameters])
     places.keep_all(parameters, parts)
     return clip(pieces, max_norm)

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from tinydiff import ops
+from tinydiff import nn, ops
 from tinydiff.autograd import tape
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.recompute import recompute
@@ -414,6 +414,31 @@ def test_check_finite_names_the_op_of_backward():
         y = ops.sqrt(x * 2.0)  # finite, but its slope at 0 is not
         with pytest.raises(NonFiniteError, match=r"backward.*Sqrt"):
             y.sum().backward()
+
+
+def test_check_finite_names_the_module_and_the_callers_line():
+    class Root(nn.Module):
+        def forward(self, x):
+            return ops.sqrt(x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            self.roots = [Root(), Root()]
+
+        def forward(self, x):
+            return self.roots[1](ops.abs(x))
+
+    net, x = Net(), leaf([-1.0, 0.0])
+    with np.errstate(all="ignore"), check_finite():
+        y = net(x)  # the line of the root
+        with pytest.raises(
+            NonFiniteError, match=r"^the backward pass of Sqrt, called in roots\.1 \(.*test_tape\.py:\d+: return ops"
+        ):
+            y.sum().backward()
+        with pytest.raises(NonFiniteError, match=r"^Sqrt, called in Root \(.*test_tape\.py:\d+: return ops\.sqrt"):
+            net.roots[0](x)
+        with pytest.raises(NonFiniteError, match=r"^Log, called in \S*test_tape\.py:\d+: ops\.log\(x\)$"):
+            ops.log(x)
 
 
 def test_check_finite_is_an_arithmetic_error_and_ends_with_its_block():

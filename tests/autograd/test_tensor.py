@@ -223,14 +223,6 @@ def test_matmul_operator_on_either_side(rng):
         np.testing.assert_allclose(y.data, a @ b, rtol=1e-14)
 
 
-def test_numpy_ufuncs_refuse_instead_of_leaving_the_tape():
-    with pytest.raises(TypeError):
-        np.exp(leaf([1.0]))
-    array = np.ones(2)
-    with pytest.raises(TypeError):
-        np.add(array, leaf([1.0, 1.0]))
-
-
 def test_unary_operators():
     x = leaf([1.0, -2.0])
     y = -x + abs(x)
@@ -375,7 +367,8 @@ def test_retain_grad():
     (z.sum() + (y * 5).sum()).backward()
     np.testing.assert_array_equal(y.grad, 2 * y.data + 5)  # the whole gradient, summed over both uses
     np.testing.assert_array_equal(x.grad, 3 * (2 * y.data + 5))
-    assert z.grad is None, "only leaves and tensors that asked keep a gradient"
+    with pytest.warns(UserWarning, match="retain_grad"):
+        assert z.grad is None, "only leaves and tensors that asked keep a gradient"
     assert not np.shares_memory(x.grad, y.grad)
 
 
@@ -392,7 +385,8 @@ def test_retain_grad_of_one_output_of_several():
     second.retain_grad()
     (first * 2 + second * 5).sum().backward()
     assert second.grad.tolist() == [5, 5]
-    assert first.grad is None
+    with pytest.warns(UserWarning, match="Split"):
+        assert first.grad is None
 
 
 def test_retain_grad_does_not_keep_the_tensor_alive_and_needs_a_gradient():

@@ -44,7 +44,7 @@ def cases(seed: int) -> Iterator[Right]:
 
 
 def _elementwise(rng, seed):
-    for name in ("relu", "silu", "sigmoid", "tanh", "gelu", "softplus", "erf", "exp", "abs", "sin", "cos"):
+    for name in ("relu", "silu", "sigmoid", "tanh", "gelu", "softplus", "erf", "exp", "abs", "sin", "cos", "positive"):
         yield name, getattr(ops, name), [rng.normal(size=(6, 7))]
     yield "gelu tanh", lambda x: ops.gelu(x, "tanh"), [rng.normal(size=(6, 7))]
     for name in ("log", "sqrt"):
@@ -113,7 +113,8 @@ def _images(rng, seed):
 
 
 def _reductions(rng, seed):
-    for name in ("sum", "mean", "var", "max", "min"):
+    yield "flatten", lambda x: ops.flatten(x, 1), [rng.normal(size=(3, 2, 2))]
+    for name in ("sum", "mean", "var", "std", "norm", "max", "min"):
         for axis in (None, 1, (0, 2)):
             function = getattr(ops, name)
             yield f"{name} {axis}", lambda x, f=function, axis=axis: f(x, axis), [rng.normal(size=(3, 4, 5))]

@@ -250,11 +250,16 @@ def test_sizes_that_make_no_layer(make, message):
         make()
 
 
-def test_sequential_takes_modules_only():
+def test_sequential_takes_modules_and_functions():
     with pytest.raises(TypeError, match="number 1 is of type int"):
         nn.Sequential(nn.Linear(1, 1), 3)
-    net = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 3))
-    assert len(net) == 2 and net[1].weight.shape == (2, 3)
+    with pytest.raises(TypeError, match="number 0 is the class Linear"):
+        nn.Sequential(nn.Linear)
+    net = nn.Sequential(nn.Linear(1, 2), td.ops.relu, nn.Linear(2, 3))
+    assert len(net) == 3 and net[2].weight.shape == (2, 3)
+    assert list(net.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    x = np.ones((4, 1), np.float32)
+    np.testing.assert_array_equal(net(x).data, net[2](td.ops.relu(net[0](x))).data)
 
 
 def test_moving_casting_and_zeroing(rng):

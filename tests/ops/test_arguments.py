@@ -8,10 +8,8 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.random import Generator
 
 VECTOR, MATRIX, IMAGE = [0.5, 2.0], [[1.0, 2.0], [3.0, 5.0]], [[[[1.0, 2.0], [3.0, 5.0]], [[4.0, 8.0], [7.0, 6.0]]]]
-UNARY = (
-    "negative abs exp log sqrt sin cos erf relu silu sigmoid tanh gelu softplus softmax log_softmax logsumexp sum mean "
-)
-UNARY += "var max min transpose squeeze layer_norm"
+UNARY = "negative positive abs exp log sqrt sin cos erf relu silu sigmoid tanh gelu softplus softmax log_softmax logsumexp sum "
+UNARY += "mean var std norm max min transpose squeeze layer_norm"
 BINARY = "add subtract multiply divide power maximum minimum matmul linear mse_loss"
 
 CALLS = {name: (getattr(ops, name), [MATRIX]) for name in UNARY.split()}
@@ -23,6 +21,7 @@ CALLS |= {
     "expand_dims": (lambda a: ops.expand_dims(a, 0), [MATRIX]),
     "broadcast_to": (lambda a: ops.broadcast_to(a, (3, 2)), [VECTOR]),
     "concatenate": (lambda a, b: ops.concatenate([a, b]), [MATRIX, MATRIX]),
+    "flatten": (ops.flatten, [MATRIX]),
     "stack": (lambda a, b: ops.stack([a, b]), [MATRIX, MATRIX]),
     "split": (lambda a: ops.split(a, 2)[1], [MATRIX]),
     "getitem": (lambda a: ops.getitem(a, 0), [MATRIX]),

@@ -106,12 +106,26 @@ for axis in (None, 1, (0, -1)):
             normal(2, 3, 4),
         )
     for ddof in (0, 1):
-        case(
-            f"var {axis} {ddof}",
-            lambda x, a=axis, n=ddof: ops.var(x, a, ddof=n),
-            lambda x, d=dim, n=ddof: torch.var(x, d, correction=n),
-            normal(2, 3, 4),
-        )
+        for ours, theirs in ((ops.var, torch.var), (ops.std, torch.std)):
+            case(
+                f"{ours.__name__} {axis} {ddof}",
+                lambda x, f=ours, a=axis, n=ddof: f(x, a, ddof=n),
+                lambda x, f=theirs, d=dim, n=ddof: f(x, d, correction=n),
+                normal(2, 3, 4),
+            )
+    case(
+        f"norm {axis}",
+        lambda x, a=axis: ops.norm(x, a),
+        lambda x, d=dim: torch.linalg.vector_norm(x, dim=d),
+        normal(2, 3, 4),
+    )
+case(
+    "norm of zeros",
+    lambda x: ops.norm(x * 0, 1) + x,
+    lambda x: torch.linalg.vector_norm(x * 0, dim=1) + x,
+    normal(2, 2),
+)
+
 
 # shapes
 case("reshape", lambda x: ops.reshape(x, (4, -1)), lambda x: x.reshape(4, -1), normal(2, 3, 4))

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tinydiff.autograd.conversion import to_array
 from tinydiff.autograd.tape import Node, current_observer, edge_to, is_recording, note_inputs, refuse_non_finite
 from tinydiff.backend import array_module, device_of, is_array, refuse_missing_library, widened
 from tinydiff.machine.threads import operation
@@ -164,7 +165,11 @@ def _read(inputs: tuple[Any, ...], name: str) -> tuple[list[Any], list[Any], tup
         raise ValueError(f"{name}: the inputs are on different devices (cpu and cuda); move them with .to(device)")
     for i, a in enumerate(arrays):
         if not (a is None or is_array(a) or (devices and isinstance(a, int | float))):
-            arrays[i] = np.asarray(a) if isinstance(a, np.generic) else np.asarray(a, np.float32)
+            if isinstance(a, _tensor_type):
+                raise TypeError(
+                    f"{name}: the .data of a tensor is a tensor; write w.data = y.data instead of w.data = y"
+                )
+            arrays[i] = np.asarray(a) if isinstance(a, np.generic) else to_array(a, name)
     half = any(is_array(a) and a.dtype.char == "e" for a in arrays)
     return tensors, arrays, tuple([None if a is None else getattr(a, "shape", ()) for a in arrays]), half
 

@@ -51,7 +51,7 @@ def in_use() -> bool:
 
 def place_of(tensor: Any, dtype: Any) -> Any:
     """Where a gradient of the tensor belongs that has this dtype; None for no such place."""
-    place: Any = getattr(tensor, "_place", None)
+    place: Any = tensor._place
     fits = place is not None and place.shape == tensor.shape and place.dtype == dtype
     return place if fits and type(place) is type(tensor.data) else None
 
@@ -72,7 +72,7 @@ def claim(shape: Sequence[int]) -> Any:
 def offered(leaves: Iterable[Any]) -> Iterator[None]:
     """A block in which the places of these tensors are on offer; None stands for an input that is not a leaf."""
     before = _offer.free, _offer.claimed
-    known = [x for x in leaves if x is not None and getattr(x, "_place", None) is not None]
+    known = [x for x in leaves if x is not None and x._place is not None]
     ids = [id(x) for x in known]
     _offer.free, _offer.claimed = tuple(x for x in known if ids.count(id(x)) == 1), ()
     try:

@@ -57,7 +57,7 @@ class Key(NamedTuple):
 
 
 class Profile:
-    """Times of the measuring thread. `steps` counts the measured steps, for times per step."""
+    """Times of the measuring thread. `steps` counts the measured steps, for times per step. clock: gives seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.rows: dict[Key, Row] = {}
@@ -83,7 +83,7 @@ class Profile:
 
     @contextmanager
     def between(self, name: str) -> Iterator[None]:
-        """A block between steps, such as saving, timed as a whole and not as part of a step."""
+        """A block between steps, such as saving, timed as a whole under its name and not as part of a step."""
         start = self._clock()
         yield
         self.beside.setdefault(name, Row()).add(Row(1, self._clock() - start))
@@ -93,7 +93,8 @@ class Profile:
         return self._timed(Key("section", name))
 
     def observe(self, op: Any, phase: str, arguments: Any, options: dict[str, Any]) -> Any:
-        """Runs an operation's pass ("forward" or "backward") and counts it; see `tape.observing`."""
+        """Runs the phase, "forward" or "backward", of an operation op with its arguments (arrays) and options, and counts it;
+        see `tape.observing`."""
         shapes = ", ".join("x".join(map(str, shape)) or "number" for shape in op.shapes if shape is not None)
         with self._timed(Key("operation", type(op).__name__, shapes), phase == "backward"):
             return getattr(op, phase)(*arguments, **options)
@@ -113,7 +114,7 @@ class Profile:
             self.rows.setdefault(key, Row()).add(Row(0, 0.0, 1, own) if backward else Row(1, own))
 
     def save(self, path: Path) -> None:
-        """Writes a CSV file, a row for each operation with inputs of the same shapes: calls and milliseconds per step,
+        """Writes a CSV file to path, a row for each operation with inputs of the same shapes: calls and milliseconds per step,
         and the share of all time."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")

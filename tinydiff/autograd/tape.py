@@ -11,12 +11,12 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from tinydiff.autograd import places
+from tinydiff.autograd import origin, places
+from tinydiff.autograd.hooks import run as run_hooks
 from tinydiff.backend import array_module, is_array, refuse_missing_library, widened
 from tinydiff.machine.threads import add_to, operation
 
@@ -63,14 +63,16 @@ def set_mode(**modes: Any) -> Iterator[None]:
             setattr(mode, name, value)
 
 
-def no_grad() -> Any:
-    """A block (or, as a decorator, a function) in which nothing is recorded: for sampling, evaluation and updates."""
-    return set_mode(recording=False)
+def no_grad(function: Any = None) -> Any:
+    """A block (or, as a decorator, a function) in which nothing is recorded: for sampling, evaluation and updates.
+    function: what `@no_grad` stands before, where it is written without parentheses."""
+    block = set_mode(recording=False)
+    return block if function is None else block(function)
 
 
 def check_finite() -> Any:
     """A block in which the first operation that makes a value or a gradient that is not finite raises
-    `NonFiniteError`."""
+    `NonFiniteError`, which names it, its module and the caller's line. Of a graph made outside of the block, the operation."""
     return set_mode(checking=True)
 
 
@@ -96,12 +98,14 @@ class NonFiniteError(ArithmeticError):
     """Raised inside `check_finite`; names the operation that made the first NaN or infinity."""
 
 
-def refuse_non_finite(arrays: Iterable[Any], what: str) -> None:
-    """Raises NonFiniteError if `check_finite` is on and one of the arrays has a NaN or an infinity."""
+def refuse_non_finite(arrays: Iterable[Any], what: str, called: str | None = None) -> None:
+    """Raises NonFiniteError if `check_finite` is on and one of the arrays has a NaN or an infinity. called: where the
+    operation was; None: the call that is running."""
     if mode.checking:
         for a in arrays:
             if a is not None and a.dtype.kind == "f" and not bool(array_module(a).isfinite(a).all()):
-                raise NonFiniteError(what)
+                called = origin.here() if called is None else called
+                raise NonFiniteError(f"{what}, called in {called}" if called else what)
 
 
 class Edge(NamedTuple):
@@ -127,13 +131,14 @@ class Node:
     used.
     """
 
-    __slots__ = ("__weakref__", "op", "outputs", "parents", "sequence", "watchers")
+    __slots__ = ("__weakref__", "op", "origin", "outputs", "parents", "sequence", "watchers")
 
     def __init__(self, op: Any, parents: tuple[Edge | None, ...], outputs: Iterable[Any]) -> None:
         self.op, self.parents = op, parents
         self.outputs = tuple((y.shape, y.dtype, array_module(y)) for y in outputs)
         self.sequence = next(_sequence)
-        self.watchers: dict[int, weakref.ref[Any]] = {}  # tensors that asked to retain their gradient
+        self.origin = origin.here() if mode.checking else ""
+        self.watchers: dict[int, Any] = {}  # a `hooks.Watch` for outputs whose gradient somebody wants to see
 
     def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
         """The edges to the parents, each with its gradient and whether nothing else holds that array."""
@@ -148,7 +153,7 @@ class Node:
         L_Xs = L_Xs if isinstance(L_Xs, tuple | list) else (L_Xs,)
         if len(L_Xs) != len(self.parents):
             raise ValueError(f"{name}.backward returned {len(L_Xs)} gradients for {len(self.parents)} inputs")
-        refuse_non_finite(L_Xs, f"the backward pass of {name}")
+        refuse_non_finite(L_Xs, f"the backward pass of {name}", self.origin)
         for i, (edge, L_X) in enumerate(zip(self.parents, L_Xs, strict=True)):
             if edge is None or L_X is None:
                 continue
@@ -194,10 +199,10 @@ class _Gradients:
     place; without such a one there is a new array, since another branch may hold them too."""
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[Node, int], Any] = {}
-        self._own: set[tuple[Node, int]] = set()
+        self._sums: dict[tuple[Any, int], Any] = {}
+        self._own: set[tuple[Any, int]] = set()
 
-    def add(self, key: tuple[Node, int], L: Any, own: bool) -> None:
+    def add(self, key: tuple[Any, int], L: Any, own: bool) -> None:
         total = self._sums.get(key)
         if total is None:
             self._sums[key] = L
@@ -212,9 +217,13 @@ class _Gradients:
         if own:
             self._own.add(key)
 
-    def there(self, key: tuple[Node, int]) -> Any:
+    def there(self, key: tuple[Any, int]) -> Any:
         """What has arrived so far, or None."""
         return self._sums.get(key)
+
+    def pop(self, key: tuple[Any, int]) -> Any:
+        """The gradient that has arrived."""
+        return self._sums.pop(key)
 
     def take(self, node: Node) -> list[Any]:
         """One gradient for each output of the node, zeros for outputs that nothing was computed from."""
@@ -225,25 +234,30 @@ class _Gradients:
         return L_Ys
 
 
-def backward(tensor: Any, L_Y: Any) -> None:
+def backward(tensor: Any, L_Y: Any, retain_graph: bool = False) -> None:
     """Walks from `tensor`, whose gradient is L_Y, to the leaves and adds their gradients to `.grad`.
 
-    Frees saved arrays and gradients as it goes: the graph is used up. RuntimeError for a graph that was used up before.
+    Frees gradients as it goes, and saved arrays unless `retain_graph`: the graph is used up. RuntimeError for a graph that
+    was used up before.
     """
-    operation(_walk, (tensor, L_Y), {})
+    operation(_walk, (tensor, L_Y, retain_graph), {})
 
 
-def _walk(tensor: Any, L_Y: Any) -> None:
-    gradients, waiting = _Gradients(), set()
+def _walk(tensor: Any, L_Y: Any, retain_graph: bool) -> None:
+    gradients, waiting, hooked = _Gradients(), set(), {}
     heap: list[tuple[int, Node]] = []
     sending, releasing = (getattr(mode.observer, name, None) for name in ("sending", "releasing"))
 
     def send(edge: Edge, L: Any, own: bool, source: Node | None = None) -> None:
         if sending is not None:
-            to_leaf = not isinstance(edge.target, Node)
-            sending(source, edge, L, edge.target.grad if to_leaf else gradients.there((edge.target, edge.output)))
+            summed = isinstance(edge.target, Node) or edge.target._hooks
+            sending(source, edge, L, gradients.there((edge.target, edge.output)) if summed else edge.target.grad)
         if not isinstance(edge.target, Node):
-            edge.target._accumulate(L, own)
+            if not edge.target._hooks:
+                edge.target._accumulate(L, own)
+                return
+            hooked[id(edge.target)] = edge.target  # its hooks get the sum, once all has arrived
+            gradients.add((edge.target, 0), L, own)
             return
         gradients.add((edge.target, edge.output), L, own)
         if edge.target not in waiting:
@@ -259,15 +273,18 @@ def _walk(tensor: Any, L_Y: Any) -> None:
         if node.released:
             raise RuntimeError(
                 f"backward came to {node.name} a second time: the first pass freed what was saved for it; "
-                "run the forward pass again"
+                "run the forward pass again, or call the first with backward(retain_graph=True)"
             )
+        arrived = [index for index in node.watchers if gradients.there((node, index)) is not None]
         L_Ys = gradients.take(node)
-        for index, reference in node.watchers.items():
-            if (watcher := reference()) is not None:
-                watcher._accumulate(L_Ys[index])
+        for index, watch in node.watchers.items():
+            L_Ys[index] = watch.pass_on(L_Ys[index], index in arrived)
         for edge, L_X, own in node.pull(L_Ys):
             send(edge, L_X, own, node)
-        if releasing is not None:
-            releasing(node)
-        node.release()
+        if not retain_graph:
+            if releasing is not None:
+                releasing(node)
+            node.release()
         del L_Ys  # so that it does not live on beside the next one
+    for leaf in hooked.values():
+        leaf._accumulate(run_hooks(leaf._hooks, gradients.pop((leaf, 0))))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinydiff.autograd import places, tape
+from tinydiff.autograd import copying, hooks, notebook, places, tape
+from tinydiff.autograd.conversion import leaves, missing, refuse_tensor, to_array
 from tinydiff.autograd.function import Function, Version, register_tensor_type
 from tinydiff.backend import array_module, device_of, is_array, module_for, to_device, to_numpy
 
@@ -23,16 +25,17 @@ class Tensor:
     functions on tensors are in `tinydiff.ops`, which also installs them as methods here.
     """
 
-    __slots__ = ("__weakref__", "_index", "_node", "_place", "_version", "data", "grad", "requires_grad")
-    __array_ufunc__ = None  # so ndarray + Tensor calls Tensor.__radd__ and stays on the tape
+    __slots__ = ("__weakref__", "_hooks", "_index", "_node", "_place", "_version", "data", "grad", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        version = None
         if isinstance(data, Tensor):
-            data = data.data
+            refuse_tensor(data, type(self).__name__)
+            data, version = data.data, data._version
         elif isinstance(data, np.generic):
             data = np.asarray(data)
         elif not is_array(data):
-            data = np.asarray(data, np.float32)
+            data = to_array(data, type(self).__name__)
         if requires_grad and data.dtype.kind not in "fc":
             raise TypeError(f"only floating point tensors can require gradients, not {data.dtype}")
         self.data: Any = data
@@ -40,7 +43,9 @@ class Tensor:
         self.requires_grad = requires_grad
         self._node: tape.Node | None = None
         self._index = 0
-        self._version = Version()
+        self._version = version or Version()
+        self._hooks: dict[Any, Any] | None = None
+        self._place: Any = None  # see `places`
 
     @classmethod
     def _wrap(cls, data: Any, version: Version | None = None) -> Tensor:
@@ -48,10 +53,12 @@ class Tensor:
         tensor = cls.__new__(cls)
         tensor.data, tensor.grad, tensor.requires_grad = data, None, False
         tensor._node, tensor._index, tensor._version = None, 0, version or Version()
+        tensor._hooks = tensor._place = None
         return tensor
 
     def _attach(self, node: tape.Node, index: int) -> None:
         self._node, self._index, self.requires_grad = node, index, True
+        del self.grad  # so that reading it comes to `__getattr__`, which warns
 
     def _accumulate(self, L: Any, own: bool = False) -> None:
         """Adds L to `.grad`, an array of the tensor's own. L itself becomes `.grad` if nothing else holds it (`own`).
@@ -64,6 +71,9 @@ class Tensor:
             self.grad = L if own and L.flags.c_contiguous else L.copy()
         else:
             self.grad += L
+
+    def __getattr__(self, name: str) -> Any:
+        return missing(self, name)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,6 +110,11 @@ class Tensor:
             raise TypeError("a 0-d tensor has no length")
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.shape:
+            raise TypeError("iteration over a 0-d tensor")
+        return (self[i] for i in range(self.shape[0]))
+
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else repr(self)
 
@@ -109,14 +124,21 @@ class Tensor:
         return bool(self.item())
 
     def __float__(self) -> float:
+        leaves(self)
         return float(self.item())
 
     def __int__(self) -> int:
         return int(self.item())
 
+    def __index__(self) -> int:
+        if self.shape or self.dtype.kind not in "iu":
+            raise TypeError(f"only a 0-d tensor of integers can be an index, not {self.dtype} of shape {self.shape}")
+        return int(self.item())
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.device != "cpu":
             raise TypeError("this tensor is on the GPU; .numpy() copies it to the host")
+        leaves(self)
         return np.array(self.data, dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -154,9 +176,12 @@ class Tensor:
         InputError where there is no such device."""
         return self if self.device == device else _Transfer.apply(self, device=device)
 
-    def zero_grad(self) -> None:
-        """Forgets the gradient: `.grad` becomes None."""
-        self.grad = None
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradient: `.grad` becomes None, or an array of zeros where there is one and set_to_none is False."""
+        if set_to_none or self.grad is None:
+            self.grad = None
+        else:
+            self.grad[...] = 0
 
     def retain_grad(self) -> None:
         """Keeps the gradient of this tensor in `.grad` although it is not a leaf. RuntimeError where none is
@@ -164,18 +189,65 @@ class Tensor:
         if not self.requires_grad:
             raise RuntimeError("retain_grad needs a tensor that requires a gradient")
         if self._node is not None:
-            self._node.watchers[self._index] = weakref.ref(self)
+            if self._watch().keeper is None:
+                self.grad = None
+            self._watch().keeper = weakref.ref(self)
 
-    def backward(self, L_Y: Any = None) -> None:
+    def _watch(self) -> hooks.Watch:
+        assert self._node is not None
+        return self._node.watchers.setdefault(self._index, hooks.Watch())
+
+    def register_hook(self, hook: Callable[[Any], Any]) -> hooks.Handle:
+        """Calls hook(L) in each backward pass with the gradient of the loss with respect to this tensor, a plain array, once
+        all its parts are added up. What it returns, unless None, takes the place of the gradient.
+
+        Hooks run in the order in which they are registered, before `.grad` is set. Returns a handle with `remove()`.
+        RuntimeError where no gradient is required. TypeError for what is not a function.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("register_hook needs a tensor that requires a gradient")
+        if self._node is not None:
+            return hooks.add(self._watch().hooks, hook)
+        self._hooks = {} if self._hooks is None else self._hooks
+        return hooks.add(self._hooks, hook)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Sets `requires_grad` of this leaf, whether it needs a gradient; False freezes a weight. Returns the tensor.
+        RuntimeError for a tensor that was computed from others; TypeError for integers."""
+        if self._node is not None and not requires_grad:
+            raise RuntimeError("only a leaf can be frozen; x.detach() is a tensor that the tape does not follow")
+        if requires_grad and self.dtype.kind not in "fc":
+            raise TypeError(f"only floating point tensors can require gradients, not {self.dtype}")
+        self.requires_grad = requires_grad
+        return self
+
+    def __copy__(self) -> Tensor:
+        return copying.copy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return copying.deepcopy(self, memo)
+
+    def __reduce__(self) -> Any:
+        return copying.reduce(self)
+
+    def _repr_html_(self) -> str:
+        return notebook.heat_map(to_numpy(self.data), repr(self).rpartition("], ")[2].rstrip(")"))
+
+    def backward(self, L_Y: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
         """Adds the gradients of the loss to `.grad` of every leaf that this tensor was computed from.
 
         L_Y: the gradient of the loss with respect to this tensor, of its shape. It may be left out (1) for one element.
+        retain_graph: whether saved arrays are kept, so that a second backward through the same graph is possible.
+        create_graph: refused, since derivatives are of first order only.
         RuntimeError where no gradient is required, and for a second backward through the same graph. ValueError where
         L_Y is missing, of another shape or on another device.
         """
+        if create_graph:
+            raise RuntimeError("create_graph is not possible: tinydiff's derivatives are of first order only")
         if not self.requires_grad:
             raise RuntimeError(
-                "backward needs a tensor that was computed from one with requires_grad=True, outside no_grad"
+                "backward needs a tensor that was computed from one with requires_grad=True, outside no_grad and not by "
+                "way of x.data, np.asarray(x) or float(x), which give values alone"
             )
         xp = array_module(self.data)
         if L_Y is None:
@@ -189,7 +261,7 @@ class Tensor:
             raise ValueError(f"L_Y has shape {L_Y.shape}, the tensor {self.shape}")
         if device_of(L_Y) != self.device:
             raise ValueError(f"L_Y is on {device_of(L_Y)}, the tensor on {self.device}")
-        tape.backward(self, L_Y.astype(self.dtype, copy=False))
+        tape.backward(self, L_Y.astype(self.dtype, copy=False), retain_graph)
 
     __hash__ = object.__hash__  # == compares elements, so it cannot say whether two tensors are the same
 
@@ -214,6 +286,11 @@ class Tensor:
         def __eq__(self, other: Any) -> Tensor: ...  # type: ignore[override]
         def __ne__(self, other: Any) -> Tensor: ...  # type: ignore[override]
         def __neg__(self) -> Tensor: ...
+        def __pos__(self) -> Tensor: ...
+        def __invert__(self) -> Tensor: ...
+        def __and__(self, other: Any) -> Tensor: ...
+        def __or__(self, other: Any) -> Tensor: ...
+        def __xor__(self, other: Any) -> Tensor: ...
         def __abs__(self) -> Tensor: ...
         def __getitem__(self, index: Any) -> Tensor: ...
         @property
@@ -221,12 +298,18 @@ class Tensor:
         def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
         def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
         def var(self, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor: ...
+        def std(self, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor: ...
+        def norm(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
         def max(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
         def min(self, axis: Any = None, keepdims: bool = False) -> Tensor: ...
         def reshape(self, *shape: Any) -> Tensor: ...
         def transpose(self, *axes: Any) -> Tensor: ...
         def squeeze(self, axis: Any = None) -> Tensor: ...
         def split(self, sections: Any, axis: int = 0) -> tuple[Tensor, ...]: ...
+        def flatten(self, start: int = 0) -> Tensor: ...
+        def tanh(self) -> Tensor: ...
+        def relu(self) -> Tensor: ...
+        def softmax(self, axis: int = -1) -> Tensor: ...
         def exp(self) -> Tensor: ...
         def log(self) -> Tensor: ...
         def sqrt(self) -> Tensor: ...

@@ -10,7 +10,7 @@ Constructors raise ValueError for sizes that are not whole numbers of at least 1
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -52,13 +52,20 @@ def xavier_uniform(
 
 
 class Sequential(Module):
-    """Modules called one after another: each of `layers` gets the result of the one before. They are named by position:
-    "0.weight". TypeError for a layer that is not a module."""
+    """Modules and functions called one after another: each of `layers` gets the result of the one before, as in
+    Sequential(Linear(2, 8), td.ops.relu, Linear(8, 1)). They are named by position: "0.weight". TypeError for a layer that
+    cannot be called, and for a class in the place of a layer."""
 
-    def __init__(self, *layers: Module) -> None:
+    def __init__(self, *layers: Callable[[Any], Any]) -> None:
         for i, layer in enumerate(layers):
-            if not isinstance(layer, Module):
-                raise TypeError(f"Sequential takes modules, but number {i} is of type {type(layer).__name__}")
+            if isinstance(layer, type):
+                raise TypeError(
+                    f"Sequential takes layers, but number {i} is the class {layer.__name__}: make one of it"
+                )
+            if not callable(layer):
+                raise TypeError(
+                    f"Sequential takes modules and functions, but number {i} is of type {type(layer).__name__}"
+                )
         self.layers = layers
 
     def attributes(self) -> Iterator[tuple[str, Any]]:
@@ -67,7 +74,7 @@ class Sequential(Module):
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, i: int) -> Module:
+    def __getitem__(self, i: int) -> Any:
         return self.layers[i]
 
     def forward(self, x: Any) -> Any:
@@ -122,8 +129,10 @@ def project(x: Any, layers: Sequence[Any]) -> Sequence[Tensor]:
 def computes_by(module: Any, *forwards: Any) -> bool:
     """Whether calling the module runs one of the given `forwards` (functions, such as `Linear.forward`) on it.
 
-    It does not where the module's or a subclass's forward replaces it, or the class has another `__call__`.
+    It does not where the module's or a subclass's forward replaces it, the class has another `__call__` or there are hooks.
     """
+    if getattr(module, "_hooks", None) is not None:
+        return False
     f: Any = getattr(module, "forward", None)
     return getattr(f, "__func__", None) in forwards and f.__self__ is module and type(module).__call__ is _call
 

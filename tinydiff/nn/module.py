@@ -10,15 +10,18 @@ in another order. `load_torch_state_dict` and `torch_state_dict` convert; nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import html
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
+from tinydiff.autograd.hooks import Handle, add
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, to_device, to_numpy
 from tinydiff.errors import InputError
 from tinydiff.machine.pages import keep_freed_memory
+from tinydiff.nn.hooks import ModuleHooks
 from tinydiff.random import Generator
 
 _LISTED = 8  # names shown of a long list of missing or unknown weights
@@ -45,8 +48,11 @@ class Module:
     generator: Generator | None = None
     # PyTorch's order of a weight's axes: weight.transpose(axes) is in its layout. Weights not listed are alike in both.
     torch_axes: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    _hooks: ModuleHooks | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._hooks is not None:
+            return self._hooks.call(self, args, kwargs)
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -56,6 +62,45 @@ class Module:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({sum(p.size for p in self.parameters()):,} parameters)"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{p.shape}</td><td>{p.size:,}</td><td>{p.dtype}</td>"
+            f"<td>{'learned' if p.requires_grad else 'frozen'}</td></tr>"
+            for name, p in self.named_parameters()
+        )
+        head = "<tr><th>weight</th><th>shape</th><th>elements</th><th>dtype</th><th></th></tr>"
+        return f"<div><code>{html.escape(repr(self))}</code><table>{head}{rows}</table></div>"
+
+    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Handle:
+        """Calls hook(module, args) before each forward; what it returns, unless None, takes the place of args. Returns a
+        handle with `remove()`."""
+        return add(self._registered().before, hook)
+
+    def register_forward_hook(self, hook: Callable[..., Any]) -> Handle:
+        """Calls hook(module, args, output) after each forward; what it returns, unless None, takes the place of the output.
+        Returns a handle with `remove()`."""
+        return add(self._registered().after, hook)
+
+    def register_full_backward_hook(self, hook: Callable[..., Any]) -> Handle:
+        """Calls hook(module, grad_input, grad_output) in backward, once the gradients of the inputs are computed.
+
+        Both are tuples of plain arrays, one for each positional input and each output, None for those without a gradient. A
+        tuple that hook returns takes the place of grad_input. Returns a handle with `remove()`.
+        """
+        return add(self._registered().backward, hook)
+
+    def _registered(self) -> ModuleHooks:
+        if self._hooks is None:
+            self._hooks = ModuleHooks()
+        return self._hooks
+
+    def requires_grad_(self, requires_grad: bool = True) -> Module:
+        """Freezes all weights (requires_grad=False) or frees them. Optimisers leave frozen ones as they are. Returns the
+        module."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
 
     def attributes(self) -> Iterator[tuple[str, Any]]:
         """(name, value) of the attributes in the order of assignment. Items of lists and tuples come one by one:
@@ -99,13 +144,16 @@ class Module:
                     seen.add(id(value))
                     yield _join(prefix, name), value, module.torch_axes.get(name, tuple(range(value.ndim)))
 
-    def zero_grad(self) -> None:
-        """Forgets the gradients of all weights."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of all weights. set_to_none: as for `Tensor.zero_grad`."""
         for parameter in self.parameters():
-            parameter.zero_grad()
+            parameter.zero_grad(set_to_none)
 
-    def train(self, generator: Generator | None = None) -> Module:
-        """Training mode for this module and all below it; dropout draws from `generator`. Returns the module."""
+    def train(self, generator: Generator | bool | None = None) -> Module:
+        """Training mode for this module and all below it; dropout draws from `generator`. True is training mode without a
+        generator, False is `eval()`. Returns the module."""
+        if isinstance(generator, bool):
+            return self.train() if generator else self.eval()
         for module in self.modules():
             module.training, module.generator = True, generator
         return self

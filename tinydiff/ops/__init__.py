@@ -3,8 +3,10 @@
 They take tensors or arrays and return tensors; operators and methods of Tensor are installed at the end of this file.
 """
 
+import functools as _functools
 from typing import Any
 
+from tinydiff.autograd import numpy_calls as _numpy_calls
 from tinydiff.autograd.tensor import Tensor as _Tensor
 from tinydiff.ops.activation import gelu, relu, sigmoid, silu, softplus, tanh
 from tinydiff.ops.arguments import as_array as _as_array
@@ -21,6 +23,7 @@ from tinydiff.ops.arithmetic import (
     minimum,
     multiply,
     negative,
+    positive,
     power,
     sin,
     sqrt,
@@ -35,11 +38,12 @@ from tinydiff.ops.fully_connected import linear
 from tinydiff.ops.loss import cross_entropy, mse_loss
 from tinydiff.ops.normalization import group_norm, layer_norm
 from tinydiff.ops.pooling import avg_pool2d, max_pool2d, upsample_nearest2d
-from tinydiff.ops.reduction import max, mean, min, sum, var
+from tinydiff.ops.reduction import max, mean, min, norm, std, sum, var
 from tinydiff.ops.shape import (
     broadcast_to,
     concatenate,
     expand_dims,
+    flatten,
     getitem,
     pad,
     reshape,
@@ -63,18 +67,44 @@ def _install_operators() -> None:
     def comparison(method: str) -> Any:
         return lambda a, b: _Tensor(getattr(a.data, method)(_as_array(b)))
 
+    def named(function: Any) -> Any:
+        @_functools.wraps(function)
+        def method(*args: Any, **options: Any) -> Any:
+            for name, ours in (("dim", "axis"), ("keepdim", "keepdims")):
+                if name in options:
+                    raise TypeError(f"{function.__name__}: write {ours}, as in NumPy, for {name}")
+            return function(*args, **options)
+
+        return method
+
     operators = {"add": add, "sub": subtract, "mul": multiply, "truediv": divide, "pow": power, "matmul": matmul}
     methods: dict[str, Any] = {}
     for name, function in operators.items():
         methods[f"__{name}__"], methods[f"__r{name}__"] = binary(function)
     for name in ("lt", "le", "gt", "ge", "eq", "ne"):
         methods[f"__{name}__"] = comparison(f"__{name}__")
-    methods |= {"__neg__": negative, "__abs__": abs, "__getitem__": getitem, "T": property(transpose)}
+    for name in ("and", "or", "xor"):
+        methods[f"__{name}__"] = methods[f"__r{name}__"] = comparison(f"__{name}__")
     methods |= {
-        f.__name__: f for f in (sum, mean, var, max, min, reshape, transpose, squeeze, split, exp, log, sqrt, clip)
+        "__neg__": negative,
+        "__pos__": positive,
+        "__abs__": abs,
+        "__getitem__": getitem,
+        "T": property(transpose),
+    }
+    methods["__invert__"] = lambda a: _Tensor(~a.data)
+    elementwise = exp, log, sqrt, sin, cos, abs, clip, tanh, relu, sigmoid, silu, gelu, softplus, softmax, log_softmax
+    shapes = reshape, transpose, squeeze, split, flatten, expand_dims, broadcast_to
+    methods |= {
+        f.__name__.rstrip("_"): named(f)
+        for f in (sum, mean, var, std, norm, max, min, logsumexp, *elementwise, *shapes)
     }
     for name, method in methods.items():
         setattr(_Tensor, name, method)
+
+    _Tensor.__array_ufunc__ = _numpy_calls.ForNumPy()  # type: ignore[attr-defined]
+    _Tensor.__array_function__ = _numpy_calls.array_function  # type: ignore[attr-defined]
+    _numpy_calls.operations.update(__all__)
 
 
 _install_operators()

@@ -79,8 +79,11 @@ def as_parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
     if not found:
         raise ValueError(f"{name} got no parameters")
     for i, p in enumerate(found):
-        if not isinstance(p, Tensor) or not p.requires_grad or p._node is not None:
+        frozen = isinstance(p, Tensor) and type(p) is not Tensor  # a Parameter; a plain tensor is a mistake
+        if not isinstance(p, Tensor) or p._node is not None or not (p.requires_grad or frozen):
             raise TypeError(f"{name} takes tensors made with requires_grad=True; number {i} is not one")
+    if not any(p.requires_grad for p in found):
+        raise TypeError(f"{name} got frozen weights only: set requires_grad = True on those to be learned")
     if len({id(p) for p in found}) != len(found):
         raise ValueError(f"{name} got a parameter twice")
     return found

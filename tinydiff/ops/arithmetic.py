@@ -173,6 +173,14 @@ class Negative(Elementwise):
         return -L_Y
 
 
+class Positive(Elementwise):
+    def forward(self, A):
+        return +A
+
+    def L_A(self, L_Y):
+        return L_Y
+
+
 class Abs(Elementwise):
     """Slope 0 at 0 and at NaN."""
 
@@ -339,6 +347,11 @@ def clip(x: Any, low: Any = None, high: Any = None) -> Tensor:
 def negative(x: Any) -> Tensor:
     """-x for x of any shape."""
     return Negative.apply(x)
+
+
+def positive(x: Any) -> Tensor:
+    """A copy of x, of any shape."""
+    return Positive.apply(x)
 
 
 def abs_(x: Any) -> Tensor:

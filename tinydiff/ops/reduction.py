@@ -12,7 +12,7 @@ from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
 from tinydiff.dispatch import accelerated
-from tinydiff.ops.arguments import as_tensor, check_number, normalize_axes
+from tinydiff.ops.arguments import as_real, as_tensor, check_number, normalize_axes
 from tinydiff.ops.broadcasting import masked
 
 
@@ -68,6 +68,42 @@ class Var(Reduction):
         return (X - X.mean(self.axes, keepdims=True)) * (self.restored(L_Y) * self.scale)
 
 
+class Std(Reduction):
+    """y = sqrt(sum (x - m)^2 / (n - ddof)); dy/dx = (x - m) / ((n - ddof) y), and 0 where y = 0."""
+
+    def forward(self, X, axis, keepdims, ddof):
+        self.reduce_over(X, axis)
+        self.scale = 1 / (self.count - ddof)
+        Y = X.std(axis, keepdims=keepdims, ddof=ddof)
+        self.save(X, Y)
+        return Y
+
+    def backward(self, L_Y):
+        X, Y = self.saved
+        D = X - X.mean(self.axes, keepdims=True)
+        return D * (_per_length(self.restored(L_Y), self.restored(Y)) * self.scale)
+
+
+class Norm(Reduction):
+    """y = sqrt(sum x^2); dy/dx = x / y, and 0 where y = 0."""
+
+    def forward(self, X, axis, keepdims):
+        self.reduce_over(X, axis)
+        Y = array_module(X).sqrt((X * X).sum(axis, keepdims=keepdims))
+        self.save(X, Y)
+        return Y
+
+    def backward(self, L_Y):
+        X, Y = self.saved
+        return X * _per_length(self.restored(L_Y), self.restored(Y))
+
+
+def _per_length(L_Y: Any, Y: Any) -> Any:
+    """L_Y / Y, 0 where Y = 0."""
+    zero = Y == 0
+    return masked(~zero, L_Y / array_module(Y).where(zero, Y.dtype.type(1), Y))
+
+
 class Max(Reduction):
     """Equal extremes share the gradient equally. NaN counts as the extreme."""
 
@@ -119,13 +155,35 @@ def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tens
     gives the variance of the elements themselves, 1 the unbiased estimate from a sample. ValueError where n <= ddof and
     for an axis that x does not have.
     """
+    return _spread(Var, "var", x, axis, keepdims, ddof)
+
+
+def std(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+    """The standard deviation of x over axes, the square root of `var`. Where it is 0, its slope is taken as 0.
+
+    axis, keepdims, ddof: as for `var`, and so are the errors.
+    """
+    return _spread(Std, "std", x, axis, keepdims, ddof)
+
+
+def norm(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """The Euclidean norm of x over axes: the square root of the sum of squares. Where it is 0, its slope is taken as 0.
+
+    axis: an int, a tuple, or None for all axes. keepdims: whether these axes stay, with length 1. ValueError for an
+    axis that x does not have. Integers become float64.
+    """
+    x = as_real(x)
+    return Norm.apply(x, axis=normalize_axes("norm", axis, x.ndim), keepdims=keepdims)
+
+
+def _spread(function: type[Reduction], name: str, x: Any, axis: Any, keepdims: bool, ddof: int) -> Tensor:
     x = as_tensor(x)
-    axes = normalize_axes("var", axis, x.ndim)
-    check_number("var", "ddof", ddof)
+    axes = normalize_axes(name, axis, x.ndim)
+    check_number(name, "ddof", ddof)
     n = math.prod(x.shape[i] for i in axes)
     if n <= ddof:
-        raise ValueError(f"var: {n} elements of shape {x.shape} over axes {axes} are too few for ddof={ddof}")
-    return Var.apply(x, axis=axes, keepdims=keepdims, ddof=ddof)
+        raise ValueError(f"{name}: {n} elements of shape {x.shape} over axes {axes} are too few for ddof={ddof}")
+    return function.apply(x, axis=axes, keepdims=keepdims, ddof=ddof)
 
 
 def max(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:

@@ -138,6 +138,14 @@ def reshape(x: Any, *shape: Any) -> Tensor:
     return Reshape.apply(x, shape=shape)
 
 
+def flatten(x: Any, start: int = 0) -> Tensor:
+    """x with its axes from `start` on joined into one: (N, H, W, C) with start=1 becomes (N, H W C). ValueError for an axis
+    that x does not have."""
+    x = as_tensor(x)
+    start = normalize_axis("flatten", start, builtins.max(x.ndim, 1))
+    return reshape(x, (*x.shape[:start], math.prod(x.shape[start:])))
+
+
 def transpose(x: Any, axes: Any = None, *more: int) -> Tensor:
     """The axes of x in another order: axes is a tuple, or the first of several numbers, of which `more` are the others;
     None reverses the order. ValueError unless every axis is named once."""

@@ -31,6 +31,8 @@ def save(
     """
     arrays = {f"raw.{name}": p.data for name, p in unet.named_parameters()}
     arrays |= {f"adam.{name}": array for name, array in optimizer.state_dict().items()}
+    if frozen := _frozen(unet):
+        metadata = {**metadata, "frozen": " ".join(frozen)}
     with ema.applied():
         checkpoint.save(run, unet, diffusion, class_names, (arrays, {**metadata, "ema_updates": str(ema.updates)}))
 
@@ -43,6 +45,11 @@ def load(run: Path, unet: UNet, optimizer: optim.Optimizer, ema: optim.EMA) -> t
     parameters = list(unet.parameters())
     with diffusers.at(f"{run}: {checkpoint.TRAINING_STATE}"):
         step, updates = (checkpoint.read_count(metadata, name) for name in ("step", "ema_updates"))
+        if differing := sorted(set(metadata.get("frozen", "").split()) ^ set(_frozen(unet))):
+            raise InputError(
+                f"the run was saved with other frozen weights: {differing[0]} was {'not ' * (differing[0] in _frozen(unet))}"
+                "frozen; set its requires_grad as it was, or start a new run"
+            )
         moments = _with_prefix("adam.", arrays)
         counts = np.asarray(moments.get("steps", step))
         if counts.dtype.kind not in "iu" or counts.max(initial=0) != step or updates != step:
@@ -53,6 +60,10 @@ def load(run: Path, unet: UNet, optimizer: optim.Optimizer, ema: optim.EMA) -> t
         optimizer.load_state_dict(moments)
         ema.load_state_dict({"updates": np.array(updates), **averages})
     return step, metadata
+
+
+def _frozen(unet: UNet) -> list[str]:
+    return [name for name, p in unet.named_parameters() if not p.requires_grad]
 
 
 def _with_prefix(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
