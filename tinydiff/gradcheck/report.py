@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -238,8 +239,9 @@ class Report:
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
-    def save_png(self, path: str | Path) -> bool:
-        """Draws the first finding that has gradients: backward's, the right one, the error. False if there is none."""
+    def save_png(self, path: str | Path | BinaryIO) -> bool:
+        """Draws the first finding that has gradients: backward's, the right one, the error. False if there is none.
+        path: of the picture, or a file that is open for writing bytes."""
         from tinydiff.gradcheck.picture import save_png
 
         for finding in self.findings:
