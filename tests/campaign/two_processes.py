@@ -3,7 +3,8 @@
     python -m tests.campaign.two_processes [--trials N]
 
 A run trains in one process. In each trial two others start at the same moment, `--resume` and `--force`. Counted as a failure: a
-status other than 2. At the end the living run is stopped, and its checkpoint and each row of its log must be there. POSIX only.
+status other than 2, and a process that has not ended after `PATIENCE` seconds, which is killed. At the end the living run is
+stopped, and its checkpoint and each row of its log must be there. POSIX only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from tinydiff.cli import main
 from tinydiff.runs import checkpoint
 from tinydiff.runs.log import read_log
 
+PATIENCE = 60
+
 
 def started(arguments: list[str]) -> int:
     """The process that runs a command."""
@@ -35,8 +38,15 @@ def started(arguments: list[str]) -> int:
 
 
 def ended(child: int) -> int:
-    """The exit status of a process; 128 + the signal that killed it."""
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """The exit status of a process; 128 + the signal that killed it, which is SIGKILL where it took too long."""
+    until = time.monotonic() + PATIENCE
+    while (done := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            done = os.waitpid(child, 0)
+            break
+        time.sleep(0.01)
+    status = os.waitstatus_to_exitcode(done[1])
     return 128 - status if status < 0 else status
 
 
@@ -47,7 +57,11 @@ def run(folder: Path, trials: int) -> list[str]:
     fresh = ["train", "--out", str(out), "--data", str(data), "--steps", "1000000", *FLAGS]
     fresh[fresh.index("--preview-every") + 1] = "0"
     living = started(fresh)
+    until = time.monotonic() + PATIENCE
     while not (out / "config.toml").exists():
+        if time.monotonic() > until:
+            os.kill(living, signal.SIGKILL)
+            return [f"the run that was to live had not begun after {PATIENCE} s: status {ended(living)}"]
         time.sleep(0.05)
     for trial in range(trials):
         others = {"--resume": ["train", "--resume", "--out", str(out)], "--force": [*fresh, "--force"]}

@@ -1,5 +1,6 @@
 """tinydiff bench, as a user types it."""
 
+import errno
 import json
 import os
 from types import SimpleNamespace
@@ -72,6 +73,25 @@ def test_mistakes(mistake, capsys):
     assert main(["bench", *flags]) == 2
     said, error = capsys.readouterr()
     assert said == "" and error.count("\n") == 1 and sentence in error
+
+
+@pytest.mark.parametrize("command", [["bench", "--json"], ["gradcheck", "nowhere.py:f", "--png"]])
+@pytest.mark.parametrize("name", ["", ".", "/nowhere/at/all.png"])
+def test_a_name_that_no_file_can_have_is_refused_before_work(tmp_path, monkeypatch, capsys, command, name):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, name]) == 2
+    said, error = capsys.readouterr()
+    assert said == "" and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_picture_of_the_error_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    (tmp_path / "hw.py").write_text("def f(x): return x @ x\ndef b(g, x): return 2 * g @ x.T\n")
+    command = ["gradcheck", f"{tmp_path / 'hw.py'}:f,b", "--shape", "2,2", "--png", str(tmp_path / "x.png")]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        assert main(command) == 1
+    assert "the disk is full" in capsys.readouterr().err and {p.name for p in tmp_path.glob("*.*")} == {"hw.py"}
+    assert main(command) == 1 and (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("command", [["bench", "--json"], ["gradcheck", "nowhere.py:f", "--png"]])

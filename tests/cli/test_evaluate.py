@@ -16,7 +16,7 @@ def test_the_flags_are_the_settings(monkeypatch):
     for words in (
         "", "--all-terms --raw --no-clip --only bits,samplers --step-counts 5,6",
         "--data D --images 9 --terms 8 --samples 7 --sampler ddpm --steps 6 --each 5 --png-folder P --out O --seed 4 "
-        "--device cpu --threads 3", "--training-images --clip",
+        "--device cpu --threads 3 --force", "--training-images --clip",
     ):  # fmt: skip
         arguments = parser.parse_args(["evaluate", "RUN", *words.split()])
         assert arguments.run(arguments) == 0
@@ -26,7 +26,7 @@ def test_the_flags_are_the_settings(monkeypatch):
         Settings(terms=None, raw=True, clip=False, only=("bits", "samplers"), step_counts=(5, 6)),
         Settings(
             data="D", images=9, terms=8, samples=7, sampler="ddpm", steps=6, each=5, png_folder="P", out="O", seed=4,
-            device="cpu", threads=3,
+            device="cpu", threads=3, force=True,
         ),
         Settings(training_images=True, clip=True),
     ]  # fmt: skip

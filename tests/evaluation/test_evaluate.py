@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_raw_weights_and_clipping_are_said_and_matter(run):
         for clip in (False, True):
             text = []
             settings = dataclasses.replace(SMALL, only=("bits",), raw=raw, clip=clip)
-            evaluate(run, dataclasses.replace(settings, out=str(run.parent / "other")), text.append)
+            evaluate(run, dataclasses.replace(settings, out=str(run.parent / "other"), force=True), text.append)
             said = "\n".join(text)
             assert ("raw weights" in said) == raw and ("not clipped" in said) == (not clip)
             totals[raw, clip] = next(line for line in said.splitlines() if line.startswith("total"))
@@ -160,7 +161,12 @@ def test_input_that_does_not_fit(run, tmp_path, pictures):
     np.savez(tmp_path / "x.npz", images=pictures(4))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
+    for name in ("report.txt", "link/neighbours.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.symlink(tmp_path / "nowhere", tmp_path / name)
     for changes, sentence in (
+        ({"out": str(tmp_path)}, "report.txt is there already; give another out, or force=True"),
+        ({"out": str(tmp_path / "link")}, "neighbours.png is there already"),
         ({"data": str(tmp_path / "x.npz"), "training_images": True}, "give one"),
         ({"data": str(tmp_path / "nothing")}, "there is no .*nothing"),
         ({"png_folder": str(tmp_path / "full")}, "holds files already"),

@@ -15,10 +15,11 @@ import numpy as np
 from tinydiff import backend
 from tinydiff.bench.cases import Case, all_cases
 from tinydiff.bench.timing import Ceiling, Times, measure_ceiling, race
-from tinydiff.errors import InputError, at_work
+from tinydiff.cli.outputs import check_new
+from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
-from tinydiff.runs.atomic import write_file
+from tinydiff.runs.atomic import temporary_beside, write_file
 from tinydiff.runs.limits import THREADS
 
 OURS = "tinydiff"
@@ -48,10 +49,9 @@ def _run(a: argparse.Namespace) -> int:
     device = backend.resolve_device(a.device)
     wish = threads.available() if a.threads is None else _count(a.threads)
     count = backend.host_threads(device, wish) or 1
-    if a.json is not None and not Path(a.json).absolute().parent.is_dir():
-        raise InputError(f"--json {a.json}: there is no folder {Path(a.json).parent}")
-    if a.json is not None and os.path.lexists(a.json) and not a.force:
-        raise InputError(f"{a.json} is there already; give another name, or --force to overwrite it")
+    check_new(a.json, a.force)
+    if a.json is not None:
+        _check_place(Path(a.json))
     cases = [case for case in all_cases(a.quick) if a.only is None or a.only.lower() in case.name.lower()]
     if not cases:
         raise InputError(
@@ -84,6 +84,16 @@ def _run(a: argparse.Namespace) -> int:
         with at_work():
             write_file(a.json, (json.dumps(result, indent=1) + "\n").encode())
     return 0
+
+
+def _check_place(path: Path) -> None:
+    """InputError, before long work, where its result could not be written."""
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--json {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise InputError(f"--json {path} is a folder, not a file")
+    with before_work(), temporary_beside(path) as temporary:
+        open(temporary, "wb").close()
 
 
 def _others_at_work() -> float | None:

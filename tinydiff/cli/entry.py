@@ -86,6 +86,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except InputError as error:
         return _fail(error, 2)
     try:
+        for name, value in vars(arguments).items():
+            if value == "":
+                raise InputError(f"{'the ' + name if name in ('path', 'target') else _flag(name)} must not be empty")
         return arguments.run(arguments)
     except InputError as error:
         return _fail(error, 2)

@@ -36,6 +36,7 @@ def add_command(commands: Any) -> None:
     add("--step-counts", type=_whole_numbers, metavar="N,N,...", help="and their steps [10,25,50]")
     add("--png-folder", metavar="DIR", help="write the samples as PNG files as well, for other tools")
     add("--out", metavar="DIR", help="where to put the results [RUN/evaluation]")
+    add("--force", action="store_true", help="overwrite the results of an evaluation in the folder that --out names")
     add("--seed", type=whole_number, help="seed of images, steps and noise [0]")
     add("--device", help="auto, cpu or cuda [auto]")
     add("--threads", type=whole_number, metavar="N", help="CPU threads [all]")

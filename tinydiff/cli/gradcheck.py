@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
+import io
 from typing import Any
 
 from tinydiff.cli.numbers import whole_number
-from tinydiff.errors import InputError
+from tinydiff.cli.outputs import check_new
+from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine.terminal import tell
 
 
@@ -47,10 +48,17 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0 if check_kernels(arguments.seed) else 1
     if arguments.target is None:
         raise InputError("gradcheck needs MODULE:FUNCTION, what to check, or --kernels")
-    if arguments.png and os.path.lexists(arguments.png) and not arguments.force:
-        raise InputError(f"{arguments.png} is there already; give another name, or --force to overwrite it")
+    check_new(arguments.png, arguments.force)
     from tinydiff.gradcheck.target import check_target
+    from tinydiff.runs import pictures
 
-    report = check_target(arguments.target, shapes=arguments.shape, seed=arguments.seed, png=arguments.png)
+    if arguments.png is not None:
+        with before_work():
+            pictures.check_place(arguments.png, ".png")
+    report = check_target(arguments.target, shapes=arguments.shape, seed=arguments.seed)
     tell(report)
+    picture = io.BytesIO()
+    if arguments.png is not None and not report.ok and report.save_png(picture):
+        with at_work():
+            pictures.write_file(arguments.png, picture.getvalue())
     return 0 if report.ok else 1

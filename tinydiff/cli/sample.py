@@ -12,6 +12,7 @@ from typing import Any
 
 from tinydiff.backend import host_threads, resolve_device
 from tinydiff.cli.numbers import whole_number
+from tinydiff.cli.outputs import check_new
 from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine.terminal import tell
 
@@ -58,9 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
     label = None if a.label is None else _label(a.label, class_count(unet), pipeline.class_names)
     steps = a.steps if a.steps is not None or a.sampler == "ddpm" else min(50, diffusion.schedule.T)
     out = Path(a.out) if a.out else _default_output(Path(a.path), a, checkpoint.read_step(a.path))
-    for given in filter(None, (a.out, a.gif)):
-        if os.path.lexists(given) and not a.force:
-            raise InputError(f"{given} is there already; give another name, or --force to overwrite it")
+    for given in (a.out, a.gif):
+        check_new(given, a.force)
     with before_work():
         pictures.check_place(out, ".png")
         if a.gif:

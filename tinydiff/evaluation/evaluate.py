@@ -23,6 +23,7 @@ from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import say, tell
 from tinydiff.runs import limits, memory, pictures
+from tinydiff.runs.folder import EVALUATION as RESULTS
 from tinydiff.runs.folder import RunFolder
 
 PARTS = ("bits", "frechet", "neighbours", "samplers")
@@ -42,7 +43,9 @@ class Settings:
     step_counts its
         steps.
     seed: of images, steps and noise. device, threads: as for training.
-    out: the folder for results; None: evaluation/ in the run. png_folder: a new folder for the samples as files.
+    out: the folder for results; None: evaluation/ in the run. force: whether to overwrite files of their names in another
+        folder than that.
+    png_folder: a new folder for the samples as files.
     """
 
     data: str | None = None
@@ -61,6 +64,7 @@ class Settings:
     device: str = "auto"
     threads: int | None = None
     out: str | None = None
+    force: bool = False
     png_folder: str | None = None
 
     def __post_init__(self) -> None:
@@ -98,8 +102,11 @@ def evaluate(
     memory.require(2 * most * pixels, f"{most:,} samples")  # twice, where batches are joined
     device = resolve_device(settings.device)
     subject.unet.to(device)
-    own = path / "evaluation" if RunFolder(path).config_file.exists() else Path("evaluation")
-    folder = _make_folder(Path(settings.out) if settings.out else own)
+    is_run = settings.out is None and RunFolder(path).config_file.exists()
+    folder = path / "evaluation" if is_run else Path(settings.out or "evaluation")
+    if not is_run and not settings.force:
+        _check_new(folder)
+    _make_folder(folder)
     if settings.png_folder is not None:
         _make_folder(Path(settings.png_folder), empty=True)
     with threads.threads(host_threads(device, settings.threads)):
@@ -272,6 +279,16 @@ def _neighbours_sheet(drawn: np.ndarray, training: np.ndarray, found: Neighbours
     cells = np.stack(rows)
     columns = 2 + found.index.shape[1]
     return pictures.grid(cells, columns, scale=max(1, min(4, round(560 / (columns * cells.shape[2])))))
+
+
+def _check_new(folder: Path) -> None:
+    """InputError if a folder, which is not a run's own, holds files of the names that are written."""
+    for name in RESULTS:
+        if os.path.lexists(folder / name):
+            raise InputError(
+                f"{folder / name} is there already; give another {named('out')}, or {named('force', True)} to overwrite the results"
+                " in that folder"
+            )
 
 
 def _make_folder(path: Path, empty: bool = False) -> Path:

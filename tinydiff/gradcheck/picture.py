@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def _shade(e: float) -> str:
     return SHADES[1 + min(3, int(e * 4))] if np.isfinite(e) else "!"
 
 
-def save_png(path: str | Path, got: np.ndarray, expected: np.ndarray, title: str) -> None:
+def save_png(path: str | Path | BinaryIO, got: np.ndarray, expected: np.ndarray, title: str) -> None:
     """Three panels side by side: backward's gradient and the right one (blue negative, red positive), and the error
     (black is none, white the largest); each shows the two most telling axes, at the worst index of the others. Of an
     array that was sampled, they show the rows and columns of the sample."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -244,8 +245,9 @@ class Report:
         text = html.escape(repr(self))
         return f"<code>{text}</code>" if self.ok else f'<pre style="line-height: 1.2">{text}</pre>'
 
-    def save_png(self, path: str | Path) -> bool:
-        """Draws the first finding that has gradients: backward's, the right one, the error. False if there is none."""
+    def save_png(self, path: str | Path | BinaryIO) -> bool:
+        """Draws the first finding that has gradients: backward's, the right one, the error. False if there is none.
+        path: of the picture, or a file that is open for writing bytes."""
         from tinydiff.gradcheck.picture import save_png
 
         for finding in self.findings:

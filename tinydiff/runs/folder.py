@@ -49,7 +49,7 @@ _FILES = (
     "config.toml.new",
     "log.csv.new",
 )
-_EVALUATION = (
+EVALUATION = (
     "report.txt", "bits_per_dim.csv", "bits_per_dim.png", "features.safetensors", "features.safetensors.new",
     "neighbours.csv", "neighbours.png", "samplers.csv", "samplers.png",
 )  # fmt: skip
@@ -162,7 +162,7 @@ class RunFolder:
         for name in _FILES:
             remove(self.path / name)
         remove_temporary(self.path)
-        for folder, ours in ((self.samples, _SAMPLES.fullmatch), (self.path / "evaluation", _EVALUATION.__contains__)):
+        for folder, ours in ((self.samples, _SAMPLES.fullmatch), (self.path / "evaluation", EVALUATION.__contains__)):
             if folder.is_symlink():
                 folder.unlink()
             elif folder.is_dir():
