@@ -126,6 +126,7 @@ class Trainer:
             self.folder.close()
         return self.step
 
+    @before_work()
     def check_start(self, resume: bool = False, force: bool = False) -> None:
         """InputError where `run(resume, force)` could not start. With resume it takes weights, optimiser and counters
         from the run's newest checkpoint. Nothing is written."""
@@ -147,7 +148,8 @@ class Trainer:
 
     def _begin(self, resume: bool, force: bool) -> None:
         if resume:  # so far: the rest is looked at below, once
-            self.folder.check_resumable()
+            with before_work():
+                self.folder.check_resumable()
         else:
             self.check_start(force=force)
         if self.device == "cuda":
