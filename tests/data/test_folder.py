@@ -189,6 +189,15 @@ def test_hidden_and_other_files_are_left_alone(tmp_path):
     assert len(data) == 1 and data.skipped == []
 
 
+def test_runs_in_the_folder_are_no_data(tmp_path):
+    put(tmp_path / "a.png", grey())
+    put(tmp_path / "run/samples.png", grey())
+    put(tmp_path / "class/checkpoint/b.png", grey())
+    (tmp_path / "run/checkpoint").mkdir()
+    (tmp_path / "run/config.toml").touch()
+    assert len(load(tmp_path)) == 2 and len(load(tmp_path / "run")) == 1
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     put(tmp_path / "real" / "x.png", grey())
     os.symlink(tmp_path / "real", tmp_path / "real" / "again")

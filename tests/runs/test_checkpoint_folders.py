@@ -13,7 +13,10 @@ import tinydiff as td
 from tests.checkpoints import WEIGHTS, diffusion, make, same, save
 from tinydiff.diffusion import Diffusion
 from tinydiff.errors import InputError
-from tinydiff.runs import checkpoint
+from tinydiff.evaluation.evaluate import _make_folder
+from tinydiff.runs import checkpoint, pictures
+from tinydiff.runs.atomic import write_file, write_folder
+from tinydiff.runs.folder import RunFolder
 
 
 def flat(run):
@@ -234,3 +237,20 @@ def test_a_respaced_diffusion_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="a respaced schedule is for sampling only"):
         checkpoint.save(tmp_path, make(), respaced)
     assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_written_into_a_checkpoint(tmp_path):
+    """The next save would remove it."""
+    (tmp_path / "model_index.json").touch()
+    place = tmp_path / "below" / "it"
+    for work in (
+        lambda: write_file(tmp_path / "x.json", b""),
+        lambda: write_folder(place, {"model_index.json": b"{}"}),
+        RunFolder(place).acquire,
+        RunFolder(place).check_free,
+        lambda: pictures.check_place(tmp_path / "x.png", ".png"),
+        lambda: _make_folder(tmp_path),
+    ):
+        with pytest.raises(InputError, match="which the next save replaces"):
+            work()
+    assert [path.name for path in tmp_path.iterdir()] == ["model_index.json"]

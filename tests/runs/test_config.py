@@ -163,3 +163,7 @@ def test_every_setting_has_a_section_and_a_help_text():
     for field in dataclasses.fields(RunConfig):
         assert field.metadata["section"] in ("training", "data", "network", "diffusion") and field.metadata["help"]
     assert {f.name for f in dataclasses.fields(TrainConfig)} < {f.name for f in dataclasses.fields(RunConfig)}
+
+
+def test_a_path_is_taken_as_its_text(tmp_path):
+    assert TrainConfig(out=tmp_path / "run").out == str(tmp_path / "run")

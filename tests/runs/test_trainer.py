@@ -263,3 +263,10 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
     assert "finishing the step and saving" in process.stderr.read()
     done = len(read_log(tmp_path / "run/log.csv"))
     assert td.checkpoint.load_training_state(tmp_path / "run/checkpoint")[1]["step"] == str(done)
+
+
+def test_a_name_that_is_too_long_is_told():
+    config = td.TrainConfig(out="x" * 300, steps=1, batch_size=2)
+    for start in ({}, {"resume": True}):
+        with pytest.raises(InputError, match="File name too long"):
+            Trainer(tiny_unet(), Diffusion(Schedule.linear(10)), tiny_data(), config).run(**start)

@@ -59,7 +59,8 @@ def read_folder(
     labels: bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """The pictures in a folder and in the folders in it, in byte order of their paths; hidden ones are left out.
+    """The pictures in a folder and in the folders in it, in byte order of their paths; hidden ones, and the folders
+    of runs in it, are left out.
 
     folder: a pathlib.Path.
     image_size: pixels a side, to which the middle square of each is scaled; None: all must be squares of one size.
@@ -182,6 +183,10 @@ def _find(folder: Path, skip: Callable[[PurePath, str], None], ignored: Counter[
             if entry.name.startswith(".") or entry.name in _NOT_DATA:
                 continue
             if os.path.isdir(entry.path):
+                if os.path.isfile(os.path.join(entry.path, "config.toml")) and os.path.isdir(
+                    os.path.join(entry.path, "checkpoint")
+                ):
+                    continue  # a run: its samples are no data, and a resume must find what its start found
                 look(place / entry.name, above | {here})
             elif (ending := os.path.splitext(entry.name)[1].lower()) in suffixes:
                 found.append(place / entry.name)

@@ -23,6 +23,7 @@ from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import say, tell
 from tinydiff.runs import limits, memory, pictures
+from tinydiff.runs.atomic import check_outside
 from tinydiff.runs.folder import EVALUATION as RESULTS
 from tinydiff.runs.folder import RunFolder
 
@@ -292,6 +293,7 @@ def _check_new(folder: Path) -> None:
 
 
 def _make_folder(path: Path, empty: bool = False) -> Path:
+    check_outside(path / "report.txt")
     try:
         path.mkdir(parents=True, exist_ok=True)
         if empty and any(path.iterdir()):

@@ -46,6 +46,7 @@ def writing(path: PathLike, kept: str = "") -> Iterator[None]:
 @contextlib.contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, gone in the end; errors as in `writing`."""
+    check_outside(path)
     temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{next(_numbers)}.tmp")
     with writing(path):
         with contextlib.suppress(FileNotFoundError):
@@ -55,6 +56,15 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def check_outside(path: Path) -> None:
+    """InputError for a path in a checkpoint, or any folder that `write_folder` made: the next save would remove what is there."""
+    for parent in Path(os.path.abspath(path)).parents:
+        if os.path.isfile(parent / LAST):  # False also where that cannot be known
+            raise InputError(
+                f"{path} is in the checkpoint {parent}, which the next save replaces; choose another place"
+            )
 
 
 def write_file(path: PathLike, content: bytes) -> None:
@@ -107,6 +117,7 @@ def write_folder(target: Path, files: Mapping[str, bytes | Callable[[Path], None
     Whatever moment the process is killed at, the earlier folder or the new one is there, complete. InputError for a
     place that cannot be written; RunFailed for a full disk, with the earlier folder still there.
     """
+    check_outside(target)
     new, old = beside(target)
     with writing(target, "; what was saved before is kept"):
         make_folder(target.parent)

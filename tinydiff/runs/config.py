@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from tinydiff.errors import InputError, named
@@ -97,6 +97,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
+            if isinstance(value, PurePath):
+                value = str(value)
+                object.__setattr__(self, f.name, value)
             if isinstance(value, list):
                 object.__setattr__(self, f.name, tuple(value))
             check_value(self.called(f.name), value, _kinds(type(self))[f.name], f.metadata["check"])

@@ -24,6 +24,7 @@ from tinydiff.errors import InputError, named
 from tinydiff.runs import checkpoint, lock
 from tinydiff.runs.atomic import (
     beside,
+    check_outside,
     is_complete,
     make_folder,
     remove,
@@ -85,6 +86,7 @@ class RunFolder:
 
     def check_free(self, force: bool = False, called: Callable[[str], str] = named) -> None:
         """InputError if something is there, unless it is a run and `force` is set. called: see `TrainConfig.called`."""
+        check_outside(self.path)
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise InputError(f"{self.path} is not a folder; choose another {called('out')}")
         if not self.path.is_dir() or (not self._has_begun() and not any(self._others())):
@@ -127,6 +129,7 @@ class RunFolder:
     def acquire(self) -> None:
         """Makes the folder if it is not there, and becomes the only process that writes to it, until `close`. InputError
         where another one does."""
+        check_outside(self.path)
         with writing(self.path):
             make_folder(self.path)
             self._was_locked = os.path.lexists(self.path / lock.NAME)

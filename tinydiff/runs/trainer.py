@@ -131,6 +131,7 @@ class Trainer:
             self.folder.close()
         return self.step
 
+    @before_work()
     def check_start(self, resume: bool = False, force: bool = False, data_changed: bool = False) -> None:
         """InputError where `run(resume, force, data_changed=data_changed)` could not start. With resume it takes
         weights, optimiser and counters from the run's newest checkpoint. Nothing is written."""
@@ -152,7 +153,8 @@ class Trainer:
 
     def _begin(self, resume: bool, force: bool, data_changed: bool) -> None:
         if resume:  # so far: the rest is looked at below, once
-            self.folder.check_resumable()
+            with before_work():
+                self.folder.check_resumable()
         else:
             self.check_start(force=force)
         if self.device == "cuda":
