@@ -154,3 +154,10 @@ def test_several_arrays_of_one_picture_each(tmp_path):
     with pytest.raises(InputError, match=r"c\.npz holds pictures of several sizes, as 6x6, 9x7, so give image_size"):
         load(tmp_path / "c.npz")
     assert load(tmp_path / "c.npz", image_size=6).images.shape == (3, 6, 6, 3)
+
+
+def test_what_was_decided_stays_with_the_training_images(tmp_path):
+    np.save(tmp_path / "x.npy", np.linspace(0, 1, 10 * 25).reshape(10, 5, 5))
+    data = load(tmp_path / "x.npy", holdout=0.2)
+    assert data.notes == ["float64 values are read as [0, 1], since none is negative or above 1"]
+    assert data.images.min() == 0 or data.held_out.images.min() == 0

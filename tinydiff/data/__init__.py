@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -102,6 +103,7 @@ def _read(
                 return read_arrays(path, labels, image_size)
             if path.suffix.lower() == ".bin":
                 return read_cifar(path)
+            _refuse_archive(path)
             if looks_like_idx(path):
                 return read_idx(path, labels)
     except OSError as error:
@@ -142,7 +144,26 @@ def _read_folder(
     return read_folder(path, image_size, channels, labels, report)
 
 
-_FILES = (".npz", ".npy")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
+_FILES = (".npz", ".npy", *_ARCHIVES)
+
+
+def _refuse_archive(path: Path) -> None:
+    """InputError for an archive, by its name or its first bytes, with the command that unpacks it."""
+    name = path.name.lower()
+    with open_file(path) as file:
+        start = file.read(262)
+    zipped, taped = start.startswith(b"PK\x03\x04"), start[257:] == b"ustar"
+    if not (name.endswith(_ARCHIVES) or zipped or taped):
+        return
+    if match := re.match(r"cifar-(10|100)-python", name):
+        raise InputError(f"{path} holds {unpickled(int(match[1]))}")
+    quoted = shlex.quote(str(path))
+    command = f": python -m {'zipfile' if zipped or name.endswith('.zip') else 'tarfile'} -e {quoted} FOLDER"
+    raise InputError(
+        f"{path} is an archive; unpack it and give the folder{'' if name.endswith(('.7z', '.rar', '.zst')) else command}",
+        limit=700,
+    )
 
 
 def _set_in(folder: Path, labels: bool | None) -> Callable[[], Dataset] | None:
