@@ -111,12 +111,12 @@ def test_colours_of_sixteen_bits_in_tiff(tmp_path, order, kind):
 ])  # fmt: skip
 def test_what_does_not_say_its_white_is_refused_with_what_to_do(tmp_path, bits, words_of, why):
     form = {"u": 1, "i": 2, "f": 3}[words_of.strip("<")[0]]
-    with pytest.raises(InputError, match=rf"{why}.*save it with 8 or 16 bits"):
+    with pytest.raises(InputError, match=rf"{why}.*save it as PNG"):
         read(tmp_path, tiff(bits, 1, np.array([0, 1, 2, 100], words_of).tobytes(), tags={339: [form]}))
 
 
 def test_tiff_files_that_pillow_does_not_know_are_refused_with_what_to_do(tmp_path):
-    with pytest.raises(InputError, match=r"TIFF.*save it with 8 or 16 bits"):
+    with pytest.raises(InputError, match=r"TIFF.*save it as PNG"):
         read(tmp_path, tiff([10], 1, bytes(6)))
 
 
@@ -242,6 +242,13 @@ def test_alpha_of_tiff(tmp_path, bits, photometric, premultiplied):
     assert np.abs(np.array(grey(tmp_path, content)) - [half, 255, 100, 0]).max() <= 1
 
 
+@pytest.mark.parametrize("bits_of_alpha, expected", [(0, [30, 20, 10]), (8, [255, 255, 255])])
+def test_a_fourth_byte_of_tga_that_is_no_alpha(tmp_path, bits_of_alpha, expected):
+    header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 2, 2, 32, 0x20 | bits_of_alpha)
+    (tmp_path / "x.tga").write_bytes(header + bytes([10, 20, 30, 0] * 4))
+    assert load(tmp_path, channels=3).images[0, 0, 0].tolist() == expected
+
+
 # Gamma and profiles
 
 
@@ -277,9 +284,19 @@ def test_a_colour_profile_is_followed(tmp_path):
     places = {bytes(swapped[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
     red, blue = places[b"rXYZ"], places[b"bXYZ"]
     swapped[red : red + 4], swapped[blue : blue + 4] = b"bXYZ", b"rXYZ"
-    profile = bytes(swapped).replace(b"\0s\0R\0G\0B", b"\0o\0t\0h\0e")
+    profile = bytes(swapped)
     Image.fromarray(x).save(tmp_path / "x.png", icc_profile=profile)
     assert np.abs(load(tmp_path).images[0].astype(int) - x[..., ::-1]).max() <= 2
     Image.fromarray(x[..., 0]).convert("RGB").save(tmp_path / "x.png", icc_profile=profile)
     got = load(tmp_path).images[0]
     assert got.shape == (2, 2, 1) and np.abs(got[..., 0].astype(int) - x[..., 0]).max() <= 1
+
+
+def test_a_profile_of_linear_light_is_followed_whatever_its_name(tmp_path):
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    at = profile.index(b"para") + 12
+    profile[at : at + 20] = struct.pack(">5i", 65536, 65536, 0, 65536, 0)  # y = x
+    Image.fromarray(np.array([[0, 64], [128, 255]], np.uint8)).convert("RGB").save(
+        tmp_path / "x.png", icc_profile=bytes(profile)
+    )
+    assert np.abs(load(tmp_path).images.ravel().astype(int) - [0, 137, 188, 255]).max() <= 1

@@ -12,7 +12,8 @@
 | palette                     | its colours; a TIFF palette of bytes, where 16-bit numbers are due, as bytes       |
 | CMYK, YCbCr, Lab            | to RGB; the inverted CMYK of Adobe's JPEG files, too                               |
 | alpha, tRNS                 | blended with white; premultiplied colours are divided by alpha first; tRNS is      |
-|                             | compared at the depth of the file                                                  |
+|                             | compared at the depth of the file; TGA's fourth byte is no alpha where it is 0     |
+|                             | everywhere and the header names no alpha                                           |
 | sBIT (PNG)                  | nothing: PNG's numbers are scaled to the full depth already                        |
 | gAMA (PNG)                  | to the gamma 1/2.2 of a screen, unless it is within 5 % or a profile or sRGB chunk |
 |                             | stands beside it                                                                   |
@@ -34,7 +35,7 @@ from tinydiff.data.pixels import fit
 
 _SCREEN_GAMMA = 1 / 2.2
 FULL = 0xFFFF  # white of 16 bits
-CONVERT = "save it with 8 or 16 bits a channel, where the largest number is white"
+CONVERT = "save it as PNG of 8 or 16 bits, where the largest number is white"
 _BITS, _PHOTOMETRIC, _FILL, _PLANES, _PALETTE, _EXTRA, _FORMAT = 258, 262, 266, 284, 320, 338, 339  # TIFF tags
 _SWAPPED = {
     ";16B": ";16L",
@@ -71,6 +72,10 @@ def read_pixels(
         picture, peak = _from_numbers(file, content, white)
     else:
         picture = _apply_gamma(ImageOps.exif_transpose(file), _exponent(file))
+    if file.format == "TGA" and picture.mode == "RGBA" and not picture.getchannel("A").getbbox():
+        content.seek(17)
+        if not content.read(1)[0] & 15:
+            picture = picture.convert("RGB")
     if picture.mode == "La":
         picture = picture.convert("LA")
     if picture.has_transparency_data:
@@ -122,7 +127,7 @@ def _mend_layout(file: Any) -> None:
         elif 16 in bits and file.mode in ("RGB", "RGBA"):
             file.tile = [_with_raw_mode(tile, tile[3][0] + swap) for tile in file.tile]
         elif 16 in bits:
-            raise ValueError(f"planes of 16 bits in {file.mode} ({CONVERT}, its channels side by side)")
+            raise ValueError(f"planes of 16 bits in {file.mode} ({CONVERT})")
     if 0 < max(tags.get(_PALETTE, (0,))) < 256 and file.palette is not None:
         file.palette = ImagePalette.raw("RGB;L", bytes(tags[_PALETTE]))
     if raw in ("L;2", "L;4") and isinstance(key := file.info.get("transparency"), int):
@@ -231,7 +236,7 @@ def _apply_gamma(picture: Any, exponent: float) -> Any:
 
 def _to_srgb(picture: Any, profile: bytes) -> Any:
     """A picture in the colours of a profile, in sRGB; unchanged if the profile is sRGB's or cannot be used."""
-    from PIL import ImageCms
+    from PIL import Image, ImageCms
 
     pixels = np.asarray(picture)
     grey = pixels.ndim == 2 or (picture.mode == "RGB" and bool((pixels == pixels[..., :1]).all()))
@@ -240,12 +245,19 @@ def _to_srgb(picture: Any, profile: bytes) -> Any:
         mode = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(own.profile.xcolor_space.strip(), "")
         if mode == "CMYK" != picture.mode or picture.mode == "CMYK" != mode or (mode == "L" and not grey):
             return picture
-        if not mode or "srgb" in ImageCms.getProfileDescription(own).lower():
+        if not mode:
             return picture
-        changed: Any = ImageCms.profileToProfile(
-            picture.convert(mode), own, ImageCms.createProfile("sRGB"), outputMode="RGB",
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC, flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        transform = ImageCms.buildTransform(
+            own, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )  # fmt: skip
+        if mode != "CMYK":
+            colours = 51 * np.indices((6, 6, 6), np.uint8).reshape(3, 6, 36).transpose(1, 2, 0)
+            some = Image.fromarray(np.ascontiguousarray(colours)).convert(mode)
+            there: Any = ImageCms.applyTransform(some, transform)
+            if np.abs(np.asarray(there, int) - np.asarray(some.convert("RGB"), int)).max() <= 2:
+                return picture
+        changed: Any = ImageCms.applyTransform(picture.convert(mode), transform)
     except (ImageCms.PyCMSError, ImportError, OSError, ValueError):
         return picture
     return changed.convert("L") if grey else changed
