@@ -34,6 +34,7 @@ import numpy as np
 from tinydiff.data.pixels import fit
 
 _SCREEN_GAMMA = 1 / 2.2
+_BLACK_POINT_COMPENSATION = 0x2000  # a flag of LittleCMS that Pillow before 10.3 does not name
 FULL = 0xFFFF  # white of 16 bits
 CONVERT = "save it as PNG of 8 or 16 bits, where the largest number is white"
 _BITS, _PHOTOMETRIC, _FILL, _PLANES, _PALETTE, _EXTRA, _FORMAT = 258, 262, 266, 284, 320, 338, 339  # TIFF tags
@@ -155,7 +156,9 @@ def _set_raw_mode(file: Any, raw: str) -> None:
 
 
 def _with_raw_mode(tile: Any, raw: str) -> Any:
-    return tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+    codec, box, offset, old = tile
+    new = codec, box, offset, (raw, *old[1:]) if isinstance(old, tuple) else raw
+    return type(tile)(*new) if hasattr(tile, "_fields") else new  # Pillow before 11 has plain tuples
 
 
 def _from_numbers(file: Any, content: BinaryIO, white: int) -> tuple[Any, int | None]:
@@ -210,7 +213,7 @@ def _numbers(file: Any, content: BinaryIO) -> np.ndarray:
 
 
 def _swapped(tile: Any) -> str:
-    raw: str = tile.args[0] if isinstance(tile.args, tuple) else tile.args
+    raw: str = tile[3][0] if isinstance(tile[3], tuple) else tile[3]
     return raw[:-4] + _SWAPPED[raw[-4:]]
 
 
@@ -249,7 +252,7 @@ def _to_srgb(picture: Any, profile: bytes) -> Any:
             return picture
         transform = ImageCms.buildTransform(
             own, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            _BLACK_POINT_COMPENSATION,
         )  # fmt: skip
         if mode != "CMYK":
             colours = 51 * np.indices((6, 6, 6), np.uint8).reshape(3, 6, 36).transpose(1, 2, 0)
