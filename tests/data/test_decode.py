@@ -165,8 +165,13 @@ def test_twelve_bits_in_sixteen_in_all_layouts(tmp_path, kind):
 
 
 def test_faint_colours_of_twelve_bits_stay_colours(tmp_path):
-    content = png(16, 2, [words(100, 50, 0, 100, 50, 0), words(1, 1, 1, 1, 1, 256)], 2)
-    assert read(tmp_path, content).reshape(4, 3)[0].tolist() == [25, 12, 0]
+    content = png(16, 2, [words(100, 50, 0, 100, 50, 0), words(1, 1, 1, 3000, 3000, 3000)], 2)
+    assert read(tmp_path, content).tolist() == [[[6, 3, 0]] * 2, [[0] * 3, [187] * 3]]
+
+
+def test_alpha_of_twelve_bits(tmp_path):
+    content = png(16, 4, [words(2048, 4095, 0, 4095), words(0, 0, 4095, 4095)], 2)
+    assert grey(tmp_path, content) == [128, 0, 255, 255]
 
 
 def test_the_stated_maximum_of_a_pgm_is_white(tmp_path):

@@ -34,7 +34,7 @@ import numpy as np
 from tinydiff.data.pixels import fit
 
 _SCREEN_GAMMA = 1 / 2.2
-_BLACK_POINT_COMPENSATION = 0x2000  # a flag of LittleCMS that Pillow before 10.3 does not name
+_BLACK_POINT_COMPENSATION: Any = 0x2000  # a flag of LittleCMS that Pillow before 10.3 does not name
 FULL = 0xFFFF  # white of 16 bits
 CONVERT = "save it as PNG of 8 or 16 bits, where the largest number is white"
 _BITS, _PHOTOMETRIC, _FILL, _PLANES, _PALETTE, _EXTRA, _FORMAT = 258, 262, 266, 284, 320, 338, 339  # TIFF tags
