@@ -169,6 +169,29 @@ def test_faint_colours_of_twelve_bits_stay_colours(tmp_path):
     assert read(tmp_path, content).tolist() == [[[6, 3, 0]] * 2, [[0] * 3, [187] * 3]]
 
 
+@pytest.mark.parametrize("opaque", [4095, FULL])
+def test_premultiplied_colours_of_twelve_bits(tmp_path, opaque):
+    x = [2000, 1000, 0, opaque // 2, 4095, 0, 0, opaque, 0, 0, 0, 0, 100, 100, 100, opaque]
+    got = read(tmp_path, tiff([16] * 4, 2, words(*x, order="<"), tags={338: [1]})).reshape(4, 3).astype(int)
+    assert np.abs(got - [[252, 190, 128], [255, 0, 0], [255, 255, 255], [6, 6, 6]]).max() <= 1
+
+
+def test_inks_of_twelve_bits(tmp_path):
+    content = tiff([16] * 4, 5, words(*[0, 4095, 4095, 0] * 3, *[0, 0, 0, 1000], order="<"))
+    assert read(tmp_path, content).reshape(4, 3).tolist() == [[255, 0, 0]] * 3 + [[193] * 3]
+
+
+@pytest.mark.parametrize("most", [4095, FULL])
+def test_compressed_planes_are_read_to_eight_bits_or_refused(tmp_path, most):
+    planes = [zlib.compress(words(0, most, most // 2, 0, order="<")).ljust(32, b"\0")] * 3
+    content = tiff([16] * 3, 2, b"".join(planes), tags={259: [8], 284: [2]}, planes=3)
+    if most == FULL:
+        assert grey(tmp_path, content) == [0, 255, 127, 0]
+    else:
+        with pytest.raises(InputError, match=r"cannot be read as 12 bits.*save it as PNG"):
+            read(tmp_path, content)
+
+
 def test_alpha_of_twelve_bits(tmp_path):
     content = png(16, 4, [words(2048, 4095, 0, 4095), words(0, 0, 4095, 4095)], 2)
     assert grey(tmp_path, content) == [128, 0, 255, 255]

@@ -140,7 +140,7 @@ def _depth(file: Any) -> int:
     if file.mode.startswith("I"):
         return 12 if 12 in _tags(file).get(_BITS, ()) else 16
     raw = _raw_mode(file)
-    deep = raw == "LA;16B" or (raw[-4:] in _SWAPPED and raw[:-4] in ("RGB", "RGBX", "RGBA", "R"))
+    deep = raw == "LA;16B" or (raw[-4:] in _SWAPPED and raw[:-4] in ("RGB", "RGBX", "RGBA", "RGBa", "R", "CMYK"))
     return 16 if deep and file.format in ("PNG", "TIFF") else 8
 
 
@@ -170,20 +170,33 @@ def _from_numbers(file: Any, content: BinaryIO, white: int) -> tuple[Any, int | 
     inverted = _tags(file).get(_PHOTOMETRIC) == 0
     key = file.info.get("transparency") if file.format == "PNG" else None
     exponent = _exponent(file)
+    premultiplied = _raw_mode(file).startswith("RGBa")
+    if premultiplied:
+        _set_raw_mode(file, _raw_mode(file).replace("a", "A"))
+    coarse = file.tile[0][0] == "libtiff" and _tags(file).get(_PLANES) == 2 and len(file.getbands()) > 1
+    if coarse and white < FULL:
+        raise ValueError(f"of its compressed planes of 16 bits, Pillow gives 8 only ({CONVERT})")
+    inks = file.mode == "CMYK"
     numbers = _numbers(file, content)
-    colours = numbers[..., : 1 if numbers.shape[2] < 3 else 3]
+    colours = numbers if inks else numbers[..., : 1 if numbers.shape[2] < 3 else 3]
     peak = None if stated else int(colours.max())
     if stated:
         white = 4095 if twelve else FULL
-    levels = np.minimum(np.arange(FULL + 1) / white, 1)
-    shades = np.rint(255 * (1 - levels if inverted else levels) ** exponent).astype(np.uint8)
-    picture = Image.fromarray(np.squeeze(shades[colours], 2) if colours.shape[2] == 1 else shades[colours])
     alpha = None
-    if numbers.shape[2] in (2, 4):
-        alpha = numbers[..., -1]
-        alpha = np.rint(alpha * (255 / (white if alpha.max() <= white else FULL))).astype(np.uint8)
+    if numbers.shape[2] in (2, 4) and not inks:
+        opaque = white if numbers[..., -1].max() <= white else FULL
+        alpha = np.rint(numbers[..., -1] * (255 / opaque)).astype(np.uint8)
+        if premultiplied:
+            share = np.maximum(numbers[..., -1:], 1) / opaque
+            colours = np.minimum(np.rint(colours / share), FULL).astype(np.uint16)
     elif key is not None:
         alpha = np.where((colours == key).all(-1), 0, 255).astype(np.uint8)
+    levels = np.minimum(np.arange(FULL + 1) / white, 1)
+    shades = np.rint(255 * (1 - levels if inverted else levels) ** exponent).astype(np.uint8)
+    pixels = shades[colours]
+    if inks:
+        return Image.frombytes("CMYK", (pixels.shape[1], pixels.shape[0]), pixels.tobytes()), peak
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if alpha is not None:
         picture.putalpha(Image.fromarray(alpha))
     return picture, peak
@@ -207,8 +220,7 @@ def _numbers(file: Any, content: BinaryIO) -> np.ndarray:
         return halves[..., ::2] << 8 | halves[..., 1::2]
     content.seek(0)
     with Image.open(io.BytesIO(content.read()), formats=[file.format]) as again:
-        _mend_layout(again)
-        again.tile = [_with_raw_mode(tile, _swapped(tile)) for tile in again.tile]
+        again.tile = [_with_raw_mode(tile, _swapped(tile)) for tile in file.tile]
         return pixels(file).astype(np.uint16) << 8 | pixels(again)
 
 
