@@ -27,6 +27,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -251,28 +252,35 @@ def _apply_gamma(picture: Any, exponent: float) -> Any:
 
 def _to_srgb(picture: Any, profile: bytes) -> Any:
     """A picture in the colours of a profile, in sRGB; unchanged if the profile is sRGB's or cannot be used."""
-    from PIL import Image, ImageCms
+    from PIL import ImageCms
 
+    mode, transform = _transform(profile)
     pixels = np.asarray(picture)
     grey = pixels.ndim == 2 or (picture.mode == "RGB" and bool((pixels == pixels[..., :1]).all()))
+    if transform is None or (mode == "CMYK") != (picture.mode == "CMYK") or (mode == "L" and not grey):
+        return picture
+    changed: Any = ImageCms.applyTransform(picture.convert(mode), transform)
+    return changed.convert("L") if grey else changed
+
+
+@lru_cache(16)
+def _transform(profile: bytes) -> tuple[str, Any]:
+    """The mode of the pictures that a profile is for, and what takes them to sRGB; None where nothing needs to."""
+    from PIL import Image, ImageCms
+
     try:
         own = ImageCms.getOpenProfile(io.BytesIO(profile))
         mode = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(own.profile.xcolor_space.strip(), "")
-        if mode == "CMYK" != picture.mode or picture.mode == "CMYK" != mode or (mode == "L" and not grey):
-            return picture
         if not mode:
-            return picture
-        transform = ImageCms.buildTransform(
-            own, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            _BLACK_POINT_COMPENSATION,
-        )  # fmt: skip
+            return mode, None
+        srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC
+        transform = ImageCms.buildTransform(own, srgb, mode, "RGB", intent, _BLACK_POINT_COMPENSATION)
         if mode != "CMYK":
             colours = 51 * np.indices((6, 6, 6), np.uint8).reshape(3, 6, 36).transpose(1, 2, 0)
             some = Image.fromarray(np.ascontiguousarray(colours)).convert(mode)
             there: Any = ImageCms.applyTransform(some, transform)
             if np.abs(np.asarray(there, int) - np.asarray(some.convert("RGB"), int)).max() <= 2:
-                return picture
-        changed: Any = ImageCms.applyTransform(picture.convert(mode), transform)
+                return mode, None
+        return mode, transform
     except (ImageCms.PyCMSError, ImportError, OSError, ValueError):
-        return picture
-    return changed.convert("L") if grey else changed
+        return "", None
