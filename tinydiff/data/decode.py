@@ -12,7 +12,8 @@
 | palette                     | its colours; a TIFF palette of bytes, where 16-bit numbers are due, as bytes       |
 | CMYK, YCbCr, Lab            | to RGB; the inverted CMYK of Adobe's JPEG files, too                               |
 | alpha, tRNS                 | blended with white; premultiplied colours are divided by alpha first; tRNS is      |
-|                             | compared at the depth of the file                                                  |
+|                             | compared at the depth of the file; TGA's fourth byte is no alpha where it is 0     |
+|                             | everywhere and the header names no alpha                                           |
 | sBIT (PNG)                  | nothing: PNG's numbers are scaled to the full depth already                        |
 | gAMA (PNG)                  | to the gamma 1/2.2 of a screen, unless it is within 5 % or a profile or sRGB chunk |
 |                             | stands beside it                                                                   |
@@ -26,6 +27,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -33,8 +35,9 @@ import numpy as np
 from tinydiff.data.pixels import fit
 
 _SCREEN_GAMMA = 1 / 2.2
+_BLACK_POINT_COMPENSATION: Any = 0x2000  # a flag of LittleCMS that Pillow before 10.3 does not name
 FULL = 0xFFFF  # white of 16 bits
-CONVERT = "save it with 8 or 16 bits a channel, where the largest number is white"
+CONVERT = "save it as PNG of 8 or 16 bits, where the largest number is white"
 # Bytes of a pixel while it is decoded. Pillow keeps colours in four; some of its libraries hold more of their own.
 _BYTES = {"": 13, "WEBP": 18, "AVIF": 18, "JPEG2000": 25, "ICO": 24}
 _DEEP, _PROFILE = 30, 8  # more for numbers above 8 bits, and for colours of a profile
@@ -83,6 +86,10 @@ def read_pixels(
         file.load()
         ImageOps.exif_transpose(file, in_place=True)
         picture = _apply_gamma(file, _exponent(file))
+    if file.format == "TGA" and picture.mode == "RGBA" and not picture.getchannel("A").getbbox():
+        content.seek(17)
+        if not content.read(1)[0] & 15:
+            picture = picture.convert("RGB")
     if picture.mode == "La":
         picture = picture.convert("LA")
     if picture.has_transparency_data:
@@ -150,7 +157,7 @@ def _mend_layout(file: Any) -> None:
         elif 16 in bits and file.mode in ("RGB", "RGBA"):
             file.tile = [_with_raw_mode(tile, tile[3][0] + swap) for tile in file.tile]
         elif 16 in bits:
-            raise ValueError(f"planes of 16 bits in {file.mode} ({CONVERT}, its channels side by side)")
+            raise ValueError(f"planes of 16 bits in {file.mode} ({CONVERT})")
     if 0 < max(tags.get(_PALETTE, (0,))) < 256 and file.palette is not None:
         file.palette = ImagePalette.raw("RGB;L", bytes(tags[_PALETTE]))
     if raw in ("L;2", "L;4") and isinstance(key := file.info.get("transparency"), int):
@@ -162,7 +169,7 @@ def _depth(file: Any) -> int:
     if file.mode.startswith("I"):
         return 12 if 12 in _tags(file).get(_BITS, ()) else 16
     raw = _raw_mode(file)
-    deep = raw == "LA;16B" or (raw[-4:] in _SWAPPED and raw[:-4] in ("RGB", "RGBX", "RGBA", "R"))
+    deep = raw == "LA;16B" or (raw[-4:] in _SWAPPED and raw[:-4] in ("RGB", "RGBX", "RGBA", "RGBa", "R", "CMYK"))
     return 16 if deep and file.format in ("PNG", "TIFF") else 8
 
 
@@ -178,7 +185,9 @@ def _set_raw_mode(file: Any, raw: str) -> None:
 
 
 def _with_raw_mode(tile: Any, raw: str) -> Any:
-    return tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+    codec, box, offset, old = tile
+    new = codec, box, offset, (raw, *old[1:]) if isinstance(old, tuple) else raw
+    return type(tile)(*new) if hasattr(tile, "_fields") else new  # Pillow before 11 has plain tuples
 
 
 def _from_numbers(file: Any, content: BinaryIO, white: int) -> tuple[Any, int | None]:
@@ -190,20 +199,33 @@ def _from_numbers(file: Any, content: BinaryIO, white: int) -> tuple[Any, int | 
     inverted = _tags(file).get(_PHOTOMETRIC) == 0
     key = file.info.get("transparency") if file.format == "PNG" else None
     exponent = _exponent(file)
+    premultiplied = _raw_mode(file).startswith("RGBa")
+    if premultiplied:
+        _set_raw_mode(file, _raw_mode(file).replace("a", "A"))
+    coarse = file.tile[0][0] == "libtiff" and _tags(file).get(_PLANES) == 2 and len(file.getbands()) > 1
+    if coarse and white < FULL:
+        raise ValueError(f"of its compressed planes of 16 bits, Pillow gives 8 only ({CONVERT})")
+    inks = file.mode == "CMYK"
     numbers = _numbers(file, content)
-    colours = numbers[..., : 1 if numbers.shape[2] < 3 else 3]
+    colours = numbers if inks else numbers[..., : 1 if numbers.shape[2] < 3 else 3]
     peak = None if stated else int(colours.max())
     if stated:
         white = 4095 if twelve else FULL
-    levels = np.minimum(np.arange(FULL + 1) / white, 1)
-    shades = np.rint(255 * (1 - levels if inverted else levels) ** exponent).astype(np.uint8)
-    picture = Image.fromarray(np.squeeze(shades[colours], 2) if colours.shape[2] == 1 else shades[colours])
     alpha = None
-    if numbers.shape[2] in (2, 4):
-        alpha = numbers[..., -1]
-        alpha = np.rint(alpha * (255 / (white if alpha.max() <= white else FULL))).astype(np.uint8)
+    if numbers.shape[2] in (2, 4) and not inks:
+        opaque = white if numbers[..., -1].max() <= white else FULL
+        alpha = np.rint(numbers[..., -1] * (255 / opaque)).astype(np.uint8)
+        if premultiplied:
+            share = np.maximum(numbers[..., -1:], 1) / opaque
+            colours = np.minimum(np.rint(colours / share), FULL).astype(np.uint16)
     elif key is not None:
         alpha = np.where((colours == key).all(-1), 0, 255).astype(np.uint8)
+    levels = np.minimum(np.arange(FULL + 1) / white, 1)
+    shades = np.rint(255 * (1 - levels if inverted else levels) ** exponent).astype(np.uint8)
+    pixels = shades[colours]
+    if inks:
+        return Image.frombytes("CMYK", (pixels.shape[1], pixels.shape[0]), pixels.tobytes()), peak
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if alpha is not None:
         picture.putalpha(Image.fromarray(alpha))
     return picture, peak
@@ -227,13 +249,12 @@ def _numbers(file: Any, content: BinaryIO) -> np.ndarray:
         return halves[..., ::2] << 8 | halves[..., 1::2]
     content.seek(0)
     with Image.open(io.BytesIO(content.read()), formats=[file.format]) as again:
-        _mend_layout(again)
-        again.tile = [_with_raw_mode(tile, _swapped(tile)) for tile in again.tile]
+        again.tile = [_with_raw_mode(tile, _swapped(tile)) for tile in file.tile]
         return pixels(file).astype(np.uint16) << 8 | pixels(again)
 
 
 def _swapped(tile: Any) -> str:
-    raw: str = tile.args[0] if isinstance(tile.args, tuple) else tile.args
+    raw: str = tile[3][0] if isinstance(tile[3], tuple) else tile[3]
     return raw[:-4] + _SWAPPED[raw[-4:]]
 
 
@@ -261,19 +282,33 @@ def _to_srgb(picture: Any, profile: bytes) -> Any:
     """A picture in the colours of a profile, in sRGB; unchanged if the profile is sRGB's or cannot be used."""
     from PIL import ImageCms
 
+    mode, transform = _transform(profile)
     pixels = np.asarray(picture)
     grey = pixels.ndim == 2 or (picture.mode == "RGB" and bool((pixels == pixels[..., :1]).all()))
+    if transform is None or (mode == "CMYK") != (picture.mode == "CMYK") or (mode == "L" and not grey):
+        return picture
+    changed: Any = ImageCms.applyTransform(picture.convert(mode), transform)
+    return changed.convert("L") if grey else changed
+
+
+@lru_cache(16)
+def _transform(profile: bytes) -> tuple[str, Any]:
+    """The mode of the pictures that a profile is for, and what takes them to sRGB; None where nothing needs to."""
+    from PIL import Image, ImageCms
+
     try:
         own = ImageCms.getOpenProfile(io.BytesIO(profile))
         mode = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(own.profile.xcolor_space.strip(), "")
-        if mode == "CMYK" != picture.mode or picture.mode == "CMYK" != mode or (mode == "L" and not grey):
-            return picture
-        if not mode or "srgb" in ImageCms.getProfileDescription(own).lower():
-            return picture
-        changed: Any = ImageCms.profileToProfile(
-            picture.convert(mode), own, ImageCms.createProfile("sRGB"), outputMode="RGB",
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC, flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )  # fmt: skip
+        if not mode:
+            return mode, None
+        srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC
+        transform = ImageCms.buildTransform(own, srgb, mode, "RGB", intent, _BLACK_POINT_COMPENSATION)
+        if mode != "CMYK":
+            colours = 51 * np.indices((6, 6, 6), np.uint8).reshape(3, 6, 36).transpose(1, 2, 0)
+            some = Image.fromarray(np.ascontiguousarray(colours)).convert(mode)
+            there: Any = ImageCms.applyTransform(some, transform)
+            if np.abs(np.asarray(there, int) - np.asarray(some.convert("RGB"), int)).max() <= 2:
+                return mode, None
+        return mode, transform
     except (ImageCms.PyCMSError, ImportError, OSError, ValueError):
-        return picture
-    return changed.convert("L") if grey else changed
+        return "", None

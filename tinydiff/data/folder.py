@@ -120,7 +120,7 @@ def read_folder(
         again = _decoded(folder, [kept[i] for i in peaks], image_size, channels, white)
         for i, (path, result) in zip(peaks, again, strict=True):
             if isinstance(result, str):
-                raise InputError(f"{folder / path} cannot be read a second time: {result}")
+                raise InputError(f"{folder / path} cannot be read as {white.bit_length()} bits: {result}")
             if result[0].shape[2] > images.shape[3]:
                 images = np.repeat(images, 3, axis=3)
             images[i] = result[0]
