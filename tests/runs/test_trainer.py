@@ -187,7 +187,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_origin(tmp_path):
 def test_a_poisoned_weight_is_traced_to_its_operation(tmp_path):
     trainer = tiny_trainer(tmp_path / "run")
     trainer.unet.conv_out.weight.data[...] = np.nan
-    with pytest.raises(RunFailed, match=r"became nan at step 1: .* came from Conv2d; there is no checkpoint yet"):
+    with pytest.raises(
+        RunFailed, match=r"became nan at step 1: .* came from Conv2d, called in conv_out .*; there is no checkpoint yet"
+    ):
         trainer.run()
 
 

@@ -20,7 +20,7 @@ from tinydiff.errors import InputError, named
 from tinydiff.gradcheck.making import make_subject
 from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.report import GradientError, Report
-from tinydiff.gradcheck.subject import positional_parameters
+from tinydiff.gradcheck.subject import TapeSubject, positional_parameters
 
 # Tried in this order where no shapes are given, by the number of arguments.
 GUESSES: dict[int, list[list[tuple[int, ...]]]] = {
@@ -258,6 +258,9 @@ def _run(fn: Any, inputs: list[np.ndarray], plain: bool) -> Sequence[Any]:
         subject = make_subject(fn, inputs)
         if isinstance(subject, PairSubject) and not any(np.ndim(a) for a in inputs):
             raise InputError("two numbers may be a loss and its gradient, or an output and a cache")
+        if isinstance(subject, TapeSubject):  # recorded, as the check does: what would lose a gradient raises here
+            with subject.same_noise(), subject.borrowed():
+                subject.call(subject.point, [True] * len(subject.point))
         return subject.forward(subject.point)
     result = fn(*inputs)
     return result if isinstance(result, tuple | list) else (result,)
