@@ -182,8 +182,9 @@ def _multiply(
 
 
 def matmul_cost(
-    A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False, bias: Any = None, scale: float = 1.0
-) -> Cost:
+    A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False, bias: Any = None, scale: float = 1.0,
+    gradient: bool = False,
+) -> Cost:  # fmt: skip
     """The cost of `matmul` with the same arguments."""
     K, N = B.shape[-2:][::-1] if transpose_b else B.shape[-2:]
     entries = math.prod(np.broadcast_shapes(A.shape[:-2], B.shape[:-2])) * A.shape[-1 if transpose_a else -2] * N
