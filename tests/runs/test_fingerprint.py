@@ -74,14 +74,30 @@ def test_as_text_and_back():
             fingerprint.read(text, "x")
 
 
+def make_trainer(data, steps, folder):
+    unet = td.UNet(
+        4, 1, channels=4, channel_mults=(1,), blocks_per_level=1, attention_resolutions=(), groups=2, num_classes=2
+    )
+    diffusion = td.diffusion.Diffusion(td.diffusion.Schedule.linear(4, 1e-3, 0.9))
+    settings = TrainConfig(out=str(folder), steps=steps, batch_size=2, preview_every=0, threads=1)
+    return td.Trainer(unet, diffusion, data, settings)
+
+
+def test_classes_in_another_order_are_refused_also_without_a_fingerprint(tmp_path, monkeypatch):
+    """As runs of earlier versions are."""
+    make_trainer(DATA, 1, tmp_path / "run").run()
+    monkeypatch.setattr(fingerprint, "NAME", "no such entry")
+    swapped = replace(DATA, class_names=["pear", "apple"])
+    with pytest.raises(
+        InputError, match="learned the classes apple, pear in this order, and those of the data are now pear"
+    ):
+        make_trainer(swapped, 2, tmp_path / "run").run(resume=True)
+    assert make_trainer(DATA, 2, tmp_path / "run").run(resume=True) == 2
+
+
 def test_a_trainer_asks_and_records(tmp_path):
     def trainer(data, steps):
-        unet = td.UNet(
-            4, 1, channels=4, channel_mults=(1,), blocks_per_level=1, attention_resolutions=(), groups=2, num_classes=2
-        )
-        diffusion = td.diffusion.Diffusion(td.diffusion.Schedule.linear(4, 1e-3, 0.9))
-        settings = TrainConfig(out=str(tmp_path / "run"), steps=steps, batch_size=2, preview_every=0, threads=1)
-        return td.Trainer(unet, diffusion, data, settings)
+        return make_trainer(data, steps, tmp_path / "run")
 
     trainer(DATA, 1).run()
     other = replace(DATA, images=IMAGES + 1)

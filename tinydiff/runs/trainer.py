@@ -351,6 +351,12 @@ class Trainer:
         `fingerprint.check`."""
         self.data_changes = fingerprint.changes(metadata.get(fingerprint.CHANGES))
         if fingerprint.NAME not in metadata:
+            names = checkpoint.load(found).class_names
+            if names and self.data.class_names and list(names) != list(self.data.class_names):
+                raise InputError(
+                    f"the run in {self.folder.path} learned the classes {', '.join(names[:8])} in this order, and those of the "
+                    f"data are now {', '.join(self.data.class_names[:8])}"
+                )
             say("the run was saved without a fingerprint of its data, so whether these are the same cannot be told")
             return None
         before = fingerprint.read(metadata[fingerprint.NAME], found / checkpoint.TRAINING_STATE)
