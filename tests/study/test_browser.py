@@ -270,4 +270,4 @@ def test_the_page_of_the_cifar_network_is_small(show, tmp_path):
     for _ in range(5):
         page.press("ARROW_RIGHT")
         paints.append(page.run("state.paint"))
-    assert min(paints) < 50  # ms; other programs may delay some of them
+    assert sorted(paints)[2] < 50, paints  # ms
