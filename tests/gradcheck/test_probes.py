@@ -128,6 +128,19 @@ def test_a_leaf_used_twice():
     assert report.diagnosis == "repeated-leaf" and "given for both A and B" in str(report)
 
 
+@pytest.mark.filterwarnings("error")
+def test_inputs_of_one_shape_with_other_domains_are_not_accused(rng):
+    a, b = rng.normal(size=4), rng.uniform(0.5, 2, 4)
+    ok = [
+        gradcheck(lambda a, b: a * np.log(b), [a, b], backward=lambda g, a, b: (g * np.log(b), g * a / b)),
+        gradcheck(lambda a, b: a * ops.sqrt(b), [a, b]),
+        gradcheck(lambda b, a: a / (a - b), [b + 5, a]),
+        gradcheck(lambda a, b: ops.norm(a - b), [a, b]),
+        gradcheck(lambda a, b: (a - b) ** -0.5, [a + 9, b]),
+    ]
+    assert all(ok) and all(report.ok for report in ok)
+
+
 def test_a_cache_that_two_calls_share():
     class Layer:
         def __call__(self, x):
