@@ -19,8 +19,9 @@ NAMES = {
     td.ops: "linear matmul einsum conv2d conv_transpose2d patches unpatches group_norm layer_norm attention softmax log_softmax "
     "logsumexp relu silu sigmoid tanh gelu softplus erf exp log sqrt abs sin cos add subtract multiply divide power maximum "
     "minimum where clip sum mean var max min reshape transpose expand_dims squeeze broadcast_to concatenate stack split getitem "
-    "pad upsample_nearest2d avg_pool2d max_pool2d embedding dropout mse_loss cross_entropy",
-    td.nn: "Module Parameter Sequential Linear Conv2d GroupNorm LayerNorm Embedding Dropout Attention",
+    "pad upsample_nearest2d avg_pool2d max_pool2d embedding dropout mse_loss cross_entropy batch_norm",
+    td.nn: "Module Parameter Buffer Sequential Linear Conv2d GroupNorm LayerNorm BatchNorm Embedding Dropout Attention ReLU SiLU "
+    "GELU Tanh Sigmoid Softplus Softmax LogSoftmax Identity Flatten MaxPool2d AvgPool2d",
     td.optim: "SGD Adam AdamW EMA clip_grad_norm warmup",
     td.random: "Generator",
     td.data: "load",
@@ -42,6 +43,7 @@ SIGNATURES = {
     td.ops.conv_transpose2d: "x w b stride padding output_padding dilation groups",
     td.ops.group_norm: "x groups weight bias eps",
     td.ops.layer_norm: "x weight bias eps",
+    td.ops.batch_norm: "x weight bias mean variance eps",
     td.ops.attention: "q k v mask scale",
     td.ops.dropout: "x p generator",
     td.ops.mse_loss: "prediction target reduction",

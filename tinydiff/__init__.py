@@ -119,3 +119,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(value, attribute) if attribute else value
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

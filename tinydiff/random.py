@@ -189,6 +189,7 @@ def _shape(shape: Any) -> tuple[tuple[int, ...], int]:
 
 class _Recording(threading.local):
     uses: dict[Generator, int] | None = None
+    again = 0  # how many blocks of `replaying` are open
 
 
 _recording = _Recording()
@@ -220,8 +221,15 @@ def replaying(uses: dict[Generator, int]) -> Iterator[None]:
     now = {generator: generator.offset for generator in uses}
     for generator, offset in uses.items():
         generator.offset = offset
+    _recording.again += 1
     try:
         yield
     finally:
+        _recording.again -= 1
         for generator, offset in now.items():
             generator.offset = offset
+
+
+def is_replaying() -> bool:
+    """Whether this thread is in a block of `replaying`: what is computed was computed before."""
+    return _recording.again > 0

@@ -123,6 +123,7 @@ def _reductions(rng, seed):
     x, w, b = rng.normal(size=(3, 4, 5, 6)), rng.normal(size=6), rng.normal(size=6)
     yield "group_norm", lambda x, w, b: ops.group_norm(x, 2, w, b), [x, w, b]
     yield "group_norm_silu", lambda x, w, b: group_norm_silu(x, 2, w, b), [x, w, b]
+    yield "batch_norm", lambda x, w, b: ops.batch_norm(x, w, b), [x, w, b]
     yield "layer_norm", ops.layer_norm, [rng.normal(size=(3, 7)), rng.normal(size=7), rng.normal(size=7)]
 
 

@@ -90,6 +90,7 @@ LAYERS = {
     nn.Conv2d: (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), [(2, 5, 4, 4)]),
     nn.GroupNorm: (lambda: nn.GroupNorm(2, 4), [(2, 3, 4, 4)]),
     nn.LayerNorm: (lambda: nn.LayerNorm(5), [(3, 5)]),
+    nn.BatchNorm: (lambda: nn.BatchNorm(5), [(2, 2, 5)]),
     nn.Dropout: (lambda: nn.Dropout(0.3).train(Generator(3)), [(4, 5)]),
     nn.Attention: (lambda: nn.Attention(4, 2, 2), [(1, 2, 3, 4)]),
     nn.Sequential: (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), [(5, 3)]),

@@ -160,6 +160,19 @@ def _group_norm(attributes, x, scale, bias):
     return ops.transpose(y, (0, y.ndim - 1, *range(1, y.ndim - 1)))
 
 
+@adapter("BatchNormalization")
+def _batch_norm(attributes, x, scale, bias, mean, variance):
+    rows = ops.transpose(x, (0, *range(2, array(x).ndim), 1))
+    share, eps = attributes.get("momentum", 0.9), attributes.get("epsilon", 1e-5)
+    training = attributes.get("training_mode", 0)
+    y = ops.batch_norm(rows, scale, bias, *([] if training else [mean, variance]), eps=eps)
+    y = ops.transpose(y, (0, y.ndim - 1, *range(1, y.ndim - 1)))
+    if not training:
+        return y
+    axes = tuple(range(rows.ndim - 1))
+    return y, share * mean + (1 - share) * ops.mean(rows, axes), share * variance + (1 - share) * ops.var(rows, axes)
+
+
 @adapter("InstanceNormalization")
 def _instance_norm(attributes, x, scale, bias):
     images = ops.transpose(x, (0, *range(2, array(x).ndim), 1))

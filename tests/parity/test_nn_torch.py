@@ -30,6 +30,8 @@ LAYERS = {
     ),
     "group norm": (lambda: nn.GroupNorm(2, 4), lambda: torch.nn.GroupNorm(2, 4), (2, 3, 5, 4)),
     "layer norm": (lambda: nn.LayerNorm(4), lambda: torch.nn.LayerNorm(4), (2, 3, 4)),
+    "batch norm": (lambda: nn.BatchNorm(4), lambda: torch.nn.BatchNorm2d(4), (2, 3, 5, 4)),
+    "batch norm, evaluating": (lambda: nn.BatchNorm(4).eval(), lambda: torch.nn.BatchNorm2d(4).eval(), (2, 3, 5, 4)),
     "embedding": (lambda: nn.Embedding(5, 3), lambda: torch.nn.Embedding(5, 3), None),
     "several": (
         lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(1, 4)),
@@ -51,15 +53,17 @@ def test_layers(rng, name):
     x = rng.integers(0, 5, (2, 3)) if shape is None else rng.normal(size=shape)
     y, y_t = ours(x), theirs(to_torch(x))
     np.testing.assert_allclose(y.data, from_torch(y_t), rtol=1e-11, atol=1e-11)
-    y.sum().backward()
-    y_t.sum().backward()
-    gradients = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+    L_Y = rng.normal(size=y.shape)
+    y.backward(L_Y)
+    y_t.backward(to_torch(L_Y).detach())
+    expected = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+    expected |= {name: buffer.numpy() for name, buffer in theirs.named_buffers()}
     for p in ours.parameters():
         p.data[...] = p.grad
     state = ours.torch_state_dict()
-    assert state.keys() == gradients.keys()
-    for name, gradient in state.items():
-        np.testing.assert_allclose(gradient, gradients[name], rtol=1e-10, atol=1e-10, err_msg=name)
+    assert state.keys() == expected.keys()
+    for name, array in state.items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-10, atol=1e-10, err_msg=name)
     theirs.load_state_dict({name: torch.tensor(array) for name, array in state.items()})  # and back
 
 

@@ -75,7 +75,7 @@ NOT_OURS = {
     "optimisers as operators": "Adagrad Adam Momentum",
     "tables, trees and boxes": "ArrayFeatureExtractor Binarizer NonMaxSuppression RoiAlign TreeEnsemble",
     "operations that tinydiff does not have": """
-        Acos Acosh AffineGrid Asin Asinh Atan Atanh BatchNormalization Ceil CenterCropPad Col2Im Compress CumProd
+        Acos Acosh AffineGrid Asin Asinh Atan Atanh Ceil CenterCropPad Col2Im Compress CumProd
         CumSum DeformConv Det Floor GridSample Hardmax LRN LpNormalization LpPool MaxUnpool
         MeanVarianceNormalization RMSNormalization ReduceProd ReverseSequence Round Scatter ScatterElements
         ScatterND Shrink SwiGLU Tile Trilu

@@ -1,14 +1,30 @@
 """Networks: modules that hold their weights, and layers.
 
-module.py      Module and Parameter: the tree of layers, its names, its weights
+module.py      Module, Parameter and Buffer: the tree of layers, its names, its weights
 hooks.py       what hooks on modules see
-layers.py      Linear, Conv2d, GroupNorm, LayerNorm, Embedding, Dropout, Attention, Sequential
+layers.py      Linear, Conv2d, GroupNorm, LayerNorm, BatchNorm, Embedding, Dropout, Attention, Sequential
+activations.py ReLU, SiLU and the others, pooling and shapes, as modules
 """
 
 from typing import Any
 
+from tinydiff.nn.activations import (
+    GELU,
+    AvgPool2d,
+    Flatten,
+    Identity,
+    LogSoftmax,
+    MaxPool2d,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
 from tinydiff.nn.layers import (
     Attention,
+    BatchNorm,
     Conv2d,
     Dropout,
     Embedding,
@@ -21,19 +37,33 @@ from tinydiff.nn.layers import (
     project,
     xavier_uniform,
 )
-from tinydiff.nn.module import Module, Parameter
+from tinydiff.nn.module import Buffer, Module, Parameter
 
 __all__ = [
+    "GELU",
     "Attention",
+    "AvgPool2d",
+    "BatchNorm",
+    "Buffer",
     "Conv2d",
     "Dropout",
     "Embedding",
+    "Flatten",
     "GroupNorm",
+    "Identity",
     "LayerNorm",
     "Linear",
+    "LogSoftmax",
+    "MaxPool2d",
     "Module",
     "Parameter",
+    "ReLU",
     "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
     "computes_by",
     "manual_seed",
     "project",
@@ -43,11 +73,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     instead = {
-        "ReLU": "td.ops.relu", "SiLU": "td.ops.silu", "GELU": "td.ops.gelu", "Tanh": "td.ops.tanh", "functional": "td.ops",
-        "Sigmoid": "td.ops.sigmoid", "Softplus": "td.ops.softplus", "Softmax": "td.ops.softmax",
-        "Flatten": "lambda x: td.ops.flatten(x, 1)", "Identity": "lambda x: x", "ModuleList": "a plain list",
-        "MSELoss": "td.ops.mse_loss", "CrossEntropyLoss": "td.ops.cross_entropy",
-        "MaxPool2d": "lambda x: td.ops.max_pool2d(x, 2)", "AvgPool2d": "lambda x: td.ops.avg_pool2d(x, 2)",
+        "functional": "td.ops", "ModuleList": "a plain list", "LeakyReLU": "lambda x: td.ops.maximum(x, 0.01 * x)",
+        "MSELoss": "td.ops.mse_loss", "CrossEntropyLoss": "td.ops.cross_entropy", "init": "td.nn.xavier_uniform",
+        "BatchNorm1d": "td.nn.BatchNorm", "BatchNorm2d": "td.nn.BatchNorm",
+        "Upsample": "lambda x: td.ops.upsample_nearest2d(x, 2)",
     }.get(name)  # fmt: skip
-    written = f": write {instead}; nn.Sequential takes functions" if instead else ""
+    functions = "; nn.Sequential takes functions" if instead and instead.startswith("lambda") else ""
+    written = f": write {instead}{functions}" if instead else ""
     raise AttributeError(f"module 'tinydiff.nn' has no attribute {name!r}{written}")

@@ -17,9 +17,10 @@ import numpy as np
 
 from tinydiff import ops
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.nn.module import Module, Parameter
+from tinydiff.nn.module import Buffer, Module, Parameter
+from tinydiff.ops.batch_normalization import normalize_batch
 from tinydiff.ops.fully_connected import linears
-from tinydiff.random import INIT, Generator
+from tinydiff.random import INIT, Generator, is_replaying
 
 _default_generator = Generator(0).at(INIT)
 
@@ -217,6 +218,49 @@ class LayerNorm(Module):
     def forward(self, x: Any) -> Tensor:
         """x (..., features) -> the same shape."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class BatchNorm(Module):
+    """Batch normalisation of x (N, ..., channels) with a weight and a bias for each channel (Ioffe & Szegedy, 2015), see
+    `ops.batch_norm`.
+
+    In training mode the mean and variance are those of the batch, and running averages follow them. In evaluation mode
+    they are the running averages; the gradient does not pass through these. A block under `recompute` moves them once.
+
+    eps: added to the variance. momentum: the share of a batch in the running averages, in [0, 1]; None for the plain mean
+    over all batches. The weight is (channels,), at first 1; the bias, at first 0. ValueError in training mode for fewer
+    than 2 elements in a channel.
+
+    The names are PyTorch's. So is the running variance, which divides by one less than the number of elements.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
+        _check_sizes("BatchNorm", channels=channels)
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"BatchNorm: momentum must be in [0, 1] or None, not {momentum}")
+        self.eps, self.momentum = eps, momentum
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.bias = Parameter(np.zeros(channels, np.float32))
+        self.running_mean = Buffer(np.zeros(channels, np.float32))
+        self.running_var = Buffer(np.ones(channels, np.float32))
+        self.num_batches_tracked = Buffer(np.array(0, np.int64))
+
+    def forward(self, x: Any) -> Tensor:
+        """x (N, ..., channels) -> the same shape."""
+        if not self.training:
+            mean, variance = self.running_mean.data.copy(), self.running_var.data.copy()
+            return ops.batch_norm(x, self.weight, self.bias, mean, variance, self.eps)
+        y, mean, variance = normalize_batch(x, self.weight, self.bias, self.eps)
+        if not is_replaying():
+            m = y.size // y.shape[-1]
+            self._follow(mean.data, variance.data * (m / (m - 1)))
+        return y
+
+    def _follow(self, mean: Any, variance: Any) -> None:
+        self.num_batches_tracked.data += 1
+        share = 1 / int(self.num_batches_tracked.data) if self.momentum is None else self.momentum
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            running.data += share * (value - running.data)
 
 
 class Embedding(Module):

@@ -1,6 +1,6 @@
 """Modules: a tree of layers that finds its own weights.
 
-A `Module` finds its weights in its attributes: Parameters, Modules, and lists of them, in the order of assignment. That
+A `Module` finds its weights in its attributes: Parameters, Buffers, Modules, and lists of them, in the order of assignment. That
 is also the order of `parameters()` and `state_dict()`. A name is the path through the attributes:
 "down_blocks.0.conv.weight".
 
@@ -40,8 +40,21 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad=True)
 
 
+class Buffer(Tensor):
+    """What a module keeps beside its weights, such as running averages. It is saved, loaded, moved and cast as weights are,
+    but `parameters()` does not list it: optimisers and averages of weights leave it alone.
+
+    data: as for `Tensor`.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data)
+
+
 class Module:
-    """A function with weights. A subclass assigns Parameters and Modules (or lists of them) to its attributes in
+    """A function with weights. A subclass assigns Parameters, Buffers and Modules (or lists of them) to its attributes in
     `__init__` and computes in `forward`; `module(x)` calls it. A new module is in training mode."""
 
     training: bool = True
@@ -133,14 +146,25 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(name, weight) of all weights, each once: a module's own before those of the modules that it holds."""
-        return ((name, parameter) for name, parameter, _ in self._weights())
+        return ((name, value) for name, value in self._named_tensors() if isinstance(value, Parameter))
 
-    def _weights(self) -> Iterator[tuple[str, Parameter, tuple[int, ...]]]:
-        """(name, weight, its axes in PyTorch's order) of every weight, each once."""
+    def buffers(self) -> Iterator[Buffer]:
+        """All buffers, each once, in the order of `named_buffers`."""
+        return (buffer for _, buffer in self.named_buffers())
+
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """(name, buffer) of all buffers, each once: a module's own before those of the modules that it holds."""
+        return ((name, value) for name, value in self._named_tensors() if isinstance(value, Buffer))
+
+    def _named_tensors(self) -> Iterator[tuple[str, Parameter | Buffer]]:
+        return ((name, value) for name, value, _ in self._tensors())
+
+    def _tensors(self) -> Iterator[tuple[str, Parameter | Buffer, tuple[int, ...]]]:
+        """(name, weight or buffer, its axes in PyTorch's order) of all of them, each once."""
         seen = set()
         for prefix, module in self.named_modules():
             for name, value in module.attributes():
-                if isinstance(value, Parameter) and id(value) not in seen:
+                if isinstance(value, Parameter | Buffer) and id(value) not in seen:
                     seen.add(id(value))
                     yield _join(prefix, name), value, module.torch_axes.get(name, tuple(range(value.ndim)))
 
@@ -165,43 +189,44 @@ class Module:
         return self
 
     def to(self, device: str) -> Module:
-        """Moves all weights and their gradients to a device, "cpu" or "cuda", in place. Returns the module. InputError
-        where there is no such device."""
-        for parameter in self.parameters():
-            parameter.data = to_device(parameter.data, device)
-            if parameter.grad is not None:
-                parameter.grad = to_device(parameter.grad, device)
+        """Moves all weights, their gradients and buffers to a device, "cpu" or "cuda", in place. Returns the module.
+        InputError where there is no such device."""
+        for _, tensor in self._named_tensors():
+            tensor.data = to_device(tensor.data, device)
+            if tensor.grad is not None:
+                tensor.grad = to_device(tensor.grad, device)
         return self
 
     def astype(self, dtype: Any) -> Module:
-        """Casts all weights to a dtype, in place, and forgets their gradients. Returns the module. TypeError unless the
-        dtype is floating point."""
+        """Casts all weights, and buffers of floating point, to a dtype, in place, and forgets gradients. Returns the module.
+        TypeError unless the dtype is floating point."""
         dtype = np.dtype(dtype)
         if dtype.kind != "f":
             raise TypeError(f"weights must be floating point, not {dtype}")
-        for parameter in self.parameters():
-            parameter.data, parameter.grad = parameter.data.astype(dtype, copy=False), None
+        for _, tensor in self._named_tensors():
+            if tensor.dtype.kind == "f":
+                tensor.data, tensor.grad = tensor.data.astype(dtype, copy=False), None
         return self
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of all weights as NumPy arrays, by name, in tinydiff's layout."""
-        return {name: np.array(to_numpy(p.data), order="C") for name, p in self.named_parameters()}
+        """A copy of all weights and buffers as NumPy arrays, by name, in tinydiff's layout."""
+        return {name: np.array(to_numpy(p.data), order="C") for name, p in self._named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Copies weights into the module, cast to its dtype.
+        """Copies weights and buffers into the module, cast to its dtype.
 
         state: arrays by name, in tinydiff's layout. strict: whether the names must be exactly the module's; otherwise
         the others are ignored. InputError, before anything is changed, for names that do not fit and for a shape that
         differs.
         """
-        self._load(state, strict, [(name, p, tuple(range(p.ndim))) for name, p in self.named_parameters()])
+        self._load(state, strict, [(name, p, tuple(range(p.ndim))) for name, p in self._named_tensors()])
 
     def torch_state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of all weights as NumPy arrays, by name, in PyTorch's layout.
+        """A copy of all weights and buffers as NumPy arrays, by name, in PyTorch's layout.
 
         That is (M, D) for linear weights and (K, C / groups, R, S) for convolutions; others are the same in both.
         """
-        return {name: np.array(to_numpy(p.data).transpose(axes), order="C") for name, p, axes in self._weights()}
+        return {name: np.array(to_numpy(p.data).transpose(axes), order="C") for name, p, axes in self._tensors()}
 
     def load_torch_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copies weights from arrays or CPU tensors in PyTorch's layout, see `torch_state_dict`. state and strict are
@@ -209,7 +234,7 @@ class Module:
 
         layer.load_torch_state_dict(torch_layer.state_dict()) makes a layer equal to its PyTorch counterpart.
         """
-        self._load(state, strict, list(self._weights()))
+        self._load(state, strict, list(self._tensors()))
 
     def _load(self, state: Mapping[str, Any], strict: bool, weights: list[Any]) -> None:
         if strict:

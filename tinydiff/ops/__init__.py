@@ -31,6 +31,7 @@ from tinydiff.ops.arithmetic import (
     where,
 )
 from tinydiff.ops.attending import attention
+from tinydiff.ops.batch_normalization import batch_norm
 from tinydiff.ops.contraction import einsum, matmul
 from tinydiff.ops.convolution import conv2d, conv_transpose2d, patches, unpatches
 from tinydiff.ops.dropping import dropout
