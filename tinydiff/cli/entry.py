@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from tinydiff.backend import missing_library
-from tinydiff.cli import bench, doctor, evaluate, gradcheck, info, sample, trace, train
+from tinydiff.cli import bench, doctor, evaluate, exercise, gradcheck, info, sample, trace, train
 from tinydiff.cli.numbers import INTERRUPTED
 from tinydiff.errors import InputError, RunFailed, of_system, spelling
 from tinydiff.machine import starting
@@ -127,6 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="tinydiff", description="Trains and samples small diffusion models (DDPMs) without PyTorch.")
     parser.add_argument("--version", action="version", version=f"tinydiff {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, sample, info, gradcheck, trace, evaluate, doctor, bench):
+    for command in (train, sample, info, gradcheck, trace, exercise, evaluate, doctor, bench):
         command.add_command(commands)
     return parser
