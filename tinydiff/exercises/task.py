@@ -83,7 +83,8 @@ class Task:
 def learner_file(task: Task, source: str, title: str, command: str, empty: bool) -> str:
     """The source of a task without its settings, with a test. title: what stands before the first line of the text;
     command: what checks the file; empty: whether the bodies of the functions to write are left out."""
-    lines, kept = source.split("\n"), []
+    lines = source.split("\n")
+    kept: list[str] = []
     for node in ast.parse(source).body:
         first, last = node.lineno - 1, node.end_lineno or node.lineno
         text = "\n".join(lines[first:last])
