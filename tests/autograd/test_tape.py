@@ -1,6 +1,7 @@
-"""tinydiff/autograd/tape.py: the walk backwards, gradients of one's own, second backward, no_grad, check_finite.
+"""tinydiff/autograd/tape.py: the walk backwards, gradients of one's own, second backward, no_grad.
 
-Memory, changes in place and recompute are in test_tape_memory.py, test_tape_in_place.py and test_tape_recompute.py.
+Memory, changes in place, check_finite and recompute are in test_tape_memory.py, test_tape_in_place.py,
+test_tape_check_finite.py and test_recompute.py.
 """
 
 import threading
@@ -8,11 +9,11 @@ import threading
 import numpy as np
 import pytest
 
-from tinydiff import nn, ops
+from tinydiff import ops
 from tinydiff.autograd import tape
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.recompute import recompute
-from tinydiff.autograd.tape import NonFiniteError, check_finite, no_grad
+from tinydiff.autograd.tape import no_grad
 from tinydiff.autograd.tensor import Tensor
 
 
@@ -392,76 +393,3 @@ def test_backward_in_several_threads():
         thread.join(30)
     for i in range(4):
         np.testing.assert_array_equal(results[i], np.full(5, 50 * (1 + 10.0 * i)))
-
-
-# check_finite
-
-
-def test_check_finite_names_the_op_of_forward():
-    x = leaf([1.0, -1.0])
-    with np.errstate(all="ignore"):
-        y = ops.log(x)  # silent outside
-        with check_finite(), pytest.raises(NonFiniteError, match="Log"):
-            ops.exp(ops.log(x) * 2)
-        with check_finite(), pytest.raises(NonFiniteError, match="Divide"):
-            1.0 / (x - x)
-    assert np.isnan(y.data[1])
-
-
-def test_check_finite_names_the_op_of_backward():
-    x = leaf([0.0, 1.0])
-    with np.errstate(all="ignore"), check_finite():
-        y = ops.sqrt(x * 2.0)  # finite, but its slope at 0 is not
-        with pytest.raises(NonFiniteError, match=r"backward.*Sqrt"):
-            y.sum().backward()
-
-
-def test_check_finite_names_the_module_and_the_callers_line():
-    class Root(nn.Module):
-        def forward(self, x):
-            return ops.sqrt(x)
-
-    class Net(nn.Module):
-        def __init__(self):
-            self.roots = [Root(), Root()]
-
-        def forward(self, x):
-            return self.roots[1](ops.abs(x))
-
-    net, x = Net(), leaf([-1.0, 0.0])
-    with np.errstate(all="ignore"), check_finite():
-        y = net(x)  # the line of the root
-        with pytest.raises(
-            NonFiniteError, match=r"^the backward pass of Sqrt, called in roots\.1 \(.*test_tape\.py:\d+: return ops"
-        ):
-            y.sum().backward()
-        with pytest.raises(NonFiniteError, match=r"^Sqrt, called in Root \(.*test_tape\.py:\d+: return ops\.sqrt"):
-            net.roots[0](x)
-        with pytest.raises(NonFiniteError, match=r"^Log, called in \S*test_tape\.py:\d+: ops\.log\(x\)$"):
-            ops.log(x)
-
-
-def test_check_finite_is_an_arithmetic_error_and_ends_with_its_block():
-    assert issubclass(NonFiniteError, ArithmeticError)
-    x = Tensor(np.array([np.inf]))
-    with check_finite():
-        (Tensor([1.0]) * 2).sum()
-        with pytest.raises(NonFiniteError):
-            x * 2.0
-    (x * 2.0).sum()
-    with check_finite(), check_finite():
-        pass
-    (x * 2.0).sum()
-
-
-def test_check_finite_looks_into_recomputed_blocks():
-    x = leaf([0.0, 1.0])
-    with np.errstate(all="ignore"), check_finite():
-        y = recompute(lambda a: ops.sqrt(a) * 3.0, x)
-        with pytest.raises(NonFiniteError, match="Sqrt"):
-            y.sum().backward()
-
-
-def test_check_finite_is_not_disturbed_by_integers():
-    with check_finite():
-        assert (Tensor(np.array([1, 2])) + 1).data.tolist() == [2, 3]

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import tinydiff as td
+from tests.cli.commands import HOMEWORK, fails
 from tinydiff.cli import main
-from tinydiff.cuda import host
 from tinydiff.runs.folder import read_log
 
 ROOT = Path(__file__).parents[2]
@@ -56,16 +56,6 @@ def run(tmp_path_factory, pictures):
     )
     assert status == 0
     return out
-
-
-def fails(capsys, arguments, status=2):
-    """The one sentence on stderr that a failing command says."""
-    assert main(arguments) == status
-    out, err = capsys.readouterr()
-    assert "Traceback" not in err and out == ""
-    last = err.strip().splitlines()[-1]
-    assert last.startswith("tinydiff: ")
-    return last
 
 
 def test_a_run_folder_has_everything(run):
@@ -323,49 +313,6 @@ def test_importing_is_quick():
     code = f"import sys, tinydiff; print([m for m in {slow} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
-
-
-HOMEWORK = """
-def forward(X, W):
-    return X @ W
-
-def backward(L_Y, X, W):
-    return L_Y @ W.T, X.T @ L_Y{mistake}
-"""
-
-
-def test_gradcheck_of_homework(tmp_path, capsys):
-    for name, mistake, status in (("right", "", 0), ("wrong", " / len(X)", 1)):
-        (tmp_path / f"{name}.py").write_text(HOMEWORK.format(mistake=mistake))
-        target = f"{tmp_path / name}.py:forward,backward"
-        assert main(["gradcheck", target, "--shape", "5,4", "--shape", "4,3"]) == status
-        assert ("WRONG" in capsys.readouterr().out) == bool(status)
-
-
-def test_gradcheck_of_a_forward_pass_that_has_a_backward_pass_beside_it(tmp_path, capsys):
-    (tmp_path / "wrong.py").write_text(HOMEWORK.format(mistake=" / len(X)"))
-    target = f"{tmp_path / 'wrong'}.py:forward"
-    assert main(["gradcheck", target]) == 0
-    said = capsys.readouterr().out
-    assert "this is forward's gradient by the tape; to check it with backward" in said
-    assert f"tinydiff gradcheck {target},backward" in said
-
-
-def test_gradcheck_of_the_kernels(capsys):
-    if host.missing():
-        pytest.skip(host.missing())
-    for seed in ("0", "34"):
-        assert main(["gradcheck", "--kernels", "--seed", seed]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert len(lines) > 30 and not [line for line in lines if "WRONG" in line]
-        assert "kernels agree with float64" in lines[-1]
-    assert "takes no function" in fails(capsys, ["gradcheck", "--kernels", "a:b"])
-
-
-def test_gradcheck_of_nothing(capsys):
-    assert "MODULE:FUNCTION" in fails(capsys, ["gradcheck"])
-    assert "MODULE:FUNCTION" in fails(capsys, ["gradcheck", "nothing"])
-    assert "no_such_module" in fails(capsys, ["gradcheck", "no_such_module:f"])
 
 
 def test_training_starts_from_a_checkpoint(run, pictures, tmp_path, capsys):
