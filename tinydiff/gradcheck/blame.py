@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import io
 import traceback
 import types
@@ -28,6 +29,7 @@ from tinydiff.gradcheck import numeric, taps
 from tinydiff.gradcheck.check import Check
 from tinydiff.gradcheck.flow import Flow, suspects
 from tinydiff.gradcheck.pairs import PairSubject, cache_first
+from tinydiff.gradcheck.reindex import windows as of_forward
 from tinydiff.gradcheck.repairs import Repair, repairs
 from tinydiff.gradcheck.report import Blame
 from tinydiff.gradcheck.rerun import CLOSE, Codes, Rerun, Truth, size_of
@@ -57,6 +59,9 @@ class _Search(Rerun):
         super().__init__(check)
         self.sources = taps.sources(self.functions())
         self.backward_events: list[Event] = []
+        self.kept: dict[str, list[np.ndarray]] = {}  # values of forward's variables
+        for name, x in zip(check.names, check.point, strict=True):
+            self.kept.setdefault(name, []).append(x)
         self.right: dict[str, list[int]] = {}  # variables of backward with right values, and the lines that assign them
         self.wrong: list[tuple[str, int, str, int]] = []  # variable, line, intermediate, which of its assignments
 
@@ -72,8 +77,7 @@ class _Search(Rerun):
             before = self._right_before(repair.line)
             return Blame(short(source.file), repair.line, *repair.texts(), repair.code, before, sorted(others))
         if proven is not None:
-            name, line = proven
-            return self._blame(line, name)
+            return self._first_wrong(*proven)
         if followed is not None and len(followed) == 1:
             return self._blame(followed[0])
         return self._raised()
@@ -81,6 +85,21 @@ class _Search(Rerun):
     def _blame(self, line: int, variable: str | None = None, code: str = "unknown") -> Blame:
         source = next(s for s in self.sources.values() if s.node.lineno <= line <= (s.node.end_lineno or 0))
         return Blame(short(source.file), line, source.line(line), None, code, self._right_before(line), [], variable)
+
+    def _first_wrong(self, name: str, line: int) -> Blame | None:
+        """Blames the line that makes a wrong value; where that only takes a part of L_Y, the one line that uses it."""
+        flow = self.flow
+        if flow is None or not flow.copies(line):
+            return self._blame(line, name)
+        readers = [s for s in flow.readers(name) if s.lineno != line]
+        if len(readers) != 1 or isinstance(readers[0], ast.Return):
+            return None
+        found = self._blame(readers[0].lineno, code="missing")
+        base = next(base for other, at, base, _ in self.wrong if (other, at) == (name, line))
+        found.why = (
+            f"a term is missing here: {name} is a part of the gradient of {base}, the rest of it comes another way"
+        )
+        return found
 
     def _raised(self) -> Blame | None:
         """The line of backward that raises."""
@@ -95,29 +114,45 @@ class _Search(Rerun):
                     return self._blame(frame.lineno or 0, code="raises")
         return None
 
-    def _follow(self) -> list[int] | None:
-        """The lines of backward one of which must be wrong: all other operands of what is wrong are right."""
+    @functools.cached_property
+    def flow(self) -> Flow | None:
+        """What each statement of backward reads and changes."""
         subject = self.subject
         owner: Any = subject if isinstance(subject, PairSubject) else subject.function
         function = taps.plain(owner.backward)
         source = self.sources.get(function) if function is not None else None
-        got = self.gradients({})
-        if function is None or source is None or got is None:
+        if source is None:
             return None
-        wrong = self.truth.wrong(got, self.check.point)
         parameters = [a.arg for a in source.node.args.args]
         parameters = parameters[1:] if parameters[:1] == ["self"] else parameters
         outputs = sum(y is not None for y in self.check.centre)
-        if isinstance(self.subject, PairSubject) and self.subject.cache and cache_first(self.subject.backward):
+        if isinstance(subject, PairSubject) and subject.cache and cache_first(subject.backward):
             parameters = parameters[1:]
-        if isinstance(self.subject, PairSubject) and self.subject.slots:
-            return None
         helpers = {f.__name__ for f in self.sources if f is not function}
         forward = self._forward_function()
         shared = (
             set() if forward is None else {*forward.__code__.co_names, *forward.__code__.co_freevars, forward.__name__}
         )
         flow = Flow(source.node, parameters[:outputs], helpers, shared)
+        for name in {name for name, *_ in self.backward_events}:
+            writers = flow.writers(name)
+            if writers and all(flow.copies(s.lineno) for s in writers) and not self._is_forwards(name):
+                flow.unsure.add(name)
+        return flow
+
+    def _is_forwards(self, name: str) -> bool:
+        """Whether a variable of backward holds what forward calls by that name."""
+        kept = self.kept.get(name, ())
+        return any(
+            a.shape == b.shape and np.array_equal(a, b) for a in kept for n, _, b in self.backward_events if n == name
+        )
+
+    def _follow(self) -> list[int] | None:
+        """The lines of backward one of which must be wrong: all other operands of what is wrong are right."""
+        got, flow = self.gradients({}), self.flow
+        if flow is None or got is None or (isinstance(self.subject, PairSubject) and self.subject.slots):
+            return None
+        wrong = self.truth.wrong(got, self.check.point)
         results = flow.returned()
         if results is None or len(results) != len(self.check.point):
             return None
@@ -161,6 +196,7 @@ class _Search(Rerun):
         def list_them(name: str, line: int, value: Any) -> Any:
             if taps.is_floating(value):
                 seen.append((name, np.shape(value)))
+                self.kept.setdefault(name, []).append(np.array(value))
             return value
 
         self.values({forward[0]: forward[1]}, list_them)
@@ -260,11 +296,13 @@ class _Search(Rerun):
         right = {line for lines in self.right.values() for line in lines} - {line for _, line, _, _ in self.wrong}
         shapes = {name: value.shape for name, _, value in self.backward_events}
         tried: list[tuple[int, int, types.FunctionType, Repair]] = []
+        forward = self._forward_function()
+        windows = [w for source in taps.sources([forward] if forward else []).values() for w in of_forward(source.node)]
         for f, source in self.sources.items():
             if any(isinstance(n, ast.While) for n in _walk(source)):
                 continue
             alike, names = self._names(f, shapes)
-            for i, repair in enumerate(repairs(source.node, alike, names)):
+            for i, repair in enumerate(repairs(source.node, alike, names, windows)):
                 if lines is not None and repair.line not in lines:
                     continue
                 if repair.line not in right and (proven is None or repair.line <= proven[1] or len(self.sources) > 1):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+import warnings
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,16 +13,18 @@ import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, is_array, to_numpy
-from tinydiff.gradcheck import numeric
+from tinydiff.gradcheck import numeric, taps
 from tinydiff.gradcheck.blame import blame
 from tinydiff.gradcheck.check import Check, Raised, WrongShape, WrongSlope
-from tinydiff.gradcheck.evidence import Evidence
+from tinydiff.gradcheck.evidence import Evidence, unflat
 from tinydiff.gradcheck.formula import Call, formula_in, formula_of, operations
 from tinydiff.gradcheck.making import make_subject
 from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.patterns import PATTERNS
 from tinydiff.gradcheck.report import Diagnosis, Finding, Formula, Report
+from tinydiff.gradcheck.shares import missing_share
 from tinydiff.gradcheck.slopes import settle
+from tinydiff.gradcheck.source import source_of
 
 MOST_EXPLAINED, MOST_OPS = 4, 60  # findings in a report, operations of fn that are checked alone
 
@@ -63,6 +68,18 @@ def _name_the_line(check: Check, source: _Source) -> None:
         first.diagnoses.insert(0, Diagnosis(found.code, f"a slip in line {found.line}: {FIXED[found.code]}"))
 
 
+# What says where a gradient is wrong, or how much, and not why.
+GENERAL = {
+    "unknown",
+    "partial",
+    "local-derivative",
+    "missing",
+    "mean-term",
+    "variance-term",
+    "direct-term",
+    "misplaced",
+    "mask",
+}
 # What tells less than a line and its mended form do.
 VAGUE = {"unknown", "raises"}
 FIXED = {
@@ -113,6 +130,8 @@ def _explain_slope(check: Check, finding: Finding, k: int, source: _Source) -> N
         return
     finding.got, finding.expected = evidence.A[0], evidence.B[0]
     finding.diagnoses = diagnose(evidence)
+    if finding.diagnoses[0].code in GENERAL and (share := source.share(evidence)) is not None:
+        finding.diagnoses = [share]
     if check.ground_dtype != np.float64:
         return
     v = check.direction([k])
@@ -177,6 +196,21 @@ class _Source:
             if (finding := _alone(self.check, call)) is not None:
                 return _Culprit(call.function.__name__, finding)
         return None
+
+    def share(self, evidence: Evidence) -> Diagnosis | None:
+        """Through which of forward's expressions a gradient is missing, of a pair written by hand."""
+        subject = self.check.subject
+        forward = taps.plain(subject.fn) if isinstance(subject, PairSubject) else None
+        source = source_of(forward) if forward is not None else None
+        if forward is None or source is None or self.check.ground is not subject:
+            return None
+        draws = [unflat(row, self.check) for row in evidence.rows]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                return missing_share(self.check, evidence.k, forward, source, draws, evidence.A)
+        except Exception:
+            return None  # an explanation that cannot be had
 
     def formula(self, k: int) -> Formula | None:
         """The line that computes the gradient of array k, where fn is one operation or has a backward by hand."""

@@ -34,11 +34,17 @@ class Flow:
     """The simple statements of a definition: what each changes and reads, and whether it carries gradients."""
 
     def __init__(
-        self, node: Definition, cotangents: Collection[str], helpers: Collection[str], shared: Collection[str] = ()
+        self,
+        node: Definition,
+        cotangents: Collection[str],
+        helpers: Collection[str],
+        shared: Collection[str] = (),
+        unsure: Collection[str] = (),
     ) -> None:
         """cotangents: parameters that are gradients of outputs. helpers: functions of the user's own, which may be wrong
-        themselves; shared: those that forward calls as well, which are not."""
-        self.node, self.shared = node, set(shared)
+        themselves; shared: those that forward calls as well, which are not. unsure: variables taken out of a cache that
+        are not known to hold what forward calls so."""
+        self.node, self.shared, self.unsure = node, set(shared), set(unsure)
         self.helpers = set(helpers) - self.shared
         kinds = ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Expr | ast.Return
         found = [n for n in ast.walk(node) if isinstance(n, kinds)] if isinstance(node, ast.FunctionDef) else []
@@ -57,6 +63,14 @@ class Flow:
 
     def writers(self, name: str) -> list[ast.stmt]:
         return [s for s in self.statements if name in changed_by(s)]
+
+    def readers(self, name: str) -> list[ast.stmt]:
+        return [s for s in self.statements if name in self.reads(s)]
+
+    def copies(self, line: int) -> bool:
+        """Whether the statement in a line only names what is given, or parts of it: x, w = cache; dh, dc = dout."""
+        found = [s for s in self.statements if s.lineno == line]
+        return bool(found) and all(isinstance(s, ast.Assign) and _is_copy(s.value) for s in found)
 
     def calls(self, statement: ast.AST) -> bool:
         return bool(self.helpers & {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)})
@@ -115,7 +129,7 @@ def _suspects(flow: Flow, e: ast.AST, good: set[str], seen: set[str]) -> dict[in
 def _is_given(flow: Flow, name: str) -> bool:
     """Whether a variable holds what forward kept, or a plain part of it, or is no variable of the function at all."""
     writers = flow.writers(name)
-    if name in flow.carrying or (writers and GRADIENT.match(name)):
+    if name in flow.carrying or name in flow.unsure or (writers and GRADIENT.match(name)):
         return False  # also a gradient that should carry L_Y and does not
     return all(_is_plain(s, flow.shared) for s in writers)
 
@@ -132,6 +146,17 @@ def _is_plain(statement: ast.stmt, shared: Collection[str]) -> bool:
             if name not in PLAIN and name not in shared:
                 return False
     return True
+
+
+def _is_copy(e: ast.AST) -> bool:
+    """A name, an attribute, an item of one, or several of them."""
+    if isinstance(e, ast.Tuple | ast.List):
+        return all(map(_is_copy, e.elts))
+    while isinstance(e, ast.Attribute | ast.Subscript):
+        if isinstance(e, ast.Subscript) and not isinstance(e.slice, ast.Constant):
+            return False
+        e = e.value
+    return isinstance(e, ast.Name)
 
 
 def _writes_inside(statement: ast.Assign) -> bool:

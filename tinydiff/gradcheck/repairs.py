@@ -8,16 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from tinydiff.gradcheck import reindex
+from tinydiff.gradcheck.expressions import changes, turned
 from tinydiff.gradcheck.source import Definition, names_in
 
-REDUCTIONS = {
-    "sum": ("mean",),
-    "mean": ("sum",),
-    "argmax": ("argmin",),
-    "argmin": ("argmax",),
-    "max": ("min",),
-    "min": ("max",),
-}
+STRIDES = ("stride", "strides", "s", "step", "size", "k", "pool", "factor", "scale")  # names of what an index is times
+MOST_UNPACKED = 6
 
 
 class Repair(NamedTuple):
@@ -75,20 +71,39 @@ class Repair(NamedTuple):
 
 
 Place = tuple[ast.AST, str, int | None]  # a node, its field, and the place in it where that is a list
-Change = tuple[str, int, ast.expr | None]  # the code of the diagnosis, the rank, the new expression
 
 
-def repairs(node: Definition, alike: Callable[[str, str], bool], names: Sequence[str]) -> Iterator[Repair]:
+def repairs(
+    node: Definition,
+    alike: Callable[[str, str], bool],
+    names: Sequence[str],
+    windows: Sequence[ast.expr] = (),
+) -> Iterator[Repair]:
     """All changes to a definition.
 
     alike: whether two of its variables hold arrays of one shape. names: expressions that may be a missing factor or term.
+    windows: the indices that forward uses.
     """
+    known = getattr(alike, "names", ())
+    loops = [
+        n.id for f in ast.walk(node) if isinstance(f, ast.For) for n in ast.walk(f.target) if isinstance(n, ast.Name)
+    ]
+    factors = [n for n in known if n in STRIDES]
+    unused = [v for v in reindex.idle(node) if v in known]
     for statement, place in _statements(node):
         for where, path, expression in _expressions(statement, place):
-            for code, rank, new in _changes(expression, path, alike):
+            stored = isinstance(getattr(expression, "ctx", None), ast.Store)
+            for code, rank, new in () if stored else changes(expression, path, alike):
                 if new is not None:
                     yield Repair(statement, *where, new, code, rank)
+            if isinstance(expression, ast.Subscript):
+                for code, rank, new in reindex.of_subscripts(expression, known, windows):
+                    yield Repair(statement, *where, new, code, rank)
         yield from _whole(statement, place, names)
+        yield from _terms(statement, place, names, known, unused)
+        if isinstance(statement, ast.stmt):
+            for code, rank, whole in reindex.strides(statement, loops, factors):
+                yield Repair(statement, *place, whole, code, rank)
 
 
 def _statements(node: Definition) -> Iterator[tuple[ast.AST, Place]]:
@@ -113,186 +128,19 @@ def _statements(node: Definition) -> Iterator[tuple[ast.AST, Place]]:
 
 
 def _expressions(statement: ast.AST, place: Place) -> Iterator[tuple[Place, tuple[str, ...], ast.expr]]:
-    """Every expression that is read in a statement, with its place and the fields on the way to it."""
+    """Every expression that is read in a statement, or stored into by an index, with its place and the fields on the way."""
     stack: list[tuple[Place, tuple[str, ...], ast.AST]] = [(place, (), statement)]
     while stack:
         where, path, node = stack.pop()
-        if isinstance(node, ast.expr) and not isinstance(getattr(node, "ctx", None), ast.Store):
+        if isinstance(node, ast.Subscript) or (
+            isinstance(node, ast.expr) and not isinstance(getattr(node, "ctx", None), ast.Store)
+        ):
             yield where, path, node
         for field, value in ast.iter_fields(node):
             if isinstance(value, ast.AST):
                 stack.append(((node, field, None), (*path, field), value))
             elif isinstance(value, list):
                 stack += [((node, field, i), (*path, field), v) for i, v in enumerate(value) if isinstance(v, ast.AST)]
-
-
-def _changes(e: ast.expr, path: tuple[str, ...], alike: Callable[[str, str], bool]) -> Iterator[Change]:
-    inside_index = "slice" in path
-    if isinstance(e, ast.Attribute) and e.attr == "T":
-        yield "transposed", 0, e.value
-    if isinstance(e, ast.BinOp):
-        yield from _of_operators(e)
-    if isinstance(e, ast.UnaryOp) and isinstance(e.op, ast.USub):
-        yield "sign", 0, e.operand
-    if isinstance(e, ast.Call):
-        yield from _of_calls(e)
-    if isinstance(e, ast.Constant) and isinstance(e.value, int | float) and not isinstance(e.value, bool):
-        yield from _of_numbers(e, path)
-    if isinstance(e, ast.Constant) and isinstance(e.value, bool):
-        yield "unknown", 1, ast.Constant(not e.value)
-    if isinstance(e, ast.Compare) and len(e.ops) == 1:
-        for op in (ast.Gt, ast.GtE, ast.Lt, ast.LtE, ast.NotEq, ast.Eq):
-            if not isinstance(e.ops[0], op):
-                yield "mask", 1, ast.Compare(e.left, [op()], e.comparators)
-    if isinstance(e, ast.Subscript) and isinstance(e.slice, ast.Slice):
-        yield from _of_slices(e)
-    if isinstance(e, ast.Subscript) and isinstance(e.value, ast.Attribute) and e.value.attr == "shape":
-        for by in (-1, 1):
-            yield "shifted", 1, ast.BinOp(e, ast.Add(), ast.Constant(by))
-    if isinstance(e, ast.Tuple) and inside_index and len(e.elts) == 2 and isinstance(e.elts[0], ast.Slice):
-        y = e.elts[1].id if isinstance(e.elts[1], ast.Name) else ""
-        rows = ast.parse(f"np.arange(len({y}))", mode="eval").body  # d[:, y] for d[np.arange(len(y)), y]
-        yield "misplaced", 0, ast.Tuple([rows, e.elts[1]], ast.Load()) if y else None
-    if isinstance(e, ast.Name) and inside_index and isinstance(e.ctx, ast.Load):
-        for other in _others(e.id, alike):
-            yield "misplaced", 3, ast.BinOp(e, ast.Mult(), ast.Name(other, ast.Load()))
-    if isinstance(e, ast.Tuple) and 2 <= len(e.elts) <= 6 and len(path) == 1:
-        for i in range(len(e.elts)):
-            for j in range(i):
-                order = list(e.elts)
-                order[i], order[j] = order[j], order[i]
-                yield "exchanged", 1, ast.Tuple(order, ast.Load())
-    if isinstance(e, ast.Name) and isinstance(e.ctx, ast.Load) and not inside_index:
-        for other in _others(e.id, alike):
-            yield "operand", 2, ast.Name(other, ast.Load())
-            yield "factor", 3, ast.BinOp(e, ast.Mult(), ast.Name(other, ast.Load()))
-
-
-def _others(name: str, alike: Callable[[str, str], bool]) -> list[str]:
-    known = getattr(alike, "names", ())
-    return [other for other in known if other != name and alike(name, other)]
-
-
-def _of_operators(e: ast.BinOp) -> Iterator[Change]:
-    if isinstance(e.op, ast.MatMult):
-        yield "transposed", 0, ast.BinOp(e.left, e.op, _turned(e.right))
-        yield "transposed", 0, ast.BinOp(_turned(e.left), e.op, e.right)
-        yield "transposed", 0, ast.BinOp(_turned(e.right), e.op, _turned(e.left))
-        yield "transposed", 1, ast.BinOp(_turned(e.left), e.op, _turned(e.right))
-        yield "transposed", 1, ast.BinOp(e.right, e.op, e.left)
-        for method in ("swapaxes(-1, -2)",):
-            for left, right in ((True, False), (False, True)):
-                parts = [_called(x, method) if turn else x for x, turn in ((e.left, left), (e.right, right))]
-                yield "transposed", 1, ast.BinOp(parts[0], e.op, parts[1])
-        return
-    swaps: dict[type[ast.operator], tuple[ast.operator, str]] = {
-        ast.Add: (ast.Sub(), "sign"), ast.Sub: (ast.Add(), "sign"),
-        ast.Mult: (ast.Div(), "factor"), ast.Div: (ast.Mult(), "factor"),
-    }  # fmt: skip
-    if type(e.op) in swaps:
-        op, code = swaps[type(e.op)]
-        yield code, 0, ast.BinOp(e.left, op, e.right)
-        kind = "factor" if isinstance(e.op, ast.Mult | ast.Div) else "missing"
-        yield kind, 1, e.left
-        if isinstance(e.op, ast.Mult | ast.Add | ast.Sub):
-            yield kind, 1, e.right
-    if isinstance(e.op, ast.Sub):
-        yield "sign", 0, ast.BinOp(e.right, e.op, e.left)
-        yield "missing", 1, ast.UnaryOp(ast.USub(), e.right)
-    if isinstance(e.op, ast.Div):
-        yield "factor", 1, ast.BinOp(e.right, e.op, e.left)
-    if isinstance(e.op, ast.Mult) and isinstance(e.left, ast.Name) and isinstance(e.right, ast.Name):
-        # through a softmax p: p * (dp - (p * dp).sum(-1)), and not p * dp
-        minus, keep = ast.UnaryOp(ast.USub(), ast.Constant(1)), [ast.keyword("keepdims", ast.Constant(True))]
-        total = ast.Call(ast.Attribute(e, "sum", ast.Load()), [minus], keep)
-        for p, dp in ((e.left, e.right), (e.right, e.left)):
-            yield "missing", 2, ast.BinOp(p, e.op, ast.BinOp(dp, ast.Sub(), total))
-    if isinstance(e.op, ast.Pow):
-        if isinstance(e.left, ast.BinOp) and isinstance(e.left.left, ast.Constant):
-            inner = ast.BinOp(e.left.right, ast.Pow(), e.right)
-            yield "local-derivative", 0, ast.BinOp(e.left.left, e.left.op, inner)
-        yield "factor", 0, e.left
-        yield "sign", 1, ast.BinOp(e.left, ast.Pow(), ast.UnaryOp(ast.USub(), e.right))
-    elif isinstance(e.op, ast.Sub | ast.Add) and isinstance(e.left, ast.Constant):
-        yield "local-derivative", 0, ast.BinOp(e.left, e.op, _squared(e.right))
-        if isinstance(e.right, ast.BinOp) and isinstance(e.right.op, ast.Mult | ast.Pow):
-            yield "local-derivative", 0, ast.BinOp(e.left, e.op, e.right.left)
-        yield "local-derivative", 1, _squared(e)
-
-
-def _of_calls(e: ast.Call) -> Iterator[Change]:
-    if not isinstance(e.func, ast.Attribute):
-        if isinstance(e.func, ast.Name) and e.func.id == "reversed" and e.args:
-            yield "flipped", 0, e.args[0]
-        elif isinstance(e.func, ast.Name) and e.func.id == "range":
-            yield "flipped", 0, ast.Call(ast.Name("reversed", ast.Load()), [e], [])
-        return
-    for other in REDUCTIONS.get(e.func.attr, ()):
-        yield "ratio", 0, ast.Call(ast.Attribute(e.func.value, other, ast.Load()), e.args, e.keywords)
-    if e.func.attr in ("sum", "mean", "max", "var", "std", "cumsum", "argmax"):
-        is_module = isinstance(e.func.value, ast.Name) and e.func.value.id in ("np", "numpy")
-        at = 1 if is_module else 0
-        axes = [ast.Constant(0), ast.Constant(1), ast.Constant(-1), ast.Constant(None), ast.Constant(2),
-                ast.Tuple([ast.Constant(0), ast.Constant(1)], ast.Load()),
-                ast.Tuple([ast.Constant(0), ast.Constant(2), ast.Constant(3)], ast.Load())]  # fmt: skip
-        keep = [k for k in e.keywords if k.arg != "axis"]
-        kept = [*(k for k in keep if k.arg != "keepdims"), ast.keyword("keepdims", ast.Constant(True))]
-        bare = [k for k in keep if k.arg != "keepdims"]
-        for axis in axes:
-            for keywords in (keep, kept, bare):
-                call = ast.Call(e.func, e.args[:at], [ast.keyword("axis", axis), *keywords])
-                yield "axis", 1, call
-        if not is_module:
-            yield "missing", 1, e.func.value
-        elif e.args:
-            yield "missing", 1, e.args[0]
-    if e.func.attr in ("dot", "matmul") and len(e.args) == 2:
-        a, b = e.args
-        for args in ([a, _turned(b)], [_turned(a), b], [_turned(a), _turned(b)], [b, a]):
-            yield "transposed", 0, ast.Call(e.func, args, e.keywords)
-    if e.func.attr == "dot" and len(e.args) == 1:
-        yield "transposed", 0, ast.Call(e.func, [_turned(e.args[0])], [])
-        yield "transposed", 0, ast.Call(ast.Attribute(_turned(e.func.value), "dot", ast.Load()), e.args, [])
-    if e.func.attr in ("transpose", "swapaxes", "copy", "cumsum"):
-        yield "transposed", 0, e.func.value
-    if e.func.attr == "copy" and not e.args:
-        positive = ast.Compare(e.func.value, [ast.Gt()], [ast.Constant(0)])
-        yield "mask", 1, ast.BinOp(positive, ast.Mult(), ast.Constant(1.0))
-    if e.func.attr == "outer" and len(e.args) == 2:
-        yield "transposed", 0, ast.Call(e.func, [e.args[1], e.args[0]], [])
-    if e.func.attr in ("where", "maximum") and len(e.args) == 3:
-        yield "mask", 0, ast.Call(e.func, [e.args[0], e.args[2], e.args[1]], [])
-    pairs = {"cos": "sin", "sin": "cos", "zeros_like": "ones_like", "tanh": "cosh", "log": "exp", "exp": "log"}
-    if e.func.attr in pairs:
-        yield (
-            "local-derivative",
-            1,
-            ast.Call(ast.Attribute(e.func.value, pairs[e.func.attr], ast.Load()), e.args, e.keywords),
-        )
-
-
-def _of_numbers(e: ast.Constant, path: tuple[str, ...]) -> Iterator[Change]:
-    c = e.value
-    assert isinstance(c, int | float)
-    is_index = "slice" in path
-    is_power = bool(path) and path[-1] == "right"
-    code = "shifted" if is_index else "factor" if is_power else "ratio"
-    new = [c + 1, c - 1, -c] if is_index else [2 * c, c / 2, -c, c + 1, c - 1, 1 / c if c else 1]
-    for value in dict.fromkeys(int(n) if float(n).is_integer() and isinstance(c, int) else n for n in new):
-        if value != c and not (is_index and not isinstance(value, int)):
-            yield code, 1, ast.Constant(value)
-
-
-def _of_slices(e: ast.Subscript) -> Iterator[Change]:
-    s = e.slice
-    assert isinstance(s, ast.Slice)
-    one = ast.Constant(1)
-    if s.lower is None and isinstance(s.upper, ast.UnaryOp):
-        yield "shifted", 0, ast.Subscript(e.value, ast.Slice(one, None, None), e.ctx)
-    if s.lower is not None and s.upper is None:
-        yield "shifted", 0, ast.Subscript(e.value, ast.Slice(None, ast.UnaryOp(ast.USub(), one), None), e.ctx)
-    if s.step is not None:
-        yield "flipped", 0, ast.Subscript(e.value, ast.Slice(s.lower, s.upper, None), e.ctx)
 
 
 def _whole(statement: ast.AST, place: Place, names: Sequence[str]) -> Iterator[Repair]:
@@ -329,7 +177,7 @@ def _whole(statement: ast.AST, place: Place, names: Sequence[str]) -> Iterator[R
     targets = {n for t in getattr(statement, "targets", [getattr(statement, "target", None)]) if t for n in names_in(t)}
     for where, e in places:
         yield Repair(statement, *where, ast.UnaryOp(ast.USub(), e), "sign", 1)
-        yield Repair(statement, *where, _turned(e), "transposed", 1)
+        yield Repair(statement, *where, turned(e), "transposed", 1)
         for factor in (2.0, 0.5):
             yield Repair(statement, *where, ast.BinOp(ast.Constant(factor), ast.Mult(), e), "ratio", 2)
         for axis in (0, 1, -1, None):
@@ -343,23 +191,45 @@ def _whole(statement: ast.AST, place: Place, names: Sequence[str]) -> Iterator[R
                         yield Repair(statement, *where, ast.BinOp(e, op, n), code, rank)
 
 
-def _turned(e: ast.expr) -> ast.expr:
-    return e.value if isinstance(e, ast.Attribute) and e.attr == "T" else ast.Attribute(e, "T", ast.Load())
-
-
-def _squared(e: ast.expr) -> ast.expr:
-    return ast.BinOp(e, ast.Pow(), ast.Constant(2))
-
-
-def _called(e: ast.expr, method: str) -> ast.expr:
-    if isinstance(e, ast.Call) and isinstance(e.func, ast.Attribute) and e.func.attr == "swapaxes":
-        return e.func.value
-    call = ast.parse(f"x.{method}").body[0]
-    assert (
-        isinstance(call, ast.Expr) and isinstance(call.value, ast.Call) and isinstance(call.value.func, ast.Attribute)
-    )
-    call.value.func.value = e
-    return call.value
+def _terms(
+    statement: ast.AST, place: Place, names: Sequence[str], known: Sequence[str], unused: Sequence[str]
+) -> Iterator[Repair]:
+    """Terms that are missing: like one that is there but for a letter, or with a variable that nothing uses."""
+    if (
+        isinstance(statement, ast.Assign)
+        and len(statement.targets) == 1
+        and isinstance(statement.targets[0], ast.Tuple)
+    ):
+        parts = statement.targets[0].elts
+        for i in range(len(parts) if len(parts) <= MOST_UNPACKED else 0):
+            for j in range(i):
+                order = list(parts)
+                order[i], order[j] = order[j], order[i]
+                new = ast.Assign([ast.Tuple(order, ast.Store())], statement.value)
+                yield Repair(statement, *place, new, "exchanged", 1)
+        return
+    e = getattr(statement, "value", None)
+    if not isinstance(statement, ast.Assign | ast.AugAssign | ast.Return) or not isinstance(e, ast.expr):
+        return
+    if not isinstance(e, ast.Tuple):
+        for other in reindex.relatives(e, known):
+            yield Repair(statement, statement, "value", None, ast.BinOp(e, ast.Add(), other), "missing", 2)
+            yield Repair(statement, statement, "value", None, other, "operand", 2)
+    own = {n for t in getattr(statement, "targets", [getattr(statement, "target", None)]) if t for n in names_in(t)}
+    places: list[tuple[Place, ast.expr]] = [((statement, "value", None), e)]
+    if isinstance(e, ast.Tuple):
+        places = [((e, "elts", i), part) for i, part in enumerate(e.elts)]
+    slopes = [n for n in names if n.startswith("(") and not any(f"({v} " in n or f" {v})" in n for v in unused)]
+    for v in unused:
+        if v in own:
+            continue
+        for where, part in places:
+            name = ast.Name(v, ast.Load())
+            yield Repair(statement, *where, ast.BinOp(part, ast.Add(), name), "missing", 1)
+            yield Repair(statement, *where, ast.BinOp(part, ast.Mult(), name), "factor", 2)
+            for slope in slopes:
+                term = ast.BinOp(name, ast.Mult(), ast.parse(slope, mode="eval").body)
+                yield Repair(statement, *where, ast.BinOp(part, ast.Add(), term), "missing", 3)
 
 
 def _loaded(target: ast.expr) -> ast.expr:

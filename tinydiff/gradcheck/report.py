@@ -42,12 +42,12 @@ class Blame:
     right: list[str]
     others: list[int]
     variable: str | None = None
-    certain: bool = True  # False where a factor or term was added that could also stand in another line
+    why: str | None = None  # what is wrong with the line, where more than that can be told
 
     def lines(self) -> list[str]:
         what = f"{self.variable} is the first wrong value" if self.variable else "this line is wrong"
-        if not self.certain:
-            what = "a change in this line mends it"
+        if self.why:
+            what = self.why
         if self.code == "raises":
             what = "this line raises"
         before = (

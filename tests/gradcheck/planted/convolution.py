@@ -261,7 +261,7 @@ PLANTED = [
     Planted(AvgPoolUndivided, _IMAGES, "ratio", "a mean's 1/4 is missing"),
     Planted(BlurBorder, normal((1, 6, 5, 1)), "border", "divided by the pixels inside of the image"),
     Planted(MaxPoolFirst, _IMAGES, "misplaced", "the first element instead of the largest"),
-    Planted(UpsampleCorner, _IMAGES, "overwritten", "one of four copies counts"),
+    Planted(UpsampleCorner, _IMAGES, "broadcast", "one of four copies counts"),
     Planted(UpsampleCounted, normal((2, 3, 4, 2)), "twice", "one of four copies counted twice, one not at all"),
     Planted(ReflectCropped, normal((1, 7, 8, 1)), "border", "what the reflection repeats is lost"),
     Planted(PadCropped, normal((2, 6, 4, 3)), "shifted", "before and behind exchanged"),

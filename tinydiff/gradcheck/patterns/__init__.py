@@ -15,7 +15,7 @@ from tinydiff.gradcheck.patterns.amounts import (
     upstream,
     zero,
 )
-from tinydiff.gradcheck.patterns.contributions import accumulation, extra, multiplicity, one_slice
+from tinydiff.gradcheck.patterns.contributions import accumulation, extra, multiplicity, one_slice, rerouted
 from tinydiff.gradcheck.patterns.positions import (
     borders,
     branch,
@@ -46,6 +46,7 @@ PATTERNS: tuple[Callable[[Evidence], Diagnosis | None], ...] = (
     borders,
     accumulation,
     multiplicity,
+    rerouted,
     operand,
     missing_term,
     nonlinear,

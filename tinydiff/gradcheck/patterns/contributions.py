@@ -45,6 +45,9 @@ def accumulation(e: Evidence) -> Diagnosis | None:
     if not missing.any() or np.any(np.abs(np.where(missing, 0, claimed - e.J)) > tiny):
         return None
     if _last_write_wins(there, kept):
+        if _first_of_copies(e, there, kept, tiny):
+            text = "of the copies that forward makes of an element only the first gives its gradient back: sum over them"
+            return Diagnosis("broadcast", text)
         return Diagnosis(
             "overwritten", "of several contributions to an element only one arrives: overwritten, not added up"
         )
@@ -88,6 +91,21 @@ def multiplicity(e: Evidence) -> Diagnosis | None:
         also = ", others missing" if (there & (times == 0)).any() else ""
         return Diagnosis("twice", f"some of the contributions to an element are counted twice{also}")
     return None
+
+
+def rerouted(e: Evidence) -> Diagnosis | None:
+    """The right contributions of each element, taken from other places of L_Y."""
+    claimed = e.claimed
+    if claimed is None or np.any(np.abs(np.sort(claimed, 0) - np.sort(e.J, 0)) > e.tolerance * largest(e.J)):
+        return None
+    text = "each element gets the right contributions from wrong places of L_Y: an index, a stride or an order of axes"
+    return Diagnosis("misplaced", text)
+
+
+def _first_of_copies(e: Evidence, there: np.ndarray, kept: np.ndarray, tiny: float) -> bool:
+    """Whether outputs are copies of elements, and only the first copy of each counts."""
+    copied = (there.sum(1) <= 1).all() and np.all(np.abs(e.J[there] - 1) <= tiny)
+    return bool(copied and np.array_equal(kept, there & (np.cumsum(there, 0) == 1)))
 
 
 def _last_write_wins(there: np.ndarray, kept: np.ndarray) -> bool:
