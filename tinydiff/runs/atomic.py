@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tinydiff.errors import InputError, RunFailed
@@ -100,14 +100,53 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def remove_all(paths: Sequence[Path], aside: Path) -> None:
+    """Removes what is at each of the paths as `remove` does or, where that cannot be done for one of them, nothing: OSError.
+
+    aside: where a folder is made that they are moved to first; one that a killed process left there is removed."""
+    if os.path.lexists(aside):
+        remove(aside)
+    for path in paths:
+        check_removable(path)
+    if not paths:
+        return
+    aside.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for path in paths:
+            os.rename(path, there := aside / str(len(moved)))
+            moved.append((path, there))
+    except OSError:
+        for path, there in moved:
+            os.rename(there, path)
+        aside.rmdir()
+        raise
+    remove(aside)
+
+
+def check_removable(path: Path) -> None:
+    """OSError where a folder at a path, or one in it, is not ours to empty."""
+    for folder, _, _ in () if path.is_symlink() else os.walk(path):
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"the permissions of {folder} forbid it")
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    """The temporary files that killed writers left in a folder that is there."""
+    return [
+        folder / entry.name
+        for entry in os.scandir(folder)
+        if _TEMPORARY.match(entry.name) and not entry.is_dir(follow_symlinks=False)
+    ]
+
+
 def remove_temporary(folder: Path, seconds: float = 0) -> None:
     """Removes the temporary files that killed writers left in a folder; only those that are at least `seconds` old."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for entry in list(os.scandir(folder)):
-            if _TEMPORARY.match(entry.name) and not entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):
-                    if not seconds or time.time() - entry.stat(follow_symlinks=False).st_mtime > seconds:
-                        os.unlink(entry.path)
+        for path in temporary_files(folder):
+            with contextlib.suppress(FileNotFoundError):
+                if not seconds or time.time() - path.lstat().st_mtime > seconds:
+                    path.unlink()
 
 
 def write_folder(target: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:
