@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,37 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def check_place(path: PathLike) -> None:
+    """Raises, before long work, the InputError or RunFailed that `write_file` would raise at a path after it; InputError
+    also where a folder, a pipe or a device is there. Links are looked at, and followed for that."""
+    path = Path(path)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # nothing, or a link that leads nowhere and will be replaced
+        mode = stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        what = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is a pipe or a device"
+        raise InputError(f"{path} cannot be written: {what}")
+    with temporary_beside(path) as temporary:
+        open(temporary, "wb").close()
+        check_replaceable(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """OSError where a file that is there may be of somebody whose folder protects it, or may not be changed by anybody."""
+    if not os.path.lexists(path) or os.name == "nt":
+        return
+    status, folder = os.lstat(path), os.stat(path.parent)
+    forbidden = folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, status.st_uid, folder.st_uid)
+    if not forbidden and stat.S_ISREG(status.st_mode):
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+        except OSError as error:  # what may not be written can be replaced, but not what may not be changed at all
+            forbidden = error.errno == errno.EPERM
+    if forbidden:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def check_outside(path: Path) -> None:
@@ -125,10 +157,12 @@ def remove_all(paths: Sequence[Path], aside: Path) -> None:
 
 
 def check_removable(path: Path) -> None:
-    """OSError where a folder at a path, or one in it, is not ours to empty."""
-    for folder, _, _ in () if path.is_symlink() else os.walk(path):
+    """OSError where a folder at a path, one in it, or a file in them is not ours to remove."""
+    for folder, _, files in () if path.is_symlink() else os.walk(path):
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, f"the permissions of {folder} forbid it")
+        for name in files:
+            check_replaceable(Path(folder, name))
 
 
 def temporary_files(folder: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from tinydiff.runs.atomic import (
     beside,
     check_outside,
     check_removable,
+    check_replaceable,
     is_complete,
     make_folder,
     remove,
@@ -147,6 +148,7 @@ class RunFolder:
         self._was_locked = self.is_run()  # should all marks of it go, but for the lock
         with writing(self.path):
             make_folder(self.path)
+            check_replaceable(self.config_file)
             self._remove_run()
             write_file(self.start_file, config.text(extra).encode())
             make_folder(self.samples)
@@ -187,6 +189,7 @@ class RunFolder:
         with writing(self.path):
             repair(self.checkpoint)
             check_removable(self.checkpoint)  # by the next save
+            check_replaceable(self.config_file)
             remove_temporary(self.path)
             make_folder(self.samples)
             for name in ("config.toml.new", "log.csv.new", _ASIDE):
