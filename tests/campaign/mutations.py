@@ -1,6 +1,6 @@
 """Damaged files: every reader gets files with random changes, and may only take them or say one sentence.
 
-    python -m tests.campaign.mutations [--seed N] [--count N]
+    python -m tests.campaign.mutations [--seed N] [--count N] [--only NAME]
 
 Counted as a failure: an exception that is no InputError or RunFailed, a message of more than 300 characters or of two lines or
 with control characters, a reading that takes more than ten seconds, and, where the system tells (Linux), one that takes more than
@@ -151,10 +151,12 @@ def forget_peak() -> int | None:
     return peak_resident()
 
 
-def run(folder: Path, seed: int, count: int, say: Callable[[str], None] = print) -> list[str]:
-    """Reads `count` damaged files of each kind; what went wrong, a line each."""
+def run(folder: Path, seed: int, count: int, say: Callable[[str], None] = print, only: str | None = None) -> list[str]:
+    """Reads `count` damaged files of each kind, or of the one named; what went wrong, a line each."""
     failures = []
     for name, (path, read) in made(folder).items():
+        if only not in (None, name):
+            continue
         assert attempt(path, path.read_bytes(), read) == "taken", name
         most = 0
         whole, rng, results = path.read_bytes(), random.Random(f"{seed} {name}"), Counter[str]()
@@ -173,8 +175,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--only", metavar="NAME", help="one kind of file, as it is called in what this prints")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        failures = run(Path(name), arguments.seed, arguments.count)
+        failures = run(Path(name), arguments.seed, arguments.count, only=arguments.only)
     print(*failures[:100], f"{len(failures)} failures", sep="\n")
     raise SystemExit(bool(failures))

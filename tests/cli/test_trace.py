@@ -98,7 +98,7 @@ def test_files_are_not_overwritten(file, tmp_path, capsys):
     assert "must end in .png" in capsys.readouterr().err
     (tmp_path / "folder.html").mkdir()
     assert main(["trace", f"{file}:loss", "--html", "folder.html", "--force"]) == 2
-    assert "it is a folder" in capsys.readouterr().err
+    assert "Is a directory" in capsys.readouterr().err
     assert main(["trace", f"{file}:loss", "--graph", "absent/graph.svg"]) == 2
     assert "absent" in capsys.readouterr().err and not (tmp_path / "absent").exists()
 

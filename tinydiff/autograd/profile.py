@@ -15,6 +15,7 @@ measurement, a section costs a function call and an operation a comparison.
 from __future__ import annotations
 
 import csv
+import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -113,17 +114,22 @@ class Profile:
             self._inner[-1] += elapsed
             self.rows.setdefault(key, Row()).add(Row(0, 0.0, 1, own) if backward else Row(1, own))
 
+    def csv(self) -> str:
+        """A table as CSV, a row for each operation with inputs of the same shapes: calls and milliseconds per step, and the share
+        of all time."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        columns = ("calls", "forward_ms", "backward_calls", "backward_ms", "share")
+        writer.writerow((*Key._fields, *columns))
+        n, total = max(self.steps, 1), self.seconds or 1.0
+        for key, row in _largest_first(self.rows):
+            times = (row.calls / n, 1e3 * row.forward / n, row.backward_calls / n, 1e3 * row.backward / n)
+            writer.writerow((*key, *(f"{x:.6g}" for x in (*times, row.seconds / total))))
+        return text.getvalue()
+
     def save(self, path: Path) -> None:
-        """Writes a CSV file to path, a row for each operation with inputs of the same shapes: calls and milliseconds per step,
-        and the share of all time."""
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            columns = ("calls", "forward_ms", "backward_calls", "backward_ms", "share")
-            writer.writerow((*Key._fields, *columns))
-            n, total = max(self.steps, 1), self.seconds or 1.0
-            for key, row in _largest_first(self.rows):
-                times = (row.calls / n, 1e3 * row.forward / n, row.backward_calls / n, 1e3 * row.backward / n)
-                writer.writerow((*key, *(f"{x:.6g}" for x in (*times, row.seconds / total))))
+        """Writes `csv()` to a path."""
+        path.write_text(self.csv(), encoding="utf-8", newline="")
 
     def table(self) -> str:
         """Text for people: operations by name, the costliest with their shapes, the other parts of a step."""

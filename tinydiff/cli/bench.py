@@ -19,7 +19,7 @@ from tinydiff.cli.outputs import check_new
 from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
-from tinydiff.runs.atomic import temporary_beside, write_file
+from tinydiff.runs.atomic import check_place, write_file
 from tinydiff.runs.limits import THREADS
 
 OURS = "tinydiff"
@@ -51,7 +51,10 @@ def _run(a: argparse.Namespace) -> int:
     count = backend.host_threads(device, wish) or 1
     check_new(a.json, a.force)
     if a.json is not None:
-        _check_place(Path(a.json))
+        if not Path(a.json).absolute().parent.is_dir():
+            raise InputError(f"--json {a.json}: there is no folder {Path(a.json).parent}")
+        with before_work():
+            check_place(a.json)
     cases = [case for case in all_cases(a.quick) if a.only is None or a.only.lower() in case.name.lower()]
     if not cases:
         raise InputError(
@@ -84,16 +87,6 @@ def _run(a: argparse.Namespace) -> int:
         with at_work():
             write_file(a.json, (json.dumps(result, indent=1) + "\n").encode())
     return 0
-
-
-def _check_place(path: Path) -> None:
-    """InputError, before long work, where its result could not be written."""
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--json {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise InputError(f"--json {path} is a folder, not a file")
-    with before_work(), temporary_beside(path) as temporary:
-        open(temporary, "wb").close()
 
 
 def _others_at_work() -> float | None:

@@ -108,6 +108,13 @@ def _run(argv: Sequence[str] | None) -> int:
         if error.filename is None and error.errno in _OF_OUTPUT:
             raise
         return _fail(InputError(of_system(error)), 2)  # of a file, before work began: what fails later is a RunFailed
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        # SystemExit, and with what test frameworks skip: only a user's own code raises it, and its status would be ours
+        return _fail(InputError(f"the code that was to run ended with {type(error).__name__}: {error}"), 2)
 
 
 def _fail(message: object, status: int) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinydiff.cli.outputs import check_new
 from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine.terminal import tell
 
@@ -33,7 +33,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from tinydiff.runs.atomic import temporary_beside, write_file
+    from tinydiff.runs.atomic import check_place, write_file
     from tinydiff.study import Trace, check_libraries
     from tinydiff.study.drawing import picture
     from tinydiff.study.memory import memory_picture
@@ -48,12 +48,9 @@ def _run(arguments: argparse.Namespace) -> int:
     for file, endings, _ in files:
         if file.suffix.lower() not in endings:
             raise InputError(f"{file} must end in {' or '.join(endings)}")
-        if os.path.lexists(file) and not arguments.force:
-            raise InputError(f"{file} is there already; give another name, or --force to overwrite it")
-        if file.is_dir():
-            raise InputError(f"{file} cannot be written: it is a folder")
-        with before_work(), temporary_beside(file) as temporary:
-            open(temporary, "wb").close()
+        check_new(str(file), arguments.force)
+        with before_work():
+            check_place(file)
     check_libraries(graph=arguments.html or arguments.graph, memory=arguments.memory)
     trace = Trace()
     _fill(trace, arguments.target)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tinydiff.cli import flags
 from tinydiff.cli.numbers import INTERRUPTED
+from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine.terminal import say, tell
 
 
@@ -29,7 +30,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if not wish.resume:
         trainer.check_start(force=wish.force)  # before anything is announced
     _say_what_will_happen(trainer)
-    step = trainer.run(wish.resume, wish.force, wish.profile, wish.data_changed)
+    try:
+        step = trainer.run(wish.resume, wish.force, wish.profile, wish.data_changed)
+    except (InputError, OSError):
+        with at_work() if trainer.working else before_work():
+            raise
     out = trainer.config.out
     if trainer.stopped_by is not None:
         say(f"stopped after step {step}; go on with: tinydiff train --resume --out {shlex.quote(out)}")

@@ -13,7 +13,7 @@ import numpy as np
 from tinydiff.backend import host_threads, resolve_device
 from tinydiff.data import Dataset
 from tinydiff.diffusion.sampler import SAMPLERS
-from tinydiff.errors import InputError, at_work, named
+from tinydiff.errors import InputError, at_work, before_work, named
 from tinydiff.evaluation import samplers
 from tinydiff.evaluation.bits import BitsPerDim, measure_bits
 from tinydiff.evaluation.features import extractor
@@ -23,7 +23,7 @@ from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import say, tell
 from tinydiff.runs import limits, memory, pictures
-from tinydiff.runs.atomic import check_outside
+from tinydiff.runs.atomic import check_outside, check_place
 from tinydiff.runs.folder import EVALUATION as RESULTS
 from tinydiff.runs.folder import RunFolder
 
@@ -298,6 +298,8 @@ def _make_folder(path: Path, empty: bool = False) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         if empty and any(path.iterdir()):
             raise InputError(f"{path} holds files already; {named('png_folder')} takes a new or an empty folder")
+        with before_work():
+            check_place(path / "report.txt")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
     return path

@@ -20,6 +20,7 @@ from tinydiff.data import Dataset, pixels
 from tinydiff.errors import InputError
 from tinydiff.random import INIT, NOISE, Generator
 from tinydiff.runs import tensorfile
+from tinydiff.runs.atomic import temporary_beside
 
 FEATURES = 32
 STEPS = 500
@@ -79,12 +80,9 @@ def extractor(training: Dataset, file: Path) -> Extractor:
     if not _read(network, file, identity):
         _train(network, training, STEPS)
         # written whole or not at all: half a network would be trained again, but with a puzzling message
-        draft = file.with_name(file.name + ".new")
-        try:
+        with temporary_beside(file) as draft:
             tensorfile.write(draft, {n: p.data for n, p in network.named_parameters()}, {"identity": identity})
             draft.replace(file)
-        except OSError as error:
-            raise InputError(f"{file} cannot be written: {error.strerror or error}") from None
     return Extractor(network, training.images)
 
 

@@ -13,7 +13,7 @@ def say(text: str) -> None:
     out = sys.stderr
     if out is None:  # closed when Python began
         return
-    with suppress(OSError, ValueError):  # a terminal that is gone, a file that was closed
+    with suppress(Exception):  # a terminal that is gone, a file that was closed, any object that a program put there
         text = escaped(text)
         if out.isatty():
             from tqdm import tqdm

@@ -13,8 +13,9 @@ import itertools
 import os
 import re
 import shutil
+import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tinydiff.errors import InputError, RunFailed
@@ -56,6 +57,37 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def check_place(path: PathLike) -> None:
+    """Raises, before long work, the InputError or RunFailed that `write_file` would raise at a path after it; InputError
+    also where a folder, a pipe or a device is there. Links are looked at, and followed for that."""
+    path = Path(path)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # nothing, or a link that leads nowhere and will be replaced
+        mode = stat.S_IFREG
+    if not stat.S_ISREG(mode):
+        what = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "it is a pipe or a device"
+        raise InputError(f"{path} cannot be written: {what}")
+    with temporary_beside(path) as temporary:
+        open(temporary, "wb").close()
+        check_replaceable(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """OSError where a file that is there may be of somebody whose folder protects it, or may not be changed by anybody."""
+    if not os.path.lexists(path) or os.name == "nt":
+        return
+    status, folder = os.lstat(path), os.stat(path.parent)
+    forbidden = folder.st_mode & stat.S_ISVTX and os.geteuid() not in (0, status.st_uid, folder.st_uid)
+    if not forbidden and stat.S_ISREG(status.st_mode):
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW))
+        except OSError as error:  # what may not be written can be replaced, but not what may not be changed at all
+            forbidden = error.errno == errno.EPERM
+    if forbidden:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def check_outside(path: Path) -> None:
@@ -100,14 +132,55 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def remove_all(paths: Sequence[Path], aside: Path) -> None:
+    """Removes what is at each of the paths as `remove` does or, where that cannot be done for one of them, nothing: OSError.
+
+    aside: where a folder is made that they are moved to first; one that a killed process left there is removed."""
+    if os.path.lexists(aside):
+        remove(aside)
+    for path in paths:
+        check_removable(path)
+    if not paths:
+        return
+    aside.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for path in paths:
+            os.rename(path, there := aside / str(len(moved)))
+            moved.append((path, there))
+    except OSError:
+        for path, there in moved:
+            os.rename(there, path)
+        aside.rmdir()
+        raise
+    remove(aside)
+
+
+def check_removable(path: Path) -> None:
+    """OSError where a folder at a path, one in it, or a file in them is not ours to remove."""
+    for folder, _, files in () if path.is_symlink() else os.walk(path):
+        if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"the permissions of {folder} forbid it")
+        for name in files:
+            check_replaceable(Path(folder, name))
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    """The temporary files that killed writers left in a folder that is there."""
+    return [
+        folder / entry.name
+        for entry in os.scandir(folder)
+        if _TEMPORARY.match(entry.name) and not entry.is_dir(follow_symlinks=False)
+    ]
+
+
 def remove_temporary(folder: Path, seconds: float = 0) -> None:
     """Removes the temporary files that killed writers left in a folder; only those that are at least `seconds` old."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for entry in list(os.scandir(folder)):
-            if _TEMPORARY.match(entry.name) and not entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):
-                    if not seconds or time.time() - entry.stat(follow_symlinks=False).st_mtime > seconds:
-                        os.unlink(entry.path)
+        for path in temporary_files(folder):
+            with contextlib.suppress(FileNotFoundError):
+                if not seconds or time.time() - path.lstat().st_mtime > seconds:
+                    path.unlink()
 
 
 def write_folder(target: Path, files: Mapping[str, bytes | Callable[[Path], None]]) -> None:

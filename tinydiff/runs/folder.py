@@ -4,7 +4,7 @@ config.toml     everything needed to repeat the run        samples/      preview
 log.csv         one row for each step                      samples.png, samples.gif, loss.png     the end, as pictures
 profile.csv     where the time went, if that was measured  evaluation/   what `tinydiff evaluate` found
 checkpoint/     see `checkpoint.py`                        .lock         see `lock.py`
-.starting.toml  the settings of a run that has not begun
+.starting.toml  the settings of a run that has not begun      .overwritten  what --force is about to remove
 
 A run begins in this order: `.starting.toml`, the checkpoint of step 0, then `.starting.toml` becomes config.toml. So a run has a
 checkpoint from its first moment, and one that has none any more has lost it.
@@ -25,12 +25,16 @@ from tinydiff.runs import checkpoint, lock
 from tinydiff.runs.atomic import (
     beside,
     check_outside,
+    check_removable,
+    check_replaceable,
     is_complete,
     make_folder,
     remove,
+    remove_all,
     remove_temporary,
     repair,
     sync,
+    temporary_files,
     write_file,
     writing,
 )
@@ -55,6 +59,7 @@ EVALUATION = (
     "neighbours.csv", "neighbours.png", "samplers.csv", "samplers.png",
 )  # fmt: skip
 _SAMPLES = re.compile(r"step_\d{6,}\.png|(step-\d+_)?(ddpm|ddim|dpm\+\+)_(.*_)?seed-\d+\.png")
+_ASIDE = ".overwritten"  # where what --force removes is moved first
 _OLD = 3600  # seconds; a temporary file of another command that is older belongs to nobody
 
 
@@ -143,6 +148,7 @@ class RunFolder:
         self._was_locked = self.is_run()  # should all marks of it go, but for the lock
         with writing(self.path):
             make_folder(self.path)
+            check_replaceable(self.config_file)
             self._remove_run()
             write_file(self.start_file, config.text(extra).encode())
             make_folder(self.samples)
@@ -159,31 +165,34 @@ class RunFolder:
         self.begun()
 
     def _remove_run(self) -> None:
-        """Removes what a run writes, and only that. config.toml stays until another replaces it: it marks a run."""
-        for path in (self.start_file, self.checkpoint, *beside(self.checkpoint)):
-            remove(path)
-        for name in _FILES:
-            remove(self.path / name)
-        remove_temporary(self.path)
-        for folder, ours in ((self.samples, _SAMPLES.fullmatch), (self.path / "evaluation", EVALUATION.__contains__)):
+        """Removes what a run writes, and only that; where any of it cannot be removed, nothing. config.toml stays until another
+        replaces it: it marks a run."""
+        found = [self.start_file, self.checkpoint, *beside(self.checkpoint), *(self.path / name for name in _FILES)]
+        found += temporary_files(self.path)
+        folders = ((self.samples, _SAMPLES.fullmatch), (self.path / "evaluation", EVALUATION.__contains__))
+        for folder, ours in folders:
             if folder.is_symlink():
-                folder.unlink()
+                found.append(folder)
             elif folder.is_dir():
-                remove_temporary(folder)
-                for entry in list(os.scandir(folder)):
+                found += temporary_files(folder)
+                for entry in os.scandir(folder):
                     if ours(entry.name) and not entry.is_dir(follow_symlinks=False):
-                        os.unlink(entry.path)
-                with contextlib.suppress(OSError):  # somebody's files are in it
-                    folder.rmdir()
+                        found.append(Path(entry.path))
+        remove_all([path for path in found if os.path.lexists(path)], self.path / _ASIDE)
+        for folder, _ in folders:
+            with contextlib.suppress(OSError):  # somebody's files are in it, or it is not there
+                folder.rmdir()
         sync(self.path)
 
     def put_in_order(self) -> None:
         """Puts the newest checkpoint in its place, and removes what killed processes left."""
         with writing(self.path):
             repair(self.checkpoint)
+            check_removable(self.checkpoint)  # by the next save
+            check_replaceable(self.config_file)
             remove_temporary(self.path)
             make_folder(self.samples)
-            for name in ("config.toml.new", "log.csv.new"):
+            for name in ("config.toml.new", "log.csv.new", _ASIDE):
                 remove(self.path / name)
             for entry in list(os.scandir(self.samples)):
                 if entry.name.startswith(".step_") and entry.name.endswith(".tmp"):
@@ -223,8 +232,7 @@ class RunFolder:
         self._lock.release(keep=self._was_locked and not (self._has_begun() or os.path.lexists(self.start_file)))
 
     def save_profile(self, profile: Profile) -> None:
-        with writing(self.profile_file):
-            profile.save(self.profile_file)
+        write_file(self.profile_file, profile.csv().encode())
 
     def preview_file(self, step: int) -> Path:
         return self.samples / f"step_{step:06d}.png"

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from tinydiff.data.pixels import convert_channels, fit, resize, to_bytes, to_flo
 from tinydiff.errors import InputError
 from tinydiff.machine.files import open_file
 from tinydiff.machine.terminal import say
-from tinydiff.runs.atomic import PathLike, temporary_beside, write_file
+from tinydiff.runs import atomic
+from tinydiff.runs.atomic import PathLike, write_file
 
 __all__ = [  # the names of td.images; those on pixels are of data/pixels.py
     "check_place",
@@ -158,11 +157,7 @@ def plot_loss(csv_path: PathLike, png_path: PathLike) -> bool:
 def check_place(path: PathLike, suffix: str) -> None:
     """Raises, before long work, the InputError or RunFailed that writing a picture at a path would raise after it.
     suffix: the ending that the name must have, ".png" or ".gif"."""
-    path = _named(path, suffix)
-    if path.is_dir():
-        raise InputError(f"{path} cannot be written: {os.strerror(errno.EISDIR)}")
-    with temporary_beside(path) as temporary:
-        open(temporary, "wb").close()
+    atomic.check_place(_named(path, suffix))
 
 
 def _named(path: PathLike, suffix: str) -> Path:

@@ -26,7 +26,7 @@ class Progress:
 
     def update(self, step: int, loss: float, images_per_second: float) -> None:
         if self.bar is not None:
-            with suppress(OSError, ValueError):  # the terminal may be gone
+            with suppress(Exception):  # the terminal may be gone
                 self.bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:.0f} images/s", refresh=False)
                 self.bar.update(1)
             return
@@ -39,7 +39,7 @@ class Progress:
 
     def close(self) -> None:
         if self.bar is not None:
-            with suppress(OSError, ValueError):
+            with suppress(Exception):
                 self.bar.close()
 
 

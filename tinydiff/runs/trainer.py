@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -80,7 +81,9 @@ class Trainer:
         self.saved_step: int | None = None
         self._fingerprint: fingerprint.Fingerprint | None = None
         self.data_changes: list[str] = []
+        self.working = False  # whether the present or last `run` came to its first step
         self._changing = self._saving = False
+        self._done: tuple[float, float, float] | None = None  # what the present step's `train_step` returned
         self.results = Results(self.folder, unet, diffusion, self.ema, self.generator)
 
     def _check_fit(self) -> None:
@@ -113,14 +116,17 @@ class Trainer:
         profile.csv. data_changed: with resume, accept data that are not the run's own but of the same size and classes; the
         change is recorded, and the run is not bit for bit what it would have been.
         InputError where the folder does not allow it or another process writes to it; RunFailed for a loss that is not
-        finite, where the last checkpoint stays as it was, and for a disk that is full. Before any other failure the state is
-        saved. What is not the checkpoint, such as pictures, may fail with a warning.
+        finite, where the last checkpoint stays as it was, and for a disk that is full. What data, network or an overridden
+        method raise reaches the caller as it is. Before any failure but a loss that is not finite the state is saved, unless
+        it struck while the weights were being changed. What is not the checkpoint, such as pictures, may fail with a warning.
         """
         self.profile = Profile() if profile else None
         self.stopped_by: int | None = None
+        self.working = self._changing = self._saving = False
         try:
             with Interrupts() as interrupts:
                 self._begin(resume, force, data_changed)
+                self.working = True
                 with threads.threads(host_threads(self.device, self.config.threads)):
                     self._train(interrupts)
                     if interrupts.received is None:
@@ -173,30 +179,30 @@ class Trainer:
                 self.folder.begun()
             self.folder.open_log(self.step)
 
-    @at_work()
     def _train(self, interrupts: Interrupts) -> None:
         config, images_per_step = self.config, self.config.batch_size * self.config.accumulate
-        if self._wants_preview(self.step) and not self.folder.preview_file(self.step).exists():
+        if self._wants_preview(self.step) and not os.path.exists(self.folder.preview_file(self.step)):
             self._preview()  # the last process was killed before it could
         progress, first = Progress(self.step, config.steps), self.step
         try:
             while self.step < config.steps and interrupts.received is None:
-                start = time.perf_counter()
+                start, step, self._done = time.perf_counter(), self.step + 1, None
                 warming_up = self.step == first and config.steps > first + 1  # makes the workspaces
                 with nullcontext() if self.profile is None or warming_up else self.profile.step():
-                    loss, norm, lr = self.train_step(self.step + 1)
+                    loss, norm, lr = self.train_step(step)
                 speed = images_per_step / (time.perf_counter() - start)
-                self.step, self._changing = self.step + 1, False
-                self.folder.log(self.step, loss, norm, lr, speed)
-                progress.update(self.step, loss, speed)
+                self.step, self._changing, self._done = step, False, None
+                self.folder.log(step, loss, norm, lr, speed)
+                progress.update(step, loss, speed)
                 if self.step % config.save_every == 0:
                     with self._between("saving"):
                         self.save()
                 if self._wants_preview(self.step):
                     with self._between("previews"):
                         self._preview()
-        except Exception as error:
-            self._save_before(error)
+        except BaseException as error:  # SystemExit and the like as well: it may come from what a caller has put in
+            if not (isinstance(error, KeyboardInterrupt) and interrupts.received):  # the second signal stops at once
+                self._save_before(error)
             raise
         finally:
             progress.close()
@@ -207,10 +213,17 @@ class Trainer:
         if self.saved_step != self.step:
             self.save()
 
-    def _save_before(self, error: Exception) -> None:
+    def _save_before(self, error: BaseException) -> None:
         """Saves the steps done so far, if they are whole and saving is not what failed. Where the loss became infinite or
         NaN they led there, and the last checkpoint is the better one."""
-        if self.saved_step != self.step and not (self._changing or self._saving or isinstance(error, NotFinite)):
+        if self._saving or isinstance(error, NotFinite):
+            return
+        if self._done is not None:  # all of the step; what an overridden `train_step` did after it failed
+            self.step, self._changing = self.step + 1, False
+            self.folder.log(self.step, *self._done, 0.0)
+        if self._changing:
+            say(f"step {self.step + 1} was left half done; the checkpoint of step {self.saved_step} is kept")
+        elif self.saved_step != self.step:
             try:
                 self.save()
                 say(f"the state of step {self.step} is saved")
@@ -234,7 +247,8 @@ class Trainer:
         loss = sum(number / len(numbers) for number in numbers)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFinite(self._explain_non_finite(step, loss))
-        return loss, norm, self.optimizer.lr
+        self._done = loss, norm, self.optimizer.lr
+        return self._done
 
     def gradients(self, step: int) -> list[Any]:
         """The losses of the parts of a step, arrays (); the gradient of their mean is left in the parameters."""
@@ -305,6 +319,7 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------------- on the disk
 
+    @at_work()
     def save(self) -> None:
         """Saves averaged and raw weights, optimiser and counters as one checkpoint; an interruption loses nothing."""
         self._saving = True  # until it has worked
