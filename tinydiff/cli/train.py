@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from typing import Any
 
 from tinydiff.cli import flags
 from tinydiff.cli.numbers import INTERRUPTED
-from tinydiff.machine.terminal import say, tell
+from tinydiff.machine.terminal import quoted, say, tell
 
 
 def add_command(commands: Any) -> None:
@@ -32,9 +31,9 @@ def _run(arguments: argparse.Namespace) -> int:
     step = trainer.run(wish.resume, wish.force, wish.profile, wish.data_changed)
     out = trainer.config.out
     if trainer.stopped_by is not None:
-        say(f"stopped after step {step}; go on with: tinydiff train --resume --out {shlex.quote(out)}")
+        say(f"stopped after step {step}; go on with: tinydiff train --resume --out {quoted(out)}")
         return INTERRUPTED + trainer.stopped_by
-    tell(f"done: {out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {shlex.quote(out)}")
+    tell(f"done: {out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {quoted(out)}")
     return 0
 
 
