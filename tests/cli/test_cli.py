@@ -219,7 +219,7 @@ SAMPLE_MISTAKES = {
     "more steps than T": (["--steps", "21"], "20"),
     "eta": (["--eta", "2"], "eta"),
     "eta nan": (["--eta", "nan"], "eta"),
-    "label": (["--label", "horses"], "--label horses: the model's classes are cats, dogs"),
+    "label": (["--label", "horses"], "--label horses: the model knows no such class; its classes are cats, dogs"),
     "label number": (["--label", "2"], "cats, dogs"),
     "guidance": (["--guidance", "nan"], "guidance"),
     "n": (["--n", "0"], "--n must be at least 1"),

@@ -139,7 +139,7 @@ def test_twelve_bits_in_sixteen_are_brightened_alike_in_the_whole_folder(tmp_pat
     Image.fromarray(np.full((2, 2), 9, np.uint8)).save(tmp_path / "c.png")
     data = load(tmp_path)
     assert data.images.reshape(3, 4).tolist() == [[0, 255, 62, 1], [0, 6, 12, 19], [9] * 4]
-    assert data.fitted == "2 of them taken as 12 bits (4095 is white, as no 16-bit number is above 4095)"
+    assert data.notes == ["2 of them taken as 12 bits: 4095 is white, as no 16-bit number is above 4095"]
     (tmp_path / "d.png").write_bytes(png(16, 0, [words(0, 1), words(2, FULL)], 2))
     data = load(tmp_path)
     assert data.images.reshape(4, 4)[0].tolist() == [0, 16, 4, 0] and data.fitted == ""

@@ -124,7 +124,7 @@ def test_what_decoding_takes_of_memory(tmp_path):
     script = (
         "import sys; from pathlib import Path; from PIL import Image; import tinydiff.data.folder as f;"
         "import tinydiff.machine.limits as l; Image.init(); before = l.peak_resident(); counts = [];"
-        "[f._decode(Path(p), None, None, f.FULL, counts.append) for p in sys.argv[1:]];"
+        "[f._decode(f.Folder(Path(p).parent), Path(p).name, None, None, f.FULL, counts.append) for p in sys.argv[1:]];"
         "print(l.peak_resident() - before, max(counts))"
     )
     kinds = ((("la.png", "cmyk.jpg", "rgba.png"), 13, None), (("rgba.png",), 21, profile), (("deep.png",), 43, None))

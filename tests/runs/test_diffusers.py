@@ -114,7 +114,13 @@ def test_reading_a_noisy_schedule_does_not_warn_again():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "PNDMScheduler"}, '_class_name = "PNDMScheduler" is not supported; supported: DDPM'),
+        (
+            {"_class_name": "EDMEulerScheduler"},
+            '_class_name = "EDMEulerScheduler" .*; supported: those of a DDPM.s noise',
+        ),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, 'supported: "discrete"'),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "use_flow_sigmas = true .*: false"),
+        ({"_class_name": "PNDMScheduler", "eta": 1.0}, "eta = 1.0 .*; supported: only null"),
         ({"beta_schedule": "laplace"}, 'beta_schedule = "laplace" is not supported; supported: "linear", "sc'),
         ({"prediction_type": "flow"}, 'prediction_type = "flow" .* supported: "epsilon", "sample", "v_prediction"'),
         ({"variance_type": "learned"}, 'variance_type = "learned" .* supported: "fixed_small", "fixed_small_log"'),

@@ -44,7 +44,7 @@ def test_labels_by_name():
     ("arguments", "sentence"),
     [
         ({"labels": "cats"}, "labels='cats': .* near to it: cat"),
-        ({"labels": "zzz"}, "the classes are cat, car, dog"),
+        ({"labels": "zzz"}, "its classes are cat, car, dog"),
         ({"labels": ["cat", "zzz"], "n": 2}, "labels='zzz'"),
         ({"n": 0}, "n must be a whole number of at least 1"),
         ({"n": 2.5}, "not 2.5"),

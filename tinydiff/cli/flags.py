@@ -104,6 +104,8 @@ def _resumed(changes: dict[str, Any]) -> RunConfig:
     out = Path(changes.get("out", RunConfig.out))
     lock.check_free(out)
     before = RunConfig(**resuming.recorded(out))
+    if "data" not in changes:
+        resuming.require_data(before, out)
     after = dataclasses.replace(before, **changes)
     for name in changes:
         wanted, had = getattr(after, name), getattr(before, name)

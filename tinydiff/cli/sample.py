@@ -43,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from tinydiff.machine.threads import threads
     from tinydiff.random import SAMPLING, Generator
     from tinydiff.runs import checkpoint, limits, pictures
-    from tinydiff.runs.sheets import class_count, draw_sheet
+    from tinydiff.runs.sheets import draw_sheet
 
     a = arguments
     if a.n is not None and a.n < 1:
@@ -56,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
     unet, diffusion = pipeline.unet, pipeline.diffusion
     device = resolve_device(a.device)
     unet.to(device)
-    label = None if a.label is None else _label(a.label, class_count(unet), pipeline.class_names)
+    label = None if a.label is None else _label(a.label, unet, pipeline.class_names)
     steps = a.steps if a.steps is not None or a.sampler == "ddpm" else min(50, diffusion.schedule.T)
     out = Path(a.out) if a.out else _default_output(Path(a.path), a, checkpoint.read_step(a.path))
     for given in (a.out, a.gif):
@@ -79,16 +79,15 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _label(text: str, classes: int | None, names: Sequence[str] | None) -> int:
+def _label(text: str, unet: Any, names: Sequence[str] | None) -> int:
     """A class given by its name or its number. InputError for one that the model does not know."""
-    if classes is None:
-        raise InputError("--label is for models trained with labels; this one was trained without")
-    if names and text in names:
-        return names.index(text)
-    if text.isdecimal() and int(text) < classes:
+    from tinydiff.runs.checkpoint import class_number
+    from tinydiff.runs.sheets import class_count
+
+    classes = class_count(unet) or 0
+    if text not in (names or ()) and text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < classes:
         return int(text)
-    known = f"0..{classes - 1}" if not names else ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    raise InputError(f"--label {text}: the model's classes are {known}")
+    return class_number(text, unet, names, f"--label {text}")
 
 
 def _default_output(path: Path, a: argparse.Namespace, step: int | None = None) -> Path:

@@ -1,16 +1,16 @@
-"""Images to train on: the built-in glyphs, a folder of pictures, IDX files, CIFAR, or NumPy arrays."""
+"""Images to train on: the built-in glyphs, a folder or archive of pictures, IDX files, CIFAR, or NumPy arrays."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 import stat
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from tinydiff.data import sources
 from tinydiff.data.arrays import read_arrays
 from tinydiff.data.cifar import batches_in, pickles_in, read_cifar, unpickled
 from tinydiff.data.dataset import Dataset, check_share, scaled_from
@@ -25,7 +25,7 @@ from tinydiff.random import Generator
 
 __all__ = ["Dataset", "draw_glyphs", "load", "read_arrays", "read_cifar", "read_folder", "read_idx"]
 
-KINDS = "a folder of pictures, MNIST's IDX files, CIFAR's binary versions, or .npz or .npy with images"
+KINDS = "a folder of pictures, a .zip or .tar of them, MNIST's IDX files, CIFAR's binary versions, or .npz or .npy with images"
 
 
 def load(
@@ -41,8 +41,8 @@ def load(
     """The images of a file or folder, or the built-in digits, in memory as a `Dataset`.
 
     name_or_path: "glyphs" for the built-in digits (a folder of that name is `./glyphs`), or the path of a folder of
-        pictures; of IDX images, a file or a folder of them (the training set, if there are two); of a folder with
-        CIFAR-10's data_batch_*.bin, or a single one; or of an .npy or .npz file, see `read_arrays`.
+        pictures or of a .zip or .tar of them; of IDX images, a file or a folder of them (the training set, if there are
+        two); of a folder with CIFAR-10's data_batch_*.bin, or a single one; or of an .npy or .npz file, see `read_arrays`.
     image_size: scale the middle square of every image to this many pixels a side; None: as they are.
     channels: 1 for grey, 3 for colour, without alpha then, on white; None: as they are.
     labels: True demands labels, False drops them; None takes what the files give. For a folder of pictures that is
@@ -103,7 +103,8 @@ def _read(
                 return read_arrays(path, labels, image_size)
             if path.suffix.lower() == ".bin":
                 return read_cifar(path)
-            _refuse_archive(path)
+            if sources.kind_of(path) is not None:
+                return _read_archive(path, image_size, channels, labels, report)
             if looks_like_idx(path):
                 return read_idx(path, labels)
     except OSError as error:
@@ -144,26 +145,22 @@ def _read_folder(
     return read_folder(path, image_size, channels, labels, report)
 
 
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
-_FILES = (".npz", ".npy", *_ARCHIVES)
+_FILES = (".npz", ".npy", *sources.ARCHIVES)
 
 
-def _refuse_archive(path: Path) -> None:
-    """InputError for an archive, by its name or its first bytes, with the command that unpacks it."""
-    name = path.name.lower()
-    with open_file(path) as file:
-        start = file.read(262)
-    zipped, taped = start.startswith(b"PK\x03\x04"), start[257:] == b"ustar"
-    if not (name.endswith(_ARCHIVES) or zipped or taped):
-        return
-    if match := re.match(r"cifar-(10|100)-python", name):
+def _read_archive(
+    path: Path,
+    image_size: int | None,
+    channels: int | None,
+    labels: bool | None,
+    report: Callable[[str], None] | None,
+) -> Dataset:
+    """The pictures in an archive, or the sentence on one that is not read."""
+    if match := re.match(r"cifar-(10|100)-python", path.name.lower()):
         raise InputError(f"{path} holds {unpickled(int(match[1]))}")
-    quoted = shlex.quote(str(path))
-    command = f": python -m {'zipfile' if zipped or name.endswith('.zip') else 'tarfile'} -e {quoted} FOLDER"
-    raise InputError(
-        f"{path} is an archive; unpack it and give the folder{'' if name.endswith(('.7z', '.rar', '.zst')) else command}",
-        limit=700,
-    )
+    if sources.kind_of(path) == "other":
+        raise sources.refused(path, "is an archive of a kind that is not read")
+    return read_folder(path, image_size, channels, labels, report)
 
 
 def _set_in(folder: Path, labels: bool | None) -> Callable[[], Dataset] | None:

@@ -1,9 +1,7 @@
-"""A folder of pictures, in any format that Pillow reads."""
+"""Pictures in a folder or an archive, in any format that Pillow reads."""
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
 import warnings
 from collections import Counter, deque
@@ -15,9 +13,10 @@ import numpy as np
 
 from tinydiff.data.dataset import Dataset, scaled_from
 from tinydiff.data.decode import CONVERT, FULL, memory_of_pixel, read_pixels, white_of
+from tinydiff.data.sources import Folder, Skip, Source, opened, refused
 from tinydiff.errors import LONGEST, InputError, named, shown
 from tinydiff.machine import limits
-from tinydiff.machine.files import open_file
+from tinydiff.machine.files import name_bytes
 from tinydiff.machine.pages import return_freed_memory
 
 _Picture = tuple[np.ndarray, int | None, tuple[int, int]]  # pixels, the largest number, the size (H, W) it came in
@@ -26,19 +25,6 @@ _THREADS = 8
 _AT_ONCE = 2 * _THREADS  # pictures that are being decoded, or wait to be stored or refused
 _BUDGET = 1 << 30  # bytes that these may take together; a picture that needs more alone is not read
 _LARGE = 64 << 20  # bytes
-_DEEPEST = 100  # folders in each other
-_MOST_VISITS = 16  # of one folder, by different links
-# What systems put beside pictures: macOS, Synology, QNAP, Windows, Linux.
-_NOT_DATA = {
-    "__MACOSX",
-    "@eaDir",
-    "#recycle",
-    "#snapshot",
-    "@Recycle",
-    "$RECYCLE.BIN",
-    "System Volume Information",
-    "lost+found",
-}
 # Pictures that Pillow does not read without more.
 _OTHER_PICTURES = {
     ".heic", ".heif", ".svg", ".svgz", ".jxl", ".pdf", ".ai", ".xcf", ".cdr", ".exr", ".hdr", ".dcm", ".nii", ".mat",
@@ -59,41 +45,58 @@ def read_folder(
     labels: bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """The pictures in a folder and in the folders in it, in byte order of their paths; hidden ones, and the folders
-    of runs in it, are left out.
+    """The pictures in a folder or an archive and in the folders in it, in byte order of their paths; hidden ones, and the
+    folders of runs in it, are left out.
 
-    folder: a pathlib.Path.
+    folder: a pathlib.Path, of a folder, a .zip, or a .tar, compressed by gzip, bzip2 or xz or not.
     image_size: pixels a side, to which the middle square of each is scaled; None: all must be squares of one size.
     channels: 1 or 3; None gives grey if every picture is grey (its colours are equal, however it is stored), else
         colour.
     labels: whether the classes are the folders directly in `folder`, in byte order, or in that of numbers if all are numbers.
+        Where a single folder holds all others, they are those in it.
     report: called with a line for each picture that is skipped because it cannot be read; None: a warning. They are
         listed in `skipped`.
 
     Transparent parts become white, a camera's rotation is undone, of an animation the first frame counts; `decode.py`
     tells which brightness a file's numbers mean. InputError if no picture is left.
     """
+    report = report or (lambda line: warnings.warn(line, stacklevel=3))
+    with opened(folder, picture_endings()[0]) as source:
+        return _read(folder, source, image_size, channels, labels, report)
+
+
+def _read(
+    folder: Path,
+    source: Source,
+    image_size: int | None,
+    channels: int | None,
+    labels: bool | None,
+    report: Callable[[str], None],
+) -> Dataset:
     skipped: list[tuple[str, str]] = []
-    report = report or (lambda line: warnings.warn(line, stacklevel=2))
 
     def skip(path: PurePath, reason: str) -> None:
         skipped.append((str(path), reason))
         report(shown(f"skipped {folder / path}: {reason}", LONGEST))
 
     ignored: Counter[str] = Counter()
-    paths = _find(folder, skip, ignored)
+    paths = _find(source, skip, ignored)
     notes = [f"ignored: {_counted(ignored)}; save them as PNG or JPEG to use them"] if ignored else []
+    if not paths and not isinstance(source, Folder):
+        raise refused(folder, "is an archive without pictures" + "".join(f" ({note})" for note in notes))
     if not paths:
         raise InputError(
             f"{folder} holds no pictures: no file in it or below has the ending of a format that Pillow reads"
             + "".join(f"; {note}" for note in notes)
         )
-    class_names = _class_names(folder, paths) if labels else None
+    level, class_names = _class_names(folder, paths) if labels else (0, None)
+    if level:
+        notes.append(f"the classes are the folders in {shown(PurePath(*paths[0].parts[:level]))}")
     images: np.ndarray | None = None
     kept: list[PurePath] = []
     peaks: dict[int, int] = {}  # the largest number of each picture of 16 bits
     others: set[tuple[int, int]] = set()  # original sizes of pictures that were scaled
-    for path, result in _decoded(folder, paths, image_size, channels):
+    for path, result in _decoded(source, paths, image_size, channels):
         if isinstance(result, str):
             skip(path, result)
             continue
@@ -115,9 +118,8 @@ def read_folder(
     if images is None:
         count = f"none of its {len(paths)} pictures can" if len(paths) > 1 else "its only picture cannot"
         raise InputError(f"{folder}: {count} be read; {paths[0]}: {dict(skipped)[str(paths[0])]}")
-    done = [scaled_from(others)] if others else []
     if (white := white_of(peaks.values())) < FULL:
-        again = _decoded(folder, [kept[i] for i in peaks], image_size, channels, white)
+        again = _decoded(source, [kept[i] for i in peaks], image_size, channels, white)
         for i, (path, result) in zip(peaks, again, strict=True):
             if isinstance(result, str):
                 raise InputError(f"{folder / path} cannot be read as {white.bit_length()} bits: {result}")
@@ -126,14 +128,14 @@ def read_folder(
             images[i] = result[0]
         some = "" if len(peaks) == len(kept) else f"{len(peaks)} of them "
         bits, most = white.bit_length(), max(peaks.values())
-        done.append(f"{some}taken as {bits} bits ({white} is white, as no 16-bit number is above {most})")
+        notes.append(f"{some}taken as {bits} bits: {white} is white, as no 16-bit number is above {most}")
     values = None
     if class_names is not None:
-        values = np.array([class_names.index(path.parts[0]) for path in kept], np.int64)
+        values = np.array([class_names.index(path.parts[level]) for path in kept], np.int64)
     names = None if class_names is None else [shown(name) for name in class_names]
     return Dataset(
         images[: len(kept)], values, names, name=folder.name, source=str(folder), skipped=skipped,
-        fitted=", ".join(done), notes=notes,
+        fitted=scaled_from(others) if others else "", notes=notes,
     )  # fmt: skip
 
 
@@ -143,7 +145,7 @@ def _counted(endings: Counter[str]) -> str:
 
 def holds_pictures(folder: Path) -> bool:
     """Whether a file in the folder or below has the ending of a picture."""
-    return bool(_find(folder, lambda path, reason: None, Counter()))
+    return bool(_find(Folder(folder), lambda path, reason: None, Counter()))
 
 
 def picture_endings() -> tuple[set[str], set[str]]:
@@ -155,46 +157,17 @@ def picture_endings() -> tuple[set[str], set[str]]:
     return read, ({ending for ending in registered} | _OTHER_PICTURES) - read
 
 
-def _find(folder: Path, skip: Callable[[PurePath, str], None], ignored: Counter[str]) -> list[PurePath]:
-    """The files below the folder whose names end as pictures' do, relative to it, links followed, loops not. Endings of
-    pictures that are not read are counted in `ignored`."""
+def _find(source: Source, skip: Skip, ignored: Counter[str]) -> list[PurePath]:
+    """The files in a source whose names end as pictures' do, relative to it, in byte order. Endings of pictures that are not read
+    are counted in `ignored`."""
     suffixes, others = picture_endings()
-    found: list[PurePath] = []
-    visits: Counter[tuple[int, int]] = Counter()
-
-    def look(place: PurePath, above: frozenset[tuple[int, int]]) -> None:
-        try:
-            about = os.stat(folder / place)
-            entries = sorted(os.scandir(folder / place), key=lambda entry: os.fsencode(entry.name))
-        except OSError as error:
-            if not above:
-                raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
-            skip(place, error.strerror or str(error))
-            return
-        here = about.st_dev, about.st_ino
-        if here in above:
-            return
-        visits[here] += 1
-        if len(above) > _DEEPEST or visits[here] > _MOST_VISITS:
-            far = f"it is more than {_DEEPEST} folders deep"
-            skip(place, far if len(above) > _DEEPEST else f"links lead there more than {_MOST_VISITS} times")
-            return
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name in _NOT_DATA:
-                continue
-            if os.path.isdir(entry.path):
-                if os.path.isfile(os.path.join(entry.path, "config.toml")) and os.path.isdir(
-                    os.path.join(entry.path, "checkpoint")
-                ):
-                    continue  # a run: its samples are no data, and a resume must find what its start found
-                look(place / entry.name, above | {here})
-            elif (ending := os.path.splitext(entry.name)[1].lower()) in suffixes:
-                found.append(place / entry.name)
-            elif ending in others:
-                ignored[ending] += 1
-
-    look(PurePath(), frozenset())
-    return sorted(found, key=lambda path: os.fsencode(path.as_posix()))
+    found = []
+    for name in source.names(skip):
+        if (ending := name.suffix.lower()) in suffixes:
+            found.append(name)
+        elif ending in others:
+            ignored[ending] += 1
+    return sorted(found, key=lambda name: name_bytes(name.as_posix()))
 
 
 def _known() -> list[str]:
@@ -205,14 +178,18 @@ def _known() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def _class_names(folder: Path, paths: list[PurePath]) -> list[str]:
+def _class_names(folder: Path, paths: list[PurePath]) -> tuple[int, list[str]]:
+    """How many folders the classes' folders are in, and their names in order."""
     loose = [path for path in paths if len(path.parts) == 1]
     if len(loose) == len(paths):
         raise InputError(f"{folder} has no sub-folders with pictures, and labels are the names of sub-folders")
     if loose:
         raise InputError(f"{folder}: labels are the names of sub-folders, and {loose[0]} is not in one")
-    names = sorted({path.parts[0] for path in paths}, key=os.fsencode)
-    return sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names
+    level = 0
+    while len({path.parts[level] for path in paths}) == 1 and all(len(path.parts) > level + 2 for path in paths):
+        level += 1
+    names = sorted({path.parts[level] for path in paths}, key=name_bytes)
+    return level, sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names
 
 
 def _check_memory(folder: Path, count: int, picture: np.ndarray) -> None:
@@ -240,7 +217,7 @@ def _wide(size: tuple[int, ...]) -> str:
 
 
 def _decoded(
-    folder: Path, paths: list[PurePath], image_size: int | None, channels: int | None, white: int = FULL
+    source: Source, paths: list[PurePath], image_size: int | None, channels: int | None, white: int = FULL
 ) -> Iterator[tuple[PurePath, _Picture | str]]:
     """Each path with what `_decode` gives, or with the reason why there is nothing, in order; Pillow decodes without the
     GIL. What is decoded, and what is not yet taken from here, shares `_BUDGET`."""
@@ -251,11 +228,11 @@ def _decoded(
     def read(turn: int, path: PurePath) -> _Picture | str:
         kept = 0
         try:
-            result = _decode(folder / path, image_size, channels, white, lambda count: room.take(turn, count))
+            result = _decode(source, path, image_size, channels, white, lambda count: room.take(turn, count))
             kept = result[0].nbytes
             return result
         except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
-            return _reason(error, folder / path)
+            return _reason(error, source, path)
         finally:
             if room.has(turn) >= _LARGE:
                 return_freed_memory()  # else each thread's heap keeps some
@@ -281,11 +258,12 @@ def _decoded(
             room.close()
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, source: Source, path: PurePath) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        tiff = path.suffix.lower() in (".tif", ".tiff") and path.read_bytes()[:4] in (b"II*\0", b"MM\0*")
+        with source.open(path) as content:
+            tiff = content.read(4) in (b"II*\0", b"MM\0*") and path.suffix.lower() in (".tif", ".tiff")
         return f"a kind of TIFF that Pillow cannot read ({CONVERT})" if tiff else "not a picture that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -293,7 +271,8 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def _decode(
-    path: Path,
+    source: Source,
+    path: PurePath,
     image_size: int | None,
     channels: int | None,
     white: int,
@@ -303,9 +282,7 @@ def _decode(
     take: called with the bytes of memory that decoding needs, before it begins."""
     from PIL import Image
 
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("not a file")  # reading a pipe would wait forever
-    with open_file(path) as content, Image.open(content, formats=_known()) as file:
+    with source.open(path) as content, Image.open(content, formats=_known()) as file:
         came = file.height, file.width
         if image_size is not None:
             file.draft(None, (2 * image_size, 2 * image_size))  # a much larger JPEG is decoded at a smaller scale

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -85,7 +86,7 @@ def vlb(
     predict = Predictor(model, n, labels)
     terms = np.full((n, T), np.nan)
     first, blocks = generator.offset, -(-x0.size // 4)
-    for step in _progress(steps) if progress else steps:
+    for step in _progress(steps) if progress and sys.stderr is not None else steps:
         state = generator.seed, generator.stream, generator.step, first + (int(step) - 1) * blocks
         xt, _ = q_sample(x0, *diffusion.levels(step), state)
         output = predict(xt, diffusion.schedule.timesteps[step])

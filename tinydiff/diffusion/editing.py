@@ -8,6 +8,7 @@ To vary an image (SDEdit; Meng et al., 2022) no function is needed: noise it to 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -133,7 +134,7 @@ def inpaint(
     predict, solver = Predictor(model, len(x0), labels, guidance), DDPM(diffusion)
     x, i = generator.normal(x0.shape, x0.dtype, device_of(x0)), schedule.T
     path = repaint_path(schedule.T, jump, rounds)
-    if progress:
+    if progress and sys.stderr is not None:
         from tqdm import tqdm
 
         path = tqdm(path, desc="inpainting", unit="step", leave=False)

@@ -5,6 +5,7 @@ with fresh noise z. Samplers differ in a, b and sigma alone. So a sampler is a `
 step, and `step_back` takes the step.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -68,7 +69,7 @@ def sample(
     chain = sample_steps(
         model, diffusion, shape, generator, sampler, steps, eta, labels, guidance, x_T=x_T, device=device
     )
-    if progress:
+    if progress and sys.stderr is not None:
         from tqdm import tqdm
 
         n = diffusion.schedule.T if steps is None else diffusion.schedule.respaced(steps).T

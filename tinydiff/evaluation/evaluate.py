@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from tinydiff.evaluation.frechet import frechet_distance, moments
 from tinydiff.evaluation.neighbours import MEMORISED, Neighbours, memorised, nearest
 from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
-from tinydiff.machine.terminal import say, tell
+from tinydiff.machine.terminal import is_terminal, say, tell
 from tinydiff.runs import limits, memory, pictures
 from tinydiff.runs.atomic import check_outside, check_place
 from tinydiff.runs.folder import EVALUATION as RESULTS
@@ -133,6 +132,8 @@ class _Evaluation:
                 f"The {subject.test_name} were {subject.test.fitted} to fit the network: the figures are not those of the "
                 "original images."
             )
+        for note in subject.test.notes:
+            self.say(f"The {subject.test_name}: {note}.")
         if "bits" in only:
             self.bits()
         if {"frechet", "neighbours"} & set(only) or self.settings.png_folder is not None:
@@ -160,7 +161,7 @@ class _Evaluation:
         say(f"bits/dim: {len(test)} images at {steps}")
         result = measure_bits(
             subject.unet, subject.diffusion, test.images, test.labels, settings.terms, settings.seed,
-            progress=sys.stderr.isatty(),
+            progress=is_terminal(),
         )  # fmt: skip
         of = "" if len(test) == len(subject.test) else f" of {len(subject.test)}"
         self.say(f"\nBits per dimension (upper bound) of {len(test)}{of} {subject.test_name}")

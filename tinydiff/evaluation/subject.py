@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from tinydiff.data.pixels import to_bytes
 from tinydiff.diffusion import Diffusion, sample
 from tinydiff.errors import InputError, named
 from tinydiff.evaluation.bits import EVALUATION, images_at_once
+from tinydiff.machine.terminal import is_terminal
 from tinydiff.random import SAMPLING, Generator
 from tinydiff.runs import checkpoint
 from tinydiff.runs.building import load_data
 from tinydiff.runs.config import RunConfig
 from tinydiff.runs.folder import RunFolder
-from tinydiff.runs.resuming import recorded
+from tinydiff.runs.resuming import recorded, require_data
 from tinydiff.runs.sheets import class_count
 from tinydiff.unet import UNet
 
@@ -63,7 +63,7 @@ class Subject:
                 sampler,
                 steps,
                 labels=None if labels is None else labels[chosen],
-                progress=sys.stderr.isatty(),
+                progress=is_terminal(),
             )
             parts.append(to_numpy(to_bytes(x)))
         return np.concatenate(parts)
@@ -125,7 +125,9 @@ def _training_data(path: Path) -> Dataset:
             f"{path} has no config.toml, so the training images are not known; to evaluate a checkpoint alone, give "
             f"{named('data', 'PATH')} {named('only', ('bits',))}"
         )
-    return load_data(RunConfig(**recorded(path)))
+    settings = RunConfig(**recorded(path))
+    require_data(settings, path)
+    return load_data(settings)
 
 
 def _test_images(

@@ -60,6 +60,14 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
         raise InputError(f"{os.fspath(path)} cannot be read: {error.strerror or error}") from None
 
 
+def name_bytes(name: str) -> bytes:
+    """The bytes of a file's name, also of one that this system could not give to a file."""
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "surrogatepass")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in the JSON file at a path, nested no deeper than `MOST_NESTED`. InputError for anything else."""
     try:
@@ -113,4 +121,8 @@ def check_text(name: str, text: str, most: int = 4096) -> None:
     if "\0" in text:
         raise InputError(f"{name} must not hold a zero byte")
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise InputError(f"{name} must be text in UTF-8, and it holds other bytes: {text[:100]}")
+        try:
+            os.fsencode(text).decode()
+        except UnicodeError:
+            raise InputError(f"{name} must be text in UTF-8, and it holds other bytes: {text[:100]}") from None
+        raise InputError(f"{name} is text in UTF-8, which Python cannot use as it was started: set PYTHONUTF8=1")

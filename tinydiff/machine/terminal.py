@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any, cast
 
 from tinydiff.errors import shown
+from tinydiff.machine.files import name_bytes
 
 
 def say(text: str) -> None:
@@ -15,7 +19,7 @@ def say(text: str) -> None:
         return
     with suppress(Exception):  # a terminal that is gone, a file that was closed, any object that a program put there
         text = escaped(text)
-        if out.isatty():
+        if is_terminal():
             from tqdm import tqdm
 
             tqdm.write(text, file=out)
@@ -25,7 +29,60 @@ def say(text: str) -> None:
 
 def tell(text: object) -> None:
     """Writes the lines of a text to stdout, as the result of a command. OSError where they cannot be written."""
-    print(escaped(str(text)))
+    print(_writable(escaped(str(text)), sys.stdout))
+
+
+def bar(steps: Iterable[Any], total: int, name: str) -> Iterable[Any]:
+    """The steps, with a bar of that name while they are gone through, where stderr is a terminal."""
+    if not is_terminal():
+        return steps
+    from tqdm import tqdm
+
+    return cast(Iterable[Any], tqdm(steps, total=total, desc=name, unit="step", leave=False))
+
+
+def is_terminal() -> bool:
+    """Whether somebody looks at stderr."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except (AttributeError, ValueError):  # it is closed, or any object
+        return False
+
+
+# What stands for the characters of pictures and tables, one for one, where a terminal lacks them.
+_PLAIN = str.maketrans("░▒▓█…ᵀ", ".:*#~T")
+
+
+def _writable(text: str, stream: Any) -> str:
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeError, LookupError):
+        return text.translate(_PLAIN)
+    return text
+
+
+def quoted(path: object) -> str:
+    """A path as it can be pasted into a shell: characters that a terminal does not show stand as escapes in $'...', which bash,
+    zsh and others read back."""
+    text = str(path)
+    if all(c.isprintable() and _is_written(c) for c in text):
+        return shlex.quote(text)
+    plain = {"'": "\\'", "\\": "\\\\"}
+    return "$'" + "".join(plain.get(c, c) if " " <= c <= "~" else _octal(c) for c in text) + "'"
+
+
+def _is_written(character: str) -> bool:
+    """Whether stdout and stderr have the character."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            character.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeError, LookupError):
+        return False
+    return True
+
+
+def _octal(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in name_bytes(character))
 
 
 def escaped(text: str) -> str:

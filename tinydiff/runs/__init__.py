@@ -10,6 +10,7 @@ tensorfile.py  safetensors files                         sheets.py      sheets o
 atomic.py      files that are there whole or not at all   interrupts.py  signals that ask a run to stop
 pictures.py    PNG and GIF files, the loss curve         progress.py    lines that say how far it is
 memory.py      how much memory a step needs              formats.py     the number of the format of saved files
+others.py      what others save                          fingerprint.py how a run knows its data again
 """
 
 __all__ = ["checkpoint", "pictures"]

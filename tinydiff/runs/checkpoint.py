@@ -16,7 +16,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from tinydiff.diffusion import Diffusion, sample
 from tinydiff.errors import InputError
 from tinydiff.machine.files import check_numbers, read_json
 from tinydiff.random import SAMPLING, Generator
-from tinydiff.runs import diffusers, formats, tensorfile
+from tinydiff.runs import diffusers, formats, others, tensorfile
 from tinydiff.runs.atomic import LAST, beside, is_complete, write_folder
 from tinydiff.unet import UNet
 
@@ -83,17 +82,7 @@ class Pipeline:
     def _numbers(self, labels: Any) -> Any:
         """Labels with the numbers of classes in the place of their names."""
         if isinstance(labels, str):
-            known = self.class_names or []
-            if labels in known:
-                return known.index(labels)
-            near = difflib.get_close_matches(labels, known, 3)
-            if not known:
-                hint = "the model's classes have no names, so give numbers"
-            elif near:
-                hint = f"near to it: {', '.join(near)}"
-            else:
-                hint = f"the classes are {', '.join(known[:20])}{', ...' * (len(known) > 20)}"
-            raise InputError(f"labels={labels!r}: the model knows no such class; {hint}")
+            return class_number(labels, self.unet, self.class_names, f"labels={labels!r}")
         named = isinstance(labels, list | tuple) or (isinstance(labels, np.ndarray) and labels.dtype.kind in "UO")
         if named and any(isinstance(label, str) for label in labels):
             return np.array([self._numbers(str(label) if isinstance(label, str) else label) for label in labels])
@@ -110,6 +99,28 @@ class Pipeline:
         if path.exists() and not (path.is_dir() and own >= {entry.name for entry in path.iterdir()}):
             raise InputError(f"{path} holds something else than a pipeline: choose a new folder")
         write_folder(path, _pipeline_files(self.unet, self.diffusion, self.class_names))
+
+
+def class_number(name: str, unet: UNet, names: Sequence[str] | None, said: str) -> int:
+    """The number of the class called `name`.
+
+    unet: the network, which knows how many classes there are. names: what they are called, or None.
+    InputError, which begins with `said`, for a name that the model does not know; names near to it are told.
+    """
+    if unet.num_classes is None:
+        raise InputError(f"{said}: this model was trained without labels, so it takes none")
+    if names and name in names:
+        return list(names).index(name)
+    classes = unet.num_classes - (unet.null_label is not None)
+    folded = {known.casefold(): known for known in names or ()}
+    near = [folded[known] for known in difflib.get_close_matches(name.casefold(), folded, 3)]
+    if not names:
+        hint = f"its classes have no names, only the numbers 0..{classes - 1}"
+    elif near:
+        hint = f"near to it: {', '.join(near)}"
+    else:
+        hint = f"its classes are {', '.join(names[:20])}{', ...' * (len(names) > 20)}"
+    raise InputError(f"{said}: the model knows no such class; {hint}")
 
 
 def save(
@@ -154,7 +165,7 @@ def load_training_state(
 
     def read(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         _extras(folder)
-        _check_index(folder / INDEX)
+        others.check_pipeline(folder / INDEX)
         file = folder / TRAINING_STATE
         if not file.exists():
             raise InputError(f"{folder} was saved without what training needs to go on: it has no {TRAINING_STATE}")
@@ -170,7 +181,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     def read(folder: Path) -> dict[str, np.ndarray]:
         _extras(folder)
         return diffusers.current_names(
-            _read_weights(_either(folder / "unet/config.json", folder / "config.json").parent)
+            others.read_weights(_either(folder / "unet/config.json", folder / "config.json").parent)
         )
 
     return _read(path, read)
@@ -256,10 +267,7 @@ def _read(path: str | os.PathLike[str], read: Callable[[Path], Any]) -> Any:
     while True:
         folder = find(path)
         if folder is None:
-            what = "no such file or folder" if not Path(path).exists() else "it has no checkpoint"
-            if not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-                what += "; if it is a name on Hugging Face: nothing is downloaded here, so get it and give its folder"
-            raise InputError(f"{path} cannot be read: {what}")
+            raise others.cannot_be_read(Path(path))
         identity = _identity(folder)
         try:
             result = read(folder)
@@ -281,16 +289,16 @@ def _identity(folder: Path | None) -> tuple[int, int] | None:
 
 def _load(folder: Path, raw: bool) -> Pipeline:
     extras = _extras(folder)
-    _check_index(folder / INDEX)
+    others.check_pipeline(folder / INDEX)
     class_names = extras.get("class_names")
     if class_names is not None and not (isinstance(class_names, list) and all(isinstance(n, str) for n in class_names)):
         raise InputError(f"{folder / EXTRAS}: class_names must be a list of names, not {class_names!r}")
     config_file = _either(folder / "unet/config.json", folder / "config.json")
     scheduler_file = _either(folder / "scheduler/scheduler_config.json", folder / "scheduler_config.json")
     if not scheduler_file.exists() and config_file.exists():
-        raise InputError(
-            f"{folder} has a network and no scheduler_config.json, which says how it was trained: put one there"
-        )
+        above = folder.parent / "scheduler" / "scheduler_config.json"
+        what = f"give {folder.parent}, which has one" if above.exists() else "put one there"
+        raise InputError(f"{folder} has a network and no scheduler_config.json, which says how it was trained: {what}")
     unet = diffusers.unet_from_config(read_json(config_file), extras.get("null_label"), str(config_file))
     diffusion = diffusers.diffusion_from_config(
         read_json(scheduler_file), unet, str(scheduler_file), extras.get("min_snr")
@@ -301,7 +309,7 @@ def _load(folder: Path, raw: bool) -> Pipeline:
         with diffusers.at(str(folder / TRAINING_STATE)):
             unet.load_state_dict(weights)
     else:
-        state = _read_weights(config_file.parent)
+        state = others.read_weights(config_file.parent)
         with diffusers.at(str(config_file.parent)):
             unet.load_torch_state_dict(diffusers.current_names(state))
     unet.eval()
@@ -318,40 +326,6 @@ def _extras(folder: Path) -> dict[str, Any]:
         if extras.get(name) is not None and type(extras[name]) not in kinds:
             raise InputError(f"{file}: {name} must be a number, not {extras[name]!r}")
     return extras
-
-
-def _check_index(file: Path) -> None:
-    """Refuses pipelines with more parts than a network and a scheduler, such as latent diffusion."""
-    if file.exists():
-        for name, value in read_json(file).items():
-            if isinstance(value, list) and name not in ("unet", "scheduler") and value != [None, None]:
-                raise InputError(f"{file}: the part {name} = {value} is not supported; supported: unet and scheduler")
-
-
-def _read_weights(folder: Path) -> dict[str, np.ndarray]:
-    """The weights in a folder, in one file or in several with an index."""
-    name = Path(WEIGHTS).name
-    file, index, pickled = folder / name, folder / f"{name}.index.json", folder / "diffusion_pytorch_model.bin"
-    if index.exists() and not file.exists():
-        parts = read_json(index).get("weight_map")
-        if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
-            raise InputError(f"{index} has no weight_map, the list of files that the weights are in")
-        state: dict[str, np.ndarray] = {}
-        for part in sorted(set(parts.values())):
-            state |= tensorfile.read(folder / Path(part).name)
-        return state
-    if not file.exists() and not pickled.exists():
-        variants = sorted(folder.glob("diffusion_pytorch_model.*.safetensors"))
-        if len(variants) == 1 and "-of-" not in variants[0].name:  # such as "fp16"
-            return tensorfile.read(variants[0])
-    if not file.exists() and pickled.exists():
-        raise InputError(
-            f"{pickled} is a pickle, which tinydiff does not open, as it could run any code; convert it once, where "
-            f'PyTorch is installed, with: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{pickled}', weights_only=True), '{file}')\"",
-            limit=None,
-        )
-    return tensorfile.read(file)
 
 
 def _either(nested: Path, flat: Path) -> Path:

@@ -67,7 +67,7 @@ _UNET_DEFAULTS: dict[str, Any] = {
     "add_attention": True,
     "num_train_timesteps": None,
 }
-# The defaults of DDPMScheduler and DDIMScheduler
+# The defaults of DDPMScheduler and DDIMScheduler, and of the others for what they have
 _SCHEDULER_DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -90,7 +90,34 @@ _SCHEDULER_DEFAULTS: dict[str, Any] = {
     "tensor_format": None,
     "timestep_values": None,
 }
-
+_DDPM = ("DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler")
+# Classes of other samplers for models that were trained as a DDPM is, with the defaults that are not those above.
+_HIGHER = {"beta_start": 0.00085, "beta_end": 0.012}
+_SAMPLERS: dict[str, dict[str, float]] = {
+    "PNDMScheduler": {},
+    "DPMSolverMultistepScheduler": {},
+    "DPMSolverSinglestepScheduler": {},
+    "DPMSolverSDEScheduler": _HIGHER,
+    "DEISMultistepScheduler": {},
+    "UniPCMultistepScheduler": {},
+    "SASolverScheduler": {},
+    "EulerDiscreteScheduler": {},
+    "EulerAncestralDiscreteScheduler": {},
+    "HeunDiscreteScheduler": _HIGHER,
+    "KDPM2DiscreteScheduler": _HIGHER,
+    "KDPM2AncestralDiscreteScheduler": _HIGHER,
+    "LMSDiscreteScheduler": {},
+}
+SCHEDULERS, NETWORKS = (*_DDPM, *_SAMPLERS), ("UNet2DModel",)  # classes that are read
+# Settings of how those go about their work.
+_OF_SAMPLERS = {
+    "solver_order", "algorithm_type", "solver_type", "lower_order_final", "euler_at_final", "use_karras_sigmas",
+    "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "final_sigmas_type", "lambda_min_clipped",
+    "use_dynamic_shifting", "time_shift_type", "flow_shift", "shift_terminal", "interpolation_type", "sigma_min", "sigma_max",
+    "noise_sampler_seed", "skip_prk_steps", "predict_x0", "disable_corrector", "solver_p", "predictor_order",
+    "corrector_order", "tau_func",
+}  # fmt: skip
+_NOT_SUCH = {"use_flow_sigmas": False, "timestep_type": "discrete"}  # with other values the model is of another kind
 
 # of the settings of a Variant that say how large something is
 _LARGEST = {
@@ -140,7 +167,7 @@ def unet_from_config(config: Mapping[str, Any], null_label: int | None, where: s
     """
     with at(where):
         check_numbers(dict(config), "the configuration")
-        read = _Reader(config, _UNET_DEFAULTS, ("UNet2DModel",))
+        read = _Reader(config, _UNET_DEFAULTS, NETWORKS)
         size = read["sample_size"]
         if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
             size = size[0]
@@ -216,8 +243,22 @@ def diffusion_from_config(config: Mapping[str, Any], unet: UNet, where: str, min
     InputError, which begins with `where`, for what tinydiff does not support and for what the network does not fit.
     """
     with at(where):
+        defaults, name = _SCHEDULER_DEFAULTS, config.get("_class_name")
+        if isinstance(name, str) and name in _SAMPLERS:
+            config = {key: value for key, value in config.items() if key not in _OF_SAMPLERS}
+            defaults = defaults | {"clip_sample": False} | _NOT_SUCH | _SAMPLERS[name]
+            if config.get("variance_type", 0) is None:
+                config = config | {"variance_type": "fixed_small"}
         check_numbers(dict(config), "the configuration")
-        read = _Reader(config, _SCHEDULER_DEFAULTS, ("DDPMScheduler", "DDIMScheduler"))
+        read = _Reader(
+            config,
+            defaults,
+            SCHEDULERS,
+            "those of a DDPM's noise, as DDPM, DDIM, PNDM, DPMSolver, DEIS, UniPC, Euler, Heun, LMS",
+        )
+        for key, value in _NOT_SUCH.items():
+            if key in defaults and read[key] != value:
+                raise read.refused(key, _shown(value))
         prediction = read.one_of("prediction_type", _PREDICTIONS)
         if read["predict_epsilon"] is False:
             prediction = "sample"
@@ -299,14 +340,17 @@ def at(where: str) -> Iterator[None]:
 class _Reader:
     """A configuration with its defaults: reader[key], and sentences for what is not supported.
 
-    InputError for the configuration of another class than `classes`, and for a key that `defaults` do not have, unless
-    it is null or begins with an underscore, as what diffusers notes beside the settings does.
+    InputError for the configuration of another class than `classes`, whose sentence may call them `called`, and for a key
+    that `defaults` do not have, unless it is null or begins with an underscore, as what diffusers notes beside the settings
+    does.
     """
 
-    def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any], classes: tuple[str, ...]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], defaults: Mapping[str, Any], classes: tuple[str, ...], called: str = ""
+    ) -> None:
         self.config, self.defaults = config, defaults
         if config.get("_class_name", classes[0]) not in classes:
-            raise self.refused("_class_name", " and ".join(classes))
+            raise self.refused("_class_name", called or " and ".join(classes))
         for key, value in config.items():
             if key not in defaults and not key.startswith("_") and value is not None:
                 raise self.refused(key, "only null: tinydiff does not know this setting")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import suppress
 from typing import Any
 
-from tinydiff.machine.terminal import say
+from tinydiff.machine.terminal import is_terminal, say
 
 
 class Progress:
@@ -19,7 +18,7 @@ class Progress:
         self.first, self.last, self.seconds = first, last, seconds
         self.start = self.shown = time.monotonic()
         self.bar: Any = None
-        if sys.stderr is not None and sys.stderr.isatty():
+        if is_terminal():
             from tqdm import tqdm
 
             self.bar = tqdm(total=last, initial=first, desc="training", unit="step", dynamic_ncols=True)

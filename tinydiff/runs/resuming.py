@@ -7,10 +7,11 @@ one value goes on with another, or with a default.
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, named
 from tinydiff.machine.terminal import say
 from tinydiff.runs import checkpoint, config, fingerprint
 from tinydiff.runs.config import FREE_ON_RESUME, RunConfig, TrainConfig
@@ -52,6 +53,15 @@ def recorded(out: Path) -> dict[str, Any]:
             )
         say(f"{folder.config_file} names the data {value}, which the run knew as {carried.get(name)}")
     return carried | written
+
+
+def require_data(settings: RunConfig, out: Path) -> None:
+    """InputError where the data of the run in `out` are not where its settings name them."""
+    if settings.data != "glyphs" and not os.path.lexists(os.path.expanduser(settings.data)):
+        raise InputError(
+            f"the data of the run in {out} are gone from {settings.data}; if they have moved, give {named('data', 'NEW_PLACE')} "
+            f"with {named('resume', True)}, or write the new place into {out / 'config.toml'}"
+        )
 
 
 def knows_data(out: Path) -> bool:

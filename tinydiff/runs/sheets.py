@@ -13,7 +13,7 @@ import numpy as np
 from tinydiff.backend import to_numpy
 from tinydiff.data import pixels
 from tinydiff.diffusion import Diffusion, sample_steps
-from tinydiff.machine.terminal import say
+from tinydiff.machine.terminal import bar, say
 from tinydiff.random import Generator
 from tinydiff.runs import memory, pictures
 from tinydiff.runs.progress import duration
@@ -134,8 +134,6 @@ def _watch(chain: Any, total: int, animate: bool, name: str | None) -> list[np.n
     """Runs a chain of sampling steps, with a bar of that name if it has one; the images uint8 of some steps, evenly
     chosen, and of the last."""
     if name is not None:
-        from tqdm import tqdm
-
-        chain = tqdm(chain, total=total, desc=name, unit="step", leave=False, disable=None)
+        chain = bar(chain, total, name)
     kept = {round(i * (total - 1) / (_FRAMES - 1)) for i in range(_FRAMES)} if animate else {total - 1}
     return [to_numpy(pixels.to_bytes(step.x)) for i, step in enumerate(chain) if i in kept]
