@@ -23,7 +23,8 @@ class Own(td.Function):
 
 
 def rule(function, count):
-    return rule_of(function, tuple(input_names(function, count)))
+    names = tuple(input_names(function, count))
+    return rule_of(function, names, frozenset(names) - {"mask"})
 
 
 def lit(found, i):
@@ -38,11 +39,11 @@ def lit(found, i):
         (fully_connected.Linear, 3, {"L_X": "L_Y Wᵀ", "L_W": "Xᵀ L_Y", "L_b": "1ᵀ L_Y"}),
         (convolution.Conv2d, 3, {"L_X": "patchesᵀ(L_Y Wᵀ)", "L_W": "Pᵀ L_Y", "L_b": "1ᵀ L_Y"}),
         (convolution.ConvTranspose2d, 2, {"L_X": "patches(L_Y) W", "L_W": "patches(L_Y)ᵀ X"}),
-        (normalization.GroupNorm, 3, {"L_X": "(L_Z - mean(L_Z) - Z mean(L_Z Z)) / s", "L_w": "sum(L_Y Z)"}),
+        (normalization.GroupNorm, 3, {"L_X": "(L_Z - mean(L_Z) - Z * mean(L_Z * Z)) / s", "L_w": "sum(L_Y * Z)"}),
         (attending.Attention, 3, {"L_Q": "scale L_S K", "L_K": "scale L_Sᵀ Q", "L_V": "Pᵀ L_Y"}),
         (arithmetic.Multiply, 2, {"L_A": "L_Y * B", "L_B": "L_Y * A"}),
-        (activation.Silu, 1, {"L_A": "L_Y (S + A S (1 - S))"}),
-        (softmaxes.Softmax, 1, {"L_X": "P * (L_P - sum(L_P * P))"}),
+        (activation.Silu, 1, {"L_A": "L_Y * (S + A * S * (1 - S))"}),
+        (softmaxes.Softmax, 1, {"L_X": "Y * (L_Y - sum(L_Y * Y))"}),
         (Own, 3, {"L_X": "L_Y Wᵀ", "L_W": "Xᵀ L_Y", "L_b": "L_Y.sum(0)"}),
     ],
 )
@@ -66,22 +67,24 @@ def test_the_lit_lines_make_the_gradient():
 
 
 def test_letters_are_explained_by_the_head_of_the_file():
-    wheres = {
-        f: rule(f, 3).gradients[0].where for f in (normalization.GroupNorm, attending.Attention, fully_connected.Linear)
-    }
-    assert wheres[normalization.GroupNorm] == ["L_Z = L_Y w", "Z = (X - u) / s"]
-    assert wheres[attending.Attention] == [
-        "L_S = P (L_P - d)",
-        "P = softmax(S)",
-        "L_P = L_Y Vᵀ",
-        "S = scale Q Kᵀ + mask",
-    ]
-    assert wheres[fully_connected.Linear] == []
+    def letters(function, *given):
+        names = tuple(input_names(function, 3))
+        return rule_of(function, names, frozenset(given)).gradients[0].letters
+
+    assert letters(attending.Attention) == {
+        "L_S": "P * (L_P - d)", "P": "softmax(S)", "L_P": "L_Y Vᵀ", "d": "sum(P * L_P)", "S": "scale Q Kᵀ",
+    }  # fmt: skip
+    assert letters(attending.Attention, "mask")["S"] == "scale Q Kᵀ + mask"
+    assert letters(fully_connected.Linear) == {}
+    plain, weighted = letters(normalization.GroupNorm), letters(normalization.GroupNorm, "w")
+    assert "L_Z" not in plain and weighted["L_Z"] == "L_Y * w" and weighted["Z"] == "(X - u) / s"
+    silu = letters(normalization.GroupNorm, "w", "silu")
+    assert silu["L_Z"] == "L_A * w" and silu["L_A"] == "L_Y * (S + A * S * (1 - S))" and silu["S"] == "sigmoid(A)"
 
 
 def test_attention_with_a_mask_has_the_other_lines():
     names = tuple(input_names(attending.Attention, 4))
-    simple, masked = (rule_of(attending.Attention, names, short) for short in (True, False))
+    simple, masked = (rule_of(attending.Attention, names, frozenset(given)) for given in ((), ("mask",)))
     assert "attend_backward" in lit(simple, 2)[0] and lit(masked, 2)[0].startswith("L_V = unbroadcast")
 
 

@@ -378,6 +378,8 @@ def _plain(x: Any) -> Any:
 
 
 class _Transfer(Function):
+    """L_X = L_Y    (back on the device of X)"""
+
     def forward(self, X: Any, device: str) -> Any:
         self.origin = device_of(X)
         return to_device(X, device)

@@ -28,9 +28,13 @@ def bin_log_prob(mean: Any, log_variance: Any, x0: Any) -> Tensor:
 
 
 class BinLogProb(Function):
-    """P = F(b) - F(a) with a, b = (x0 -+ 1/255 - mean) / sigma, F the normal distribution function and f its density:
+    """Y = log(P) with P = F(b) - F(a), where F is the normal distribution function and f its density.
 
-    d log P / d mean = (f(a) - f(b)) / (sigma P)    and    d log P / d log sigma^2 = (a f(a) - b f(b)) / (2 P).
+        sigma = exp(log_variance / 2),  a = (x0 - 1 / 255 - mean) / sigma,  b = (x0 + 1 / 255 - mean) / sigma
+        L_mean = L_Y * (f(a) - f(b)) / (sigma * P)
+        L_log_variance = L_Y * (a * f(a) - b * f(b)) / (2 P)
+
+    The first byte has a = -inf and the last one b = inf, and there a f(a) and b f(b) are 0.
     """
 
     def forward(self, mean, log_variance, x0):

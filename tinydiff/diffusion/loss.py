@@ -60,17 +60,18 @@ def training_loss(
 
 
 class _NoiseLoss(Function):
-    """`noise.mse_loss`, which gives loss and gradient together, because both need the noise. target: its other
-    arguments."""
+    """`noise.mse_loss`, which gives the loss and its gradient G together, because both need the noise. target: its other
+    arguments.
+
+        L_prediction = G * L_Y    (the gradient G of the loss was computed in forward)
+    """
 
     def forward(self, prediction: Any, target: tuple[Any, ...]) -> Any:
-        loss, L_prediction = mse_loss(prediction, *target)
-        self.save(L_prediction)
+        loss, self.G = mse_loss(prediction, *target)
         return loss
 
-    def backward(self, L_loss: Any) -> Any:
-        (L_prediction,) = self.saved
-        return L_prediction * L_loss
+    def backward(self, L_Y: Any) -> Any:
+        return self.G * L_Y
 
 
 def draw(diffusion: Process, x0: Any, generator: Generator) -> tuple[np.ndarray, Any]:

@@ -67,6 +67,8 @@ def _pass(function: Any, values: tuple[Any, ...], **options: Any) -> tuple[Any, 
 
 
 class _Border(Function):
+    """L_Xs[i] = L_Ys[i]    (as the hooks leave it)"""
+
     def forward(self, *Xs: Any, hooks: Any, module: Any, seen: Any, at: Any, count: int) -> Any:
         self.hooks, self.module, self.seen, self.at, self.count = hooks, module, seen, at, count
         return Xs

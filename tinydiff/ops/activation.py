@@ -25,7 +25,7 @@ FLAT = 1000  # beyond it sigmoid, tanh and the normal distribution function are 
 
 
 class Relu(Elementwise):
-    """Slope 0 at 0; NaN passes, and the gradient with it."""
+    """L_A = L_Y * (A > 0)    (slope 0 at 0; NaN passes and the gradient with it)"""
 
     def forward(self, A):
         self.closed = A <= 0
@@ -55,13 +55,13 @@ def silu_forward(A: Any) -> Any:
 
 @accelerated
 def silu_backward(L_Y: Any, A: Any) -> Any:
-    """L_A = L_Y (S + A S (1 - S)) with S = s(A)."""
+    """L_A = L_Y * (S + A * S * (1 - S)) with S = sigmoid(A)."""
     S = sigmoid_array(A)
     return L_Y * (S + A.clip(-FLAT, FLAT) * S * (1 - S))
 
 
 class Sigmoid(Elementwise):
-    """y = 1 / (1 + exp(-a)); dy/da = y (1 - y)."""
+    """Y = 1 / (1 + exp(-A)), L_A = L_Y * Y * (1 - Y)."""
 
     def forward(self, A):
         Y = sigmoid_array(A)
@@ -74,7 +74,7 @@ class Sigmoid(Elementwise):
 
 
 class Tanh(Elementwise):
-    """dy/da = 1 - y^2."""
+    """L_A = L_Y * (1 - Y^2)."""
 
     def forward(self, A):
         Y = array_module(A).tanh(A)
@@ -87,7 +87,10 @@ class Tanh(Elementwise):
 
 
 class Gelu(Elementwise):
-    """y = a F(a) with F the normal distribution function; dy/da = F(a) + a f(a) with f the density."""
+    """Y = A * F with F the normal distribution function of A and f its density.
+
+    L_A = L_Y * (F + A * f),  F = (1 + erf(A / sqrt(2))) / 2,  f = exp(-A^2 / 2) / sqrt(2 pi)
+    """
 
     def forward(self, A):
         F = (erfc(A * -(0.5**0.5)) / 2).astype(A.dtype, copy=False)
@@ -102,7 +105,10 @@ class Gelu(Elementwise):
 
 
 class GeluTanh(Elementwise):
-    """y = a (1 + u) / 2 with u = tanh(k (a + c a^3)); dy/da = (1 + u)/2 + a (1 - u^2) k (1 + 3 c a^2) / 2."""
+    """Y = A * (1 + U) / 2 with U = tanh(k (A + c A^3)), k = sqrt(2 / pi), c = 0.044715.
+
+    L_A = L_Y * ((1 + U) + A * (1 - U^2) * k (1 + 3 c A^2)) / 2
+    """
 
     K, C = (2 / np.pi) ** 0.5, 0.044715
 
@@ -119,7 +125,7 @@ class GeluTanh(Elementwise):
 
 
 class Softplus(Elementwise):
-    """y = log(1 + exp(a)); dy/da = s(a)."""
+    """Y = log(1 + exp(A)), L_A = L_Y * sigmoid(A)."""
 
     def forward(self, A):
         self.save(A)

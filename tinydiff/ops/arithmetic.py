@@ -67,7 +67,11 @@ class Divide(Elementwise):
 
 
 class Power(Elementwise):
-    """Y = A^B; dy/da = b a^(b - 1), 0 where b = 0; dy/db = y log a, 0 where a = 0 and b >= 0."""
+    """Y = A^B.
+
+    L_A = L_Y * B * A^(B - 1)    (0 where B is 0)
+    L_B = L_Y * Y * log(A)       (0 where A is 0 and B >= 0)
+    """
 
     def forward(self, A, B):
         Y = A**B
@@ -89,7 +93,11 @@ class Power(Elementwise):
 
 
 class Maximum(Elementwise):
-    """Equal elements share the gradient equally."""
+    """Equal elements share the gradient equally.
+
+    L_A = L_Y * (1 - (A < B) - (A == B) / 2)
+    L_B = L_Y * (1 - (B < A) - (A == B) / 2)
+    """
 
     def forward(self, A, B):
         self.save(A, B)
@@ -105,7 +113,11 @@ class Maximum(Elementwise):
 
 
 class Minimum(Elementwise):
-    """Equal elements share the gradient equally."""
+    """Equal elements share the gradient equally.
+
+    L_A = L_Y * (1 - (A > B) - (A == B) / 2)
+    L_B = L_Y * (1 - (B > A) - (A == B) / 2)
+    """
 
     def forward(self, A, B):
         self.save(A, B)
@@ -126,6 +138,8 @@ def _share(L_Y: Any, lost: Any, equal: Any) -> Any:
 
 
 class Where(Elementwise):
+    """L_A = L_Y * condition, L_B = L_Y * (1 - condition)."""
+
     def forward(self, A, B, condition):
         xp = array_module(next((x for x in (A, B, condition) if is_array(x)), None))
         self.condition = condition
@@ -139,8 +153,12 @@ class Where(Elementwise):
 
 
 class Clip(Elementwise):
-    """Y = min(max(A, low), high). The gradient goes to A where low <= A <= high, to low where A < low < high, to high where
-    A > high or low > high."""
+    """Y = min(max(A, low), high). A limit of None is -inf or inf.
+
+    L_A = L_Y * (low <= A <= high)
+    L_low = L_Y * (A < low < high)
+    L_high = L_Y * (A > high or low > high)
+    """
 
     def forward(self, A, low, high):
         xp = array_module(A)
@@ -182,7 +200,7 @@ class Positive(Elementwise):
 
 
 class Abs(Elementwise):
-    """Slope 0 at 0 and at NaN."""
+    """L_A = L_Y * sign(A)    (slope 0 at 0 and at NaN)"""
 
     def forward(self, A):
         self.save(A)
@@ -226,6 +244,8 @@ class Sqrt(Elementwise):
 
 
 class Sin(Elementwise):
+    """L_A = L_Y * cos(A)."""
+
     def forward(self, A):
         self.save(A)
         return array_module(A).sin(A)
@@ -236,6 +256,8 @@ class Sin(Elementwise):
 
 
 class Cos(Elementwise):
+    """L_A = -L_Y * sin(A)."""
+
     def forward(self, A):
         self.save(A)
         return array_module(A).cos(A)
@@ -246,7 +268,7 @@ class Cos(Elementwise):
 
 
 class Erf(Elementwise):
-    """erf(a) = 2/sqrt(pi) times the integral of exp(-s^2) from 0 to a."""
+    """erf(a) is 2/sqrt(pi) times the integral of exp(-s^2) from 0 to a, so L_A = L_Y * 2 / sqrt(pi) * exp(-A^2)."""
 
     def forward(self, A):
         self.save(A)

@@ -1,17 +1,21 @@
 """Attention.
 
-It is (Vaswani et al., 2017, eq. 1) Y = P V with P = softmax(S), S = scale Q K^T + mask, in which each row of P sums to 1:
+It is (Vaswani et al., 2017, eq. 1) Y = P V, in which each row of P sums to 1:
+
+    P = softmax(S)
+    S = scale Q K^T             (if not mask)
+    S = scale Q K^T + mask      (if mask)
 
     Q (..., L, D)    K (..., M, D)    V (..., M, E)    S, P (..., L, M)    Y (..., L, E).
 
 The two products go back as those of the fully connected layer do, and in the softmax dp_i/ds_j = p_i (delta_ij - p_j):
 
     L_V = P^T L_Y,  L_P = L_Y V^T
-    L_S = P (L_P - d),  d = sum(P L_P) over each row
+    L_S = P * (L_P - d),  d = sum(P * L_P)      (over each row)
     L_Q = scale L_S K,  L_K = scale L_S^T Q,  L_mask = L_S
 
 Without a mask P need not be kept: with z = log sum exp(S) of each row, P = exp(S - z) is computed again from Q and K (Dao et
-al., 2022, 3.1). As L_P = L_Y V^T and Y = P V, d = sum(L_Y Y).
+al., 2022, 3.1). Since L_P is L_Y V^T and Y is P V, d is also the sum of L_Y * Y over each row.
 """
 
 from __future__ import annotations

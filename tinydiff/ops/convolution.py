@@ -41,29 +41,37 @@ SAME = Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))  # of a 3x3 convolution 
 
 
 class Patches(Function):
+    """L_X = patches^T(L_Y)."""
+
     def forward(self, X, window):
         self.window = window
         P = unfold(X, window)
         self.by_pixel = P.shape
         return P.reshape(-1, P.shape[3] * P.shape[4] * P.shape[5])
 
-    def backward(self, L_P):
-        return fold(widened(L_P).reshape(self.by_pixel), self.shapes[0], self.window)
+    def backward(self, L_Y):
+        return fold(widened(L_Y).reshape(self.by_pixel), self.shapes[0], self.window)
 
 
 class Unpatches(Function):
+    """L_P = patches(L_Y)."""
+
     widens_half = True
 
     def forward(self, P, shape, window):
         self.window = window
         return fold(P.reshape(shape[0], *window.output_size(shape), *window.size, shape[3]), shape, window)
 
-    def backward(self, L_X):
-        return unfold(L_X, self.window).reshape(self.shapes[0])
+    def backward(self, L_Y):
+        return unfold(L_Y, self.window).reshape(self.shapes[0])
 
 
 class Conv2d(Function):
-    """Y = P W + 1 b + E + R, group by group; E has one row for all pixels of an image, R one for each pixel."""
+    """Y = P W + 1 b + E + R, group by group; E has one row for all pixels of an image, R one for each pixel.
+
+    L_E = sum(L_Y)    (over the pixels of each image)
+    L_R = L_Y
+    """
 
     gives_new = widens_half = True
 
@@ -90,7 +98,8 @@ class Conv2d(Function):
 
 
 class UpsampleConv2d(Function):
-    """Conv2d of the image U whose pixels are doubled, by 3x3 filters. U is not kept: its gradient is summed back to X."""
+    """Conv2d of the image U whose pixels are doubled, by 3x3 filters: P = patches(U), U = doubling(X). U is not kept: its
+    gradient is summed back to X."""
 
     gives_new = widens_half = True
 

@@ -13,7 +13,10 @@ from tinydiff.random import Generator
 
 
 class Dropout(Function):
-    """Y = X M, with M = 0 with probability p, else 1 / (1 - p), so that the expectation stays."""
+    """Y = X * M, where M is 0 with probability p, else 1 / (1 - p), so that the expectation stays.
+
+    L_X = L_Y * M,  M = kept / (1 - p)
+    """
 
     widens_half = True
 

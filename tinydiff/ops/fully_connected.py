@@ -53,7 +53,7 @@ class Linear(Function):
 class Linears(Function):
     """Y_i = X W_i + 1 b_i, several layers of one X, as the q, k and v of attention; inputs are X, W_1, b_1, W_2, b_2, ...
 
-    As X reaches the loss through every Y_i, L_X = sum_i L_Y_i W_i^T.
+    As X reaches the loss through every Y_i, L_X = sum_i L_Y_i W_i^T; L_W_i = X^T L_Y_i, L_b_i = 1^T L_Y_i.
     """
 
     gives_new = widens_half = True

@@ -13,27 +13,34 @@ from tinydiff.ops.softmaxes import log_softmax_array
 
 
 class MseLoss(Function):
-    """l = (p - y)^2, so L_P = 2 (p - y) L and L_Y = -L_P; L is shared out by the mean."""
+    """Y = (P - T)^2 of a prediction and its target; its sum; or its mean, which divides by n.
+
+        L_P = 2 (P - T) * L_Y / n
+        L_T = -2 (P - T) * L_Y / n    (n is the number of elements for the mean, else 1)
+    """
 
     widens_half = True
 
-    def forward(self, P, Y, reduction):
-        D = P - Y
+    def forward(self, P, T, reduction):
+        D = P - T
         self.save(D)
-        self.factor = 2 / max(D.size, 1) if reduction == "mean" else 2
+        self.n = max(D.size, 1) if reduction == "mean" else 1
         if reduction == "none":
             return D * D
         total = sum_of_squares(D.reshape(-1))
-        return total / D.dtype.type(max(D.size, 1)) if reduction == "mean" else total
+        return total / D.dtype.type(self.n) if reduction == "mean" else total
 
-    def backward(self, L):
+    def backward(self, L_Y):
         (D,) = self.saved
-        L_P = D * (L * self.factor)
+        L_P = D * (L_Y * (2 / self.n))
         return L_P if self.needs[0] else None, -L_P if self.needs[1] else None
 
 
 class CrossEntropy(Function):
-    """l_n = -log p_n,y(n) with p the softmax of the logits; its derivative is p - onehot(y) (from A 3.3.7)."""
+    """l_n = -log p_n,y(n) with p the softmax of the logits; its derivative is p - onehot(y) (from A 3.3.7).
+
+        L_X = (softmax(X) - onehot(labels)) * L_Y / n    (n is the number of rows for the mean, else 1)
+    """
 
     widens_half = True
 
@@ -42,15 +49,15 @@ class CrossEntropy(Function):
         self.labels, self.rows = labels, rows
         log_p = log_softmax_array(X, 1)
         self.save(log_p)
-        self.factor = 1 / max(X.shape[0], 1) if reduction == "mean" else 1
+        self.n = max(X.shape[0], 1) if reduction == "mean" else 1
         losses = -log_p[rows, labels]
-        return losses if reduction == "none" else xp.asarray(losses.sum() * X.dtype.type(self.factor), X.dtype)
+        return losses if reduction == "none" else xp.asarray(losses.sum() * X.dtype.type(1 / self.n), X.dtype)
 
-    def backward(self, L):
+    def backward(self, L_Y):
         (log_p,) = self.saved
         L_X = array_module(log_p).exp(log_p)
         L_X[self.rows, self.labels] -= 1
-        L_X *= (L * self.factor).reshape(-1, 1)
+        L_X *= (L_Y * (1 / self.n)).reshape(-1, 1)
         return L_X
 
 

@@ -1,13 +1,20 @@
 """Group and layer normalisation.
 
-Within each group of m elements, with mean u and variance v, the normalised input is Z = (X - u) / s, s = sqrt(v +
-eps), and Y = Z w + b with a weight and a bias for each channel. As u and v depend on every element of the group,
+The elements of each group are normalised by their mean u and variance v; each channel has a weight and a bias:
 
-    L_Z = L_Y w
-    L_X = (L_Z - mean(L_Z) - Z mean(L_Z Z)) / s        (means over the group)
-    L_w = sum(L_Y Z),  L_b = sum(L_Y)                  (sums over everything but the channel)
+    u = mean(X),  v = mean((X - u)^2),  s = sqrt(v + eps)        (means over the group)
+    Z = (X - u) / s,  A = Z * w + b
 
-The second term comes through the mean, the third through the variance (Ioffe and Szegedy, 2015, section 3, for another
+Y is A, or the SiLU of A. As u and v depend on every element of the group,
+
+    L_A = L_Y                                                    (if not silu)
+    L_A = L_Y * (S + A * S * (1 - S)),  S = sigmoid(A)           (if silu)
+    L_Z = L_A * w                                                (if w)
+    L_Z = L_A                                                    (if not w)
+    L_X = (L_Z - mean(L_Z) - Z * mean(L_Z * Z)) / s              (means over the group)
+    L_w = sum(L_A * Z),  L_b = sum(L_A)                          (sums over everything but the channel)
+
+The second term of L_X comes through the mean, the third through the variance (Ioffe and Szegedy, 2015, section 3, for another
 choice of groups; Wu and He, 2018, for this one).
 """
 

@@ -14,24 +14,30 @@ from tinydiff.ops.windows import Window, fold, pad_images, sliding_view
 
 
 class AvgPool2d(Function):
-    """Y is the mean over each window, so every entry of a window gets L_Y / (R S)."""
+    """Y is the mean over each window of n pixels, and every pixel of it gets L_Y / n.
+
+    L_X = patches^T(L_Y / n)    (added up where windows overlap)
+    """
 
     widens_half = True
 
     def forward(self, X, window):
-        self.window = window
+        self.window, self.n = window, window.size[0] * window.size[1]
         view = sliding_view(pad_images(X, window), window, window.output_size(X.shape))
         return view.mean((3, 4))
 
     def backward(self, L_Y):
         (R, S), xp = self.window.size, array_module(L_Y)
         N, Ho, Wo, C = L_Y.shape
-        L_P = xp.broadcast_to((L_Y / (R * S))[:, :, :, None, None], (N, Ho, Wo, R, S, C))
+        L_P = xp.broadcast_to((L_Y / self.n)[:, :, :, None, None], (N, Ho, Wo, R, S, C))
         return fold(L_P, self.shapes[0], self.window)
 
 
 class MaxPool2d(Function):
-    """Equal largest entries of a window share its gradient equally. NaN counts as the largest."""
+    """Equal largest entries of a window share its gradient equally. NaN counts as the largest.
+
+    L_X = patches^T(H * L_Y / sum(H)),  H = (patches(X) == Y)    (sum over each window)
+    """
 
     widens_half = True
 
@@ -57,7 +63,10 @@ class MaxPool2d(Function):
 
 
 class UpsampleNearest2d(Function):
-    """Each pixel becomes f x g equal ones and so gets the sum of their gradients."""
+    """Each pixel becomes f x g equal ones and so gets the sum of their gradients.
+
+    L_X = sum(L_Y)    (over each block of pixels that were one)
+    """
 
     def forward(self, X, factor):
         self.factor = factor

@@ -30,13 +30,15 @@ class Reduction(Function):
     def reduce_over(self, X: Any, axis: Any) -> None:
         self.axes = axis
         self.kept = tuple(1 if i in axis else n for i, n in enumerate(X.shape))
-        self.count = math.prod(X.shape[i] for i in axis)
+        self.n = math.prod(X.shape[i] for i in axis)
 
     def restored(self, L_Y: Any) -> Any:
         return L_Y.reshape(self.kept)
 
 
 class Sum(Reduction):
+    """L_X = L_Y    (repeated along the axes that were summed over)"""
+
     def forward(self, X, axis, keepdims):
         self.reduce_over(X, axis)
         return X.sum(axis, keepdims=keepdims)
@@ -46,20 +48,25 @@ class Sum(Reduction):
 
 
 class Mean(Reduction):
+    """L_X = L_Y / n    (repeated along the axes; each mean is over n elements)"""
+
     def forward(self, X, axis, keepdims):
         self.reduce_over(X, axis)
         return X.mean(axis, keepdims=keepdims)
 
     def backward(self, L_Y):
-        return array_module(L_Y).broadcast_to(self.restored(L_Y) / self.count, self.shapes[0])
+        return array_module(L_Y).broadcast_to(self.restored(L_Y) / self.n, self.shapes[0])
 
 
 class Var(Reduction):
-    """y = sum (x - m)^2 / (n - ddof); dy/dx = 2 (x - m) / (n - ddof), since the sum of x - m is 0."""
+    """y = sum (x - m)^2 / (n - ddof), and the sum of x - m is 0, so the mean's own slope drops out.
+
+    L_X = 2 (X - mean(X)) * L_Y / (n - ddof)    (mean over the axes, of n elements each)
+    """
 
     def forward(self, X, axis, keepdims, ddof):
         self.reduce_over(X, axis)
-        self.scale = 2 / (self.count - ddof)
+        self.scale = 2 / (self.n - ddof)
         self.save(X)
         return X.var(axis, keepdims=keepdims, ddof=ddof)
 
@@ -69,11 +76,14 @@ class Var(Reduction):
 
 
 class Std(Reduction):
-    """y = sqrt(sum (x - m)^2 / (n - ddof)); dy/dx = (x - m) / ((n - ddof) y), and 0 where y = 0."""
+    """y = sqrt(sum (x - m)^2 / (n - ddof)).
+
+    L_X = (X - mean(X)) * L_Y / ((n - ddof) Y)    (mean over the axes, of n elements each; 0 where Y is 0)
+    """
 
     def forward(self, X, axis, keepdims, ddof):
         self.reduce_over(X, axis)
-        self.scale = 1 / (self.count - ddof)
+        self.scale = 1 / (self.n - ddof)
         Y = X.std(axis, keepdims=keepdims, ddof=ddof)
         self.save(X, Y)
         return Y
@@ -85,7 +95,7 @@ class Std(Reduction):
 
 
 class Norm(Reduction):
-    """y = sqrt(sum x^2); dy/dx = x / y, and 0 where y = 0."""
+    """y = sqrt(sum x^2), L_X = X * L_Y / Y    (0 where Y is 0)"""
 
     def forward(self, X, axis, keepdims):
         self.reduce_over(X, axis)
@@ -105,7 +115,10 @@ def _per_length(L_Y: Any, Y: Any) -> Any:
 
 
 class Max(Reduction):
-    """Equal extremes share the gradient equally. NaN counts as the extreme."""
+    """Equal extremes share the gradient equally. NaN counts as the extreme.
+
+    L_X = H * L_Y / sum(H),  H = (X == Y)    (sum over the axes)
+    """
 
     def forward(self, X, axis, keepdims):
         self.reduce_over(X, axis)
@@ -121,6 +134,8 @@ class Max(Reduction):
 
 
 class Min(Max):
+    """L_X = H * L_Y / sum(H),  H = (X == Y)    (sum over the axes)"""
+
     def forward(self, X, axis, keepdims):
         self.reduce_over(X, axis)
         Y = X.min(axis, keepdims=keepdims)

@@ -18,6 +18,8 @@ from tinydiff.ops.broadcasting import unbroadcast
 
 
 class Reshape(Function):
+    """L_X = reshape(L_Y)    (to the shape of X)"""
+
     def forward(self, X, shape):
         return X.reshape(shape)
 
@@ -26,6 +28,8 @@ class Reshape(Function):
 
 
 class Transpose(Function):
+    """L_X = transpose(L_Y)    (its axes back in the order of X)"""
+
     def forward(self, X, axes):
         self.axes = axes
         return X.transpose(axes)
@@ -35,6 +39,8 @@ class Transpose(Function):
 
 
 class BroadcastTo(Function):
+    """L_X = sum(L_Y)    (over the axes along which X was repeated)"""
+
     def forward(self, X, shape):
         return array_module(X).broadcast_to(X, shape)
 
@@ -43,6 +49,8 @@ class BroadcastTo(Function):
 
 
 class Concatenate(Function):
+    """L_Xs[i] = cut(L_Y)[i]    (the part of L_Y at the place of this input)"""
+
     def forward(self, *Xs, axis):
         self.axis = axis
         return join(Xs, axis)
@@ -53,6 +61,8 @@ class Concatenate(Function):
 
 
 class Split(Function):
+    """L_X = join(L_Ys)    (the gradients of all parts, one after another)"""
+
     def forward(self, X, ends, axis):
         self.axis = axis
         return cut(X, ends, axis)
@@ -74,6 +84,8 @@ def cut(X: Any, ends: Sequence[int], axis: int) -> Any:
 
 
 class GetItem(Function):
+    """L_X = scatter(L_Y)    (each element added where it was picked, 0 elsewhere)"""
+
     def forward(self, X, index):
         self.index = index
         return X[index]
@@ -90,7 +102,11 @@ class GetItem(Function):
 
 
 class Pad(Function):
-    """Constant padding. Backward removes it, and the value gets the sum of what is removed."""
+    """Constant padding. Backward removes it, and the value gets the sum of what is removed.
+
+    L_X = crop(L_Y)    (without the margin)
+    L_value = sum(L_Y) - sum(crop(L_Y))
+    """
 
     def forward(self, X, value, widths):
         self.inner = tuple(slice(before, before + n) for (before, _), n in zip(widths, X.shape, strict=True))
@@ -109,8 +125,10 @@ class Pad(Function):
 
 
 class PadByIndex(Function):
-    """Padding that repeats elements along one axis: Y_j = X_{source(j)}, so L_X_i is the sum of L_Y_j over source(j) =
-    i."""
+    """Padding that repeats elements along one axis: Y_j is element source(j) of X.
+
+    L_X = scatter(L_Y)    (each element added where it was taken from)
+    """
 
     def forward(self, X, axis, before, source):
         self.axis, self.before, self.source = axis, before, source

@@ -42,6 +42,8 @@ def softmax_backward(P: Any, L_P: Any, axis: Any) -> Any:
 
 
 class Softmax(Function):
+    """L_X = Y * (L_Y - sum(L_Y * Y))    (sum along the axis)"""
+
     widens_half = True
 
     def forward(self, X, axis):
@@ -50,9 +52,9 @@ class Softmax(Function):
         self.save(P)
         return P
 
-    def backward(self, L_P):
-        (P,) = self.saved
-        return softmax_backward(P, L_P, self.axis)
+    def backward(self, L_Y):
+        (Y,) = self.saved
+        return softmax_backward(Y, L_Y, self.axis)
 
 
 def log_softmax_array(X: Any, axis: int) -> Any:
@@ -65,7 +67,10 @@ def log_softmax_array(X: Any, axis: int) -> Any:
 
 
 class LogSoftmax(Function):
-    """y = x - log sum exp(x); from dy_i/dx_j = delta_ij - p_j: L_X = L_Y - P sum(L_Y)."""
+    """y = x - log sum exp(x), and dy_i/dx_j = delta_ij - p_j with p = exp(y).
+
+    L_X = L_Y - P * sum(L_Y),  P = exp(Y)    (sum along the axis)
+    """
 
     widens_half = True
 
@@ -89,7 +94,7 @@ def logsumexp_array(X: Any, axes: Any) -> Any:
 
 
 class LogSumExp(Function):
-    """dy/dx_i = p_i, the softmax."""
+    """L_X = L_Y * softmax(X)    (over the axes)"""
 
     widens_half = True
 

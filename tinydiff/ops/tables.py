@@ -14,7 +14,10 @@ from tinydiff.ops.arguments import as_array, as_tensor
 
 
 class Embedding(Function):
-    """Y_n = W_i(n), so row i of L_W is the sum of L_Y_n over the n that picked it."""
+    """Y_n = W_i(n), so row i of L_W is the sum of L_Y_n over the n that picked it.
+
+    L_W = scatter(L_Y)    (each row added where it was picked, 0 elsewhere)
+    """
 
     def forward(self, W, indices, known=False):
         self.indices = indices

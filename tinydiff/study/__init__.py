@@ -6,6 +6,9 @@ arrays.py      what is kept of an array
 places.py      the module and the line that called an operation
 flops.py       how much work an operation is
 rules.py       the source and the formulas behind a backward pass
+notation.py    how formulas are written, and their values
+meaning.py     what the letters of a formula stand for in an operation
+formulas.py    the formulas of an operation with its sizes and options, and the numbers in them
 layout.py      where operations stand in a drawing, what folds into one box
 drawing.py     the graph as a picture
 page.py        the page to step through a backward pass; its program is page.js and graph.js, its looks page.css

@@ -252,6 +252,8 @@ function backwardPanel(number, i) {
 function equationRow(node, name, i, formula, shapes, result) {
   const known = { L_Y: node.LY[0] };
   node.names.forEach((n, k) => { if (node.inputs[k] !== null) known[n] = node.inputs[k]; });
+  const parts = new Map(node.formulas[i]?.[5] ?? []);  // what stands between L_Y and the gradient
+  for (const [n, a] of parts) known[n] = a;
   const product = shapes && formula.match(/^(\w+)(ᵀ?) (\w+)(ᵀ?)$/);
   const factors = product && [[product[1], product[2]], [product[3], product[4]]];
   if (factors && factors.every(([n]) => n === "1" || (known[n] !== undefined && arrays[known[n]].shape.length === 2 && !arrays[known[n]].index))) {
@@ -259,7 +261,7 @@ function equationRow(node, name, i, formula, shapes, result) {
     return [make("h3", {}, "this step"), make("div", { class: "equation" }, result, make("span", { class: "sign" }, "="), views[0], make("span", { class: "sign" }, "·"), views[1])]
       .reduce((box, part) => (box.append(part), box), make("section"));
   }
-  const used = Object.keys(known).filter((n) => n !== "L_Y" && new RegExp(`(^|[^\\w])${n.replace(/[[\]]/g, "\\$&")}(?!\\w)`).test(formula));
+  const used = Object.keys(known).filter((n) => n !== "L_Y" && (parts.has(n) || new RegExp(`(^|[^\\w])${n.replace(/[[\]]/g, "\\$&")}(?!\\w)`).test(formula)));
   const incoming = node.LY.map((a, k) => arrayView(node.LY.length > 1 ? `L_Y[${k}]` : "L_Y", a));
   return make("section", {}, make("h3", {}, "comes in → goes out"),
     make("div", { class: "equation" }, ...incoming.filter(Boolean), ...used.map((n) => arrayView(n, known[n])), make("span", { class: "sign" }, "→"), ...(result ? [result] : [])));

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from tinydiff.study import table
-from tinydiff.study.arrays import Summary
+from tinydiff.study.arrays import Summarizer, Summary
+from tinydiff.study.formulas import EACH, Formula, formulas_of, parts_of, rule_for
 from tinydiff.study.layout import boxes, groups_of
 from tinydiff.study.recorder import Leaf, Operation
-from tinydiff.study.rules import Rule, rule_of, shapes_of
+from tinydiff.study.rules import Rule
 
-_ROWS_ARE_PIXELS = ("Linear", "Linears", "Conv2d", "UpsampleConv2d", "ConvTranspose2d")
 MOST = 4000  # operations of a page
+_PARTS = 4 << 20  # bytes of the arrays that formulas stand on
 _FRAME = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -68,6 +68,7 @@ class _Data:
         self.arrays: list[dict[str, Any]] = []
         self.rules: list[dict[str, Any]] = []
         self._array_of: dict[Summary, int] = {}
+        self._summarize = Summarizer(EACH, _PARTS)
         self._rule_of: dict[int, int] = {}
         bad, notes = trace.first_non_finite, trace.notes
         self.first = max(0, len(trace.operations) - MOST)  # the number of the first operation shown
@@ -101,23 +102,9 @@ class _Data:
         }
 
     def _node(self, op: Operation) -> dict[str, Any]:
-        names = tuple(op.names)
-        rule = Rule([], []) if op.function is None else rule_of(op.function, names, not op.has_mask)  # type: ignore[arg-type]
-        known: dict[str, Sequence[int]] = {"L_Y": op.outputs[0].shape} if op.outputs else {}
-        known |= {name: x.shape for name, x in zip(names, op.inputs, strict=False) if x is not None}
-        if op.name in ("Conv2d", "UpsampleConv2d") and op.outputs and (W := known.get("W")):
-            Y = op.outputs[0].shape
-            known |= {"P": (*Y[:3], math.prod(W[:3])), "W": (math.prod(W[:3]), W[3])}
-        flat = op.name in _ROWS_ARE_PIXELS
-        formulas = []
-        for i, gradient in enumerate(rule.gradients):
-            result = op.inputs[i].shape if i < len(op.inputs) and op.inputs[i] is not None else ()  # type: ignore[union-attr]
-            shapes = (
-                ""
-                if "groups=" in op.options and "groups=1" not in op.options
-                else (shapes_of(gradient.formula, result, known, flat))
-            )
-            formulas.append([gradient.formula, shapes, gradient.equation, gradient.lit, gradient.where])
+        formulas = [
+            [f.text, f.shapes, f.equation, f.lit, f.where, self._parts(op, i, f)] for i, f in enumerate(formulas_of(op))
+        ]
         return {
             "name": op.name,
             "module": op.place.module,
@@ -125,7 +112,7 @@ class _Data:
             "text": op.place.text,
             "options": op.options,
             "doc": _first_sentence(op.function),
-            "names": names,
+            "names": op.names,
             "inputs": [self._array(x) for x in op.inputs],
             "from": [self._key(s[0] if isinstance(s, tuple) else s) for s in op.sources],
             "outputs": [self._array(y) for y in op.outputs],
@@ -137,9 +124,16 @@ class _Data:
             "ms": [round(1e3 * s, 4) for s in op.seconds],
             "saved": op.saved,
             "kept": [[name, table.shape_text(shape), kind, size] for name, shape, kind, size in op.saved_arrays],
-            "rule": self._rule(rule),
+            "rule": self._rule(rule_for(op)),
             "formulas": formulas,
         }
+
+    def _parts(self, op: Operation, i: int, formula: Formula) -> list[list[Any]]:
+        """[text, array] of what stands between L_Y and the gradient; nothing for gradients that were not computed."""
+        if i >= len(op.L_Xs) or op.L_Xs[i] is None or not op.needs[i : i + 1] or not op.needs[i]:
+            return []
+        kind = op.L_Xs[i].dtype  # type: ignore[union-attr]
+        return [[text, self._array(self._summarize(value.astype(kind)))] for text, value in parts_of(op, formula)]
 
     def _steps(self, trace: Any) -> tuple[list[list[Any]], int | None]:
         """The steps of the page, [kind, node, gradient, live bytes] or ["s", key, output, live, first, second, total,

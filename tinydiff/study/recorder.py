@@ -15,11 +15,15 @@ import numpy as np
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tape import Edge, Node
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import is_array, synchronize
+from tinydiff.backend import is_array, synchronize, to_numpy
 from tinydiff.nn import Parameter
+from tinydiff.ops.windows import Window
 from tinydiff.study.arrays import Summarizer, Summary
 from tinydiff.study.flops import count_flops
 from tinydiff.study.places import Place, Places
+
+_LARGE = object()
+_MOST_PARTS = 64  # of a tuple among the settings of an operation
 
 
 @dataclass(eq=False, repr=False)
@@ -39,7 +43,8 @@ class Operation:
 
     name: its Function. known: False where forward ran before the trace began or inside `recompute`.
     names, inputs, sources: of what forward took: parameter names, arrays (None for numbers), and the leaf or operation that
-    each came from. outputs: arrays. users: how many operations took an output.
+    each came from. settings: options, inputs that are numbers or None, and what forward has put on the operation, as far as it
+    is small. outputs: arrays. users: how many operations took an output.
     L_Ys, L_Xs: gradients of the outputs and the inputs, once backward has run. seconds, flops, bytes: (forward, backward).
     saved: bytes kept for backward that no other operation kept already; kept_at, freed_at: the numbers of the events at
     which they were kept and freed (None: never).
@@ -54,6 +59,7 @@ class Operation:
     sources: list[Any] = field(default_factory=list)
     needs: tuple[bool, ...] = ()
     options: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
     outputs: list[Summary] = field(default_factory=list)
     known: bool = True
     users: int = 0
@@ -69,9 +75,10 @@ class Operation:
     ran_backward: bool = False
 
     @property
-    def has_mask(self) -> bool:
-        """Whether it is attention with a mask, whose backward pass is another one."""
-        return "mask" in self.names and self.inputs[self.names.index("mask")] is not None
+    def given(self) -> frozenset[str]:
+        """The names of the inputs and options that are not None, False or 0."""
+        names = {name for name, x in zip(self.names, self.inputs, strict=False) if x is not None}
+        return frozenset(names | {k for k, v in self.settings.items() if isinstance(v, int | float | str) and v})
 
 
 @dataclass(eq=False, repr=False)
@@ -172,12 +179,31 @@ class Recorder:
         operation = Operation(len(self.operations), type(op).__name__, type(op), Place("", "", 0, ""))
         operation.names, operation.inputs = input_names(type(op), len(arrays)), taken
         operation.needs, operation.options = op.needs, _shown(options)
+        numbers = {n: a for n, a in zip(operation.names, arrays, strict=True) if not is_array(a)}
+        found = {
+            **{k: v for k, v in vars(op).items() if k[0] != "_" and k not in ("needs", "shapes")},
+            **options,
+            **numbers,
+        }
+        operation.settings = {k: small for k, v in found.items() if (small := self._small(v)) is not _LARGE}
         operation.outputs = [self._summarize(y) for y in given]
         operation.flops = count_flops(op, arrays, [y for y in given if is_array(y)], op.needs)
         operation.seconds[0], operation.bytes[0] = seconds, moved
         self.operations.append(operation)
         self.events.append(Event("forward", operation, live=self.live))
         self._by_op[id(op)] = weakref.ref(op), operation
+
+    def _small(self, value: Any) -> Any:
+        """A setting, with copies of arrays; _LARGE for large arrays and what is none."""
+        if is_array(value):
+            return to_numpy(value).copy() if value.size <= self._summarize.each else _LARGE
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, tuple | list):
+            parts = [self._small(v) for v in value] if len(value) <= _MOST_PARTS else [_LARGE]
+            return _LARGE if any(p is _LARGE for p in parts) else type(value)(parts)
+        plain = isinstance(value, int | float | str | slice | Window) or value is None or value is Ellipsis
+        return value if plain else _LARGE
 
     def _ran_backward(self, op: Any, taken: Any, given: list[Any], seconds: float, moved: int) -> None:
         known = self._by_op.get(id(op))

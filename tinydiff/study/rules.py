@@ -1,7 +1,9 @@
 """The rule behind a backward pass: its source, the lines that make each gradient, and the formula with shapes.
 
-Formulas are found where the source has them: in the comment of the line, in the docstring of the definition that the line
-calls, of the class, or at the head of the file. Where there is none, the code itself is the formula.
+Formulas are found where the source has them: in the comment of the line, in the docstring of the class, of the definition
+that the line calls, or at the head of the file. Where there is none, the code itself is the formula. They are in the
+notation of `notation.py`. Two blanks end a formula, and what stands behind them in parentheses is a note; "(if silu)" and
+"(if not w)" say that the formula counts only with that option or input.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from tinydiff.gradcheck.source import OWN, short
 from tinydiff.ops.broadcasting import Elementwise
 
+_MOST_LETTERS = 8  # that are explained behind a formula
 _EQUATION = re.compile(r"\((?:[A-Z] )?\d+(?:\.\d+)+(?:-[\d.]+)?\)")
 
 
@@ -34,13 +37,14 @@ class Block:
 
 @dataclass
 class Gradient:
-    """How one gradient is made. formula: the right side of "L_X = ...", equation: its number in the source; where: what
-    other letters in it are, by the head of the file; lit: (block, line) of the lines that make it."""
+    """How one gradient is made. formula: the right side of "L_X = ...", equation: its number in the source; letters: what
+    other letters in it are, the first ones first; note: what the source adds; lit: (block, line) of the lines that make it."""
 
     name: str
     formula: str = ""
     equation: str = ""
-    where: list[str] = field(default_factory=list)
+    letters: dict[str, str] = field(default_factory=dict)
+    note: str = ""
     lit: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -105,18 +109,19 @@ class _Source:
 
 
 @functools.lru_cache(256)
-def rule_of(function: Any, names: tuple[str, ...], short_cut: bool = True) -> Rule:
-    """The rule of a Function whose inputs have these names; without blocks where its source cannot be read. short_cut: of
-    several returns, whether the one that hands on what a definition gives counts (attention without a mask)."""
+def rule_of(function: Any, names: tuple[str, ...], given: frozenset[str] = frozenset()) -> Rule:
+    """The rule of a Function whose inputs have these names; without blocks where its source cannot be read. given: the names
+    of the inputs and options that are not None, False or 0. With a "mask" among them, of several returns the one counts that
+    does not hand on what a definition gives (attention)."""
     try:
-        return _Reader(function, names, short_cut).rule
+        return _Reader(function, names, given).rule
     except (OSError, TypeError, SyntaxError, IndexError):
         return Rule([], [Gradient(f"L_{name}") for name in names])
 
 
 class _Reader:
-    def __init__(self, function: type[Any], names: tuple[str, ...], short_cut: bool) -> None:
-        self.function, self.short_cut = function, short_cut
+    def __init__(self, function: type[Any], names: tuple[str, ...], given: frozenset[str]) -> None:
+        self.function, self.given = function, given
         self.sources: list[_Source] = []
         self.rule = Rule([], [Gradient(f"L_{name}") for name in names])
         elementwise = function.backward is Elementwise.backward
@@ -177,7 +182,7 @@ class _Reader:
             return isinstance(value, ast.Tuple) and isinstance(value.elts[0], ast.Starred)
 
         mixed = len({hands_on(value) for value in returns}) > 1
-        return [v for v in returns[::-1] if not mixed or hands_on(v) == self.short_cut]
+        return [v for v in returns[::-1] if not mixed or hands_on(v) == ("mask" not in self.given)]
 
     def _light(self, gradient: Gradient, source: _Source, node: ast.AST) -> None:
         block = self.sources.index(source)
@@ -186,33 +191,56 @@ class _Reader:
 
     def _explain(self, gradient: Gradient, codes: list[Any]) -> None:
         comments = [self.sources[block].comment(line) for block, line in gradient.lit]
-        lit = dict.fromkeys(block for block, _ in gradient.lit)
-        heads = [
-            inspect.getdoc(self.sources[b].function) or ""
-            for b in lit
-            if self.sources[b].function.__name__ != "backward"
-        ]
-        heads += [inspect.getdoc(self.function) or "" if "__doc__" in vars(self.function) else ""]
-        module = getattr(sys.modules.get(self.function.__module__), "__doc__", None) or ""
-        found = next((m.group() for text in [*comments, *heads] if (m := _EQUATION.search(text))), "")
-        gradient.equation = found
+        lit = [self.sources[block].function for block in dict.fromkeys(block for block, _ in gradient.lit)]
+        heads = [inspect.getdoc(self.function) or "" if vars(self.function).get("__doc__") else ""]
+        heads += [inspect.getdoc(function) or "" for function in lit if function.__name__ != "backward"]
+        heads.append(getattr(sys.modules.get(self.function.__module__), "__doc__", None) or "")
+        gradient.equation = next((m.group() for text in [*comments, *heads[:-1]] if (m := _EQUATION.search(text))), "")
         formula = ""
         for comment in comments:
             plain = comment if "=" not in comment and not _EQUATION.fullmatch(comment) and "L_" in comment else ""
-            formula = formula or _formula_in(comment, gradient.name) or plain
-        formula = formula or next((f for text in [*heads, module] if (f := _formula_in(text, gradient.name))), "")
+            formula = formula or self._meaning([comment], gradient.name)[0] or plain
+        if not formula:
+            formula, gradient.note = self._meaning(heads, gradient.name)
         if not formula and codes and codes[0][1] is not None:
             code = ast.unparse(codes[0][1])
             formula = code if len(code) < 90 and "zeros(" not in code else ""
-        gradient.formula = _pretty(formula)
         known = {g.name for g in self.rule.gradients} | {g.name[2:] for g in self.rule.gradients} | {"L_Y", "Y", "L"}
+        same: dict[str, str] = {}  # letters that stand for another one
         waiting = [formula]
-        while waiting and len(gradient.where) < 4:
-            for letter in re.findall(r"\b(?:L_)?[A-Z]\b", waiting.pop(0)):
-                if letter not in known and (meaning := _formula_in(module, letter)):
-                    gradient.where.append(f"{letter} = {_pretty(meaning)}")
-                    waiting.append(meaning)
+        while waiting and len(gradient.letters) < _MOST_LETTERS:
+            for letter in re.findall(r"(?<![\w.])[A-Za-z]\w*\b(?!\()", waiting.pop(0)):
+                if letter in known:
+                    continue
                 known.add(letter)
+                meaning, note = self._meaning(heads, letter)
+                if meaning and re.fullmatch(r"\w+", meaning) and not meaning.isdigit():
+                    same[letter] = meaning
+                elif meaning:
+                    gradient.letters[letter] = meaning
+                    gradient.note = gradient.note or note
+                waiting.append(meaning)
+
+        def pretty(text: str) -> str:
+            for letter, other in same.items():
+                text = re.sub(rf"\b{letter}\b", other, text)
+            return _pretty(text)
+
+        gradient.formula = pretty(formula)
+        gradient.letters = {letter: pretty(meaning) for letter, meaning in gradient.letters.items()}
+
+    def _meaning(self, texts: Sequence[str], name: str) -> tuple[str, str]:
+        """The right side of "name = ..." in the first of some texts that has one, and the note behind it."""
+        numbered = re.fullmatch(r"(.+?)(?:_(\d+)|\[(\d+)\])", name)  # W_2 stands as W_i, Xs[1] as Xs[i]
+        for text in texts:
+            found = _formula_in(text, name, self.given)
+            if not found[0] and numbered:
+                stem, after, inside = numbered.groups()
+                formula, note = _formula_in(text, f"{stem}_i" if after else f"{stem}[i]", self.given)
+                found = re.sub(r"_i\b", f"_{after}", formula).replace("[i]", f"[{inside}]"), note
+            if found[0]:
+                return found
+        return "", ""
 
 
 def _unwrapped(function: Any) -> Any:
@@ -227,16 +255,21 @@ def _gradient_name(part: ast.AST, wanted: str) -> str:
     return wanted if wanted in names else ""
 
 
-def _formula_in(text: str, name: str) -> str:
-    """The right side of "L_X = ..." in a text."""
-    found = re.search(rf"(?<![\w]){re.escape(name)} = (.+)", text)
-    if found is None:
-        return ""
-    right = re.split(
-        r"\s{2,}|;|,\s+(?:\w+ =|hence|so|of |in |one |summed)|\. |\.$| for | with |,? and |: ", found.group(1)
-    )[0].strip()
-    right = _EQUATION.sub("", right).strip(" ,")
-    return right if right.count("(") == right.count(")") else ""
+def _formula_in(text: str, name: str, given: frozenset[str] = frozenset()) -> tuple[str, str]:
+    """The right side of "L_X = ..." in a text, as far as its conditions hold, and the note behind it."""
+    for found in re.finditer(rf"(?<![\w]){re.escape(name)} = (.+)", text):
+        conditions = re.findall(r"\(if (not )?(\w+)\)", found.group(1))
+        if any((word in given) == bool(no) for no, word in conditions):
+            continue
+        right = re.split(
+            r"\s{2,}|;|,\s+(?:\w+ =|hence|so|of |in |one |where |summed)|\. |\.$| for | with |,? and |: ",
+            found.group(1),
+        )[0].strip()
+        right = _EQUATION.sub("", right).strip(" ,")
+        if right.count("(") == right.count(")"):
+            note = re.search(r"\s{2,}\((?!if )([a-z0-9][^()]*[a-z]{2}[^()]*)\)", found.group(1))
+            return right, note.group(1) if note else ""
+    return "", ""
 
 
 def _pretty(formula: str) -> str:
