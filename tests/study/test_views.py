@@ -40,8 +40,8 @@ def test_the_page_holds_the_numbers(traced):
     assert node["formulas"][1][:2] == ["Pᵀ L_Y", "(36, 1) = (36, 64) (64, 1)"]
     assert node["formulas"][1][4] == ["P = patches(X)"]
     gradients = sum(len([L for L in op.L_Xs if L is not None]) for op in trace.operations)
-    assert sum(step[0] == "b" for step in data["steps"]) <= gradients
-    assert [s[3] for s in data["steps"] if s[0] == "s"] == [e.live for e in trace.events if e.kind == "sum"]
+    assert sum(step["kind"] == "backward" for step in data["steps"]) <= gradients
+    assert [s["live"] for s in data["steps"] if s["kind"] == "sum"] == [e.live for e in trace.events if e.kind == "sum"]
     assert "too large to keep whole" in " ".join(data["notes"]) and any(a["index"] for a in data["arrays"])
 
 
@@ -140,7 +140,9 @@ def test_of_a_trace_that_is_too_large_a_page_shows_the_end_and_says_so(traced, m
     part = contents(page(trace))
     assert len(part["nodes"]) == 20 and part["first"] == len(trace.operations) - 20
     assert part["nodes"][-1]["name"] == "MseLoss" and "only the last 20 of" in part["notes"][-1]
-    assert part["steps"][-1][1] in (0, "n0") and len(part["steps"]) < len(whole["steps"])
+    assert part["steps"][-1].get("node", part["steps"][-1].get("where")) in (0, "n0") and len(part["steps"]) < len(
+        whole["steps"]
+    )
     monkeypatch.setattr(tracing, "_SHOWN", 1000)
     assert "html(path) writes it to a file" in trace._repr_html_()
 
