@@ -14,6 +14,7 @@ import tinydiff as td
 from tinydiff.errors import InputError
 from tinydiff.study.layout import boxes, folded, groups_of
 from tinydiff.study.page import page
+from tinydiff.study.table import backward_table
 
 pytest.importorskip("igraph", reason="needs igraph, the extra `study`")
 
@@ -43,6 +44,18 @@ def test_the_page_holds_the_numbers(traced):
     assert sum(step["kind"] == "backward" for step in data["steps"]) <= gradients
     assert [s["live"] for s in data["steps"] if s["kind"] == "sum"] == [e.live for e in trace.events if e.kind == "sum"]
     assert "too large to keep whole" in " ".join(data["notes"]) and any(a["index"] for a in data["arrays"])
+
+
+def test_the_page_counts_steps_as_the_table_does(traced):
+    trace, _ = traced
+    data = contents(page(trace))
+    rows = [row.split() for row in backward_table(trace, 300).splitlines()[2:]]
+    operations = {int(row[0]): " ".join(row[1:3]) for row in rows if row and row[0].isdigit() and row[1] != "sum"}
+    sums = [int(row[0]) for row in rows if row[1:3] == ["sum", "for"]]
+    steps = [step for step in data["steps"] if step["kind"] != "forward"]
+    titles = {s["k"]: f"{data['nodes'][s['node']]['name']} #{s['node']}" for s in steps if s["kind"] == "backward"}
+    assert titles == operations and [s["k"] for s in steps if s["kind"] == "sum"] == sums
+    assert data["counts"] == [len(trace.operations), len(operations) + len(sums)]
 
 
 def test_the_page_loads_nothing_and_escapes_everything(tmp_path):
