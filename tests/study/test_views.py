@@ -103,7 +103,7 @@ def test_pictures_of_the_graph(traced, tmp_path):
     trace.graph(tmp_path / "g.svg")
     root = ET.fromstring((tmp_path / "g.svg").read_text(encoding="utf-8"))
     texts = {e.text for e in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"MseLoss", "mid_block.attentions.0", "Concatenate"} <= texts
+    assert {"mid_block.attentions.0"} <= texts and any(t.startswith("MseLoss #") for t in texts)
     trace.graph(tmp_path / "g.png")
     image = np.asarray(Image.open(tmp_path / "g.png"))
     assert image.shape[0] > 1000 and (image != 255).any()

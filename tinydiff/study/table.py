@@ -229,3 +229,9 @@ def amount(x: float) -> str:
             return f"{x:.4g} {unit}".strip() if x else "-"
         x /= 1000
     return f"{x:.4g} T"
+
+
+def size(n: int) -> str:
+    """Bytes with three digits and their unit: "12.5 KB"."""
+    prefix, unit = next(((p, u) for p, u in (("G", 1e9), ("M", 1e6), ("K", 1e3)) if n >= u), ("", 1))
+    return f"{n / unit:.3g} {prefix}B"
