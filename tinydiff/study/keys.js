@@ -13,7 +13,7 @@ function goTo(i) {
   markBar();
   document.body.offsetHeight;  // so that the time counts the layout, too
   state.paint = performance.now() - began;
-  history.replaceState(null, "", `#${state.step}`);
+  if (location.protocol !== "about:") history.replaceState(null, "", `#${state.step}`);  // a notebook's frame has no address
 }
 
 // The next or previous operation or sum; the entries between are gradients of the same operation.

@@ -173,6 +173,9 @@ class Cost:
             self.by_operation.setdefault(op.name, Row()).add(op)
             self.by_module.setdefault(op.place.module or "(outside of modules)", Row()).add(op)
 
+    def __repr__(self) -> str:
+        return str(self)  # what a notebook shows
+
     def __str__(self) -> str:
         operations = sorted(self.by_operation.items(), key=_weight)
         groups = _grouped(self.by_module)
