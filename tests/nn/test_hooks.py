@@ -101,8 +101,14 @@ def test_in_a_notebook():
     assert page.count("<tr>") == 5 and "0.weight" in page and "(2, 3)" in page and "frozen" in page
     cells = td.Tensor([[1.0, -2.0], [0.0, float("nan")]])._repr_html_()
     assert cells.count("<td") == 4
-    for colour in ("rgb(255,128,128)", "rgb(0,0,255)", "rgb(255,255,255)", "#ffd000"):
+    for colour in ("rgb(36,88,184)", "rgb(255,255,255)", "rgb(176,0,122)"):
         assert colour in cells
+    assert ">-2</code>" in cells and "Tensor (2, 2), float32, 1 not finite (purple)" in cells
+    image = td.Tensor(np.full((2, 20, 40, 3), 0.5, np.float32), requires_grad=True)._repr_html_()
+    assert "float32, requires_grad=True, a part is shown: [0, :16, :32, 0]<" in image and "<code>0.5</code>" in image
+    assert "Tensor (100,), float64, a part is shown: [:32]<" in td.Tensor(np.zeros(100))._repr_html_()
+    assert "a part is shown: [1, 1, :, :]<" in td.Tensor(np.zeros((3, 3, 2, 4)))._repr_html_()
+    assert ">2.5</code>" in td.Tensor(2.5)._repr_html_() and ">True</code>" in td.Tensor(np.array([True]))._repr_html_()
     for shape in ((), (0,), (3, 0, 2), (100, 100), (2, 3, 4, 5)):
         assert "<table" in td.Tensor(np.zeros(shape))._repr_html_()
     assert len(td.Tensor(np.zeros((500, 500)))._repr_html_()) < 60_000

@@ -109,7 +109,7 @@ def traced():
 def test_stepping_shows_the_numbers_of_grad(traced, show):
     trace, net, _ = traced
     page = show(trace)
-    assert page.text("#count") == "step 1 of 18" and page.text("h2") == "MseLoss #7"
+    assert page.text("#count") == "step 1 of 9" and page.text("h2") == "MseLoss #7"
     page.go_to("Linear #6", "L_W")
     assert page.text(".formula .math").startswith("L_W = Xᵀ L_Y") and "(4.1.11)" in page.text(".formula .math")
     assert page.text(".shapes") == "(5, 2) = (5, 4) (4, 2)"
@@ -127,7 +127,7 @@ def test_stepping_shows_the_numbers_of_grad(traced, show):
     page.press("ARROW_UP", "HOME")
     assert page.text("h2").startswith("Linear #0") and page.text(".kind").lower() == "forward"
     page.press("END")
-    assert page.text("#count") == "step 18 of 18" and page.text("#live").startswith("0 B")
+    assert page.text("#count") == "step 9 of 9, gradient 3 of 3" and page.text("#live").startswith("0 B")
     assert page.run("document.querySelector('.box.now').dataset.key") == "n0"
 
 
@@ -136,20 +136,29 @@ def test_a_sum_is_first_plus_second(traced, show):
     while page.text(".kind").lower() != "sum":
         page.press("ARROW_RIGHT")
     np.testing.assert_array_equal(page.table("first") + page.table("second"), page.table("sum"))
-    assert page.text("h2").startswith("gradients for Relu #2 meet") and len(page.all(".arrow.now")) == 1
+    assert page.text("h2").startswith("gradients for Relu #2 meet")
+    assert page.text('figure[data-name="first"] .note') == "← L_A of Add #5"
+    assert page.text('figure[data-name="second"] .note') == "← L_X of Linear #3"
+    assert len(page.all(".arrow.now")) == 2 and len(page.all(".box.giver")) == 2  # all that come together
+    page.all('figure[data-name="second"] .link')[0].click()
+    assert page.text("h2").startswith("Linear #3") and page.text(".formula b") == "L_X"
 
 
 def test_values_are_read_by_hovering(traced, show):
     _, net, _ = traced
     page = show(traced[0])
     page.go_to("Linear #0", "L_W")
-    (canvas,) = page.all('figure[data-name="L_W"] canvas')  # (12, 3) has more rows than a table shows
+    (canvas,) = page.all('figure[data-name="L_W"] > canvas')  # (12, 3) has more rows than a table shows
     shown = page.hover(canvas, 0, 0)
     row = int(shown.split("[")[1].split(",")[0])
-    assert row in (5, 6) and shown == f"L_W[{row}, 1] = {net.wide.weight.grad[row, 1]!s}"
+    assert row in (5, 6) and shown.split("\n")[0] == f"L_W[{row}, 1] = {net.wide.weight.grad[row, 1]!s}"
     page.go_to("Linear #6", "L_W")
     cell = page.all('figure[data-name="L_W"] td')[3]
-    assert page.hover(cell) == f"L_W[1, 1] = {net.fc3.weight.grad[1, 1]!s}"
+    value, made, terms = page.hover(cell).split("\n")  # what a product's element is made of
+    assert value == f"L_W[1, 1] = {net.fc3.weight.grad[1, 1]!s}" and made == "= row 1 of Xᵀ · column 1 of L_Y"
+    products = [np.prod(np.float64(term.replace("−", "-").split("·"))) for term in terms[2:].split(" + ")]
+    assert len(products) == 4 and sum(products) == pytest.approx(net.fc3.weight.grad[1, 1], rel=0.02)
+    assert len(page.all(".shade")) == 3
     page.press("ARROW_RIGHT")
     assert not page.all("#tip:not([hidden])")
 
@@ -178,7 +187,7 @@ def test_modules_fold_and_unfold(show):
     before = len(page.all(".box"))
     page.all('.frame text[data-group="0"]')[0].click()
     (folded,) = page.all(".box.module")
-    assert len(page.all(".box")) < before and "2 operations" in folded.text
+    assert len(page.all(".box")) < before and "2 ops" in folded.text
     page.press("b", "END")
     assert "now" in page.all(".box.module")[0].get_attribute("class")
     page.press("f")

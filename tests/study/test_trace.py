@@ -176,14 +176,21 @@ def test_blocks_that_are_recomputed_and_graphs_from_before():
 
 def test_the_terminal_table_fits_and_names_what_matters(traced, monkeypatch):
     trace, _, _ = traced
-    for width in (60, 80, 200):
+    gradients = [f"{L.shape}".replace(" ", "").replace(",)", ")") for op in trace.operations for L in op.L_Xs if L]
+    for width in (60, 80, 120, 200):
         monkeypatch.setenv("COLUMNS", str(width))
-        lines = str(trace).splitlines()
-        rows = lines[1:10]
-        assert max(map(len, rows)) <= width
-        assert [row.split()[0] for row in rows] == ["#", "6", "5", "4", "3", "2", "+", "1", "0"]
-    assert "L_W (5,2)" in rows[2] and rows[6].split()[1:5] == ["sum", "for", "Relu", "#1"]
-    assert "test_trace.py:" in rows[8]
+        text = str(trace).partition("gradients: shape")[0]
+        head, *rows = text.splitlines()[1:]
+        assert head.split()[:2] == ["step", "operation"] and max(map(len, rows)) <= width
+        numbered = [row for row in rows if row[:4].strip()]
+        assert [row.split()[0] for row in numbered] == [str(k) for k in range(1, 9)]
+        assert numbered[1].split()[1:3] == ["Linear", "#5"] and numbered[5].split()[1:5] == ["sum", "for", "Relu", "#1"]
+        if width >= 80:  # every shape is whole
+            assert all(text.count(f" {shape} |") >= gradients.count(shape) for shape in gradients)
+            assert "Add #4" in text and "+ Linear #2" in text
+    assert len(rows) == 8 and "test_trace.py:" in rows[7]
+    monkeypatch.delenv("COLUMNS")
+    assert max(map(len, str(trace).splitlines()[1:-1])) <= 120  # not a terminal
 
 
 def test_an_observer_around_a_trace_still_sees_the_passes(traced):

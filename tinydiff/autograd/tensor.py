@@ -231,7 +231,9 @@ class Tensor:
         return copying.reduce(self)
 
     def _repr_html_(self) -> str:
-        return notebook.heat_map(to_numpy(self.data), repr(self).rpartition("], ")[2].rstrip(")"))
+        return notebook.heat_map(
+            to_numpy(self.data), f"{self.dtype}{', requires_grad=True' if self.requires_grad else ''}"
+        )
 
     def backward(self, L_Y: Any = None, retain_graph: bool = False, create_graph: bool = False) -> None:
         """Adds the gradients of the loss to `.grad` of every leaf that this tensor was computed from.

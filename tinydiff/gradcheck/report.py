@@ -243,7 +243,9 @@ class Report:
     def _repr_html_(self) -> str:
         """What a notebook shows: one line of a passing check, the whole message of a failing one."""
         text = html.escape(repr(self))
-        return f"<code>{text}</code>" if self.ok else f'<pre style="line-height: 1.2">{text}</pre>'
+        return (
+            f"<code>{text}</code>" if self.ok else f'<pre style="line-height: 1.2; white-space: pre-wrap">{text}</pre>'
+        )
 
     def save_png(self, path: str | Path | BinaryIO) -> bool:
         """Draws the first finding that has gradients: backward's, the right one, the error. False if there is none.

@@ -77,13 +77,15 @@ class Module:
         return f"{type(self).__name__}({sum(p.size for p in self.parameters()):,} parameters)"
 
     def _repr_html_(self) -> str:
+        left = 'style="text-align:left"'
         rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{p.shape}</td><td>{p.size:,}</td><td>{p.dtype}</td>"
-            f"<td>{'learned' if p.requires_grad else 'frozen'}</td></tr>"
+            f"<tr><td {left}>{html.escape(name)}</td><td {left}>{p.shape}</td><td>{p.size:,}</td><td {left}>{p.dtype}</td>"
+            f"<td {left}>{'learned' if p.requires_grad else 'frozen'}</td></tr>"
             for name, p in self.named_parameters()
         )
-        head = "<tr><th>weight</th><th>shape</th><th>elements</th><th>dtype</th><th></th></tr>"
-        return f"<div><code>{html.escape(repr(self))}</code><table>{head}{rows}</table></div>"
+        head = f"<th {left}>weight</th><th {left}>shape</th><th>elements</th><th {left}>dtype</th><th {left}>in training</th>"
+        table = f'<table style="text-align:right;border-spacing:10px 1px;margin:0"><tr>{head}</tr>{rows}</table>'
+        return f'<div><code>{html.escape(repr(self))}</code><div style="max-height:400px;overflow:auto">{table}</div></div>'
 
     def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Handle:
         """Calls hook(module, args) before each forward; what it returns, unless None, takes the place of args. Returns a

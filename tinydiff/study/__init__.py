@@ -11,7 +11,8 @@ meaning.py     what the letters of a formula stand for in an operation
 formulas.py    the formulas of an operation with its sizes and options, and the numbers in them
 layout.py      where operations stand in a drawing, what folds into one box
 drawing.py     the graph as a picture
-page.py        the page to step through a backward pass; its program is page.js and graph.js, its looks page.css
+meeting.py     whose gradients meet in a sum
+page.py        the page to step through a backward pass; its program is the .js files, its looks page.css
 memory.py      the picture of memory
 table.py       the trace and its cost as text
 target.py      what `tinydiff trace FILE.py:FUNCTION` runs

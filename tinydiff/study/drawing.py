@@ -9,7 +9,7 @@ from typing import Any
 from tinydiff.errors import InputError
 from tinydiff.study.layout import FEW, Box, boxes
 from tinydiff.study.recorder import Leaf, Operation
-from tinydiff.study.table import amount, shape_text
+from tinydiff.study.table import shape_text, size
 
 _WIDE, _HIGH, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 24, 34, 20  # pixels
 _COLUMN = 24  # boxes above which a graph stands in one column
@@ -77,9 +77,9 @@ def _texts(box: Box) -> tuple[str, str, str]:
         return ("weight" if what.is_weight else "leaf"), box.label, shape_text(what.shape)
     if isinstance(what, Operation):
         shapes = " ".join(shape_text(y.shape) for y in what.outputs)
-        return "operation", what.name, f"{what.place.module}  {shapes}".strip()
-    saved = amount(sum(op.saved for op in box.members))
-    return "module", box.label, f"{len(box.members)} operations, {saved} bytes kept"
+        return "operation", f"{what.name} #{what.number}", f"{what.place.module}  {shapes}".strip()
+    saved = size(sum(op.saved for op in box.members))
+    return "module", box.label, f"{len(box.members)} operations, {saved} kept"
 
 
 def _fit(text: str, n: int) -> str:

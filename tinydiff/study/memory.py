@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 from tinydiff.errors import InputError
+from tinydiff.study.table import size
 
 _NAMED = 8  # operations with a colour of their own; the others share one
 
@@ -30,6 +31,7 @@ def memory_picture(trace: Any) -> bytes:
             row[step] += op.saved
     peak = max((event.live for event in trace.events), default=0)
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if peak >= u), (1.0, "bytes"))
+    highest = max(range(steps), key=lambda i: trace.events[i].live, default=None)
     figure = Figure(figsize=(9, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     if heights and steps:
@@ -40,13 +42,29 @@ def memory_picture(trace: Any) -> bytes:
             step="post",
             colors=[f"C{i}" for i in range(len(heights))],
         )
-        axes.legend(loc="upper left", fontsize="small")
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(
+            handles[::-1], labels[::-1], loc="upper left", fontsize="small"
+        )  # from top to bottom, as they are stacked
     axes.plot(range(steps), [event.live / unit for event in trace.events], "k", linewidth=1, drawstyle="steps-post")
     first = next((i for i, event in enumerate(trace.events) if event.kind != "forward"), None)
     if first is not None:
         axes.axvline(first, color="gray", linestyle="--", linewidth=1)
-        axes.text(first, 0, " backward begins", fontsize="small", va="bottom")
-    axes.set(xlabel="step of the trace", ylabel=f"kept for backward, {name}", xlim=(0, max(1, steps - 1)))
+        axes.text(first, 0.01, " backward →", fontsize="small", va="bottom", transform=axes.get_xaxis_transform())
+    if highest is not None:
+        op = trace.events[highest].operation
+        made = "" if op is None else f", {op.name} #{op.number}"
+        axes.plot([highest], [peak / unit], "ko", markersize=4)
+        axes.annotate(
+            f"peak {size(peak)}{made}", (highest, peak / unit), (6, 4), textcoords="offset points", fontsize="small"
+        )
+        axes.margins(y=0.1)
+    axes.set_title("Memory kept for the backward pass", fontsize="medium")
+    axes.set(
+        xlabel="step of the trace: every forward pass, backward pass and sum",
+        ylabel=f"kept for backward, {name}",
+        xlim=(0, max(1, steps - 1)),
+    )
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

@@ -1,7 +1,7 @@
 """The page of a trace: one self-contained HTML file to step through a backward pass.
 
-The program of the page is page.js and graph.js, its looks are page.css. This file puts the data in: JSON, with the values
-of arrays as base64.
+The program of the page is the .js files beside this one, its looks are page.css. This file puts the data in: JSON, with the
+values of arrays as base64.
 """
 
 from __future__ import annotations
@@ -19,11 +19,22 @@ from tinydiff.study import table
 from tinydiff.study.arrays import Summarizer, Summary
 from tinydiff.study.formulas import EACH, Formula, formulas_of, parts_of, rule_for
 from tinydiff.study.layout import boxes, groups_of
+from tinydiff.study.meeting import Meeting
 from tinydiff.study.recorder import Leaf, Operation
 from tinydiff.study.rules import Rule
 
 MOST = 4000  # operations of a page
 _PARTS = 4 << 20  # bytes of the arrays that formulas stand on
+PROGRAM = (
+    "page.js",
+    "values.js",
+    "panel.js",
+    "graph.js",
+    "view.js",
+    "strip.js",
+    "costs.js",
+    "keys.js",
+)  # as they are joined
 _FRAME = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -55,7 +66,7 @@ def page(trace: Any, title: str = "trace") -> str:
     return _FRAME.format(
         title=escape(title),
         css=(here / "page.css").read_text(encoding="utf-8"),
-        js="\n".join((here / name).read_text(encoding="utf-8") for name in ("page.js", "graph.js")),
+        js="\n".join((here / name).read_text(encoding="utf-8") for name in PROGRAM),
         # no tag can end the element, no line separator the script
         data=data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"),
     )
@@ -78,6 +89,7 @@ class _Data:
                 f"only the last {MOST:,} of {len(trace.operations):,} operations are shown: trace a smaller part to see the rest"
             )
         nodes = [self._node(op) for op in shown]
+        self.counts = [0, 0]  # passes forward; passes backward and sums
         steps, first_bad = self._steps(trace)
         found, arrows = boxes(shown)
         self.made = {
@@ -87,6 +99,7 @@ class _Data:
             "nodes": nodes,
             "leaves": [{"name": leaf.name, "shape": leaf.shape, "weight": leaf.is_weight} for leaf in trace.leaves],
             "steps": steps,
+            "counts": self.counts,
             "boxes": [
                 {"k": self._key(box.what), "label": box.label, "x": round(box.x, 3), "layer": box.layer}
                 for box in found
@@ -115,6 +128,7 @@ class _Data:
             "names": op.names,
             "inputs": [self._array(x) for x in op.inputs],
             "from": [self._key(s[0] if isinstance(s, tuple) else s) for s in op.sources],
+            "outs": [s[1] if isinstance(s, tuple) else 0 for s in op.sources],
             "outputs": [self._array(y) for y in op.outputs],
             "LY": [self._array(L) for L in op.L_Ys],
             "LX": [self._array(L) if i >= len(op.needs) or op.needs[i] else None for i, L in enumerate(op.L_Xs)],
@@ -135,34 +149,42 @@ class _Data:
         kind = op.L_Xs[i].dtype  # type: ignore[union-attr]
         return [[text, self._array(self._summarize(value.astype(kind)))] for text, value in parts_of(op, formula)]
 
-    def _steps(self, trace: Any) -> tuple[list[list[Any]], int | None]:
-        """The steps of the page, [kind, node, gradient, live bytes] or ["s", key, output, live, first, second, total,
-        origin], and the first one with a value that is not finite. A backward pass has a step for each gradient."""
-        steps: list[list[Any]] = []
+    def _steps(self, trace: Any) -> tuple[list[dict[str, Any]], int | None]:
+        """The steps of the page, and the first one with a value that is not finite. A backward pass has one for each
+        gradient; k counts the passes and sums of a direction, as the terminal's table does."""
+        steps: list[dict[str, Any]] = []
         bad: int | None = None
+        meeting = Meeting()
         for event in trace.events:
             op, start = event.operation, len(steps)
+            self.counts[event.kind != "forward"] += 1
+            givers = meeting.givers(event)
             if self._key(event.target if event.kind == "sum" else op) is None:
                 continue
+            step = {"kind": event.kind, "k": self.counts[event.kind != "forward"], "live": event.live}
             if event.kind == "sum":
-                arrays = [self._array(a) for a in (event.first, event.second, event.total)]
-                origin = None if self._key(event.came_from) is None else event.came_from.number - self.first
-                steps.append(["s", self._key(event.target), event.output, event.live, *arrays, origin])
+                step |= {name: self._array(getattr(event, name)) for name in ("first", "second", "total")}
+                step |= {"where": self._key(event.target), "output": event.output}
+                step["givers"] = [[op.number - self.first, i] for op, i in givers if self._key(op)]
+                steps.append(step)
             elif event.kind == "forward":
-                steps.append(["f", op.number - self.first, 0, event.live])
+                steps.append(step | {"node": op.number - self.first})
             else:
                 wanted = op.needs if len(op.needs) == len(op.L_Xs) else (True,) * len(op.L_Xs)
                 made = [i for i, L in enumerate(op.L_Xs) if L is not None and wanted[i]] or [0]
-                steps += [["b", op.number - self.first, i, event.live] for i in made]
+                steps += [step | {"node": op.number - self.first, "gradient": i} for i in made]
             if bad is None:
                 bad = next((i for i in range(start, len(steps)) if self._is_bad(steps[i], trace)), None)
         return steps, bad
 
-    def _is_bad(self, step: list[Any], trace: Any) -> bool:
-        if step[0] == "s":
-            return bool(self.arrays[step[6]]["bad"])
-        op = trace.operations[step[1] + self.first]
-        seen = [*op.inputs, *op.outputs] if step[0] == "f" else [*op.L_Ys, *op.L_Xs[step[2] : step[2] + 1]]
+    def _is_bad(self, step: dict[str, Any], trace: Any) -> bool:
+        if step["kind"] == "sum":
+            return bool(self.arrays[step["total"]]["bad"])
+        op = trace.operations[step["node"] + self.first]
+        if step["kind"] == "forward":
+            seen = [*op.inputs, *op.outputs]
+        else:
+            seen = [*op.L_Ys, *op.L_Xs[step["gradient"] : step["gradient"] + 1]]
         return any(a is not None and a.non_finite for a in seen)
 
     def _key(self, what: Any) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinydiff.study.arrays import Summary
+from tinydiff.study.meeting import Meeting
 from tinydiff.study.recorder import Leaf, Operation
 
 _MOST_ROWS = 400  # of a table; the middle of a longer one is left out
@@ -33,70 +34,114 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def backward_table(trace: Any, width: int | None = None) -> str:
-    """One row for each backward pass and each sum of gradients, in their order; as wide as the terminal."""
-    width = width or shutil.get_terminal_size().columns
-    rows = _rows(trace, shapes=True)
-    if any(sum(map(max, zip(*[map(len, row) for row in rows], strict=True))) + 12 > width for _ in rows[:1]):
-        rows = _rows(trace, shapes=False)
+    """One row for each backward pass and each sum of gradients, in their order; as wide as the terminal, or 120 columns
+    where there is none."""
+    width = width or shutil.get_terminal_size((_NO_TERMINAL, 24)).columns
+    rows = _rows(trace)
     shown = rows
     if len(rows) > _MOST_ROWS:
         half = _MOST_ROWS // 2
-        shown = [*rows[:half], ("", f"... {len(rows) - _MOST_ROWS} more ...", "", "", "", ""), *rows[-half:]]
+        gap = [["..."], [f"{len(rows) - _MOST_ROWS} more"], [], [], [], []]
+        shown = [*rows[:half], gap, *rows[-half:]]
     lines = [f"{len(trace.operations)} operations, {len(rows)} steps of the backward pass, the last operation first"]
     if rows:
-        head = ("#", "operation", "module", "gradient in", "gradients out", "line")
-        lines += _aligned([head, *shown], width)
-        lines.append("gradients: shape and |norm|, of each input that needs one; + is a sum where gradients meet")
+        lines += _fitted([[[name] for name in _HEAD], *shown], width)
+        lines.append("gradients: shape and |norm|, of each input that needs one; a sum adds gradients that meet")
     if (bad := trace.first_non_finite) is not None:
         lines.append(f"first value that is not finite: {bad}")
     lines += [f"note: {note}" for note in trace.notes]
     return "\n".join(lines)
 
 
-def _rows(trace: Any, shapes: bool) -> list[tuple[str, ...]]:
-    """The table's cells. shapes: whether they have the gradients' shapes, which are also those of outputs and inputs."""
+_HEAD = ("step", "operation", "module", "gradient in", "gradients out", "line")
+_NO_TERMINAL = 120  # columns
+_LEAST_MODULE = 14  # characters of a module's path
+Cells = list[list[str]]  # of a row: the texts of each cell, one below the other where they do not fit side by side
 
-    def brief(summary: Summary | None) -> str:
-        if summary is None:
-            return ""
-        bad = f" {summary.non_finite} not finite" if summary.non_finite else ""
-        return f"{shape_text(summary.shape) + ' ' if shapes else ''}|{number(summary.norm)}|{bad}"
 
-    rows: list[tuple[str, ...]] = []
+def _rows(trace: Any) -> list[Cells]:
+    rows: list[Cells] = []
+    meeting = Meeting()
     for event in trace.events:
-        op = event.operation
+        op, givers = event.operation, meeting.givers(event)
+        step = [str(len(rows) + 1)]
         if event.kind == "sum":
+            parts = [_brief(event.first), f"+ {_brief(event.second)}"]
+            names = [f"{giver.name} #{giver.number}" for giver, _ in givers]
+            first = names[0] if len(names) == 2 else f"{len(names) - 1} before" if len(names) > 2 else "from before"
+            origin = [first, f"+ {names[-1]}"] if names else []
             what = f"sum for {name_of(event.target, event.output)}"
-            rows.append(("+", what, "", f"{brief(event.first)} + {brief(event.second)}", brief(event.total), ""))
+            rows.append([step, [what], origin, parts, [_brief(event.total)], []])
         elif event.kind == "backward" and op is not None:
-            outgoing = [f"L_{name} {brief(L)}" for name, L in zip(op.names, op.L_Xs, strict=False) if L is not None]
-            incoming = " ".join(map(brief, op.L_Ys))
-            rows.append((str(op.number), op.name, op.place.module, incoming, "  ".join(outgoing), op.place.shown))
+            outgoing = [f"L_{name} {_brief(L)}" for name, L in zip(op.names, op.L_Xs, strict=False) if L is not None]
+            what = f"{op.name} #{op.number}"
+            rows.append([step, [what], [op.place.module], [*map(_brief, op.L_Ys)], outgoing, [op.place.shown]])
     return rows
 
 
+def _brief(summary: Summary | None) -> str:
+    if summary is None:
+        return ""
+    bad = f" {summary.non_finite} not finite" if summary.non_finite else ""
+    return f"{shape_text(summary.shape)} |{number(summary.norm)}|{bad}"
+
+
 def number(x: float) -> str:
-    return f"{x:.3g}"
+    return f"{x:.3g}".replace("e-0", "e-").replace("e+0", "e+")
 
 
-def _aligned(rows: Sequence[tuple[str, ...]], width: int) -> list[str]:
-    """Columns side by side, cut to the width. The longest columns give way first; module and line lose their beginning, the
-    others their end."""
-    columns = list(zip(*rows, strict=True))
-    wanted = [max(map(len, column)) for column in columns]
-    room = max(width - 2 * (len(columns) - 1), 6 * len(columns))
-    while sum(wanted) > room and max(wanted) > 6:
-        longest = wanted.index(max(wanted))
-        wanted[longest] -= 1
+def _fitted(rows: list[Cells], width: int) -> list[str]:
+    """The rows as lines of at most `width` characters. Shapes and norms stay whole as long as they can: gradients go one
+    below the other, paths lose their beginning, the line is left out, the module goes below the operation."""
+    step, operation, module, incoming, outgoing, line = range(6)
+    most = [max(len("  ".join(row[i])) for row in rows) for i in range(6)]  # side by side
+    least = [max((len(text) for row in rows for text in row[i]), default=0) for i in range(6)]
+    short = min(most[module], max(_LEAST_MODULE, len(_HEAD[module])))
+    fixed = least[step] + min(least[operation], 24) + least[incoming] + least[outgoing] + 2 * 4
+    wanted = [least[step], min(least[operation], 24), short, least[incoming], least[outgoing], least[line]]
+    if fixed + short + 2 + least[line] > width:
+        wanted[line] = 0
+    if fixed + short > width:
+        wanted[module] = 0
+        rows = [rows[0], *([*row[:1], [*row[operation], *filter(None, row[module])], [], *row[3:]] for row in rows[1:])]
+    columns = [i for i in range(6) if wanted[i]]
+    room = width - sum(wanted) - 2 * (len(columns) - 1)
+    for i, natural in ((module, most[module]), (outgoing, most[outgoing]), (incoming, most[incoming])):
+        if room > 0 and wanted[i]:
+            more = min(room, natural - wanted[i])
+            wanted[i], room = wanted[i] + more, room - more
+    for i in (operation, incoming, outgoing):  # a terminal that is too narrow
+        less = min(max(0, -room), max(0, wanted[i] - 12))
+        wanted[i], room = wanted[i] - less, room + less
+    return [text for row in rows for text in _row(row, columns, wanted, width)]
+
+
+def _row(row: Cells, columns: list[int], wanted: list[int], width: int) -> list[str]:
+    """The lines of a row. Of what does not fit, paths and places lose the beginning and other texts the end."""
+    operation, module, incoming, line = 1, 2, 3, 5
+    cells = {}
+    for i in columns:
+        stacked: list[str] = []
+        joined = i != operation and (i != module or len("  ".join(row[incoming])) <= wanted[incoming])
+        for n, text in enumerate(row[i]):
+            if joined and stacked and len(stacked[-1]) + 2 + len(text) <= wanted[i]:
+                stacked[-1] += f"  {text}"
+            else:
+                is_path = i in (module, line) or (i == operation and (n > 0 or text.startswith("sum for")))
+                stacked.append(_cut_to(text, wanted[i], is_path))
+        cells[i] = stacked
     lines = []
-    for row in rows:
-        cells = []
-        for i, (text, n) in enumerate(zip(row, wanted, strict=True)):
-            if len(text) > n:
-                text = "…" + text[len(text) - n + 1 :] if i in (2, 5) else text[: n - 1] + "…"
-            cells.append(text.ljust(n) if i else text.rjust(n))
-        lines.append("  ".join(cells).rstrip()[:width])
+    for k in range(max(map(len, cells.values()))):
+        texts = [cells[i][k] if k < len(cells[i]) else "" for i in columns]
+        aligned = [t.ljust(wanted[i]) if i else t.rjust(wanted[i]) for i, t in zip(columns, texts, strict=True)]
+        lines.append("  ".join(aligned).rstrip()[:width])
     return lines
+
+
+def _cut_to(text: str, n: int, is_path: bool) -> str:
+    if len(text) <= n:
+        return text
+    return "…" + text[len(text) - n + 1 :] if is_path else text[: n - 1] + "…"
 
 
 @dataclass
@@ -127,6 +172,9 @@ class Cost:
             self.total.add(op)
             self.by_operation.setdefault(op.name, Row()).add(op)
             self.by_module.setdefault(op.place.module or "(outside of modules)", Row()).add(op)
+
+    def __repr__(self) -> str:
+        return str(self)  # what a notebook shows
 
     def __str__(self) -> str:
         operations = sorted(self.by_operation.items(), key=_weight)
@@ -184,3 +232,9 @@ def amount(x: float) -> str:
             return f"{x:.4g} {unit}".strip() if x else "-"
         x /= 1000
     return f"{x:.4g} T"
+
+
+def size(n: int) -> str:
+    """Bytes with three digits and their unit: "12.5 KB"."""
+    prefix, unit = next(((p, u) for p, u in (("G", 1e9), ("M", 1e6), ("K", 1e3)) if n >= u), ("", 1))
+    return f"{n / unit:.3g} {prefix}B"
