@@ -4,7 +4,6 @@ Where work is small, the GPU waits for Python, which takes about the same time f
 the device and a synchronisation cost more, and neither is possible inside a CUDA graph.
 """
 
-import sys
 
 import numpy as np
 import pytest
@@ -12,18 +11,14 @@ import pytest
 import tinydiff as td
 from tests import cupy_stand_in
 from tests.runs.test_trainer import tiny_data, tiny_unet
-from tinydiff import backend
 from tinydiff.diffusion import Diffusion, Schedule, sample
 from tinydiff.random import Generator
 
 
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in.make())
-    monkeypatch.setattr(cupy_stand_in, "MISSING", {"cublas"})
-    backend.cupy.cache_clear()
-    yield
-    backend.cupy.cache_clear()
+    with cupy_stand_in.put_in_place(monkeypatch) as module:
+        yield module
 
 
 KINDS = ("launches of kernels", "launches of CuPy", "copies to the device", "synchronisations", "allocations")

@@ -1,8 +1,7 @@
-"""Everything that runs on NumPy runs on CuPy: on a stand-in that refuses what CuPy refuses (see cupy_stand_in.py).
+"""Everything that runs on NumPy runs on CuPy: on a stand-in that refuses what CuPy refuses (see cupy_stand_in/).
 
 It does so without cuBLAS, unless a test has the `cublas` fixture: in float32, the products are those of our own kernels."""
 
-import sys
 import threading
 from functools import partial
 
@@ -23,12 +22,8 @@ from tinydiff.runs.sheets import draw_sheet
 
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch):
-    module = cupy_stand_in.make()
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(cupy_stand_in, "MISSING", {"cublas"})
-    backend.cupy.cache_clear()
-    yield module
-    backend.cupy.cache_clear()
+    with cupy_stand_in.put_in_place(monkeypatch) as module:
+        yield module
 
 
 @pytest.fixture
@@ -304,8 +299,10 @@ def test_an_operation_names_the_library_that_it_needs(cupy):
 
 def test_a_gpu_gets_its_work_from_one_thread(tmp_path, capfd, monkeypatch, cublas):
     monkeypatch.setenv("TINYDIFF_KERNELS", "0")
-    wrap, seen = cupy_stand_in.wrap, set()
-    monkeypatch.setattr(cupy_stand_in, "wrap", lambda *args: (seen.add(threading.current_thread()), wrap(*args))[1])
+    wrap, seen = cupy_stand_in.arrays.wrap, set()
+    monkeypatch.setattr(
+        cupy_stand_in.arrays, "wrap", lambda *args: (seen.add(threading.current_thread()), wrap(*args))[1]
+    )
     run, common = tmp_path / "run", ["--device", "cuda", "--threads", "2"]
     small = ["--channels=8", "--groups=4", "--mults=1,2", "--timesteps=4", "--image-size=8", "--batch-size=8"]
     for words in (

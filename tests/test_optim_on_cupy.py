@@ -1,6 +1,5 @@
-"""Optimisers of CuPy's arrays, by kernels and by definition, on the stand-in for CuPy (see cupy_stand_in.py)."""
+"""Optimisers of CuPy's arrays, by kernels and by definition, on the stand-in for CuPy (see cupy_stand_in/)."""
 
-import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -17,12 +16,8 @@ SHAPES = [(3, 4), (), (200,), (0, 2)]
 
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch):
-    module = cupy_stand_in.make()
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(cupy_stand_in, "MISSING", {"cublas"})
-    backend.cupy.cache_clear()
-    yield module
-    backend.cupy.cache_clear()
+    with cupy_stand_in.put_in_place(monkeypatch) as module:
+        yield module
 
 
 def train(kind, dtype, devices, skipped=()):

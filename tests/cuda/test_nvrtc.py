@@ -6,6 +6,7 @@
 import pytest
 
 from tests import cupy_stand_in
+from tests.cupy_stand_in import describe
 from tinydiff import backend
 from tinydiff.cuda import driver, nvrtc, source
 from tinydiff.cuda.source import KernelError
@@ -39,7 +40,7 @@ def test_the_options_are_those_that_cupy_compiles_with():
 @pytest.mark.skipif(backend.cupy() is None, reason="needs an NVIDIA GPU and CuPy")
 def test_cupys_options_are_those_that_are_written_down():
     given = (*driver.OPTIONS, "-DTD_NOTHING=1")
-    assert cupy_stand_in.compiler_options(backend.cupy(), given) == cupy_stand_in.api()["compiler"]
+    assert describe.compiler_options(backend.cupy(), given) == cupy_stand_in.api()["compiler"]
 
 
 WRAPPERS = """
