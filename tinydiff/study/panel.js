@@ -61,6 +61,8 @@ function equationRow(node, number, i, formula, shapes) {
   const known = Object.fromEntries(node.names.map((n, k) => [n, node.inputs[k]]).filter(([, a]) => a !== null));
   known.L_Y = node.LY[0];
   if (node.outputs.length === 1) known.Y = node.outputs[0];
+  const parts = new Map(node.formulas[i]?.[5] ?? []);  // what stands between L_Y and the gradient
+  for (const [n, a] of parts) known[n] = a;
   const view = (n, options) => arrayView(n, known[n], { ...options, note: n === "L_Y" ? incoming[0][2] : "" });
   const product = shapes && formula.match(/^(\w+)(ᵀ?) (\w+)(ᵀ?)$/);
   const factors = product && [[product[1], product[2]], [product[3], product[4]]];
@@ -71,7 +73,7 @@ function equationRow(node, number, i, formula, shapes) {
       make("div", { class: "equation" }, result, make("span", { class: "sign" }, "="), views[0], make("span", { class: "sign" }, "·"), views[1]));
   }
   const said = [formula, ...(node.formulas[i]?.[4] ?? [])].join("; ");
-  const used = Object.keys(known).filter((n) => n !== "L_Y" && new RegExp(`(^|[^\\w])${n.replace(/[[\]]/g, "\\$&")}(?!\\w)`).test(said));
+  const used = Object.keys(known).filter((n) => n !== "L_Y" && (parts.has(n) || new RegExp(`(^|[^\\w])${n.replace(/[[\]]/g, "\\$&")}(?!\\w)`).test(said)));
   return make("section", {}, make("h3", {}, "comes in → goes out"),
     make("div", { class: "equation" }, ...incoming.map(([n, a, note]) => arrayView(n, a, { note })).filter(Boolean), ...used.map((n) => view(n)).filter(Boolean),
       make("span", { class: "sign" }, "→"), result ?? ""));
