@@ -109,6 +109,29 @@ def test_a_pipeline_with_another_scheduler_is_read(tmp_path):
     assert pipeline.diffusion.predict == "x0"
 
 
+def test_models_of_other_samplers_are_read_with_their_betas(tmp_path):
+    theirs = make_theirs().unet
+    theirs.save_pretrained(tmp_path / "unet")
+    tried = 0
+    for name in exchange.SCHEDULERS:
+        for how in ("defaults", "from DDPM"):
+            kind = getattr(diffusers, name)
+            try:
+                one = DDPMScheduler(
+                    num_train_timesteps=40, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+                )
+                scheduler = kind() if how == "defaults" else kind.from_config(one.config)
+            except ImportError:  # some need SciPy or torchsde
+                continue
+            scheduler.save_pretrained(tmp_path / "scheduler")
+            diffusion = td.load(tmp_path).diffusion
+            np.testing.assert_allclose(diffusion.schedule.beta[1:], scheduler.betas.numpy(), rtol=2e-6, err_msg=name)
+            assert diffusion.predict == ("eps" if how == "defaults" else "v")
+            assert diffusion.clip_x0 == scheduler.config.get("clip_sample", False), name
+            tried += 1
+    assert tried >= 20
+
+
 def test_every_scheduler_setting_is_known_and_has_its_default():
     known = exchange._SCHEDULER_DEFAULTS
     for scheduler in (DDPMScheduler, DDIMScheduler):

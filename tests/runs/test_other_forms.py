@@ -46,6 +46,13 @@ def test_labels_by_name():
         ({"labels": "cats"}, "labels='cats': .* near to it: cat"),
         ({"labels": "zzz"}, "its classes are cat, car, dog"),
         ({"labels": ["cat", "zzz"], "n": 2}, "labels='zzz'"),
+        ({"labels": "CAR"}, "near to it: car"),
+        ({"labels": ["cat"], "n": 2}, "one integer or 2 of them, one per image, not int64"),
+        ({"labels": ["cat", [1]], "n": 2}, "one integer or 2 of them, one per image$"),
+        ({"labels": 7}, "labels must be in 0..2 for this model, not 7$"),
+        ({"sampler": "ddim", "eta": "x"}, "eta must be between 0 and 1, not x"),
+        ({"steps": 5}, "steps must be in 1..4"),
+        ({"guidance": 2, "labels": 0}, "guidance needs a model with a null label"),
         ({"n": 0}, "n must be a whole number of at least 1"),
         ({"n": 2.5}, "not 2.5"),
         ({"seed": -1}, "seed must be"),
@@ -55,6 +62,61 @@ def test_labels_by_name():
 def test_impossible_arguments(arguments, sentence):
     with pytest.raises(InputError, match=sentence):
         pipeline().sample(**arguments)
+
+
+def test_a_model_without_labels_has_no_names():
+    unet = td.UNet(4, 1, channels=4, channel_mults=(1,), blocks_per_level=1, attention_resolutions=(), groups=2)
+    model = td.checkpoint.Pipeline(unet, pipeline().diffusion)
+    for labels in ("cat", ["cat"], 0):
+        with pytest.raises(InputError, match="trained without labels, so it takes none"):
+            model.sample(labels=labels)
+
+
+def test_pipelines_and_files_that_are_no_checkpoint(tmp_path):
+    model = pipeline()
+    model.save(tmp_path / "a")
+    index = tmp_path / "a/model_index.json"
+    parts = json.loads(index.read_text())
+    for change, said in (
+        (
+            {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]},
+            "a StableDiffusionPipeline has vae,",
+        ),
+        ({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}, "has ScoreSdeVeScheduler, which is not supported"),
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, "has UNet2DConditionModel, which is not supported"),
+        ({"scheduler": ["diffusers", "PNDMScheduler"], "_class_name": "PNDMPipeline", "feature": [None, None]}, None),
+    ):
+        index.write_text(json.dumps(parts | change))
+        if said is None:
+            td.load(tmp_path / "a")
+            continue
+        with pytest.raises(InputError, match=said):
+            td.load(tmp_path / "a")
+    weights = tmp_path / "a/unet/diffusion_pytorch_model.safetensors"
+    for name in ("x.ckpt", "x.weird", "x.txt", "y/x.pt", "z/x.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x80" * (name != "x.txt"))
+    for place, said in (
+        ("a/unet", "no scheduler_config.json, .*: give .*a, which has one"),
+        ("a/unet/config.json", "it is a file; give the folder"),
+        (weights.relative_to(tmp_path), "is the weights alone; give the folder"),
+        ("x.ckpt", "x.ckpt is a pickle, .* give a folder"),
+        ("x.weird", "x.weird is a pickle"),
+        ("x.txt", "x.txt cannot be read: it is a file"),
+        ("y", "only x.pt and no config.json"),
+        ("z", "only x.safetensors and no config.json"),
+    ):
+        with pytest.raises(InputError, match=said):
+            td.load(tmp_path / place)
+    for name in ("model.safetensors", "diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.bin"):
+        weights = weights.rename(weights.with_name(name))
+        said = (
+            "is a pickle, .* python -c"
+            if name.endswith("bin")
+            else "no diffusion_pytorch_model.safetensors, .* but model"
+        )
+        with pytest.raises(InputError, match=said):
+            td.load(tmp_path / "a")
 
 
 def test_folders_of_diffusers(tmp_path):

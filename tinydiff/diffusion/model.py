@@ -98,7 +98,10 @@ def check_labels(model: Any, labels: Any, n: int) -> np.ndarray | None:
     """Labels, a number or (n,), as (n,) int64 on the host, or None. InputError if they do not fit the model or n."""
     if labels is None:
         return None
-    labels = to_numpy(labels.data if isinstance(labels, Tensor) else labels)
+    try:
+        labels = to_numpy(labels.data if isinstance(labels, Tensor) else labels)
+    except ValueError:  # lists in it of several lengths
+        raise InputError(f"labels must be one integer or {n} of them, one per image") from None
     if labels.dtype.kind not in "iu" or labels.shape not in ((), (n,)):
         raise InputError(
             f"labels must be one integer or {n} of them, one per image, not {labels.dtype} of shape {labels.shape}"
@@ -107,7 +110,10 @@ def check_labels(model: Any, labels: Any, n: int) -> np.ndarray | None:
     if classes is None:
         raise InputError("this model was trained without labels, so it takes none")
     if classes >= 0 and labels.size and (labels.min() < 0 or labels.max() >= classes):
-        raise InputError(f"labels must be in 0..{classes - 1} for this model, not {labels.min()}..{labels.max()}")
+        low, high = int(labels.min()), int(labels.max())
+        raise InputError(
+            f"labels must be in 0..{classes - 1} for this model, not {low if low == high else f'{low}..{high}'}"
+        )
     return np.array(np.broadcast_to(labels, (n,)), np.int64)
 
 

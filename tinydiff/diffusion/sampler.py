@@ -224,7 +224,7 @@ def make_solver(sampler: str, diffusion: Process, eta: float = 0.0) -> Solver:
     """The solver of that name. InputError for an unknown one, an eta outside 0..1, or one that is not for ddim."""
     if sampler not in SAMPLERS:
         raise InputError(f"sampler must be one of {', '.join(SAMPLERS)}, not {sampler!r}")
-    if not 0 <= eta <= 1:
+    if not isinstance(eta, int | float | np.number) or not 0 <= eta <= 1:
         raise InputError(f"eta must be between 0 and 1, not {eta}")
     if eta and sampler != "ddim":
         raise InputError(f"eta belongs to the ddim sampler; {sampler} has none")

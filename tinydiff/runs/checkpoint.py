@@ -85,7 +85,7 @@ class Pipeline:
             return class_number(labels, self.unet, self.class_names, f"labels={labels!r}")
         named = isinstance(labels, list | tuple) or (isinstance(labels, np.ndarray) and labels.dtype.kind in "UO")
         if named and any(isinstance(label, str) for label in labels):
-            return np.array([self._numbers(str(label) if isinstance(label, str) else label) for label in labels])
+            return [self._numbers(str(label) if isinstance(label, str) else label) for label in labels]
         return labels
 
     def save(self, path: str | os.PathLike[str]) -> None:
