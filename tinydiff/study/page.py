@@ -28,6 +28,7 @@ MOST = 4000  # operations of a page
 PROGRAM = (
     "page.js",
     "values.js",
+    "made.js",
     "panel.js",
     "graph.js",
     "view.js",
