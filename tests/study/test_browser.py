@@ -239,7 +239,7 @@ def test_the_strip_tells_operation_and_bytes(traced, show):
     ]  # its input is a leaf that lives anyway
     assert "step 1 of 9" in plot.get_attribute("aria-valuetext")
     page.all("#strip .link")[0].click()
-    assert f"{peak} B after this step" in page.text("#live")
+    assert f"{peak} B kept after this step" in page.text("#live")
 
 
 def test_a_notebooks_frame_shows_the_page(traced, browser, tmp_path):
@@ -306,8 +306,9 @@ def test_the_first_value_that_is_not_finite(show):
     assert "1 not finite" in page.text('figure[data-name="L_A"]')
     assert page.all('figure[data-name="L_A"] td')[1].get_attribute("data-value") == "Infinity"
     assert "bad" in page.all('.box[data-key="n0"]')[0].get_attribute("class")
-    page.press("HOME", "n")
-    assert page.text("h2").startswith("Sqrt #0")
+    page.press("HOME", "n", "m")
+    assert page.text("h2").startswith("Sqrt #0") and page.text("#live").startswith("not finite")
+    assert len(page.all("#plot rect.bad")) == 1 and page.text("#axis") == "6.00\n1.00"  # the loss, L_Y of ones
 
 
 def test_light_and_dark(traced, show):
