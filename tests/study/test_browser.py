@@ -163,6 +163,97 @@ def test_values_are_read_by_hovering(traced, show):
     assert not page.all("#tip:not([hidden])")
 
 
+def test_values_are_read_by_keys(traced, show):
+    _, net, _ = traced
+    page = show(traced[0])
+    page.go_to("Linear #6", "L_W")
+    page.run("document.querySelector('figure[data-name=L_W] table').focus()")
+    step = page.text("#count")
+    page.press("ARROW_RIGHT", "ARROW_DOWN", "ARROW_DOWN")
+    assert page.text("#tip").split("\n")[0] == f"L_W[2, 1] = {net.fc3.weight.grad[2, 1]!s}"
+    page.press("ARROW_RIGHT")
+    assert page.text("#tip").startswith("L_W[2, 1]") and page.text("#count") == step  # the last column
+    page.press("ESCAPE", "ARROW_LEFT")
+    assert not page.all("#tip:not([hidden])") and page.text(".formula b") == "L_X"
+    page.go_to("Relu #2", "L_A")  # the same place in the arrays beside it
+    names = [line.split("[")[0] for line in page.hover(page.all('figure[data-name="L_A"] td')[0]).split("\n")]
+    assert names[:2] == ["L_A", "L_Y"] and len(page.all(".shade")) == len(names)
+
+
+# [value, the sum in numbers] of every element of an array.
+READ_ALL = """(({ plane: { rows, columns, at }, madeOf, values }) => [...Array(rows * columns).keys()]
+  .map((i) => [Math.floor(i / columns), i % columns]).filter(([r, c]) => at(r, c) >= 0)
+  .map(([r, c]) => [values[at(r, c)], madeOf(r, c)[1]]))(document.querySelector('figure[data-name="NAME"]').view)"""
+
+
+def test_an_element_of_a_convolutions_gradient_is_the_sum_of_its_products(show):
+    rng = np.random.default_rng(0)
+    x, w = (td.Tensor(rng.normal(size=s).astype(np.float32), requires_grad=True) for s in ((1, 5, 4, 1), (3, 2, 1, 2)))
+    with td.trace() as trace:
+        y = td.ops.conv2d(x, w, stride=(2, 1), padding=1, dilation=(1, 2))
+        (y * rng.normal(size=y.shape).astype(np.float32)).sum().backward()
+    page = show(trace)
+    count = 0
+    for name, gradient in (("L_X", x.grad), ("L_W", w.grad)):
+        page.go_to("Conv2d #0", name)
+        made = page.run(READ_ALL.replace("NAME", name))
+        assert len(made) == gradient.size
+        for value, text in made:
+            if "…" not in text:
+                terms = text[2:].replace("·−", "·-").replace(" − ", " + -").split(" + ")
+                products = [np.prod([float(factor) for factor in term.split("·")]) for term in terms]
+                assert sum(products) == pytest.approx(value, abs=0.03)
+                count += 1
+    assert count > 20
+
+
+def test_costs_are_sorted_by_a_click(traced, show):
+    page = show(traced[0])
+    page.press("c")
+    kept = [op.saved for op in traced[0].operations]
+    first = page.all(".costs tbody tr")[0].text
+    assert first.startswith(f"Linear #{np.argmax(kept)}") and page.text(".costs [aria-sort]").startswith("kept")
+    page.all('.costs [data-focus="sort forward"]')[0].click()
+    assert (
+        page.all(".costs tbody tr")[0].text.startswith("Linear #0")
+        and page.text('[aria-sort="descending"]') == "FLOP forward ▼"
+    )
+    page.all('.costs [data-focus="sort name"]')[0].click()
+    names = [cell.text.split()[0] for cell in page.all(".costs tbody th")]
+    assert names == sorted(names) and page.all('[aria-sort="ascending"]')
+    page.all('[data-focus="by kind"]')[0].click()
+    assert len(page.all(".costs tbody tr")) == 4 and page.text(".costs tfoot").startswith("all 8")
+    page.all(".costs tbody .link")[1].click()
+    assert page.text("h2").startswith("Linear") and not page.all(".costs")
+
+
+def test_the_strip_tells_operation_and_bytes(traced, show):
+    page = show(traced[0])
+    peak = max(event.live for event in traced[0].events)
+    assert page.text("#axis").split("\n") == [f"{peak} B", "0 B"] and "forward →" in page.text(".phases")
+    plot = page.all("#plot")[0]
+    shown = page.hover(plot, -plot.size["width"] // 2 + 5)
+    assert shown.split("\n") == [
+        "forward step 1 of 8: Linear #0  wide",
+        "0 B kept",
+    ]  # its input is a leaf that lives anyway
+    assert "step 1 of 9" in plot.get_attribute("aria-valuetext")
+    page.all("#strip .link")[0].click()
+    assert f"{peak} B kept after this step" in page.text("#live")
+
+
+def test_a_notebooks_frame_shows_the_page(traced, browser, tmp_path):
+    (tmp_path / "notebook.html").write_text(
+        f"<!DOCTYPE html><meta charset=utf-8>{traced[0]._repr_html_()}", encoding="utf-8"
+    )
+    browser.get((tmp_path / "notebook.html").as_uri())
+    browser.switch_to.frame(0)
+    page = Page(browser)
+    page.all("#next")[0].click()
+    assert page.text("#count") == "step 2 of 9, gradient 1 of 3"
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
 def test_jumping_by_click_and_search(traced, show):
     page = show(traced[0])
     page.all('.box[data-key="n3"]')[0].click()
@@ -174,6 +265,8 @@ def test_jumping_by_click_and_search(traced, show):
     name = next(leaf.number for leaf in traced[0].leaves if leaf.name == "fc3.weight")
     page.all(f'.box[data-key="l{name}"]')[0].click()
     assert page.text("h2").startswith("Linear #6") and page.text(".formula b") == "L_W"
+    page.press("/", *"wide.weight", "ENTER")
+    assert page.text("h2").startswith("Linear #0") and page.text(".formula b") == "L_W"
     strip = page.all("#strip svg")[0]
     webdriver.ActionChains(page.driver).move_to_element_with_offset(strip, -600, 0).click().perform()
     assert page.text(".kind").lower() == "forward"
@@ -213,8 +306,9 @@ def test_the_first_value_that_is_not_finite(show):
     assert "1 not finite" in page.text('figure[data-name="L_A"]')
     assert page.all('figure[data-name="L_A"] td')[1].get_attribute("data-value") == "Infinity"
     assert "bad" in page.all('.box[data-key="n0"]')[0].get_attribute("class")
-    page.press("HOME", "n")
-    assert page.text("h2").startswith("Sqrt #0")
+    page.press("HOME", "n", "m")
+    assert page.text("h2").startswith("Sqrt #0") and page.text("#live").startswith("not finite")
+    assert len(page.all("#plot rect.bad")) == 1 and page.text("#axis") == "6.00\n1.00"  # the loss, L_Y of ones
 
 
 def test_light_and_dark(traced, show):
@@ -234,6 +328,37 @@ def test_light_and_dark(traced, show):
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+# Texts whose contrast with what is behind them is below 4.5, WCAG's AA.
+FAINT = """[...document.querySelectorAll("body *")]
+  .filter((e) => e.checkVisibility() && [...e.childNodes].some((c) => c.nodeType === 3 && c.data.trim()))
+  .map((e) => {
+    const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+    const linear = (c) => (c <= 10 ? c / 3295 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+    const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    const box = e.closest(".box");
+    const ground = (o) => getComputedStyle(o).backgroundColor;
+    let behind = e;
+    while (behind !== document.documentElement && (parse(ground(behind))[3] ?? 1) < 1) behind = behind.parentNode;
+    const back = light(parse(box ? getComputedStyle(box.querySelector("rect")).fill : ground(behind)));
+    const ink = light(parse(e.namespaceURI.endsWith("svg") ? getComputedStyle(e).fill : getComputedStyle(e).color));
+    return [(Math.max(back, ink) + 0.05) / (Math.min(back, ink) + 0.05), e.outerHTML.slice(0, 80)];
+  })
+  .filter(([ratio]) => ratio < 4.5)"""
+
+
+@pytest.mark.parametrize("keys", ["", "t"])
+def test_texts_have_contrast(traced, show, keys):
+    page = show(traced[0])
+    page.press(*keys)
+    while page.text(".kind").lower() != "sum":
+        assert not page.run(FAINT)
+        page.press("ARROW_RIGHT")
+    assert not page.run(FAINT) and len(page.all("#panel td")) > 20
+    for key in "c?":
+        page.press(key)
+        assert not page.run(FAINT)
+
+
 def test_hostile_names_stay_text(show):
     hostile = "</script><img src=x onerror=document.title='broken'>"
     with td.trace() as trace:
@@ -245,6 +370,8 @@ def test_hostile_names_stay_text(show):
     assert page.driver.title == hostile and not page.all("img") and hostile in page.text("#panel")
     page.press("?")
     assert "the next step" in page.text("#help")
+    page.press("ESCAPE")
+    assert not page.all("#help[open]")
 
 
 def test_a_key_repaints_a_thousand_nodes_in_less_than_50_ms(show):
@@ -272,7 +399,21 @@ def test_the_page_of_the_cifar_network_is_small(show, tmp_path):
         td.ops.mse_loss(unet(x, 3), x).backward()
     page = show(trace)
     assert (tmp_path / "page.html").stat().st_size < 20e6
-    assert len(page.all(".box")) <= 60 and page.all(".box.module")
+    assert len(page.all(".box")) <= 20 and page.all(".box.module")
+    scale = "document.querySelector('#graph').getBoundingClientRect().width / state.view.width"
+    assert page.run(scale) >= 0.9  # 13 pixels for a title are still 11
+    seen = """(([box, panel]) => box.left >= panel.left && box.right <= panel.right && box.top >= panel.top && box.bottom
+      <= panel.bottom)(["#graph .now rect", "#graph"].map((name) => document.querySelector(name).getBoundingClientRect()))"""
+    assert page.run(seen)
+    page.press("/", *"down_blocks.0.resnets.1.conv2", "ENTER")
+    assert page.text("h2 .module") == "down_blocks.0.resnets.1.conv2" and page.run(seen) and page.run(scale) >= 0.9
+    assert page.run("document.querySelector('.box.now').dataset.key[0]") == "n"  # unfolded
+    page.press("ARROW_RIGHT")
+    assert page.text("#weight").split("\n") == ["…s.1.conv2.weight", "(3, 3, 128, 128)"]
+    for _ in range(12):
+        page.press("ARROW_DOWN")
+        assert page.run(seen)
+    page.press("b")
     page.press("ARROW_RIGHT", "ARROW_RIGHT")
     assert page.text("h2").startswith("Conv2d")
     paints = []

@@ -107,26 +107,27 @@ function closeSearch() {
 
 // ---------------------------------------------------------------- keys
 
-const KEYS = {
-  ArrowRight: ["the next step", () => goTo(state.step + 1)],
-  ArrowLeft: ["the step before", () => goTo(state.step - 1)],
-  ArrowDown: ["the next operation", () => goOperation(1)],
-  ArrowUp: ["the operation before", () => goOperation(-1)],
-  Home: ["the first step of forward", () => goTo(0)],
-  End: ["the last step", () => goTo(steps.length - 1)],
-  b: ["the first step of backward", () => goTo(Math.max(0, firstBackward))],
-  " ": ["play, pause", play],
-  "/": ["search for an operation, a module, a weight or a line", () => byId("search").focus()],
-  n: ["the first value that is not finite", goToBad],
-  c: ["costs: what keeps most memory, what computes most", () => setCosts(!state.costs)],
-  f: ["fold or unfold the module of this step", foldCurrent],
-  F: ["unfold all modules, fold them again", foldAll],
-  "+": ["zoom in", () => zoom(1 / 1.25)],
-  "-": ["zoom out", () => zoom(1.25)],
-  0: ["the whole graph", () => fit(0)],
-  t: ["light or dark", () => setTheme(!document.documentElement.classList.contains("dark"))],
-  "?": ["this help", () => byId("help").showModal()],
-};
+const KEYS = new Map([
+  ["ArrowRight", ["the next step", () => goTo(state.step + 1)]],
+  ["ArrowLeft", ["the step before", () => goTo(state.step - 1)]],
+  ["ArrowDown", ["the next operation", () => goOperation(1)]],
+  ["ArrowUp", ["the operation before", () => goOperation(-1)]],
+  ["Home", ["the first step of forward", () => goTo(0)]],
+  ["End", ["the last step", () => goTo(steps.length - 1)]],
+  ["b", ["the first step of backward", () => goTo(Math.max(0, firstBackward))]],
+  [" ", ["play, pause", play]],
+  ["/", ["search for an operation, a module, a weight or a line", () => byId("search").focus()]],
+  ["n", ["the first value that is not finite", goToBad]],
+  ["c", ["costs: what keeps most memory, what computes most", () => setCosts(!state.costs)]],
+  ["f", ["fold or unfold the module of this step", foldCurrent]],
+  ["F", ["unfold all modules, fold them again", foldAll]],
+  ["+", ["zoom in", () => zoom(1 / 1.25)]],
+  ["-", ["zoom out", () => zoom(1.25)]],
+  ["0", ["the whole graph", () => fit(0)]],
+  ["m", ["memory or sizes in the strip below", () => setStrip(strip.of === "memory" ? "sizes" : "memory")]],
+  ["t", ["light or dark", () => setTheme(!document.documentElement.classList.contains("dark"))]],
+  ["?", ["this help", () => byId("help").showModal()]],
+]);
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -134,14 +135,14 @@ function onKey(event) {
   if (event.key === "Escape") { closeSearch(); setCosts(false); return; }
   if (event.target === byId("search")) { onSearchKey(event); return; }
   if (event.key === " " && event.target.closest("button, summary")) return;
-  const action = KEYS[event.key];
+  const action = KEYS.get(event.key);
   if (action && (steps.length || !/^(Arrow|Home|End| |b$)/.test(event.key))) { event.preventDefault(); action[1](); }
 }
 
 // ---------------------------------------------------------------- the page
 
 const button = (id, text, title, onclick, more = {}) => make("button", { id, title, onclick, ...more }, text);
-const press = (key) => () => KEYS[key][1]();
+const press = (key) => () => KEYS.get(key)[1]();
 
 function header() {
   return make("header", {}, make("h1", { title: data.title }, data.title),
@@ -161,7 +162,7 @@ function help() {
     make("p", {}, "L_X is the derivative of the loss with respect to X: how much the loss grows for a small step of each element of X. A step of backward takes L_Y, the gradient of an operation's output, and makes one of its inputs' gradients. Where a value was used several times, its gradients are added, in a step of their own."),
     make("p", {}, "The colours of arrays: red is positive, blue negative, the background zero; |x| is the norm, the root of the sum of squares. Point at a value to read it and what it was made of; or reach an array with Tab and walk in it with the arrow keys."),
     make("p", {}, "In the graph, a click on a box goes to its step, a click on a module unfolds it, a click on a frame's name folds it. Drag and wheel move and zoom."),
-    make("h3", {}, "keys"), make("dl", { class: "facts" }, ...Object.entries(KEYS).flatMap(([key, [what]]) => [make("dt", {}, make("kbd", {}, names[key] ?? key)), make("dd", {}, what)])));
+    make("h3", {}, "keys"), make("dl", { class: "facts" }, ...[...KEYS].flatMap(([key, [what]]) => [make("dt", {}, make("kbd", {}, names[key] ?? key)), make("dd", {}, what)])));
 }
 
 function begin() {

@@ -28,6 +28,7 @@ _PARTS = 4 << 20  # bytes of the arrays that formulas stand on
 PROGRAM = (
     "page.js",
     "values.js",
+    "made.js",
     "panel.js",
     "graph.js",
     "view.js",

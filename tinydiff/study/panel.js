@@ -74,26 +74,9 @@ function equationRow(node, number, i, formula, shapes) {
   }
   const said = [formula, ...(node.formulas[i]?.[4] ?? [])].join("; ");
   const used = Object.keys(known).filter((n) => n !== "L_Y" && (parts.has(n) || new RegExp(`(^|[^\\w])${n.replace(/[[\]]/g, "\\$&")}(?!\\w)`).test(said)));
-  return make("section", {}, make("h3", {}, "comes in → goes out"),
-    make("div", { class: "equation" }, ...incoming.map(([n, a, note]) => arrayView(n, a, { note })).filter(Boolean), ...used.map((n) => view(n)).filter(Boolean),
-      make("span", { class: "sign" }, "→"), result ?? ""));
-}
-
-// Reading an element of a product shows the row and the column that it is made of, and the sum with its numbers. left is
-// undefined where it is a row of ones.
-function tieProduct(result, left, right) {
-  if (!result || !right || (!left && result.plane.rows > 1)) return;
-  result.madeOf = (r, c) => {
-    if (left) mark(left, r, 0, r, left.plane.columns - 1);
-    mark(right, 0, c, right.plane.rows - 1, c);
-    const terms = Array.from({ length: right.plane.rows }, (_, k) => {
-      const b = brief(right.values[right.plane.at(k, c)]);
-      return left ? `${brief(left.values[left.plane.at(r, k)])}·${b}` : b;
-    });
-    const named = (view) => view.name + (view.turned ? "ᵀ" : "");
-    const more = terms.length > 8 ? ` + … (${terms.length} terms)` : "";
-    return [`= ${left ? `row ${r} of ${named(left)} · ` : "sum of "}column ${c} of ${named(right)}`, `= ${terms.slice(0, 8).join(" + ").replaceAll("+ -", "− ")}${more}`];
-  };
+  const figures = [...incoming.map(([n, a, note]) => arrayView(n, a, { note })), ...used.map((n) => view(n))].filter(Boolean);
+  if (result && node.name === "Conv2d") tieConvolution(result, figures, node.options);
+  return make("section", {}, make("h3", {}, "comes in → goes out"), make("div", { class: "equation" }, ...figures, make("span", { class: "sign" }, "→"), result ?? ""));
 }
 
 function rulePanel(node, i) {
@@ -122,6 +105,7 @@ function arraysRow(node, number) {
     const note = takers.length ? ["→ to ", ...listed(takers.map((user) => link(titleOf(user), forwardOf(user))))] : "";
     return arrayView(node.outputs.length > 1 ? `Y[${k}]` : "Y", a, { out: true, note });
   });
+  if (node.name === "Conv2d" && outputs[0]) tieConvolution(outputs[0], inputs.filter(Boolean), node.options);
   return make("div", { class: "equation" }, ...inputs.filter(Boolean), make("span", { class: "sign" }, "→"), ...outputs.filter(Boolean));
 }
 

@@ -5,7 +5,7 @@ let palette = {};
 function readPalette() {
   const style = getComputedStyle(document.documentElement);
   const parse = (name) => style.getPropertyValue(name).trim().match(/\w\w/g).slice(0, 3).map((h) => parseInt(h, 16));
-  palette = { zero: parse("--zero"), high: parse("--high"), low: parse("--low"), bad: parse("--bad"), gap: parse("--card") };
+  palette = { zero: parse("--zero"), high: parse("--high"), low: parse("--low"), bad: parse("--bad"), gap: parse("--back") };
 }
 
 // Zero is the background, the largest magnitude the full colour.
@@ -214,7 +214,10 @@ function read(view, r, c) {
       lines.push(`${other.name}[${placeOf(other.array, i)}] = ${exact(other.array, i)}`);
     }
   }
-  tip(frameOfCells(view, r, c), lines.join("\n"));
+  const cell = frameOfCells(view, r, c);
+  const { top, bottom } = view.figure.parentNode.getBoundingClientRect();
+  const several = lines.length > 1;  // below all arrays, so that they hide none
+  tip(several ? { ...cell, top, bottom } : cell, lines.join("\n"), several);
 }
 
 function stopReading() {
@@ -240,11 +243,13 @@ function mark(view, ...cells) {
   view.figure.append(make("div", { class: "shade", style: `left:${left - home.left - 2}px;top:${top - home.top - 2}px;width:${right - left + 4}px;height:${bottom - top + 4}px` }));
 }
 
-// Words beside a place on the screen, above it if there is room.
-function tip({ left, top, right, bottom }, text) {
+// Words beside a place on the screen: above it if there is room, else below; or the other way round.
+function tip({ left, top, right, bottom }, text, below = false) {
   const words = byId("tip");
   words.textContent = text;
   words.hidden = false;
   words.style.left = `${Math.max(4, Math.min(right + 8, innerWidth - words.offsetWidth - 8))}px`;
-  words.style.top = `${top - words.offsetHeight - 8 > 0 ? top - words.offsetHeight - 8 : bottom + 8}px`;
+  const [over, under] = [top - words.offsetHeight - 8, bottom + 4];
+  const fits = below ? under + words.offsetHeight < innerHeight : over < 4;
+  words.style.top = `${fits ? under : Math.max(4, over)}px`;
 }
