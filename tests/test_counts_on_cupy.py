@@ -4,7 +4,6 @@ Where work is small, the GPU waits for Python, which takes about the same time f
 the device and a synchronisation cost more, and neither is possible inside a CUDA graph.
 """
 
-
 import numpy as np
 import pytest
 

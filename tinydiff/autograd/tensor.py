@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinydiff import replay
 from tinydiff.autograd import copying, hooks, notebook, places, tape
 from tinydiff.autograd.conversion import leaves, missing, refuse_tensor, to_array
 from tinydiff.autograd.function import Function, Version, register_tensor_type
@@ -63,6 +64,8 @@ class Tensor:
     def _accumulate(self, L: Any, own: bool = False) -> None:
         """Adds L to `.grad`, an array of the tensor's own. L itself becomes `.grad` if nothing else holds it (`own`).
         An optimiser may have given the tensor a place for its gradient; then `.grad` lies there."""
+        if (recording := replay.current()) is not None:
+            recording.gradient(self, fresh=False)
         if self.grad is None and (place := places.place_of(self, L.dtype)) is not None:
             if L is not place:
                 place[...] = L
@@ -178,6 +181,8 @@ class Tensor:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradient: `.grad` becomes None, or an array of zeros where there is one and set_to_none is False."""
+        if (recording := replay.current()) is not None:
+            recording.gradient(self, fresh=True)
         if set_to_none or self.grad is None:
             self.grad = None
         else:
