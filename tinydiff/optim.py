@@ -75,9 +75,11 @@ def adam(
 
 
 @accelerated
-def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any) -> tuple[list[float], float]:
+def clipped_adam(
+    gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None
+) -> tuple[list[float], float] | None:
     """`clip` of gradients to max_norm, then `adam` with its arguments, if the norm and all losses, arrays (), are finite.
-    Returns the losses as numbers and the norm before clipping."""
+    Returns the losses as numbers and the norm before clipping. prepared: for the GPU alone, see `Adam.clipped_step`."""
     numbers, norm = [float(loss) for loss in losses], clip(gradients, max_norm)
     if np.isfinite([*numbers, norm]).all():
         adam(*arguments)
@@ -242,12 +244,13 @@ class Adam(Optimizer):
         is one kernel for all of that, and the weights become views of one piece of memory."""
         self._take(ema)
 
-    def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None) -> tuple[list[float], float]:
+    def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None, prepared: Any = None) -> Any:
         """`clip_grad_norm`, then `step(ema)`, unless the norm or one of the losses, arrays (), is not finite. Returns the
-        losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end."""
-        return self._take(ema, losses, max_norm)
+        losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end; not where one
+        kernel updates all weights by what is `prepared` (`tinydiff.cuda.updates`): then the result is None."""
+        return self._take(ema, losses, max_norm, prepared)
 
-    def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = math.inf) -> Any:
+    def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = 0, prepared: Any = None) -> Any:
         weights = self.parameters
         at_once = [len(indices) for indices in self._updates().values()] == [len(weights)]
         at_once &= ema is None or type(ema).update is EMA.update
@@ -271,14 +274,12 @@ class Adam(Optimizer):
         if ema is not None:
             (moving, ema.averages), decay = gathered(averages), ema.current_decay
         found = pieces, gradients, m, v, moving, *self._options(self.steps[0], decay)
-        numbers, norm = ([], 0.0) if losses is None else clipped_adam(gradients, losses, max_norm, found)
-        if losses is None:
-            adam(*found)
-        if not np.isfinite([*numbers, norm]).all():
+        result = adam(*found) if losses is None else clipped_adam(gradients, losses, max_norm, found, prepared)
+        if result is not None and not np.isfinite([*result[0], result[1]]).all():
             self.steps = [step - 1 for step in self.steps]
         elif ema is not None:
             ema.updates += 1
-        return numbers, norm
+        return result
 
     def _update(self, step: int, weights: Arrays, gradients: Arrays, m: Arrays, v: Arrays) -> None:
         adam(weights, gradients, m, v, None, *self._options(step))

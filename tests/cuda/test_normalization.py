@@ -192,16 +192,17 @@ def test_dropout_hides_infinities_too(device):
     np.testing.assert_allclose(L_b, kept.sum((0, 1)), rtol=1e-6)
 
 
-def test_advance_is_added_to_step_and_offset(device, rng):
+def test_the_clock_is_added_to_step_and_offset(device, rng):
     seed, stream, step, offset = STATE
     X, L_Y, w, b = arrays(rng, 1, (5, 3), 8)
 
-    def run(X, L_Y, w, b, dropout, advance):
-        Y, *rest = normalization._normalize(X, w, b, 2, 1e-5, True, dropout, advance)
-        return Y, *normalization._normalize_backward(L_Y, X, *rest, w, b, 2, True, dropout=dropout, advance=advance)
+    def run(X, L_Y, w, b, dropout, *clock):
+        dropout = (dropout[0], (*dropout[1], *clock))
+        Y, *rest = normalization._normalize(X, w, b, 2, 1e-5, True, dropout)
+        return Y, *normalization._normalize_backward(L_Y, X, *rest, w, b, 2, True, dropout=dropout)
 
     moved = device.run(run, X, L_Y, w, b, DROPOUT, np.array([3, 5], np.uint32))
-    expected = device.run(run, X, L_Y, w, b, (0.3, (seed, stream, step + 3, offset + 5)), None)
+    expected = device.run(run, X, L_Y, w, b, (0.3, (seed, stream, step + 3, offset + 5)))
     for a, e in zip(moved, expected, strict=True):
         np.testing.assert_array_equal(a, e)
 

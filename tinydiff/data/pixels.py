@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.dispatch import accelerated
 from tinydiff.errors import InputError, RunFailed
 
 
@@ -23,6 +24,19 @@ def to_float(images: Any) -> Any:
     x -= 255  # exact up to here, so the division is the only rounding
     x /= 255
     return x
+
+
+@accelerated
+def gather_batch(images: Any, indices: Any, mirrored: Any = None) -> Any:
+    """The images of a batch as the network sees them, float32 (B, H, W, C) in [-1, 1], see `to_float`.
+
+    images: uint8 (N, H, W, C). indices: int64 (B,), not checked. mirrored: bool (B,), which of the batch are mirrored from
+    left to right; None for none.
+    """
+    batch = images[indices]
+    if mirrored is not None:
+        batch[mirrored] = batch[mirrored, :, ::-1]
+    return to_float(batch)
 
 
 def to_bytes(x: Any) -> Any:
