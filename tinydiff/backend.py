@@ -170,6 +170,12 @@ def array_module(x: Any) -> ModuleType:
     return sys.modules["cupy"] if _is_cupy(x) else np
 
 
+def is_float(dtype: Any, or_complex: bool = False) -> bool:
+    """Whether numbers of a dtype are floating point, so that they may have gradients and be NaN. bfloat16, which is not
+    NumPy's own but that of the package ml_dtypes, is; NumPy calls it a "void"."""
+    return dtype.kind == "f" or (or_complex and dtype.kind == "c") or dtype.name == "bfloat16"
+
+
 def widened(x: Any) -> Any:
     """x in float32 if it is an array of half precision, else x itself: counts, squares and sums soon leave half's range
     (65504) or its 11 bits."""

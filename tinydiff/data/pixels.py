@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import array_module
+from tinydiff.backend import array_module, is_float
 from tinydiff.dispatch import accelerated
 from tinydiff.errors import InputError, RunFailed
 
@@ -45,7 +45,7 @@ def to_bytes(x: Any) -> Any:
 
     TypeError unless x is floating point. RunFailed where x holds NaN, which no byte can represent.
     """
-    if x.dtype.kind != "f":
+    if not is_float(x.dtype):
         raise TypeError(f"to_bytes takes floating-point images, not {x.dtype}")
     xp = array_module(x)
     if xp.isnan(x).any():

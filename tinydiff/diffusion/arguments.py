@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import device_of, is_array, to_numpy
+from tinydiff.backend import device_of, is_array, is_float, to_numpy
 
 
 def as_images(**images: Any) -> list[Any]:
     """The images as tensors or arrays. TypeError unless floating point, ValueError unless all have one shape."""
     found = {k: x if isinstance(x, Tensor) or is_array(x) else np.asarray(x, np.float32) for k, x in images.items()}
     for name, x in found.items():
-        if x.dtype.kind != "f":
+        if not is_float(x.dtype):
             raise TypeError(f"{name} must be floating point in [-1, 1] (byte k is k / 127.5 - 1), not {x.dtype}")
         if not x.ndim:
             raise ValueError(f"{name} must have images along its first axis, not shape ()")

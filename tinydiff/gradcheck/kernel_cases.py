@@ -41,10 +41,10 @@ def _with_dropout(rng: np.random.Generator, run: Run) -> Pairs:
         mask = (Generator(*STATE).uniform(X.shape) >= np.float32(p)) / (1 - p)
         doubles = [double(x) for x in (X, w, b)]
         Y, u, r = defined(group_normalize, *doubles, groups, 1e-5, silu)
-        ours = run(normalization._normalize, X, w, b, groups, 1e-5, silu, dropout)
+        ours = run(normalization.group_normalize, X, w, b, groups, 1e-5, silu, dropout)
         yield from pairs(ours, (Y * mask, u, r))
         saved = u.astype(np.float32), r.astype(np.float32)
-        ours = run(normalization._normalize_backward, L_Y, X, *saved, w, b, groups, silu, dropout=dropout)
+        ours = run(normalization.group_normalize_backward, L_Y, X, *saved, w, b, groups, silu, dropout=dropout)
         if np.abs(u).max() < 50:
             x, w64, b64 = doubles
             truth = defined(group_normalize_backward, double(L_Y) * mask, x, u, r, w64, b64, groups, silu)

@@ -33,6 +33,7 @@ from tinydiff.runs.interrupts import Interrupts
 from tinydiff.runs.progress import Progress
 from tinydiff.runs.results import Results
 from tinydiff.runs.sheets import class_count
+from tinydiff.runs.sums import Sums
 from tinydiff.unet import UNet
 from tinydiff.version import __version__
 
@@ -78,6 +79,7 @@ class Trainer:
         self.generator = random.Generator(self.config.seed)
         self.step = 0
         self._share: Any = None  # dL/d(loss of a part), on the device
+        self._sums = Sums(self.parameters if self.device == "cuda" and self.config.accumulate > 1 else ())
         self._inputs: Inputs | None = None
         self._needed = 0  # bytes of the GPU's memory that a step takes beside weights and average
         self.saved_step: int | None = None
@@ -257,7 +259,9 @@ class Trainer:
             with section("backward, sums of gradients"):
                 if self._share is None or self._share.dtype != loss.dtype:
                     self._share = module_for(self.device).asarray(1 / parts, loss.dtype)
+                self._sums.before(first=part == 0)
                 loss.backward(self._share)
+                self._sums.after()
             losses.append(loss.data)
         return losses
 
