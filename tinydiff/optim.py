@@ -6,7 +6,6 @@ through a graph recorded before raises an error instead of giving wrong gradient
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -156,12 +155,13 @@ class Adam(Optimizer):
         is one kernel for all of that, and the weights become views of one piece of memory."""
         self._take(ema)
 
-    def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None) -> tuple[list[float], float]:
+    def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None, prepared: Any = None) -> Any:
         """`clip_grad_norm`, then `step(ema)`, unless the norm or one of the losses, arrays (), is not finite. Returns the
-        losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end."""
-        return self._take(ema, losses, max_norm)
+        losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end; not where one
+        kernel updates all weights by what is `prepared` (`tinydiff.cuda.updates`): then the result is None."""
+        return self._take(ema, losses, max_norm, prepared)
 
-    def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = math.inf) -> Any:
+    def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = 0, prepared: Any = None) -> Any:
         weights = self.parameters
         at_once = [len(indices) for indices in self._updates().values()] == [len(weights)]
         at_once &= ema is None or type(ema).update is EMA.update
@@ -190,14 +190,13 @@ class Adam(Optimizer):
             lambda: [*(p.data for p in weights), *sum(self.state, ema.averages if ema else []), *self._options(0)[2:]]
         )
         found = pieces, gradients, m, v, moving, *options
-        numbers, norm = ([], 0.0) if losses is None else clipped_adam(gradients, losses, max_norm, found)
-        if losses is None:
-            adam(*found)
-        if replay.current() is None and not np.isfinite([*numbers, norm]).all():
+        result: Any = adam(*found) if losses is None else clipped_adam(gradients, losses, max_norm, found, prepared)
+        known = result is not None and replay.current() is None
+        if known and not np.isfinite([*result[0], result[1]]).all():
             self.steps = [step - 1 for step in self.steps]
         elif ema is not None:
             ema.updates += 1
-        return numbers, norm
+        return result
 
     def _update(self, step: int, weights: Arrays, gradients: Arrays, m: Arrays, v: Arrays) -> None:
         adam(weights, gradients, m, v, None, *self._options(step))

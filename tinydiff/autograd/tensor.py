@@ -12,7 +12,7 @@ from tinydiff import replay
 from tinydiff.autograd import copying, hooks, notebook, places, tape
 from tinydiff.autograd.conversion import leaves, missing, refuse_tensor, to_array
 from tinydiff.autograd.function import Function, Version, register_tensor_type
-from tinydiff.backend import array_module, device_of, is_array, module_for, to_device, to_numpy
+from tinydiff.backend import array_module, device_of, is_array, is_float, module_for, to_device, to_numpy
 
 
 @register_tensor_type
@@ -37,7 +37,7 @@ class Tensor:
             data = np.asarray(data)
         elif not is_array(data):
             data = to_array(data, type(self).__name__)
-        if requires_grad and data.dtype.kind not in "fc":
+        if requires_grad and not is_float(data.dtype, or_complex=True):
             raise TypeError(f"only floating point tensors can require gradients, not {data.dtype}")
         self.data: Any = data
         self.grad: Any = None
@@ -221,7 +221,7 @@ class Tensor:
         RuntimeError for a tensor that was computed from others; TypeError for integers."""
         if self._node is not None and not requires_grad:
             raise RuntimeError("only a leaf can be frozen; x.detach() is a tensor that the tape does not follow")
-        if requires_grad and self.dtype.kind not in "fc":
+        if requires_grad and not is_float(self.dtype, or_complex=True):
             raise TypeError(f"only floating point tensors can require gradients, not {self.dtype}")
         self.requires_grad = requires_grad
         return self

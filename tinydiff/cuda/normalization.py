@@ -14,7 +14,6 @@ from tinydiff.backend import address, array_module
 from tinydiff.cuda.draws import draw_arguments
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
-from tinydiff.random import State
 
 VARIANTS = (("normalization.cu", {"VECTOR": 4}), ("normalization.cu", {"VECTOR": 1}))
 
@@ -35,43 +34,12 @@ class _Layout(NamedTuple):
     shared: int  # bytes
 
 
-def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False) -> Any:
-    """Y = silu(Z w + b) of X (N, ..., C) float32, and what Z = (X - mean) scale was made with: mean and
-    scale = 1 / sqrt(variance + eps), both (N, groups).
+def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False, dropout: Any = None) -> Any:
+    """Y = M silu(Z w + b) of X (N, ..., C) float32, and what Z = (X - mean) scale was made with: mean and
+    scale = 1 / sqrt(variance + eps), both (N, groups). M is dropout's mask.
 
-    w and b (C,) may be None. NotImplemented where arrays are not float32 or a group has more than 1024 channels, or more than
-    256 and not a multiple of 4.
-    """
-    return _normalize(X, w, b, groups, eps, silu)
-
-
-def group_normalize_backward(
-    L_Y: Any,
-    X: Any,
-    mean: Any,
-    scale: Any,
-    w: Any,
-    b: Any,
-    groups: int,
-    silu: bool,
-    needs: Sequence[bool] = (True, True, True),
-) -> Any:
-    """(L_X, L_w, L_b), with None for what `needs` does not ask for; arguments as in `group_normalize`."""
-    return _normalize_backward(L_Y, X, mean, scale, w, b, groups, silu, needs)
-
-
-def _normalize(
-    X: Any,
-    w: Any,
-    b: Any,
-    groups: int,
-    eps: float,
-    silu: bool = False,
-    dropout: tuple[float, State] | None = None,
-) -> Any:
-    """`group_normalize` with dropout: Y = M silu(Z w + b) with the mask M.
-
-    dropout: (p, state of the generator that draws the mask), None for none.
+    w and b (C,) may be None. dropout: (p, state of the generator that draws the mask), None for none. NotImplemented where
+    arrays are not float32 or a group has more than 1024 channels, or more than 256 and not a multiple of 4.
     """
     xp = array_module(X)
     if not _single(X, w, b) or (layout := _layout(X, groups, 1)) is None:
@@ -84,7 +52,7 @@ def _normalize(
     return Y, mean, scale
 
 
-def _normalize_backward(
+def group_normalize_backward(
     L_Y: Any,
     X: Any,
     mean: Any,
@@ -94,9 +62,9 @@ def _normalize_backward(
     groups: int,
     silu: bool,
     needs: Sequence[bool] = (True, True, True),
-    dropout: tuple[float, State] | None = None,
+    dropout: Any = None,
 ) -> Any:
-    """`group_normalize_backward` of what `_normalize` took and gave."""
+    """(L_X, L_w, L_b), with None for what `needs` does not ask for; arguments as in `group_normalize`."""
     xp = array_module(X)
     if not _single(L_Y, X, w, b) or (layout := _layout(X, groups, 2)) is None:
         return NotImplemented

@@ -68,9 +68,11 @@ def adam(
 
 
 @accelerated
-def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any) -> tuple[list[float], float]:
+def clipped_adam(
+    gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None
+) -> tuple[list[float], float] | None:
     """`clip` of gradients to max_norm, then `adam` with its arguments, if the norm and all losses, arrays (), are finite.
-    Returns the losses as numbers and the norm before clipping."""
+    Returns the losses as numbers and the norm before clipping. prepared: for the GPU alone, see `Adam.clipped_step`."""
     numbers, norm = [float(loss) for loss in losses], clip(gradients, max_norm)
     if np.isfinite([*numbers, norm]).all():
         adam(*arguments)
