@@ -29,20 +29,28 @@ KERNEL(squared_norm, THREADS)(const float* g, int n, int per_block, float* block
 // finite, for then no length would make it right, and adam shall change nothing. So it is where one of the losses is not
 // finite, and where a kernel noted a wrong index in `wrong`. These are copied behind |g|^2, so that the host reads all in one
 // piece. `scale` may be null, as may losses and wrong.
+//
+// A loop that does not wait for the host after each step (philox.cuh tells of its clock) finds out later what happened. It
+// gives `report` one row for each of the last `rows` steps. The first step that fails leaves its number in `failed`, and as
+// long as that is not 0 nothing changes any more: the steps that were already on their way cannot spoil the weights.
 KERNEL(clip_scale, THREADS)(const float* block_sums, int blocks, float max_norm, const float* losses, int count,
-                            const int* wrong, float* squared, float* scale) {
+                            const int* wrong, const unsigned* clock, int rows, unsigned* failed, float* report,
+                            float* scale) {
     float sum = 0.f;
     for (int i = threadIdx.x; i < blocks; i += THREADS) sum += block_sums[i];
     sum = block_sum(sum);
     if (threadIdx.x) return;
-    squared[0] = sum;
+    if (clock) report += clock[0] % rows * (2 + count);
+    report[0] = sum;
     float norm = sqrt_(sum);
-    if (losses) squared[1] = wrong ? wrong[0] : 0;
+    if (losses) report[1] = wrong ? wrong[0] : 0;
     if (wrong && wrong[0]) norm = INFINITY;
     for (int i = 0; i < count; i++) {
-        squared[2 + i] = losses[i];
+        report[2 + i] = losses[i];
         if (!(losses[i] - losses[i] == 0.f)) norm = losses[i] - losses[i];
     }
+    if (failed && !failed[0] && !(norm < INFINITY)) failed[0] = clock[0];
+    if (failed && failed[0]) norm = INFINITY;
     if (scale) scale[0] = norm < INFINITY ? (max_norm < norm ? max_norm / norm : 1.f) : norm - norm;
 }
 

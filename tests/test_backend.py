@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tinydiff as td
 from tests import cupy_stand_in
 from tinydiff import backend, ops
 from tinydiff.autograd.tensor import Tensor
@@ -277,3 +278,27 @@ def test_importing_tinydiff_loads_neither_cupy_nor_other_heavy_modules():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_which_numbers_are_floating_point():
+    expected = {
+        "float16": (1, 1),
+        "float64": (1, 1),
+        "complex64": (0, 1),
+        "int32": (0, 0),
+        "bool": (0, 0),
+        "V2": (0, 0),
+    }
+    for name, (real, either) in expected.items():
+        dtype = np.dtype(name)
+        assert (backend.is_float(dtype), backend.is_float(dtype, or_complex=True)) == (real, either)
+
+
+def test_bfloat16_has_gradients_and_is_checked():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    x = td.Tensor(np.array([1, 2, 3], bfloat16), requires_grad=True)
+    (x * x).backward(np.array([1, 1, 2], bfloat16))
+    assert x.grad.dtype == bfloat16
+    np.testing.assert_array_equal(x.grad.astype(np.float32), [2, 4, 12])
+    with td.check_finite(), np.errstate(all="ignore"), pytest.raises(td.autograd.tape.NonFiniteError):
+        x * np.array(np.inf, bfloat16)

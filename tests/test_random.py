@@ -139,6 +139,24 @@ def test_the_state_is_all_there_is():
     assert generator.state == copy.state
 
 
+def test_words_of_many_steps_are_those_of_each(monkeypatch):
+    monkeypatch.setattr(random, "_BLOCKS_AT_ONCE", 5)  # so that there are several runs
+    for n in (0, 1, 4, 7, 25):
+        rows = random.words_of_steps(2**40 + 7, 3, range(9, 14), n)
+        assert rows.shape == (5, n)
+        for step, row in zip(range(9, 14), rows, strict=True):
+            np.testing.assert_array_equal(row, Generator(2**40 + 7, 3, step).words(n))
+
+
+def test_a_clock_moves_step_and_offset():
+    clock = np.array([3, 1000], np.uint32)
+    moving, there = Generator(7, 2, 5, 2**32 - 2, clock), Generator(7, 2, 8, 2**32 + 998)
+    np.testing.assert_array_equal(moving.words(9), there.words(9))
+    assert moving.state[4] is clock and moving.at(4, 1).clock is clock
+    clock[0] = 4
+    np.testing.assert_array_equal(moving.normal(8), Generator(7, 2, 9, there.offset).normal(8))
+
+
 def test_every_part_of_the_state_matters():
     states = [(1, 0, 0, 0), (2, 0, 0, 0), (1 + 2**32, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 16)]
     draws = [Generator(*state).words(64) for state in states]

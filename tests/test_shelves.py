@@ -16,9 +16,12 @@ SHELVES = ("cpu", "cuda")
 FOUNDATIONS = {
     "cpu": {"blas", "few_channels", "patches", "winograd"},
     "cuda": {
+        "clock",
         "draws",
         "driver",
+        "capture",
         "flat",
+        "graphs",
         "host",
         "launch",
         "nvrtc",
@@ -51,7 +54,7 @@ def own(module):
 def definitions():
     """{file: {name: decorated function}} of everything that is computed by definition unless there is something faster."""
     found = {}
-    for folder in ("", "ops", "diffusion", "optim"):
+    for folder in ("", "ops", "data", "diffusion", "optim"):
         for name, module in modules(folder):
             decorated = {
                 n: f
@@ -96,7 +99,7 @@ def test_files_of_definitions_have_names_of_their_own():
     """A fast version is found by the name of the file."""
     found = Counter(
         name.rpartition(".")[2]
-        for folder in ("", "ops", "diffusion", "optim")
+        for folder in ("", "ops", "data", "diffusion", "optim")
         for name, module in modules(folder)
         if any(getattr(f, "definition", None) and f.__module__ == module.__name__ for f in vars(module).values())
     )
@@ -104,8 +107,8 @@ def test_files_of_definitions_have_names_of_their_own():
 
 
 def test_definitions_know_nothing_of_the_shelves():
-    for folder in ("ops", "diffusion", "autograd"):
+    for folder in ("ops", "data", "diffusion", "autograd"):
         for file in (PACKAGE / folder).glob("*.py"):
             text = file.read_text(encoding="utf-8")
             assert "tinydiff.cpu" not in text and "tinydiff.cuda" not in text, file.name
-            assert folder == "autograd" or "tinydiff.machine" not in text, file.name
+            assert folder in ("autograd", "data") or "tinydiff.machine" not in text, file.name

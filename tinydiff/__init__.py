@@ -10,6 +10,7 @@
     td.check_finite, td.Profile                                   where the first NaN comes from; where the time goes
     td.numerical_gradient, td.numerical_jacobian, td.jacobian     derivatives as arrays
     td.trace                                                      see a backward pass: every operation, gradient, cost
+    td.cuda.graph                                                 a step of your own loop as one CUDA graph
     td.by_definition                                              compute everything by the formulas in `tinydiff.ops`
     td.set_threads                                                how many CPU threads operations spread over
     td.random, td.backend, td.errors                              random numbers, NumPy or CuPy, what is raised
@@ -37,7 +38,7 @@ from tinydiff.machine.threads import set_threads
 from tinydiff.version import __version__
 
 if TYPE_CHECKING:
-    from tinydiff import data, diffusion, runs
+    from tinydiff import cuda, data, diffusion, runs
     from tinydiff.gradcheck.tools import jacobian, numerical_gradient, numerical_jacobian
     from tinydiff.runs import checkpoint
     from tinydiff.runs.checkpoint import load
@@ -59,6 +60,7 @@ __all__ = [
     "by_definition",
     "check_finite",
     "checkpoint",
+    "cuda",
     "data",
     "diffusion",
     "errors",
@@ -83,6 +85,7 @@ __all__ = [
 # Where names come from that are loaded when first used, so that `import tinydiff` stays quick.
 _LATER = {
     "checkpoint": "tinydiff.runs.checkpoint",
+    "cuda": "tinydiff.cuda",
     "data": "tinydiff.data",
     "diffusion": "tinydiff.diffusion",
     "images": "tinydiff.runs.pictures",

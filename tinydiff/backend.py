@@ -6,6 +6,7 @@ This is the only file that imports cupy, and it does so when a GPU is asked for:
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import sys
@@ -169,6 +170,12 @@ def array_module(x: Any) -> ModuleType:
     return sys.modules["cupy"] if _is_cupy(x) else np
 
 
+def is_float(dtype: Any, or_complex: bool = False) -> bool:
+    """Whether numbers of a dtype are floating point, so that they may have gradients and be NaN. bfloat16, which is not
+    NumPy's own but that of the package ml_dtypes, is; NumPy calls it a "void"."""
+    return dtype.kind == "f" or (or_complex and dtype.kind == "c") or dtype.name == "bfloat16"
+
+
 def widened(x: Any) -> Any:
     """x in float32 if it is an array of half precision, else x itself: counts, squares and sums soon leave half's range
     (65504) or its 11 bits."""
@@ -269,6 +276,30 @@ def gpu_reserved(trim: bool = False) -> int:
     if trim:
         pool.free_all_blocks()
     return int(pool.total_bytes())
+
+
+class PinnedArray:
+    """An array on the host that the GPU copies from while both go on working. shape, dtype: its own."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self._cuda = module_for("cuda").cuda
+        count, dtype = math.prod(shape), np.dtype(dtype)
+        self._memory = self._cuda.alloc_pinned_memory(max(1, count * dtype.itemsize))
+        self._array = np.frombuffer(self._memory, dtype, count).reshape(shape)
+        self._copied: Any = None
+
+    def writable(self) -> np.ndarray:
+        """The array, once the last copy of it has been made."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._array
+
+    def copy_to(self, x: Any) -> None:
+        """Has the GPU copy it to an array of its own, after all that the current stream was given before."""
+        stream = self._cuda.get_current_stream()
+        x.set(self._array, stream=stream)
+        self._copied = self._copied or self._cuda.Event(disable_timing=True)
+        self._copied.record(stream)
 
 
 def address(x: Any) -> int:

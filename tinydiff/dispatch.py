@@ -132,6 +132,11 @@ def on_host(seed: int = 0) -> Iterator[None]:
         _mode.on_host, _mode.host_seed = before
 
 
+def uses_kernels() -> bool:
+    """Whether this thread computes functions of CuPy's arrays by kernels of our own."""
+    return not _mode.plain and _kernels_are_on()
+
+
 def is_on_host() -> bool:
     """Whether this thread is inside `on_host()`."""
     return _mode.on_host

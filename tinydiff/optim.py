@@ -1,113 +1,24 @@
 """Optimisers, the moving average of the weights, clipping and warm-up.
 
-The formulas come first: functions that change lists of arrays in place. Optimisers hold the arrays and note each change
-in the tensor's version: backward through a graph recorded before raises an error instead of giving wrong gradients.
+The formulas are in `tinydiff.ops.optim`. Optimisers hold the arrays and note each change in the tensor's version: backward
+through a graph recorded before raises an error instead of giving wrong gradients.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from tinydiff import replay
 from tinydiff.autograd import places
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, device_of, to_numpy, widened, widened_dtype
-from tinydiff.dispatch import accelerated
+from tinydiff.backend import array_module, device_of, to_numpy, widened_dtype
 from tinydiff.errors import InputError
 from tinydiff.ops.arguments import as_parameters, as_positive
-
-Arrays = list[Any]
-
-
-@accelerated
-def sgd(
-    weights: Arrays, gradients: Arrays, velocities: Arrays | None, lr: float, momentum: float, weight_decay: float
-) -> None:
-    """One step of lists of weights: v = momentum v + g, p = p - lr v. g is a weight's array in gradients plus
-    weight_decay p; v is its array in velocities, which is None without momentum."""
-    for p, g, v in zip(weights, gradients, velocities or [None] * len(weights), strict=True):
-        w, g = widened(p), widened(g)
-        if weight_decay:
-            g = g + weight_decay * w
-        if v is not None:
-            v[...] = momentum * v + g
-            g = v
-        p[...] = w - lr * g
-
-
-@accelerated
-def adam(
-    weights: Arrays,
-    gradients: Arrays,
-    m: Arrays,
-    v: Arrays,
-    averages: Arrays | None,
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    decoupled: bool,
-    average_decay: float,
-) -> None:
-    """Update number t = step of lists of weights (Kingma & Ba, 2015, algorithm 1), then of their averages unless None.
-
-    gradients, m, v: an array for each weight. lr, betas, eps, weight_decay: see `Adam`. decoupled: weight decay as in
-    `AdamW`. average_decay: d of `EMA`.
-    """
-    beta1, beta2 = betas
-    for p, g, mean, square, average in zip(weights, gradients, m, v, averages or [None] * len(weights), strict=True):
-        w, g = widened(p), widened(g)
-        if weight_decay and decoupled:
-            w = w - lr * weight_decay * w
-        elif weight_decay:
-            g = g + weight_decay * w
-        mean[...] = beta1 * mean + (1 - beta1) * g
-        square[...] = beta2 * square + (1 - beta2) * g**2
-        m_hat, v_hat = mean / (1 - beta1**step), square / (1 - beta2**step)
-        p[...] = w - lr * m_hat / (array_module(w).sqrt(v_hat) + eps)
-        if average is not None:
-            average += (1 - average_decay) * (p - average)
-
-
-@accelerated
-def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any) -> tuple[list[float], float]:
-    """`clip` of gradients to max_norm, then `adam` with its arguments, if the norm and all losses, arrays (), are finite.
-    Returns the losses as numbers and the norm before clipping."""
-    numbers, norm = [float(loss) for loss in losses], clip(gradients, max_norm)
-    if np.isfinite([*numbers, norm]).all():
-        adam(*arguments)
-    return numbers, norm
-
-
-@accelerated
-def move_averages(averages: Arrays, weights: Arrays, decay: float) -> None:
-    """average = decay average + (1 - decay) weight, in place, for each of the averages and its weight in `weights`."""
-    for average, p in zip(averages, weights, strict=True):
-        average += (1 - decay) * (p - average)
-
-
-@accelerated
-def clip(gradients: Arrays, max_norm: float) -> float:
-    """The norm of all gradients together. If it is finite and above max_norm, they are scaled to max_norm, in place."""
-    norm = math.sqrt(float(sum((g.astype("float64") ** 2).sum() for g in gradients)))
-    if max_norm < norm < math.inf:
-        for g in gradients:
-            g *= max_norm / norm
-    return norm
-
-
-@accelerated
-def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
-    """(pieces, parts): the pieces of memory that a pass goes over, and the arrays as parts of them, to be used from now.
-
-    Here each array is a piece. On the GPU all become views of one: a launch costs more than the work on a small weight.
-    """
-    return arrays, arrays
+from tinydiff.ops.optim import Arrays, adam, clip, clipped_adam, gathered, move_averages, sgd
 
 
 class Optimizer:
@@ -152,8 +63,10 @@ class Optimizer:
 
     def _begin(self, indices: Iterable[int]) -> None:
         """Counts an update of these weights; gives those that have no state yet one of zeros."""
+        replay.counts(self, "steps")
         for i in indices:
             p = self.parameters[i]
+            replay.counts(p._version, "count")
             if not self.state[i]:
                 self.state[i] = [array_module(p.data).zeros_like(p.data, widened_dtype(p.dtype)) for _ in self.slots]
             self.steps[i] += 1
@@ -242,12 +155,13 @@ class Adam(Optimizer):
         is one kernel for all of that, and the weights become views of one piece of memory."""
         self._take(ema)
 
-    def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None) -> tuple[list[float], float]:
+    def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None, prepared: Any = None) -> Any:
         """`clip_grad_norm`, then `step(ema)`, unless the norm or one of the losses, arrays (), is not finite. Returns the
-        losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end."""
-        return self._take(ema, losses, max_norm)
+        losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end; not where one
+        kernel updates all weights by what is `prepared` (`tinydiff.cuda.updates`): then the result is None."""
+        return self._take(ema, losses, max_norm, prepared)
 
-    def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = math.inf) -> Any:
+    def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = 0, prepared: Any = None) -> Any:
         weights = self.parameters
         at_once = [len(indices) for indices in self._updates().values()] == [len(weights)]
         at_once &= ema is None or type(ema).update is EMA.update
@@ -267,18 +181,22 @@ class Adam(Optimizer):
         places.keep_all(weights, parts)
         (m, firsts), (v, seconds) = (gathered(list(slot)) for slot in zip(*self.state, strict=True))
         self.state = [list(pair) for pair in zip(firsts, seconds, strict=True)]
-        moving, decay = None, 0.0
+        moving, decay = None, lambda: 0.0
         if ema is not None:
-            (moving, ema.averages), decay = gathered(averages), ema.current_decay
-        found = pieces, gradients, m, v, moving, *self._options(self.steps[0], decay)
-        numbers, norm = ([], 0.0) if losses is None else clipped_adam(gradients, losses, max_norm, found)
-        if losses is None:
-            adam(*found)
-        if not np.isfinite([*numbers, norm]).all():
+            (moving, ema.averages), decay = gathered(averages), lambda: ema.current_decay
+            replay.counts(ema, "updates")
+        options = replay.live(lambda: self._options(self.steps[0], decay()), self, ema)
+        replay.relies_on(
+            lambda: [*(p.data for p in weights), *sum(self.state, ema.averages if ema else []), *self._options(0)[2:]]
+        )
+        found = pieces, gradients, m, v, moving, *options
+        result: Any = adam(*found) if losses is None else clipped_adam(gradients, losses, max_norm, found, prepared)
+        known = result is not None and replay.current() is None
+        if known and not np.isfinite([*result[0], result[1]]).all():
             self.steps = [step - 1 for step in self.steps]
         elif ema is not None:
             ema.updates += 1
-        return numbers, norm
+        return result
 
     def _update(self, step: int, weights: Arrays, gradients: Arrays, m: Arrays, v: Arrays) -> None:
         adam(weights, gradients, m, v, None, *self._options(step))

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import array_module, module_for
+from tinydiff import replay
+from tinydiff.backend import array_module, device_of, module_for
 from tinydiff.dispatch import accelerated
 
 # What each stream of random numbers is for. Training step k uses step k in every stream.
 INIT, DATA_ORDER, FLIPS, TIME, NOISE, DROPOUT, LABEL_DROPOUT, SAMPLING, PREVIEWS = range(9)
 
-State = tuple[int, int, int, int]  # of a generator: (seed, stream, step, offset)
+State = tuple[Any, ...]  # of a generator: (seed, stream, step, offset), and its clock where it has one
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -50,23 +51,51 @@ def philox4x32(counter: Any, key: tuple[int, int], rounds: int = 10) -> Any:
 @accelerated
 def words(n: int, state: State, device: str) -> Any:
     """The n words of a draw, uint32 (n,), on a device, "cpu" or "cuda". state: (seed, stream, step, offset) where
-    the draw begins."""
-    xp, (seed, stream, step, first), blocks = module_for(device), state, -(-n // 4)
+    the draw begins; a clock behind them is added to step and offset."""
+    xp, (seed, stream, step, first, *clock), blocks = module_for(device), state, -(-n // 4)
     out = xp.empty((blocks, 4), "uint32")
     for start in range(0, blocks, _BLOCKS_AT_ONCE):
         stop = min(start + _BLOCKS_AT_ONCE, blocks)
         index = xp.arange(first + start, first + stop, dtype="uint64")
         counter = xp.empty((4, stop - start), "uint32")
-        counter[0], counter[1] = index & _WORD, index >> 32
         counter[2], counter[3] = step, stream
+        for steps, offset in clock:
+            index += offset
+            counter[2] += steps
+        counter[0], counter[1] = index & _WORD, index >> 32
         out[start:stop] = philox4x32(counter, (seed & _WORD, seed >> 32)).T
     return out.reshape(-1)[:n]
+
+
+def words_of_steps(seed: int, stream: int, steps: range, n: int) -> np.ndarray:
+    """The first n words of a stream at each of several steps, uint32 (len(steps), n): row i is that of
+    `Generator(seed, stream, steps[i]).words(n)`. All in one go, where each step alone would cost more than its words."""
+    blocks, number = -(-n // 4), np.array(steps, np.uint32)
+    out = np.empty((len(steps), blocks, 4), np.uint32)
+    at_once = max(1, _BLOCKS_AT_ONCE // max(1, blocks))
+    for start in range(0, len(steps), at_once):
+        step = number[start : start + at_once]
+        counter = np.zeros((4, len(step), blocks), np.uint32)
+        counter[0], counter[2], counter[3] = np.arange(blocks), step[:, None], stream
+        drawn = philox4x32(counter.reshape(4, -1), (seed & _WORD, seed >> 32))
+        out[start : start + at_once] = drawn.T.reshape(len(step), blocks, 4)
+    return out.reshape(len(steps), -1)[:, :n]
 
 
 @accelerated
 def uniform(n: int, state: State, device: str) -> Any:
     """Uniform on [0, 1), float32 (n,): the top 24 bits of each word. state, device: as for `words`."""
-    return (words(n, state, device) >> 8).astype("float32") * np.float32(2.0**-24)
+    return as_uniform(words(n, state, device))
+
+
+def as_uniform(words: Any) -> Any:
+    """Words, uint32 of any shape, as float32 on [0, 1): their top 24 bits."""
+    return (words >> 8).astype("float32") * np.float32(2.0**-24)
+
+
+def as_integers(words: Any, low: int, high: int) -> Any:
+    """Words, uint32 of any shape, as int64 in low..high-1: the high half of word * (high - low)."""
+    return low + ((words.astype("uint64") * (high - low)) >> 32).astype("int64")
 
 
 @accelerated
@@ -97,38 +126,48 @@ class Generator:
 
     seed: in 0..2^64-1. stream, step: in 0..2^32-1. offset: how many blocks of four words were drawn before. ValueError
     for a seed, stream or step out of range.
+    clock: None, or uint32 (2,) on the GPU, which kernels add to step and offset when they draw. So what is launched once
+    and replayed, in a CUDA graph, draws anew each time that the clock has moved on. RuntimeError for draws on the CPU.
 
     Element j of a draw is made of word j % 4 of block `offset + j // 4`, whatever its dtype; a draw of n elements
     advances `offset` by ceil(n / 4). The words are the same bits on every device; normals agree to rounding.
     """
 
-    def __init__(self, seed: int, stream: int = 0, step: int = 0, offset: int = 0) -> None:
+    def __init__(self, seed: int, stream: int = 0, step: int = 0, offset: int = 0, clock: Any = None) -> None:
         seed, stream, step, offset = map(operator.index, (seed, stream, step, offset))
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be in 0..2**64-1, not {seed}")
         for name, value in (("stream", stream), ("step", step)):
             if not 0 <= value <= _WORD:
                 raise ValueError(f"{name} must be in 0..2**32-1, not {value}")
-        self.seed, self.stream, self.step, self.offset = seed, stream, step, offset
+        self.seed, self.stream, self.step, self.offset, self.clock = seed, stream, step, offset, clock
 
     def __repr__(self) -> str:
         return f"Generator(seed={self.seed}, stream={self.stream}, step={self.step}, offset={self.offset})"
 
     def at(self, stream: int, step: int = 0) -> Generator:
-        """A generator of the same seed at the start of another stream and step."""
-        return Generator(self.seed, stream, step)
+        """A generator of the same seed, and clock, at the start of another stream and step."""
+        self._refuse_unless_tied()
+        return Generator(self.seed, stream, step, clock=self.clock)
 
     @property
     def state(self) -> State:
-        """(seed, stream, step, offset): everything there is to save; `Generator(*state)` continues from here."""
-        return self.seed, self.stream, self.step, self.offset
+        """(seed, stream, step, offset): everything there is to save; `Generator(*state)` continues from here. The clock comes
+        last, where there is one."""
+        state = self.seed, self.stream, self.step, self.offset
+        return state if self.clock is None else (*state, self.clock)
 
     def advance(self, n: int) -> State:
         """The state before a draw of n elements. The generator moves past it."""
         state = self.state
+        self._refuse_unless_tied()
         _note_use(self)
         self.offset += -(-n // 4)
         return state
+
+    def _refuse_unless_tied(self) -> None:
+        if self.clock is None:
+            replay.refuse(f"what {self} gives", "make the generator outside of the step, and give it as an argument")
 
     def words(self, n: int, device: str = "cpu") -> Any:
         """The next n words, uint32 (n,), on a device, "cpu" or "cuda". Advances the offset by ceil(n / 4)."""
@@ -157,6 +196,8 @@ class Generator:
 
     def _draw(self, draw: Callable[[int, State, str], Any], n: int, device: str) -> Any:
         module_for(device)  # imports CuPy, so that `draw` finds its fast version
+        if self.clock is not None and device_of(self.clock) != device:
+            raise RuntimeError("a generator with a clock draws where that is, on the GPU: give device='cuda'")
         return draw(n, self.advance(n), device)
 
     def integers(self, low: int, high: int, shape: Any = (), device: str = "cpu") -> Any:
@@ -170,8 +211,7 @@ class Generator:
         if not 0 < high - low <= 2**32:
             raise ValueError(f"integers needs low < high and at most 2**32 values, not low={low}, high={high}")
         shape, n = _shape(shape)
-        words = self.words(n, device).astype("uint64")
-        return (low + ((words * (high - low)) >> 32).astype("int64")).reshape(shape)
+        return as_integers(self.words(n, device), low, high).reshape(shape)
 
     def permutation(self, n: int) -> np.ndarray:
         """A random order of 0..n-1, int64 (n,): the indices that sort n random 64-bit keys."""
@@ -210,6 +250,9 @@ def recording() -> Iterator[dict[Generator, int]]:
         yield inner
     finally:
         _recording.uses = outer
+        if outer is not None:
+            for generator, offset in inner.items():
+                outer.setdefault(generator, offset)
 
 
 @contextmanager

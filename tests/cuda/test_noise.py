@@ -47,11 +47,11 @@ def test_an_element_does_not_depend_on_how_many_there_are(draw, device):
     )
 
 
-@pytest.mark.parametrize(("kernel", "dtype"), [("random_words", np.uint32), ("random_normal", np.float32)])
-def test_advance_is_added_to_step_and_offset(kernel, dtype, device):
+@pytest.mark.parametrize("draw", [random.words, random.normal])
+def test_the_clock_is_added_to_step_and_offset(draw, device):
     seed, stream, step, offset = STATE
-    moved = device.run(random._draw, kernel, dtype, 50, STATE, device.place, np.array([3, 1000], np.uint32))
-    there = device.run(random._draw, kernel, dtype, 50, (seed, stream, step + 3, offset + 1000), device.place)
+    moved = device.run(lambda clock: draw(50, (*STATE, clock), device.place), np.array([3, 1000], np.uint32))
+    there = device.run(draw, 50, (seed, stream, step + 3, offset + 1000), device.place)
     np.testing.assert_array_equal(moved, there)
 
 

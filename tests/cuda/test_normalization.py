@@ -55,8 +55,8 @@ def both(device, X, L_Y, w, b, groups, eps=1e-5, silu=False, dropout=None, needs
     """Y, L_X, L_w, L_b by the kernels."""
 
     def forward_and_backward(X, L_Y, w, b):
-        Y, mean, scale = normalization._normalize(X, w, b, groups, eps, silu, dropout)
-        return Y, *normalization._normalize_backward(L_Y, X, mean, scale, w, b, groups, silu, needs, dropout)
+        Y, mean, scale = normalization.group_normalize(X, w, b, groups, eps, silu, dropout)
+        return Y, *normalization.group_normalize_backward(L_Y, X, mean, scale, w, b, groups, silu, needs, dropout)
 
     return device.run(forward_and_backward, X, L_Y, w, b, **options)
 
@@ -179,7 +179,7 @@ def test_dropout_without_silu_keeps_what_the_generator_keeps(C, device, rng):
     X, _, w, b = arrays(rng, 2, (5, 3), C)
     plain, *_ = device.run(normalization.group_normalize, X, w, b, 1, 1e-5)
     p = float(Generator(*STATE).uniform(20)[-1])  # one number is p itself, and kept
-    Y, *_ = device.run(normalization._normalize, X, w, b, 1, 1e-5, False, (p, STATE))
+    Y, *_ = device.run(normalization.group_normalize, X, w, b, 1, 1e-5, False, (p, STATE))
     np.testing.assert_array_equal(Y, plain * ops.dropout(np.ones_like(X), p, Generator(*STATE)).data)
 
 
@@ -192,16 +192,17 @@ def test_dropout_hides_infinities_too(device):
     np.testing.assert_allclose(L_b, kept.sum((0, 1)), rtol=1e-6)
 
 
-def test_advance_is_added_to_step_and_offset(device, rng):
+def test_the_clock_is_added_to_step_and_offset(device, rng):
     seed, stream, step, offset = STATE
     X, L_Y, w, b = arrays(rng, 1, (5, 3), 8)
 
-    def run(X, L_Y, w, b, dropout, advance):
-        Y, *rest = normalization._normalize(X, w, b, 2, 1e-5, True, dropout, advance)
-        return Y, *normalization._normalize_backward(L_Y, X, *rest, w, b, 2, True, dropout=dropout, advance=advance)
+    def run(X, L_Y, w, b, dropout, *clock):
+        dropout = (dropout[0], (*dropout[1], *clock))
+        Y, *rest = normalization.group_normalize(X, w, b, 2, 1e-5, True, dropout)
+        return Y, *normalization.group_normalize_backward(L_Y, X, *rest, w, b, 2, True, dropout=dropout)
 
     moved = device.run(run, X, L_Y, w, b, DROPOUT, np.array([3, 5], np.uint32))
-    expected = device.run(run, X, L_Y, w, b, (0.3, (seed, stream, step + 3, offset + 5)), None)
+    expected = device.run(run, X, L_Y, w, b, (0.3, (seed, stream, step + 3, offset + 5)))
     for a, e in zip(moved, expected, strict=True):
         np.testing.assert_array_equal(a, e)
 

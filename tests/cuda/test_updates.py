@@ -151,6 +151,29 @@ def test_a_norm_that_is_not_finite_changes_nothing(value, max_norm, device, rng)
     np.testing.assert_array_equal(after, before)
 
 
+def test_a_prepared_update_reports_by_the_clock_and_remembers_the_first_failure(device, rng):
+    g = rng.normal(size=3000).astype(np.float32)
+    report, failed = np.zeros((4, 4), np.float32), np.zeros(1, np.uint32)
+    squared, scales = np.sum(g.astype(np.float64) ** 2), []
+    for step, losses in ((5, [1, 2]), (6, [np.nan, 3]), (7, [4, 5])):
+
+        def run(g, losses, scalars, clock, report, failed):
+            prepared = updates.Prepared(scalars, clock, report, failed)
+            updates.launch_squared_norm(g, math.inf, scalars[:1], losses, None, prepared)
+            return scalars, report, failed
+
+        scalars, clock = updates.adam_scalars(1, 0.1), np.array([step, 0], np.uint32)
+        scalars, report, failed = device.run(
+            run, g, np.array(losses, np.float32), scalars, clock, report.copy(), failed.copy()
+        )
+        scales.append(scalars[0])
+        np.testing.assert_allclose(report[step % 4], [squared, 0, *losses], rtol=1e-6)
+    np.testing.assert_array_equal(scales, [1, np.nan, np.nan])
+    assert failed == [6] and not report[0].any()
+    with pytest.raises(ValueError, match="2 losses need a report of 4 numbers"):
+        device.run(run, g, np.zeros(2, np.float32), scalars, clock, np.zeros((4, 3), np.float32), failed)
+
+
 def test_clipping_writes_into_what_adam_reads(device, rng):
     p, g, m, v = rng.uniform(size=(4, 50)).astype(np.float32)
     norm = float(np.linalg.norm(g))

@@ -82,6 +82,7 @@ def make_cuda():
         using_allocator=streams.using_allocator,
         get_current_stream=streams.get_current_stream,
         get_elapsed_time=streams.get_elapsed_time,
+        alloc_pinned_memory=bytearray,
         compiler=types.SimpleNamespace(CompileException=failure["CompileException"]),
         driver=types.SimpleNamespace(CUDADriverError=failure["CUDADriverError"]),
         runtime=types.SimpleNamespace(

@@ -168,7 +168,7 @@ def test_resuming_nothing(tmp_path):
 def test_labels_are_dropped_at_the_given_rate(tmp_path):
     trainer = tiny_trainer(tmp_path / "run", label_dropout=0.3)
     labels = np.zeros(2000, np.int64)
-    dropped = np.concatenate([trainer._drop_labels(labels, step) for step in range(1, 6)])
+    dropped = np.concatenate([trainer.inputs.dropped(labels, range(step, step + 1)) for step in range(1, 6)])
     share = (dropped == 3).mean()
     assert set(dropped) == {0, 3} and abs(share - 0.3) < 4 * (0.3 * 0.7 / 10_000) ** 0.5
 

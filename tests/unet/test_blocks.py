@@ -1,15 +1,18 @@
 """The blocks of the U-Net: the time, projected for all of them in one operation, and that replaced blocks are called."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import nn
+from tests import cupy_stand_in
+from tinydiff import backend, nn
 from tinydiff.autograd import tape
 from tinydiff.random import Generator
 from tinydiff.unet.blocks import ResBlock, time_embedding
+from tinydiff.unet.variant import Variant
 
 T = np.array([3, 900])
 RESAMPLING = {"downsample_type": "resnet", "upsample_type": "resnet", "attention_resolutions": (8, 4)}
@@ -377,3 +380,21 @@ def test_a_class_whose_forward_was_replaced_is_called_as_before(rng, monkeypatch
     monkeypatch.setattr(ResBlock, "forward", lambda self, x, time: seen.append("block") or block(self, x, time))
     np.testing.assert_allclose(unet(x, 3).data, expected, atol=1e-6)
     assert seen.count("block") == blocks
+
+
+@pytest.mark.parametrize("act_fn, norm_type", [("silu", "default"), ("relu", "default"), ("silu", "scale_shift")])
+def test_dropout_on_a_gpu_draws_the_same_mask_and_keeps_none(act_fn, norm_type, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in.make())
+    backend.cupy.cache_clear()
+    variant, rng, found = Variant(act_fn=act_fn, resnet_time_scale_shift=norm_type), np.random.default_rng(0), []
+    x, time, L_Y = (rng.normal(size=s).astype(np.float32) for s in ((2, 4, 4, 8), (2, 6), (2, 4, 4, 8)))
+    for device in ("cpu", "cuda"):
+        block = ResBlock(8, 8, features=6, groups=2, dropout=0.4, variant=variant, generator=Generator(1)).to(device)
+        block.conv2.weight.data[...] = 0.1
+        block.train(Generator(5, 5, 3))
+        y = block(*(td.Tensor(backend.to_device(a, device), requires_grad=True) for a in (x, time)))
+        y.backward(backend.to_device(L_Y, device))
+        found.append([y.numpy(), *(backend.to_numpy(p.grad) for p in block.parameters()), block.generator.offset])
+    for ours, expected in zip(found[1], found[0], strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5 * max(1, np.abs(expected).max()))
+    backend.cupy.cache_clear()

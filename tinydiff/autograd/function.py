@@ -22,7 +22,7 @@ import numpy as np
 
 from tinydiff.autograd.conversion import to_array
 from tinydiff.autograd.tape import Node, current_observer, edge_to, is_recording, note_inputs, refuse_non_finite
-from tinydiff.backend import array_module, device_of, is_array, refuse_missing_library, widened
+from tinydiff.backend import array_module, device_of, is_array, is_float, refuse_missing_library, widened
 from tinydiff.machine.threads import operation
 
 _tensor_type: Any = None
@@ -109,7 +109,7 @@ class Function:
             op._watched = tuple({v: v.count for memory, v in memories if id(memory) in saved}.items())
             node = Node(op, edges, results)
             for index, y in enumerate(outputs):
-                if y.dtype.kind in "fc":
+                if is_float(y.dtype, or_complex=True):
                     y._attach(node, index)
         if observer is not None and hasattr(observer, "recorded"):
             observer.recorded(op, inputs, outputs)

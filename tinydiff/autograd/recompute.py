@@ -8,6 +8,7 @@ from typing import Any
 
 from tinydiff import random
 from tinydiff.autograd.tape import Edge, Node, edge_to, is_recording, mode, set_mode
+from tinydiff.backend import is_float
 
 
 class _Recompute:
@@ -72,6 +73,6 @@ def recompute(fn: Callable[..., Any], *xs: Any) -> Any:
     if needed:
         node = _RecomputeNode(op, (), [y.data for y in outputs])
         for index, y in enumerate(outputs):
-            if y.dtype.kind in "fc":
+            if is_float(y.dtype, or_complex=True):
                 y._attach(node, index)
     return outputs if several else outputs[0]

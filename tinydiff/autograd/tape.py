@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tinydiff.autograd import origin, places
 from tinydiff.autograd.hooks import run as run_hooks
-from tinydiff.backend import array_module, is_array, refuse_missing_library, widened
+from tinydiff.backend import array_module, is_array, is_float, refuse_missing_library, widened
 from tinydiff.machine.threads import add_to, operation
 
 _sequence = itertools.count()
@@ -103,7 +103,7 @@ def refuse_non_finite(arrays: Iterable[Any], what: str, called: str | None = Non
     operation was; None: the call that is running."""
     if mode.checking:
         for a in arrays:
-            if a is not None and a.dtype.kind == "f" and not bool(array_module(a).isfinite(a).all()):
+            if a is not None and is_float(a.dtype) and not bool(array_module(a).isfinite(a).all()):
                 called = origin.here() if called is None else called
                 raise NonFiniteError(f"{what}, called in {called}" if called else what)
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinydiff import replay
 from tinydiff.autograd import copying, hooks, notebook, places, tape
 from tinydiff.autograd.conversion import leaves, missing, refuse_tensor, to_array
 from tinydiff.autograd.function import Function, Version, register_tensor_type
-from tinydiff.backend import array_module, device_of, is_array, module_for, to_device, to_numpy
+from tinydiff.backend import array_module, device_of, is_array, is_float, module_for, to_device, to_numpy
 
 
 @register_tensor_type
@@ -36,7 +37,7 @@ class Tensor:
             data = np.asarray(data)
         elif not is_array(data):
             data = to_array(data, type(self).__name__)
-        if requires_grad and data.dtype.kind not in "fc":
+        if requires_grad and not is_float(data.dtype, or_complex=True):
             raise TypeError(f"only floating point tensors can require gradients, not {data.dtype}")
         self.data: Any = data
         self.grad: Any = None
@@ -63,6 +64,8 @@ class Tensor:
     def _accumulate(self, L: Any, own: bool = False) -> None:
         """Adds L to `.grad`, an array of the tensor's own. L itself becomes `.grad` if nothing else holds it (`own`).
         An optimiser may have given the tensor a place for its gradient; then `.grad` lies there."""
+        if (recording := replay.current()) is not None:
+            recording.gradient(self, fresh=False)
         if self.grad is None and (place := places.place_of(self, L.dtype)) is not None:
             if L is not place:
                 place[...] = L
@@ -178,6 +181,8 @@ class Tensor:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradient: `.grad` becomes None, or an array of zeros where there is one and set_to_none is False."""
+        if (recording := replay.current()) is not None:
+            recording.gradient(self, fresh=True)
         if set_to_none or self.grad is None:
             self.grad = None
         else:
@@ -216,7 +221,7 @@ class Tensor:
         RuntimeError for a tensor that was computed from others; TypeError for integers."""
         if self._node is not None and not requires_grad:
             raise RuntimeError("only a leaf can be frozen; x.detach() is a tensor that the tape does not follow")
-        if requires_grad and self.dtype.kind not in "fc":
+        if requires_grad and not is_float(self.dtype, or_complex=True):
             raise TypeError(f"only floating point tensors can require gradients, not {self.dtype}")
         self.requires_grad = requires_grad
         return self

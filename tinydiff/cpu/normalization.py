@@ -36,12 +36,12 @@ NUMBERS_THAT_FILL_THE_BUFFER = 1 << 13  # of NumPy
 NUMBERS_WORTH_A_THREAD = 1 << 18
 
 
-def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False) -> Any:
-    """Y, means (N, groups) and scales (N, groups). NotImplemented for no numbers.
+def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False, dropout: Any = None) -> Any:
+    """Y, means (N, groups) and scales (N, groups). NotImplemented for no numbers and for dropout.
 
     For SiLU, with h = (Z w + b) / 2, Y = 2 h s(2 h) = h (1 + tanh(h)).
     """
-    if not X.size:
+    if not X.size or dropout is not None:
         return NotImplemented
     layout = _layout(X, w, b, groups)
     Y = np.empty(X.shape, layout.dtype)
@@ -89,14 +89,15 @@ def group_normalize_backward(
     groups: int,
     silu: bool,
     needs: Sequence[bool] = (True, True, True),
+    dropout: Any = None,
 ) -> Any:
-    """(L_X, L_w, L_b), None where not needed. NotImplemented for no numbers.
+    """(L_X, L_w, L_b), None where not needed. NotImplemented for no numbers and for dropout.
 
     With D = X - u, r = 1/s and the gradient L of A = Z w + b, L_X = L (w r) - (D r^2 mean(L w Z) + r mean(L w)): factors that
     are the same for all pixels are multiplied first. For SiLU, with h = A / 2 and p = 1 - tanh(h), L = L_Y (2 - p)
     (1 + h p) / 2.
     """
-    if not X.size:
+    if not X.size or dropout is not None:
         return NotImplemented
     layout = _layout(X, w, b, groups)
     L_X = np.empty(X.shape, layout.dtype)

@@ -17,7 +17,7 @@ import numpy as np
 from tinydiff.backend import widened
 from tinydiff.machine.threads import share_tasks
 from tinydiff.machine.workspaces import workspace
-from tinydiff.optim import Arrays
+from tinydiff.ops.optim import Arrays
 
 ELEMENTS_OF_A_BLOCK = 1 << 17
 
@@ -25,7 +25,7 @@ ELEMENTS_OF_A_BLOCK = 1 << 17
 def sgd(
     weights: Arrays, gradients: Arrays, velocities: Arrays | None, lr: float, momentum: float, weight_decay: float
 ) -> None:
-    """See `tinydiff.optim.sgd`."""
+    """See `tinydiff.ops.optim.sgd`."""
 
     def update(p: Any, g: Any, v: Any = None) -> None:
         w, g = widened(p), widened(g)
@@ -58,7 +58,7 @@ def adam(
     decoupled: bool,
     average_decay: float,
 ) -> None:
-    """See `tinydiff.optim.adam`. m / c1 / (sqrt(v) / c2 + eps) is computed as m (c2 / c1) / (sqrt(v) + eps c2), which takes
+    """See `tinydiff.ops.optim.adam`. m / c1 / (sqrt(v) / c2 + eps) is computed as m (c2 / c1) / (sqrt(v) + eps c2), which takes
     two passes less; c1 = 1 - beta1^t, c2 = sqrt(1 - beta2^t)."""
     beta1, beta2 = betas
     c1, c2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
@@ -91,12 +91,12 @@ def adam(
 
 
 def move_averages(averages: Arrays, weights: Arrays, decay: float) -> None:
-    """See `tinydiff.optim.move_averages`."""
+    """See `tinydiff.ops.optim.move_averages`."""
     return _each_block(lambda average, p: _move(average, p, decay), averages, weights)
 
 
 def clip(gradients: Arrays, max_norm: float) -> float:
-    """See `tinydiff.optim.clip`. The squares of a block are summed at once, then the sums of the blocks in their
+    """See `tinydiff.ops.optim.clip`. The squares of a block are summed at once, then the sums of the blocks in their
     order."""
     if not _are_numpys(gradients):
         return NotImplemented

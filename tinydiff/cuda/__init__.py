@@ -11,4 +11,10 @@ with the same names and signatures. The others support these:
     products.py    products of matrices, and how they are cut into tiles
     flat.py        one piece of memory for many arrays
     updates.py     launches of the kernels in optimizer.cu
+    capture.py     a CUDA graph of what a function launches, and its replays
+    graphs.py      `td.cuda.graph`, for loops of the user's own
 """
+
+from tinydiff.cuda.graphs import graph
+
+__all__ = ["graph"]

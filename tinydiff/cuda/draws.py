@@ -15,15 +15,15 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (("noise.cu", {}),)
 THREADS = 256  # of a block; each has four elements
 
 
-def launch_draw(kernel: str, n: int, args: tuple[Any, ...], state: State, advance: Any = None) -> None:
-    """Launches a kernel of noise.cu for n elements; after its own arguments it takes those of a draw.
+def launch_draw(kernel: str, n: int, args: tuple[Any, ...], state: State) -> None:
+    """Launches a kernel of noise.cu for n elements; after its own arguments it takes those of a draw."""
+    launch("noise.cu", kernel, (blocks(n), 1, 1), (THREADS, 1, 1), (*args, *draw_arguments(state)))
 
-    advance: uint32 (2,) on the device, what to add to step and offset, so that a captured graph can be replayed for one step
-    after another; None for nothing.
-    """
-    seed, stream, step, offset = state
-    draw = np.uint64(seed), np.uint32(stream), np.uint32(step), np.uint64(offset), advance
-    launch("noise.cu", kernel, (blocks(n), 1, 1), (THREADS, 1, 1), (*args, *draw))
+
+def draw_arguments(state: State) -> tuple[Any, ...]:
+    """A generator's state as kernels take it: seed, stream, step, offset and its clock, None for none."""
+    seed, stream, step, offset, *clock = state
+    return np.uint64(seed), np.uint32(stream), np.uint32(step), np.uint64(offset), clock[0] if clock else None
 
 
 def blocks(n: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import backend
+from tinydiff import backend, replay
 from tinydiff.cuda import source
 from tinydiff.cuda.source import KernelError
 from tinydiff.errors import named
@@ -41,6 +41,8 @@ def run(
         raise ValueError(f"kernel {kernel}: its arrays are on different GPUs, {sorted(devices)}")
     (device,) = devices
     # An absent array is a null pointer: eight bytes of zero.
+    if (recording := replay.current()) is not None:
+        recording.launches += 1
     values = tuple(np.uint64(0) if arg is None else arg for arg in args)
     with explained(f"{name}: kernel {kernel}"), cupy.cuda.Device(device):
         function = _function(

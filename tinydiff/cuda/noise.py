@@ -1,10 +1,8 @@
 """Noise made where it is needed: draws, x_t, the training loss and sampling's steps back (kernels/noise.cu).
 
-`state` is that of a generator, (seed, stream, step, offset). Element j is what `Generator(*state)` would draw as its
-j-th: words and uniforms with the same bits, normals to rounding. `noise` is such a state, or an array of existing
-noise, which is left to the definitions (tinydiff/diffusion/noise.py). The kernels take another argument, `advance`:
-uint32 (2,) on the device, what to add to step and offset, so that a captured graph can be replayed for one step after
-another.
+`state` is that of a generator, (seed, stream, step, offset), and its clock where it has one, which kernels read. Element j
+is what `Generator(*state)` would draw as its j-th: words and uniforms with the same bits, normals to rounding. `noise` is
+such a state, or an array of existing noise, which is left to the definitions (tinydiff/diffusion/noise.py).
 """
 
 from __future__ import annotations

@@ -11,12 +11,11 @@ import numpy as np
 
 from tinydiff import backend
 from tinydiff.backend import address, array_module
+from tinydiff.cuda.draws import draw_arguments
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
 
 VARIANTS = (("normalization.cu", {"VECTOR": 4}), ("normalization.cu", {"VECTOR": 1}))
-
-State = tuple[int, int, int, int]  # of a generator: (seed, stream, step, offset)
 
 _THREADS = 256  # of a block, at most
 _ENOUGH = 4096  # elements that keep a block busy
@@ -35,14 +34,22 @@ class _Layout(NamedTuple):
     shared: int  # bytes
 
 
-def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False) -> Any:
-    """Y = silu(Z w + b) of X (N, ..., C) float32, and what Z = (X - mean) scale was made with: mean and
-    scale = 1 / sqrt(variance + eps), both (N, groups).
+def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False, dropout: Any = None) -> Any:
+    """Y = M silu(Z w + b) of X (N, ..., C) float32, and what Z = (X - mean) scale was made with: mean and
+    scale = 1 / sqrt(variance + eps), both (N, groups). M is dropout's mask.
 
-    w and b (C,) may be None. NotImplemented where arrays are not float32 or a group has more than 1024 channels, or more than
-    256 and not a multiple of 4.
+    w and b (C,) may be None. dropout: (p, state of the generator that draws the mask), None for none. NotImplemented where
+    arrays are not float32 or a group has more than 1024 channels, or more than 256 and not a multiple of 4.
     """
-    return _normalize(X, w, b, groups, eps, silu)
+    xp = array_module(X)
+    if not _single(X, w, b) or (layout := _layout(X, groups, 1)) is None:
+        return NotImplemented
+    X, w, b = _aligned(X), _contiguous(w), _contiguous(b)
+    N, P, C = _sizes(X)
+    Y, mean, scale = xp.empty_like(X), xp.empty((N, groups), np.float32), xp.empty((N, groups), np.float32)
+    args = (X, w, b, Y, mean, scale, *_numbers(P, C, C // groups, layout), np.float32(eps))
+    _launch("group_norm_forward", layout, N, C, args, silu, dropout)
+    return Y, mean, scale
 
 
 def group_normalize_backward(
@@ -55,51 +62,9 @@ def group_normalize_backward(
     groups: int,
     silu: bool,
     needs: Sequence[bool] = (True, True, True),
+    dropout: Any = None,
 ) -> Any:
     """(L_X, L_w, L_b), with None for what `needs` does not ask for; arguments as in `group_normalize`."""
-    return _normalize_backward(L_Y, X, mean, scale, w, b, groups, silu, needs)
-
-
-def _normalize(
-    X: Any,
-    w: Any,
-    b: Any,
-    groups: int,
-    eps: float,
-    silu: bool = False,
-    dropout: tuple[float, State] | None = None,
-    advance: Any = None,
-) -> Any:
-    """`group_normalize` with dropout: Y = M silu(Z w + b) with the mask M.
-
-    dropout: (p, state of the generator that draws the mask), None for none. advance: uint32 (2,) on the device, what to add
-    to the state's step and offset.
-    """
-    xp = array_module(X)
-    if not _single(X, w, b) or (layout := _layout(X, groups, 1)) is None:
-        return NotImplemented
-    X, w, b = _aligned(X), _contiguous(w), _contiguous(b)
-    N, P, C = _sizes(X)
-    Y, mean, scale = xp.empty_like(X), xp.empty((N, groups), np.float32), xp.empty((N, groups), np.float32)
-    args = (X, w, b, Y, mean, scale, *_numbers(P, C, C // groups, layout), np.float32(eps))
-    _launch("group_norm_forward", layout, N, C, args, silu, dropout, advance)
-    return Y, mean, scale
-
-
-def _normalize_backward(
-    L_Y: Any,
-    X: Any,
-    mean: Any,
-    scale: Any,
-    w: Any,
-    b: Any,
-    groups: int,
-    silu: bool,
-    needs: Sequence[bool] = (True, True, True),
-    dropout: tuple[float, State] | None = None,
-    advance: Any = None,
-) -> Any:
-    """`group_normalize_backward` of what `_normalize` took and gave."""
     xp = array_module(X)
     if not _single(L_Y, X, w, b) or (layout := _layout(X, groups, 2)) is None:
         return NotImplemented
@@ -109,7 +74,7 @@ def _normalize_backward(
     sums = xp.empty((2, N, C), np.float32) if needs[1] or needs[2] else None
     args = (L_Y, X, mean, scale, w, b, L_X, sums, *_numbers(P, C, C // groups, layout))
     if any(needs):
-        _launch("group_norm_backward", layout, N, C, args, silu, dropout, advance)
+        _launch("group_norm_backward", layout, N, C, args, silu, dropout)
     if sums is None:
         return L_X, None, None
     L_w = new_gradient(xp, (C,)) if needs[1] else None
@@ -121,12 +86,9 @@ def _normalize_backward(
     return L_X, L_w, L_b
 
 
-def _launch(
-    kernel: str, layout: _Layout, N: int, C: int, args: tuple[Any, ...], silu: bool, dropout: Any, advance: Any
-) -> None:
-    p, (seed, stream, step, offset) = (0.0, (0, 0, 0, 0)) if dropout is None else dropout
-    draw = np.uint64(seed), np.uint32(stream), np.uint32(step), np.uint64(offset), advance
-    args = (*args, np.int32(silu), np.float32(p), np.float32(1 / (1 - p)), *draw)
+def _launch(kernel: str, layout: _Layout, N: int, C: int, args: tuple[Any, ...], silu: bool, dropout: Any) -> None:
+    p, state = (0.0, (0, 0, 0, 0)) if dropout is None else dropout
+    args = (*args, np.int32(silu), np.float32(p), np.float32(1 / (1 - p)), *draw_arguments(state))
     grid, block = (N * -(-C // layout.slab), 1, 1), (layout.threads, 1, 1)
     launch("normalization.cu", kernel, grid, block, args, layout.shared, {"VECTOR": layout.vector})
 

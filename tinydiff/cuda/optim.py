@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff import backend
+from tinydiff import backend, replay
 from tinydiff.backend import array_module
 from tinydiff.cuda import flat
-from tinydiff.cuda.updates import MOST_ELEMENTS, adam_scalars, launch_adam, launch_squared_norm
-from tinydiff.optim import Arrays
+from tinydiff.cuda.updates import MOST_ELEMENTS, adam_scalars, launch_adam, launch_squared_norm, read_report
+from tinydiff.ops.optim import Arrays
 
 
 def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
@@ -43,11 +43,11 @@ def adam(
     decoupled: bool,
     average_decay: float,
 ) -> None:
-    """See `tinydiff.optim.adam`; a launch for each weight. NotImplemented for what `launch_adam` does not take."""
+    """See `tinydiff.ops.optim.adam`; a launch for each weight. NotImplemented for what `launch_adam` does not take."""
     if not _fit([*weights, *gradients, *m, *v, *(averages or [])]):
         return NotImplemented
-    scalars = adam_scalars(step, lr, betas, eps, weight_decay if decoupled else 0.0, average_decay)
-    scalars = array_module(weights[0]).asarray(scalars)
+    numbers = step, lr, betas, eps, weight_decay if decoupled else 0.0, average_decay
+    scalars = replay.fed(array_module(weights[0]), adam_scalars, *numbers)
     coupled = 0.0 if decoupled else weight_decay
     for arrays in zip(weights, gradients, m, v, averages or [None] * len(weights), strict=True):
         p, g, first, second, average = (None if a is None else a.reshape(-1) for a in arrays)
@@ -55,28 +55,39 @@ def adam(
     return None
 
 
-def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any) -> tuple[list[float], float]:
-    """See `tinydiff.optim.clipped_adam`: three launches, then one copy back, which is all that waits for the GPU. The
-    device itself decides whether all is finite. NotImplemented for arrays that are not one piece each."""
+def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None) -> Any:
+    """See `tinydiff.ops.optim.clipped_adam`: three launches, then one copy back, which is all that waits for the GPU. The
+    device itself decides whether all is finite. While a step is recorded, losses and norm are arrays. NotImplemented for
+    arrays that are not one piece each.
+
+    prepared: None, or an `updates.Prepared`; then step, lr and the decay of the average are not used, nothing is copied in
+    either direction, and the result is None.
+    """
     weights, _, m, v, averages, step, lr, betas, eps, weight_decay, decoupled, average_decay = arguments
     arrays = [*weights, *gradients, *m, *v, *(averages or [])]
     if len(weights) != 1 or not _fit([*arrays, *losses]):
         return NotImplemented
     xp = array_module(weights[0])
-    scalars = xp.asarray(adam_scalars(step, lr, betas, eps, weight_decay if decoupled else 0.0, average_decay))
+    if prepared is None:
+        numbers = step, lr, betas, eps, weight_decay if decoupled else 0.0, average_decay
+        scalars = replay.fed(xp, adam_scalars, *numbers)
+    else:
+        scalars = prepared.scalars
     all_losses = losses[0].reshape(1) if len(losses) == 1 else xp.stack(losses)
     note = None if xp is np else backend.pending_note()
-    report = launch_squared_norm(gradients[0].reshape(-1), max_norm, scalars[:1], all_losses, note)
+    report = launch_squared_norm(gradients[0].reshape(-1), max_norm, scalars[:1], all_losses, note, prepared)
     p, g, first, second = (a[0].reshape(-1) for a in (weights, gradients, m, v))
     average = averages[0].reshape(-1) if averages else None
     launch_adam(p, g, first, second, average, scalars, betas, 0.0 if decoupled else weight_decay)
-    squared, wrong, *numbers = backend.to_numpy(report, read_note=False).tolist()
-    backend.settle_note(note, wrong != 0)
-    return numbers, math.sqrt(squared) if squared >= 0 else math.nan
+    if prepared is not None:
+        return None
+    if replay.current() is not None:
+        return list(report[2:]), xp.sqrt(report[0])
+    return read_report(report, note)
 
 
 def clip(gradients: Arrays, max_norm: float) -> float:
-    """See `tinydiff.optim.clip`; the norm is accumulated in float32. NotImplemented for other dtypes."""
+    """See `tinydiff.ops.optim.clip`; the norm is accumulated in float32. NotImplemented for other dtypes."""
     if not _fit(gradients):
         return NotImplemented
     squared = sum(launch_squared_norm(g.reshape(-1)) for g in gradients)

@@ -1,6 +1,7 @@
 """Draws of random numbers, by the kernels in kernels/noise.cu.
 
-A draw starts from the state of a generator, (seed, stream, step, offset). Element j is what `Generator(*state)` would
+A draw starts from the state of a generator, (seed, stream, step, offset), to whose step and offset kernels add its clock
+where it has one. Element j is what `Generator(*state)` would
 draw as its j-th: words and uniforms with the same bits, normals to rounding.
 """
 
@@ -30,7 +31,7 @@ def normal(n: int, state: State, device: str) -> Any:
     return _draw("random_normal", np.float32, n, state, device)
 
 
-def _draw(kernel: str, dtype: Any, n: int, state: State, device: str, advance: Any = None) -> Any:
+def _draw(kernel: str, dtype: Any, n: int, state: State, device: str) -> Any:
     out = module_for(device).empty(n, dtype)
-    launch_draw(kernel, n, (out, int32(n)), state, advance)
+    launch_draw(kernel, n, (out, int32(n)), state)
     return out

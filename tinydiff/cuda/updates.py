@@ -6,10 +6,11 @@ What changes from step to step is read from the device, so that a captured graph
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinydiff import backend
 from tinydiff.backend import array_module
 from tinydiff.cuda.launch import launch
 
@@ -60,8 +61,28 @@ def adam_scalars(
     return np.array([scale, lr * c2 / c1, eps * c2, 1 - lr * decoupled_decay, 1 - average_decay], np.float32)
 
 
+class Prepared(NamedTuple):
+    """What an update finds and leaves on the device, so that the host need neither tell it anything nor wait for it.
+
+    scalars: float32 (5,), see `adam_scalars`. clock: uint32 (2,), of which the first is the number of the step, from 1 on.
+    report: float32 (rows, 2 + k), where step `clock[0]` writes row `clock[0] % rows`, see `launch_squared_norm`.
+    failed: uint32 (1,), 0, which becomes the number of the first step whose losses or norm are not finite; then nothing
+        changes the weights any more.
+    """
+
+    scalars: Any
+    clock: Any
+    report: Any
+    failed: Any
+
+
 def launch_squared_norm(
-    g: Any, max_norm: float = math.inf, scale: Any = None, losses: Any = None, note: Any = None
+    g: Any,
+    max_norm: float = math.inf,
+    scale: Any = None,
+    losses: Any = None,
+    note: Any = None,
+    prepared: Prepared | None = None,
 ) -> Any:
     """|g|^2 of a flat float32 array (n,), as an array (); summed in float32, in the same order each time.
 
@@ -69,20 +90,32 @@ def launch_squared_norm(
     max_norm: 1 where no limit is needed, NaN where the norm is not finite; then `launch_adam` changes nothing.
     losses: an array (k,). The result is then (2 + k,): |g|^2, the note, the losses. Where a loss is not finite or the note
         is not 0, the scale is NaN, too. note: see `backend.note_of_wrong_indices`; None for 0.
+    prepared: where the result goes instead, and where a failure is remembered; its scalars are not used.
     """
     xp = array_module(g)
     n = g.size
     per_block = 4 * THREADS * max(4, -(-n // (4 * THREADS * MOST_SUMS)))
-    sums, squared = (
-        xp.empty(-(-n // per_block), np.float32),
-        xp.empty(() if losses is None else 2 + len(losses), np.float32),
-    )
+    sums, count = xp.empty(-(-n // per_block), np.float32), 0 if losses is None else len(losses)
     args: tuple[Any, ...] = (g, _int32(n), np.int32(per_block), sums)
     launch("optimizer.cu", "squared_norm", (len(sums), 1, 1), (THREADS, 1, 1), args)
-    count = np.int32(0 if losses is None else len(losses))
-    args = (sums, np.int32(len(sums)), np.float32(max_norm), losses, count, note, squared, scale)
-    launch("optimizer.cu", "clip_scale", (1, 1, 1), (THREADS, 1, 1), args)
-    return squared
+    if prepared is None:
+        clock, failed, report = None, None, xp.empty(() if losses is None else 2 + count, np.float32)
+    else:
+        _, clock, report, failed = prepared
+        if report.shape[1:] != (2 + count,):
+            raise ValueError(f"{count} losses need a report of {2 + count} numbers for a step, not {report.shape}")
+    rows = np.int32(1 if clock is None else len(report))
+    args = (sums, np.int32(len(sums)), np.float32(max_norm), losses, np.int32(count), note, clock, rows, failed, report)
+    launch("optimizer.cu", "clip_scale", (1, 1, 1), (THREADS, 1, 1), (*args, scale))
+    return report
+
+
+def read_report(report: Any, note: Any = None) -> tuple[list[float], float]:
+    """The losses and the norm that `launch_squared_norm` reported of a step. note: what it was given; an IndexError
+    where that told of a wrong index."""
+    squared, wrong, *numbers = backend.to_numpy(report, read_note=False).tolist()
+    backend.settle_note(note, wrong != 0)
+    return numbers, math.sqrt(squared) if squared >= 0 else math.nan
 
 
 def _int32(n: int) -> np.int32:

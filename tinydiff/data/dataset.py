@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.data.pixels import to_float
+from tinydiff.data.pixels import gather_batch, to_float
 from tinydiff.errors import InputError
-from tinydiff.random import DATA_ORDER, FLIPS, Generator
+from tinydiff.random import DATA_ORDER, FLIPS, Generator, as_integers, words_of_steps
 
 MOST_CLASSES = 65_536  # a larger label is not a class number
 HOLDOUT_STEP = 0xFFFFFFFF  # of the data-order stream, for the choice of what is held out; no epoch reaches it
@@ -111,18 +111,24 @@ class Dataset:
         """
         if step < 1 or batch_size < 1:
             raise ValueError(f"batch takes a step and a batch size from 1 on, not {step} and {batch_size}")
-        n, first, end = len(self), (step - 1) * batch_size, step * batch_size
+        indices, mirrored = (
+            None if a is None else a[0] for a in self.chosen(range(step, step + 1), batch_size, generator)
+        )
+        return gather_batch(self.images, indices, mirrored), None if self.labels is None else self.labels[indices]
+
+    def chosen(self, steps: range, batch_size: int, generator: Generator) -> tuple[np.ndarray, np.ndarray | None]:
+        """The indices of the images of several steps' batches, int64 (steps, B), and which of them are mirrored, bool
+        (steps, B), or None for none; see `batch`. steps: consecutive ones."""
+        n, first, end = len(self), (steps.start - 1) * batch_size, (steps.stop - 1) * batch_size
         indices = np.concatenate(
             [
                 self._order(generator, epoch)[max(first - epoch * n, 0) : end - epoch * n]
                 for epoch in range(first // n, (end - 1) // n + 1)
             ]
-        )
-        images = self.images[indices]
-        if self.flip:
-            mirrored = generator.at(FLIPS, step).integers(0, 2, batch_size) == 1
-            images[mirrored] = images[mirrored, :, ::-1]
-        return to_float(images), None if self.labels is None else self.labels[indices]
+        ).reshape(len(steps), batch_size)
+        if not self.flip:
+            return indices, None
+        return indices, as_integers(words_of_steps(generator.seed, FLIPS, steps, batch_size), 0, 2) == 1
 
     def hold_out(self, fraction: float, generator: Generator) -> Dataset:
         """The data without a random share, which becomes its `held_out`, without flips. Both keep their order.

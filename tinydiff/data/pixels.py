@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import array_module
+from tinydiff.backend import array_module, is_float
+from tinydiff.dispatch import accelerated
 from tinydiff.errors import InputError, RunFailed
 
 
@@ -25,13 +26,26 @@ def to_float(images: Any) -> Any:
     return x
 
 
+@accelerated
+def gather_batch(images: Any, indices: Any, mirrored: Any = None) -> Any:
+    """The images of a batch as the network sees them, float32 (B, H, W, C) in [-1, 1], see `to_float`.
+
+    images: uint8 (N, H, W, C). indices: int64 (B,), not checked. mirrored: bool (B,), which of the batch are mirrored from
+    left to right; None for none.
+    """
+    batch = images[indices]
+    if mirrored is not None:
+        batch[mirrored] = batch[mirrored, :, ::-1]
+    return to_float(batch)
+
+
 def to_bytes(x: Any) -> Any:
     """Floats x in [-1, 1] of any shape, as uint8 on the same device: round((x + 1) 127.5), clipped to 0..255. Undoes
     `to_float`.
 
     TypeError unless x is floating point. RunFailed where x holds NaN, which no byte can represent.
     """
-    if x.dtype.kind != "f":
+    if not is_float(x.dtype):
         raise TypeError(f"to_bytes takes floating-point images, not {x.dtype}")
     xp = array_module(x)
     if xp.isnan(x).any():

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import is_array, to_numpy
+from tinydiff.backend import device_of, is_array, is_float, to_numpy
 
 
 def as_images(**images: Any) -> list[Any]:
     """The images as tensors or arrays. TypeError unless floating point, ValueError unless all have one shape."""
     found = {k: x if isinstance(x, Tensor) or is_array(x) else np.asarray(x, np.float32) for k, x in images.items()}
     for name, x in found.items():
-        if x.dtype.kind != "f":
+        if not is_float(x.dtype):
             raise TypeError(f"{name} must be floating point in [-1, 1] (byte k is k / 127.5 - 1), not {x.dtype}")
         if not x.ndim:
             raise ValueError(f"{name} must have images along its first axis, not shape ()")
@@ -24,9 +24,14 @@ def as_images(**images: Any) -> list[Any]:
     return list(found.values())
 
 
-def as_steps(t: Any, n: int, T: int, first: int = 1) -> np.ndarray:
-    """t as int64 on the host, () or (n,). TypeError unless integers, ValueError outside first..T or of other length."""
-    t = to_numpy(t.data if isinstance(t, Tensor) else t)
+def as_steps(t: Any, n: int, T: int, first: int = 1, stay: bool = False) -> Any:
+    """t as int64 on the host, () or (n,). TypeError unless integers, ValueError outside first..T or of other length.
+
+    stay: leaves t (n,) on the GPU if it is there; then its values are not looked at."""
+    t = t.data if isinstance(t, Tensor) else t
+    if stay and device_of(t) != "cpu" and t.dtype == np.int64 and t.shape == (n,):
+        return t
+    t = to_numpy(t)
     if t.dtype.kind not in "iu":
         raise TypeError(f"t must be integers, not {t.dtype}")
     if t.shape not in ((), (n,)):

@@ -17,6 +17,7 @@ from tinydiff.diffusion.decoder import bin_log_prob
 from tinydiff.diffusion.model import call
 from tinydiff.diffusion.noise import mse_loss, per_image, q_sample
 from tinydiff.diffusion.process import Process
+from tinydiff.diffusion.times import Times, times_of
 from tinydiff.random import NOISE, TIME, Generator
 
 
@@ -40,22 +41,27 @@ def training_loss(
     """
     images = as_images(x0=x0) if eps is None else as_images(x0=x0, eps=eps)
     x0, *given = (x.data if isinstance(x, Tensor) else x for x in images)
-    t = None if t is None else as_steps(t, len(x0), diffusion.schedule.T)
+    t = None if t is None else as_steps(t, len(x0), diffusion.schedule.T, stay=True)
     noise = given[0] if given else None
-    with section("noise and times"):
-        if generator is not None:
+    if generator is not None:
+        with section("noise and times"):
             t = _draw_times(diffusion, len(x0), generator) if t is None else t
             noise = generator.at(NOISE, generator.step).state if noise is None else noise
-        if t is None or noise is None:
-            raise ValueError("the loss needs a generator, or both t and eps")
-        levels = diffusion.levels(t)
-        xt, noise = q_sample(x0, *levels, noise)
-    output = call(model, xt, diffusion.schedule.timesteps[t], labels)
+    if t is None or noise is None:
+        raise ValueError("the loss needs a generator, or both t and eps")
+    return loss_at(diffusion, model, x0, times_of(diffusion, t), noise, labels)
+
+
+def loss_at(diffusion: Process, model: Any, x0: Any, times: Times, noise: Any, labels: Any = None) -> Tensor:
+    """`training_loss` for images at known times; noise: eps, or the state of its generator. Nothing is checked."""
+    with section("noise and times"):
+        xt, noise = q_sample(x0, times.signal, times.noise, noise)
+    output = call(model, xt, times.t, labels)
     prediction, v = diffusion.split(output, xt)
-    weight = None if diffusion.min_snr is None else min_snr_weight(diffusion, diffusion.min_snr, t)
-    loss = _NoiseLoss.apply(prediction, target=(x0, *levels, noise, diffusion.predict, weight))
+    target = (x0, times.signal, times.noise, noise, diffusion.predict, times.weight)
+    loss = _NoiseLoss.apply(prediction, target=target)
     if v is not None:
-        loss = loss + variance_term(diffusion, prediction, v, x0, xt, t) * (diffusion.schedule.T / 1000)
+        loss = loss + variance_term(diffusion, prediction, v, x0, xt, times) * (diffusion.schedule.T / 1000)
     return loss
 
 
@@ -83,41 +89,48 @@ def draw(diffusion: Process, x0: Any, generator: Generator) -> tuple[np.ndarray,
     return t, generator.at(NOISE, generator.step).normal(x0.shape, x0.dtype, device_of(x0))
 
 
-def _draw_times(diffusion: Process, n: int, generator: Generator) -> np.ndarray:
-    return generator.at(TIME, generator.step).integers(1, diffusion.schedule.T + 1, n)
+def _draw_times(diffusion: Process, n: int, generator: Generator) -> Any:
+    """On the host; with a clock on its device, since what is drawn on the host cannot follow it."""
+    device = "cpu" if generator.clock is None else device_of(generator.clock)
+    return generator.at(TIME, generator.step).integers(1, diffusion.schedule.T + 1, n, device)
 
 
-def min_snr_weight(diffusion: Process, gamma: float, t: np.ndarray) -> np.ndarray:
-    """The weight of the squared error that makes it min(snr, gamma) times that of x0 (Hang et al., 2023, section 3.4).
+def variance_term(diffusion: Process, prediction: Any, v: Any, x0: Any, xt: Any, times: Times) -> Tensor:
+    """The mean over all elements of L_t in bits, for learning the variance (Nichol & Dhariwal, 2021, section 3.1).
 
-    snr is alpha_bar / (1 - alpha_bar), gamma is `diffusion.min_snr`. An error d in x0 is one of sqrt(snr) d in eps and
-    of sqrt(snr + 1) d in v.
+    The prediction is detached, so only the variance channels v learn from this, and x0 is not clipped. For t >= 2 the term
+    is a KL, for t = 1 it is the decoder's. On the host each is computed for its own images. On the GPU both are computed
+    for all, and one is chosen: which images are where is not known there without waiting.
     """
-    snr = diffusion.schedule.alpha_bar[t] / diffusion.schedule.one_minus_alpha_bar[t]
-    return np.minimum(snr, gamma) / {"eps": snr, "x0": 1.0, "v": snr + 1}[diffusion.predict]
-
-
-def variance_term(diffusion: Process, prediction: Any, v: Any, x0: Any, xt: Any, t: np.ndarray) -> Tensor:
-    """The mean over all elements of L_t in bits, for learning the variance (Nichol & Dhariwal, 2021, section 3.1). t:
-    int64, () or (N,).
-
-    The prediction is detached, so only the variance channels v learn from this, and x0 is not clipped. Let b = exp(low)
-    be the posterior's variance, b exp(-r) the model's with r = (low - log beta) (v + 1) / 2, and d the distance of the
-    means. For t >= 2 the KL is ((1 + d^2 / b) exp(r) - 1 - r) / 2; for t = 1 the term is the decoder's.
-    """
-    t = np.broadcast_to(t, (len(x0),))
-    predicted = diffusion.x0_from(prediction.data if isinstance(prediction, Tensor) else prediction, xt, t)
-    xp = array_module(xt)
+    prediction = prediction.data if isinstance(prediction, Tensor) else prediction
+    predicted = diffusion.x0_at(prediction, xt, times.signal, times.noise, times.inverse_signal)
     total: Any = 0.0
-    if np.any(t > 1):
-        steps, rows = t[t > 1], xp.asarray(np.flatnonzero(t > 1))
-        low, high = (per_image(table[steps], xt) for table in diffusion.log_variance_range())
-        on_x0 = diffusion.posterior_weights(steps)[0]
-        of_distance = per_image(on_x0**2 / diffusion.schedule.posterior_variance[steps], xt)
-        r = ((low - high) / 2) * (v[rows] + 1)
-        total = ops.sum((1 + of_distance * (x0[rows] - predicted[rows]) ** 2) * ops.exp(r) - 1 - r) / 2
-    if np.any(t == 1):
-        rows = xp.asarray(np.flatnonzero(t == 1))
-        log_variance = diffusion.log_variance(v[rows], xt[rows], t[t == 1])
-        total = total - ops.sum(bin_log_prob(predicted[rows], log_variance, x0[rows]))
+    if isinstance(xt, np.ndarray):
+        first = np.broadcast_to(times.first, (len(x0),)) > 0
+        for rows in (np.flatnonzero(~first), np.flatnonzero(first)):
+            part = (predicted[rows], v[rows], x0[rows], times.rows(rows))
+            if len(rows):
+                total = total - ops.sum(_decoder(*part)) if first[rows[0]] else ops.sum(_twice_kl(*part)) / 2
+    else:
+        xp = array_module(xt)
+        first = xp.broadcast_to(xp.asarray(per_image(times.first, xt)), xt.shape) > 0
+        harmless = xp.where(first, predicted, x0)  # where it is not chosen, it shall not overflow either
+        terms = ops.where(first, -_decoder(harmless, v, x0, times), _twice_kl(predicted, v, x0, times) / 2)
+        total = ops.sum(terms)
     return total / (x0.size * math.log(2))
+
+
+def _twice_kl(predicted: Any, v: Any, x0: Any, times: Times) -> Any:
+    """Twice the KL of q(x_{t-1} | x_t, x_0) and the model's step, in nats, of each element.
+
+    With b = exp(low) the posterior's variance, b exp(-r) the model's, r = (low - high) (v + 1) / 2, and d the distance of
+    the means, it is (1 + d^2 / b) exp(r) - 1 - r.
+    """
+    low, high, of_distance = (per_image(column, x0) for column in (times.low, times.high, times.of_distance))
+    r = ((low - high) / 2) * (v + 1)
+    return (1 + of_distance * (x0 - predicted) ** 2) * ops.exp(r) - 1 - r
+
+
+def _decoder(predicted: Any, v: Any, x0: Any, times: Times) -> Any:
+    """log p(x_0 | x_1) in nats, of each element."""
+    return bin_log_prob(predicted, per_image(times.half_range, x0) * (v + 1) + per_image(times.low, x0), x0)

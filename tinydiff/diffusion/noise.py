@@ -1,9 +1,9 @@
 """What training and sampling compute with noise: x_t, the loss, and a step back. Each is a formula on arrays.
 
-`noise` says which noise: an array of the images' shape, or the state of a generator, (seed, stream, step, offset), for
-what `Generator(*state)` draws. The definitions draw an array from a state. A kernel makes the noise of a state where it
-needs it, once for x_t and again for the loss, and never stores it. Nothing is checked here; `Diffusion` and `sample`
-check.
+`noise` says which noise: an array of the images' shape, or the state of a generator, (seed, stream, step, offset) and its
+clock where it has one, for what `Generator(*state)` draws. The definitions draw an array from a state. A kernel makes the
+noise of a state where it needs it, once for x_t and again for the loss, and never stores it. Nothing is checked here;
+`Diffusion` and `sample` check.
 """
 
 from __future__ import annotations
@@ -85,12 +85,11 @@ def target_of(target: str, x0: Any, eps: Any, sqrt_alpha_bar: Any, sqrt_one_minu
 
 
 def per_image(w: Any, x: Any) -> Any:
-    """A float64 weight, a number or (N,), as what x can be multiplied by: a number, or (N, 1, ...) of x's dtype and
-    device."""
+    """A weight, a number or (N,), as what x can be multiplied by: a number, or (N, 1, ...) of x's dtype and device."""
     if np.ndim(w) == 0:
         return float(w)
     xp = array_module(x.data if isinstance(x, Tensor) else x)
-    return xp.asarray(w.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1)))
+    return xp.asarray(w.astype(x.dtype, copy=False).reshape(-1, *[1] * (x.ndim - 1)))
 
 
 def next_noise(generator: Generator, like: Any) -> Any:

@@ -141,10 +141,14 @@ class Process:
     def x0_from(self, prediction: Any, xt: Any, t: Any) -> Any:
         """`predict_x0` from a prediction without variance channels, and xt and t; nothing is checked."""
         signal, noise = self.levels(t)
+        return self.x0_at(prediction, xt, signal, noise, 1 / signal if self.predict == "eps" else None)
+
+    def x0_at(self, prediction: Any, xt: Any, signal: Any, noise: Any, inverse_signal: Any) -> Any:
+        """`x0_from`, given the levels of t; 1 / signal is used where eps is predicted."""
         if self.predict == "x0":
             return prediction
         if self.predict == "eps":
-            return (xt - per_image(noise, xt) * prediction) * per_image(1 / signal, xt)
+            return (xt - per_image(noise, xt) * prediction) * per_image(inverse_signal, xt)
         return per_image(signal, xt) * xt - per_image(noise, xt) * prediction
 
     def x0_weights(self, t: int) -> tuple[float, float]:

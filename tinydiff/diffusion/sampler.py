@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import is_array
+from tinydiff.backend import is_array, is_float
 from tinydiff.diffusion.model import Predictor, model_device
 from tinydiff.diffusion.noise import next_noise, reverse_step
 from tinydiff.diffusion.process import Process
@@ -111,7 +111,7 @@ def sample_steps(
         x_T = generator.normal(shape, device=device or model_device(model))
     else:
         x_T = x_T.data if isinstance(x_T, Tensor) else x_T if is_array(x_T) else np.asarray(x_T, np.float32)
-        if x_T.shape != shape or x_T.dtype.kind != "f":
+        if x_T.shape != shape or not is_float(x_T.dtype):
             raise InputError(f"x_T must be floating point of shape {shape}, not {x_T.dtype} of shape {x_T.shape}")
     return _steps(predict, solver, schedule, x_T, generator)
 

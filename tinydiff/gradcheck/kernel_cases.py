@@ -8,7 +8,9 @@ import numpy as np
 
 from tinydiff import optim
 from tinydiff.cuda import normalization, products
+from tinydiff.cuda.launch import launch
 from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
+from tinydiff.data.pixels import gather_batch
 from tinydiff.gradcheck.cases import (
     BY_DEFINITION,
     STATE,
@@ -39,10 +41,10 @@ def _with_dropout(rng: np.random.Generator, run: Run) -> Pairs:
         mask = (Generator(*STATE).uniform(X.shape) >= np.float32(p)) / (1 - p)
         doubles = [double(x) for x in (X, w, b)]
         Y, u, r = defined(group_normalize, *doubles, groups, 1e-5, silu)
-        ours = run(normalization._normalize, X, w, b, groups, 1e-5, silu, dropout)
+        ours = run(normalization.group_normalize, X, w, b, groups, 1e-5, silu, dropout)
         yield from pairs(ours, (Y * mask, u, r))
         saved = u.astype(np.float32), r.astype(np.float32)
-        ours = run(normalization._normalize_backward, L_Y, X, *saved, w, b, groups, silu, dropout=dropout)
+        ours = run(normalization.group_normalize_backward, L_Y, X, *saved, w, b, groups, silu, dropout=dropout)
         if np.abs(u).max() < 50:
             x, w64, b64 = doubles
             truth = defined(group_normalize_backward, double(L_Y) * mask, x, u, r, w64, b64, groups, silu)
@@ -67,10 +69,30 @@ def _squared_norm(rng: np.random.Generator, run: Run) -> Pairs:
         yield scale, np.minimum([1], 1e-2 / np.sqrt(squared))
 
 
+def _gather_batch(rng: np.random.Generator, run: Run) -> Pairs:
+    for shape in ((5, 3, 4, 1), (4, 5, 5, 3), (2, 1, 1, 4)):
+        images, n = rng.integers(0, 256, shape).astype(np.uint8), 7
+        indices, mirrored = rng.integers(0, shape[0], n), rng.integers(0, 2, n) == 1
+        for flags in (None, mirrored):
+            yield run(gather_batch, images, indices, flags), defined(gather_batch, images, indices, flags)
+
+
+def _tick(rng: np.random.Generator, run: Run) -> Pairs:
+    rows = rng.integers(0, 2**32, (3, 300)).astype(np.uint32)
+    clock, now = np.array([6, 9], np.uint32), np.zeros(300, np.uint32)
+    for step in (7, 8, 9, 10):
+        run(launch, "batch.cu", "tick", (1, 1, 1), (256, 1, 1), (clock, rows, now, np.int32(300), np.int32(3)))
+        yield now, rows[step % 3]
+        yield clock, np.array([step, 9], np.uint32)
+
+
 OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond the definitions
+    "batch": {"gather_batch": _gather_batch, "tick": _tick},
     "matrix": {"matmul": _matmul},
     "normalization": {"dropout": _with_dropout},
     "optimizer": {"launch_adam": _adam, "squared_norm": _squared_norm},
 }
 
-BY_SOURCE = {name: {**checks, **OF_KERNELS.get(name, {})} for name, checks in BY_DEFINITION.items()}
+BY_SOURCE = {
+    name: {**BY_DEFINITION.get(name, {}), **OF_KERNELS.get(name, {})} for name in sorted({*BY_DEFINITION, *OF_KERNELS})
+}

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinydiff.autograd.hooks import Handle, add
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, to_device, to_numpy
+from tinydiff.backend import array_module, is_float, to_device, to_numpy
 from tinydiff.errors import InputError
 from tinydiff.machine.pages import keep_freed_memory
 from tinydiff.nn.hooks import ModuleHooks
@@ -203,7 +203,7 @@ class Module:
         """Casts all weights, and buffers of floating point, to a dtype, in place, and forgets gradients. Returns the module.
         TypeError unless the dtype is floating point."""
         dtype = np.dtype(dtype)
-        if dtype.kind != "f":
+        if not is_float(dtype):
             raise TypeError(f"weights must be floating point, not {dtype}")
         for _, tensor in self._named_tensors():
             if tensor.dtype.kind == "f":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module
+from tinydiff.backend import array_module, is_float
 
 
 def as_tensor(x: Any) -> Tensor:
@@ -25,7 +25,7 @@ def as_array(x: Any) -> Any:
 def as_real(x: Any) -> Tensor:
     """A tensor of floating point numbers; integers become float64, as in NumPy's functions."""
     x = as_tensor(x)
-    return x if x.dtype.kind in "fc" else Tensor(x.data.astype("float64"))
+    return x if is_float(x.dtype, or_complex=True) else Tensor(x.data.astype("float64"))
 
 
 def check_number(name: str, what: str, value: Any) -> None:

@@ -26,40 +26,46 @@ from typing import Any
 
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module
+from tinydiff.backend import array_module, device_of
 from tinydiff.dispatch import accelerated
 from tinydiff.ops.activation import silu_backward, silu_forward
 from tinydiff.ops.arguments import as_real, as_tensor, check_number
+from tinydiff.ops.broadcasting import masked
+from tinydiff.random import Generator
 
 
 class GroupNorm(Function):
-    """Saves its input alone. Z and the input of SiLU are cheaper to compute again than to keep."""
+    """Saves its input alone. Z, the input of SiLU and dropout's mask are cheaper to compute again than to keep."""
 
     gives_new = widens_half = True
 
-    def forward(self, X, w, b, groups, eps, silu=False):
+    def forward(self, X, w, b, groups, eps, silu=False, dropout=None):
+        """dropout: (p, generator), or None for none."""
+        self.dropout = None if dropout is None else (dropout[0], dropout[1].advance(X.size))
         self.groups, self.silu = groups, silu
-        Y, self.mean, self.scale = group_normalize(X, w, b, groups, eps, silu)
+        Y, self.mean, self.scale = group_normalize(X, w, b, groups, eps, silu, self.dropout)
         self.save(X, w, b)
         return Y
 
     def backward(self, L_Y):
         X, w, b = self.saved
-        return group_normalize_backward(L_Y, X, self.mean, self.scale, w, b, self.groups, self.silu, self.needs)
+        known = self.mean, self.scale, w, b, self.groups, self.silu, self.needs, self.dropout
+        return group_normalize_backward(L_Y, X, *known)
 
 
 @accelerated
-def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False) -> Any:
+def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False, dropout: Any = None) -> Any:
     """(Y, u, 1/s): Y = Z w + b, or the SiLU of that, and the mean u and scale 1/s of each group, both (N, groups).
 
-    X (N, ..., C); w and b (C,), or None for 1 and 0. Groups without elements have mean and variance 0.
+    X (N, ..., C); w and b (C,), or None for 1 and 0. Groups without elements have mean and variance 0. dropout: (p, state of
+    a generator), to drop elements of Y as `ops.dropout` does, or None.
     """
     G = _by_group(_widest(X, w, b), groups)
     u = _mean(G)
     u += _mean(G - u)  # rounding errors of a mean far from 0
     scale = 1 / array_module(X).sqrt(_mean((G - u) ** 2) + eps)
     A = _affine(((G - u) * scale).reshape(X.shape), w, b)
-    return silu_forward(A) if silu else A, u[:, 0, :, 0], scale[:, 0, :, 0]
+    return _dropped(silu_forward(A) if silu else A, dropout), u[:, 0, :, 0], scale[:, 0, :, 0]
 
 
 @accelerated
@@ -73,11 +79,13 @@ def group_normalize_backward(
     groups: int,
     silu: bool,
     needs: Sequence[bool] = (True, True, True),
+    dropout: Any = None,
 ) -> Any:
     """(L_X, L_w, L_b) from L_Y and what `group_normalize` took and gave; None for what `needs` does not ask for.
 
-    For SiLU, L_Y first passes back through it, to Z w + b.
+    L_Y first passes back through dropout, whose mask is drawn again, and SiLU, to Z w + b.
     """
+    L_Y = _dropped(L_Y, dropout)
     u, scale = mean[:, None, :, None], scale[:, None, :, None]
     G = (_by_group(_widest(X, w, b), groups) - u) * scale
     Z = G.reshape(X.shape)
@@ -91,6 +99,15 @@ def group_normalize_backward(
     L_Z = _by_group(L_Y if w is None else L_Y * w, groups)
     L_X = (L_Z - _mean(L_Z) - G * _mean(L_Z * G)) * scale
     return L_X.reshape(X.shape), L_w, L_b
+
+
+def _dropped(Y: Any, dropout: Any) -> Any:
+    """Y times dropout's mask; dropout: (p, state), or None for Y itself."""
+    if dropout is None:
+        return Y
+    p, state = dropout
+    kept = Generator(*state).uniform(Y.shape, device=device_of(Y)) >= p
+    return masked(kept, Y * Y.dtype.type(1 / (1 - p)))
 
 
 def _widest(X: Any, w: Any, b: Any) -> Any:
@@ -152,15 +169,20 @@ def group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: f
     ValueError where channels are not divisible by groups or weight and bias do not fit. TypeError where groups or eps
     is not a number.
     """
-    return _group_norm(x, groups, weight, bias, eps, silu=False)
+    return _group_norm(x, groups, weight, bias, eps)
 
 
-def group_norm_silu(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
-    """silu(group_norm(x, groups, weight, bias, eps)) in one operation, which keeps x alone for its backward pass."""
-    return _group_norm(x, groups, weight, bias, eps, silu=True)
+def group_norm_silu(
+    x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, dropout: Any = None
+) -> Tensor:
+    """silu(group_norm(x, groups, weight, bias, eps)) in one operation, which keeps x alone for its backward pass.
+
+    dropout: (p, generator), for ops.dropout of that, with the same draws and without a mask in memory; None for none.
+    """
+    return _group_norm(x, groups, weight, bias, eps, silu=True, dropout=dropout)
 
 
-def _group_norm(x: Any, groups: int, weight: Any, bias: Any, eps: float, silu: bool) -> Tensor:
+def _group_norm(x: Any, groups: int, weight: Any, bias: Any, eps: float, **options: Any) -> Tensor:
     x = as_real(x)
     if x.ndim < 2:
         raise ValueError(f"group_norm: x must be (N, ..., C), not of shape {x.shape}")
@@ -169,7 +191,7 @@ def _group_norm(x: Any, groups: int, weight: Any, bias: Any, eps: float, silu: b
     if groups < 1 or x.shape[-1] % groups:
         raise ValueError(f"group_norm: the {x.shape[-1]} channels of x {x.shape} do not divide into {groups} groups")
     _check_affine("group_norm", x, weight, bias)
-    return GroupNorm.apply(x, weight, bias, groups=groups, eps=float(eps), silu=silu)
+    return GroupNorm.apply(x, weight, bias, groups=groups, eps=float(eps), **options)
 
 
 def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, widened
+from tinydiff.backend import array_module, is_float, widened
 from tinydiff.dispatch import accelerated
 from tinydiff.ops.arguments import as_tensor, pair
 from tinydiff.ops.broadcasting import masked
@@ -118,7 +118,7 @@ def max_pool2d(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Ten
     x, moving = _read("max_pool2d", x, window, stride, padding)
     if any(2 * max(p) > r for p, r in zip(moving.padding, moving.size, strict=True)):
         raise ValueError(f"max_pool2d: padding {padding} must be at most half of the window {window}")
-    if x.dtype.kind != "f":
+    if not is_float(x.dtype):
         raise TypeError(f"max_pool2d: needs a floating point tensor, not {x.dtype}")
     return MaxPool2d.apply(x, window=moving)
 

@@ -26,13 +26,15 @@ from tinydiff.diffusion import Diffusion
 from tinydiff.errors import InputError, RunFailed, at_work, before_work
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
-from tinydiff.runs import checkpoint, fingerprint, lock, memory, resuming, state
+from tinydiff.runs import ahead, checkpoint, fingerprint, lock, memory, resuming, state
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
+from tinydiff.runs.inputs import Inputs
 from tinydiff.runs.interrupts import Interrupts
 from tinydiff.runs.progress import Progress
 from tinydiff.runs.results import Results
 from tinydiff.runs.sheets import class_count
+from tinydiff.runs.sums import Sums
 from tinydiff.unet import UNet
 from tinydiff.version import __version__
 
@@ -78,6 +80,9 @@ class Trainer:
         self.generator = random.Generator(self.config.seed)
         self.step = 0
         self._share: Any = None  # dL/d(loss of a part), on the device
+        self._sums = Sums(self.parameters if self.device == "cuda" and self.config.accumulate > 1 else ())
+        self._inputs: Inputs | None = None
+        self._needed = 0  # bytes of the GPU's memory that a step takes beside weights and average
         self.saved_step: int | None = None
         self._fingerprint: fingerprint.Fingerprint | None = None
         self.data_changes: list[str] = []
@@ -164,7 +169,9 @@ class Trainer:
         else:
             self.check_start(force=force)
         if self.device == "cuda":
-            memory.require_gpu(self.memory_of_step(), self.config.batch_size)
+            needed = self.memory_of_step()
+            memory.require_gpu(needed, self.config.batch_size)
+            self._needed = needed.total(self.config.batch_size) - needed.weights - needed.average
         with before_work():
             self.folder.acquire()
             self.check_start(resume, force, data_changed)  # now that nobody else can change anything
@@ -243,7 +250,10 @@ class Trainer:
         self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
         self._changing = True  # what fails from here on leaves weights of no step
         with section("clipping, Adam and EMA"):
-            numbers, norm = self.optimizer.clipped_step(losses, self.config.clip or math.inf, self.ema)
+            clip, inputs = self.config.clip or math.inf, self.inputs
+            result = self.optimizer.clipped_step(losses, clip, self.ema, inputs.prepared)
+            inputs.launched(step)
+            numbers, norm = inputs.report(step) if result is None else result
         loss = sum(number / len(numbers) for number in numbers)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFinite(self._explain_non_finite(step, loss))
@@ -252,31 +262,32 @@ class Trainer:
 
     def gradients(self, step: int) -> list[Any]:
         """The losses of the parts of a step, arrays (); the gradient of their mean is left in the parameters."""
-        config, xp = self.config, module_for(self.device)
-        n, parts = config.batch_size * config.accumulate, config.accumulate
-        with section("data"):
-            x0, labels = self.data.batch(step, n, self.generator)
-            labels = None if labels is None or self.unet.num_classes is None else self._drop_labels(labels, step)
-            x0 = xp.asarray(x0)
-        generator = self.generator.at(random.TIME, step)
-        t = eps = None
-        if parts > 1:  # one draw for all parts
-            with section("noise and times"):
-                t, eps = self.diffusion.draw(x0, generator)
-        self.unet.train(self.generator.at(random.DROPOUT, step))
+        parts = self.config.accumulate
+        batch = self.inputs.batch(step)
+        self.unet.train(batch.dropout)
         self.optimizer.zero_grad()
         losses = []
         for part in range(parts):
-            rows = slice(part * config.batch_size, (part + 1) * config.batch_size)
             with section("forward, between operations"):
-                x0_part, labels_part, *noise = (None if a is None else a[rows] for a in (x0, labels, t, eps))
-                loss = self.diffusion.loss(self.unet, x0_part, generator, labels_part, *noise)
+                loss = batch.loss(part)
             with section("backward, sums of gradients"):
                 if self._share is None or self._share.dtype != loss.dtype:
-                    self._share = xp.asarray(1 / parts, loss.dtype)
+                    self._share = module_for(self.device).asarray(1 / parts, loss.dtype)
+                self._sums.before(first=part == 0)
                 loss.backward(self._share)
+                self._sums.after()
             losses.append(loss.data)
         return losses
+
+    @property
+    def inputs(self) -> Inputs:
+        """What steps are computed from; on a GPU it lies there before they begin."""
+        if self._inputs is None:
+            common = self.unet, self.diffusion, self.data, self.config, self.label_dropout, self.generator, self.device
+            self._inputs = Inputs(*common)
+            if ahead.possible(self._inputs):
+                self._inputs = ahead.Ahead(self._inputs, self.optimizer, self.ema, self._needed)
+        return self._inputs
 
     def try_batch(self, n: int) -> None:
         """Computes the gradients for n images and drops them: what a batch costs, without training."""
@@ -292,15 +303,6 @@ class Trainer:
         """How much memory a step needs, from small batches."""
         weights = sum(p.data.nbytes for p in self.parameters)
         return memory.estimate(self.try_batch, weights, self.config.batch_size, self.device)
-
-    def _drop_labels(self, labels: np.ndarray, step: int) -> np.ndarray:
-        """Labels with a random share replaced by the null label (Ho and Salimans, 2022, algorithm 1)."""
-        if self.label_dropout:
-            labels = labels.copy()
-            labels[self.generator.at(random.LABEL_DROPOUT, step).uniform(len(labels)) < self.label_dropout] = (
-                self.unet.null_label
-            )
-        return labels
 
     def _explain_non_finite(self, step: int, loss: float) -> str:
         """Runs the step again with every value checked; it is the same step, so it fails at the same place."""

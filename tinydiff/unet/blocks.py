@@ -62,13 +62,22 @@ class ResBlock(nn.Module):
         time = time.projected_by(self.time_emb_proj) if isinstance(time, Time) else self.time_emb_proj(time)
         if self.scale_shift:
             scale, shift = ops.split(ops.expand_dims(time, (1, 2)), 2, axis=-1)
-            h = self.activation(self.norm2(self.conv1(h)) * (scale + 1) + shift)
+            h = self.dropout(self.activation(self.norm2(self.conv1(h)) * (scale + 1) + shift))
         else:
             h = conv2d_add(h, self.conv1.weight, self.conv1.bias, embedding=time, padding=1)
-            h = activated(self.activation, self.norm2, h)
+            h = self._dropped_norm2(h)
         x = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        h = conv2d_add(self.dropout(h), self.conv2.weight, self.conv2.bias, residual=x, padding=1)
+        h = conv2d_add(h, self.conv2.weight, self.conv2.bias, residual=x, padding=1)
         return h if self.divisor == 1 else h / self.divisor
+
+    def _dropped_norm2(self, h: Tensor) -> Tensor:
+        """dropout(activation(norm2(h))). On a GPU in one operation, which draws the mask again instead of keeping it; on a
+        CPU drawing costs more than the memory."""
+        drop, norm = self.dropout, self.norm2
+        usual = h.device == "cuda" and self.activation is ops.silu and nn.computes_by(drop, _dropout)
+        if usual and drop.training and drop.p > 0 and type(drop.generator) is Generator:
+            return group_norm_silu(h, norm.groups, norm.weight, norm.bias, norm.eps, dropout=(drop.p, drop.generator))
+        return drop(activated(self.activation, norm, h))
 
 
 class DownBlock(nn.Module):
@@ -153,7 +162,7 @@ class Upsample(nn.Module):
         return upsample_conv2d(h, self.conv.weight, self.conv.bias)
 
 
-_linear, _resnet = nn.Linear.forward, ResBlock.forward
+_linear, _resnet, _dropout = nn.Linear.forward, ResBlock.forward, nn.Dropout.forward
 _levels = DownBlock.forward, MidBlock.forward, UpBlock.forward
 
 

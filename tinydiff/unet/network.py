@@ -22,7 +22,7 @@ import numpy as np
 
 from tinydiff import nn, ops
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module, is_array, to_device
+from tinydiff.backend import array_module, is_array, is_float, to_device
 from tinydiff.errors import InputError
 from tinydiff.machine.pages import keep_freed_memory
 from tinydiff.random import Generator
@@ -181,7 +181,7 @@ class UNet(nn.Module):
         size, C = self.image_size, self.in_channels
         if x.ndim != 4 or x.shape[1:] != (size, size, C):
             raise ValueError(f"x must be images (N, {size}, {size}, {C}), not of shape {x.shape}")
-        if x.dtype.kind != "f":
+        if not is_float(x.dtype):
             raise TypeError(f"x must be floating point in [-1, 1], not {x.dtype}")
         time = Time(self._time(t, labels, len(x)), [*self.down_blocks, self.mid_block, *self.up_blocks])
         if self.variant.center_input_sample:

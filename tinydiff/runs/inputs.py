@@ -1,0 +1,89 @@
+"""What a step of training is computed from: images, labels, times and noise, which are functions of the seed and the
+step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydiff import random
+from tinydiff.autograd.profile import section
+from tinydiff.autograd.tensor import Tensor
+from tinydiff.backend import module_for
+from tinydiff.data import Dataset
+from tinydiff.diffusion import Diffusion
+from tinydiff.random import Generator, as_uniform, words_of_steps
+from tinydiff.runs.config import TrainConfig
+from tinydiff.unet import UNet
+
+
+class Batch(NamedTuple):
+    """A step's batch. dropout: what the network draws from. loss: the loss of part 0, 1, ... of the batch."""
+
+    dropout: Generator
+    loss: Callable[[int], Tensor]
+
+
+class Inputs:
+    """Makes the batch of each step on the host and moves it to the device.
+
+    unet, diffusion, data, config: as for `Trainer`. label_dropout: the share of labels that become the null label.
+    generator: its seed makes all choices. device: the resolved one.
+    """
+
+    prepared: Any = None  # of what the optimiser needs, nothing is on the device before it is called
+
+    def __init__(
+        self,
+        unet: UNet,
+        diffusion: Diffusion,
+        data: Dataset,
+        config: TrainConfig,
+        label_dropout: float,
+        generator: Generator,
+        device: str,
+    ) -> None:
+        self.unet, self.diffusion, self.data, self.config = unet, diffusion, data, config
+        self.label_dropout, self.generator, self.device = label_dropout, generator, device
+        self.images = config.batch_size * config.accumulate  # of a step
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step 1, 2, ..."""
+        with section("data"):
+            x0, labels = self.data.batch(step, self.images, self.generator)
+            labels = None if self.unet.num_classes is None else self.dropped(labels, range(step, step + 1))
+            x0 = module_for(self.device).asarray(x0)
+        generator = self.generator.at(random.TIME, step)
+        t = eps = None
+        if self.config.accumulate > 1:  # one draw for all parts
+            with section("noise and times"):
+                t, eps = self.diffusion.draw(x0, generator)
+
+        def loss(part: int) -> Tensor:
+            x0_part, labels_part, *noise = (None if a is None else a[self.rows(part)] for a in (x0, labels, t, eps))
+            return self.diffusion.loss(self.unet, x0_part, generator, labels_part, *noise)
+
+        return Batch(self.generator.at(random.DROPOUT, step), loss)
+
+    def launched(self, step: int) -> None:
+        """Called when everything of a step has been given to the device, before its result is waited for."""
+
+    def report(self, step: int) -> tuple[list[float], float]:
+        """Losses and norm of a step whose update was `prepared`."""
+        raise NotImplementedError("updates are not prepared here: the optimiser returns their results")
+
+    def rows(self, part: int) -> slice:
+        """The images of a part."""
+        return slice(part * self.config.batch_size, (part + 1) * self.config.batch_size)
+
+    def dropped(self, labels: np.ndarray | None, steps: range) -> np.ndarray | None:
+        """Labels of the batches of several steps, one after another, of which a random share has become the null label (Ho
+        and Salimans, 2022, algorithm 1)."""
+        if labels is None or not self.label_dropout:
+            return labels
+        words = words_of_steps(self.generator.seed, random.LABEL_DROPOUT, steps, labels.size // len(steps))
+        lost = (as_uniform(words) < self.label_dropout).reshape(labels.shape)
+        assert self.unet.null_label is not None
+        return np.where(lost, self.unet.null_label, labels)
