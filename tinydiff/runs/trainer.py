@@ -13,6 +13,7 @@ import os
 import platform
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from tinydiff import optim, random
 from tinydiff.autograd import tape
 from tinydiff.autograd.profile import Profile, section
 from tinydiff.backend import host_threads, module_for, resolve_device
+from tinydiff.cuda.compiling import compile_for
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
+from tinydiff.dispatch import uses_kernels
 from tinydiff.errors import InputError, RunFailed, at_work, before_work
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
@@ -169,6 +172,9 @@ class Trainer:
         else:
             self.check_start(force=force)
         if self.device == "cuda":
+            if uses_kernels():
+                sizes = sorted({1, memory.SMALL, self.config.batch_size})
+                compile_for([partial(self.try_batch, n) for n in sizes], ("draws", "pixels", "updates"))
             needed = self.memory_of_step()
             memory.require_gpu(needed, self.config.batch_size)
             self._needed = needed.total(self.config.batch_size) - needed.weights - needed.average
