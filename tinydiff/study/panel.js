@@ -42,7 +42,7 @@ function backwardPanel(step) {
 function goingTo(key) {
   if (key === null || key === undefined) return ["→ to nothing that needs it"];
   if (key[0] === "n") return ["→ to ", link(nameOf(key), backwardOf(numberOf(key)))];
-  return [`→ to .grad of ${nameOf(key)}`];
+  return [`→ to .grad of ${nameOf(key).replaceAll(".", ".\u200b")}`];  // a line may end after a dot
 }
 
 // From where the gradient of an output comes, with links.
