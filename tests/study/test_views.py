@@ -104,6 +104,11 @@ def test_pictures_of_the_graph(traced, tmp_path):
     root = ET.fromstring((tmp_path / "g.svg").read_text(encoding="utf-8"))
     texts = {e.text for e in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"mid_block.attentions.0"} <= texts and any(t.startswith("MseLoss #") for t in texts)
+    drawn = [e for e in root.iter("{http://www.w3.org/2000/svg}rect") if e.get("rx")]
+    corners = [tuple(float(e.get(name)) for name in ("x", "y", "width", "height")) for e in drawn]
+    assert len(corners) > 20 and all(x >= 0 and x + w <= float(root.get("width")) for x, _, w, _ in corners)
+    for i, (x, y, w, h) in enumerate(corners):
+        assert all(x + w <= a or a + w <= x or y + h <= b or b + h <= y for a, b, _, _ in corners[:i])  # none overlap
     trace.graph(tmp_path / "g.png")
     image = np.asarray(Image.open(tmp_path / "g.png"))
     assert image.shape[0] > 1000 and (image != 255).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from html import escape
 from typing import Any
 
@@ -12,7 +13,6 @@ from tinydiff.study.recorder import Leaf, Operation
 from tinydiff.study.table import shape_text, size
 
 _WIDE, _HIGH, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 24, 34, 20  # pixels
-_COLUMN = 24  # boxes above which a graph stands in one column
 _FILL = {"operation": "#eaf1fb", "module": "#fdf3df", "leaf": "#eef7ea", "weight": "#f3ecfa"}
 _EDGE = "#5b6b7f"
 _INK = "#1c2430"
@@ -28,15 +28,7 @@ def _drawn(trace: Any) -> tuple[list[Cell], list[list[Point]], int, int]:
     rows: dict[int, list[Box]] = {}
     for box in found:
         rows.setdefault(box.layer, []).append(box)
-    column = len(found) > _COLUMN
-    x_of: dict[int, float] = {}
-    for row in rows.values():
-        row.sort(key=lambda b: b.x)
-        xs: list[float] = []
-        for box in row:
-            xs.append(max(0.0 if column else box.x * (_WIDE + _GAP_X) / 1.2, xs[-1] + _WIDE + _GAP_X if xs else -1e9))
-        shift = sum(xs) / len(xs) if column else 0.0
-        x_of |= {id(box): x - shift for box, x in zip(row, xs, strict=True)}
+    x_of = _columns(found, arrows, [rows[layer] for layer in sorted(rows)])
     left = min(x_of.values(), default=0) - _MARGIN
     cells = [(x_of[id(b)] - left, float(b.layer * (_HIGH + _GAP_Y) + _MARGIN), *_texts(b)) for b in found]
     lanes: dict[int, float] = {layer: max(x_of[id(b)] - left + _WIDE for b in row) for layer, row in rows.items()}
@@ -64,6 +56,47 @@ def _drawn(trace: Any) -> tuple[list[Cell], list[list[Point]], int, int]:
     width = int(max([*(c[0] + _WIDE for c in cells), *lanes.values()], default=0) + _MARGIN)
     height = int(max((c[1] for c in cells), default=0) + _HIGH + _MARGIN)
     return cells, lines, width, height
+
+
+def _columns(found: list[Box], arrows: list[tuple[int, int]], rows: list[list[Box]]) -> dict[int, float]:
+    """The x of each box, by its id. Operations stand below what they take, leaves on both sides of them."""
+    step = _WIDE + _GAP_X
+    above: dict[int, list[Box]] = {}
+    below: dict[int, list[Box]] = {}
+    for a, b in arrows:
+        below.setdefault(id(found[a]), []).append(found[b])
+        if not isinstance(found[a].what, Leaf):
+            above.setdefault(id(found[b]), []).append(found[a])
+    x_of: dict[int, float] = {}
+    for row in rows:
+        row.sort(key=lambda box: box.x)
+        inner = [box for box in row if not isinstance(box.what, Leaf)]
+        wanted = {}
+        for box in inner:
+            near = max((other.layer for other in above.get(id(box), [])), default=0)
+            xs = [x_of[id(other)] for other in above.get(id(box), []) if other.layer == near]
+            if xs:
+                wanted[id(box)] = sum(xs) / len(xs)
+        middle = sum(wanted.values()) / len(wanted) if wanted else 0.0
+        for i, box in enumerate(inner):
+            x_of[id(box)] = max(wanted.get(id(box), middle), x_of[id(inner[i - 1])] + step if i else -math.inf)
+        shift = sum(wanted.get(id(box), middle) - x_of[id(box)] for box in inner) / max(1, len(inner))
+        x_of |= {id(box): x_of[id(box)] + shift for box in inner}
+    for row in rows:
+        leaves = [box for box in row if isinstance(box.what, Leaf)]
+        xs = [x_of[id(box)] for box in row if id(box) in x_of]
+        goal = sum(x_of.get(id(below[id(leaf)][0]), 0.0) if id(leaf) in below else 0.0 for leaf in leaves) / max(
+            1, len(leaves)
+        )
+        left, right = (min(xs), max(xs)) if xs else (goal + step * (1 - len(leaves)) / 2, 0.0)
+        for i, leaf in enumerate(leaves):
+            if not xs:
+                x_of[id(leaf)] = left + i * step
+            elif goal - left <= right - goal:
+                x_of[id(leaf)] = left = left - step
+            else:
+                x_of[id(leaf)] = right = right + step
+    return x_of
 
 
 def _curve(xa: float, ya: float, xb: float, yb: float) -> list[Point]:
@@ -135,7 +168,7 @@ def png(trace: Any) -> bytes:
     for line in lines:
         points = [
             tuple(
-                scale * ((1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t * t * c + t**3 * d)
+                round(scale * ((1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t * t * c + t**3 * d))
                 for a, b, c, d in zip(*line[k : k + 4], strict=True)
             )
             for k in range(0, len(line) - 3, 3)

@@ -96,9 +96,9 @@ function placeRows(items) {
     if (first && framed(g)) starts.set(first, (starts.get(first) ?? 0) + 1);
   }
   let y = 0;
-  for (const row of used) {
+  for (const [number, row] of used.entries()) {
     y += LABEL * Math.max(0, ...row.map((item) => starts.get(item) ?? 0));
-    for (const item of row) [item.y, item.seed] = [y, mean(item.seeds)];
+    for (const item of row) [item.y, item.row, item.seed] = [y, number, mean(item.seeds)];
     y += HIGH + GAP_Y;
     row.sort((a, b) => a.seed - b.seed);
     const inner = row.filter((item) => !item.isLeaf);
@@ -177,7 +177,7 @@ const marker = (id, fill, size) => make("marker", { id, markerUnits: "userSpaceO
 function arrow(from, to) {
   const { lanes } = graph;
   const [xa, ya, xb, yb] = [from.x + WIDE / 2, from.y + HIGH, to.x + WIDE / 2, to.y - 2];
-  const between = graph.rows.filter(([first]) => first.y > from.y && first.y < to.y);
+  const between = graph.rows.slice(from.row + 1, to.row);
   const crosses = between.some((row) => {
     const x = xa + ((xb - xa) * (row[0].y - from.y)) / (to.y - from.y);
     return row.some((item) => item.x - 10 < x && x < item.x + WIDE + 10);
@@ -317,7 +317,7 @@ function showWeight(lit) {
 
 // A free place at the left or the right of a box.
 function besideOf(now) {
-  const row = graph.rows.find(([first]) => first.y === now.y);
+  const row = graph.rows[now.row];
   const free = (x) => row.every((item) => item.x + WIDE < x || x + WIDE < item.x);
   return [now.x - WIDE - 2 * GAP_X, now.x + WIDE + 2 * GAP_X].find(free) ?? now.x - WIDE - 2 * GAP_X;
 }

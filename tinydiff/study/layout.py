@@ -1,7 +1,7 @@
 """Where the operations of a trace stand in a drawing, and which of them fold into one box.
 
-The layers follow from the order of computation: an operation stands below all that it was computed from. The places
-within a layer are Sugiyama's, by igraph (extra `study`).
+The layers follow from the order of computation: an operation stands below all that it was computed from, and just above the
+first one that takes it. The places within a layer are Sugiyama's, by igraph (extra `study`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def boxes(operations: Sequence[Operation], most: int | None = None) -> tuple[lis
         drawn.setdefault(op, Box(op, label=op.name))
         for source in op.sources:
             if isinstance(source, Leaf) and (len(operations) <= FEW if source.is_weight else source.needs or small):
-                drawn.setdefault(source, Box(source, label=source.name or "x".join(map(str, source.shape)) or "number"))
+                drawn.setdefault(source, Box(source, label=source.name or "unnamed array"))
     found = list({id(box): box for box in drawn.values()}.values())
     index = {id(box): i for i, box in enumerate(found)}
     arrows: dict[tuple[int, int], None] = {}
@@ -124,11 +124,11 @@ def _place(found: list[Box], arrows: list[tuple[int, int]]) -> None:
         return what.last if isinstance(what, Group) else what.number if isinstance(what, Operation) else -1
 
     layers = [0] * len(found)
-    for i in sorted(range(len(found)), key=newest):
+    in_order = sorted(range(len(found)), key=newest)
+    for i in in_order:
         layers[i] = max((layers[j] + 1 for j in before[i]), default=1)
-    for i, box in enumerate(found):
-        if isinstance(box.what, Leaf):  # just above the first operation that takes it
-            layers[i] = min((layers[j] for j in after[i]), default=1) - 1
+    for i in reversed(in_order):  # just above the first one that takes it
+        layers[i] = min((layers[j] for j in after[i]), default=layers[i] + 1) - 1
     used = {layer: rank for rank, layer in enumerate(sorted(set(layers)))}
     for box, layer in zip(found, layers, strict=True):
         box.layer = used[layer]

@@ -42,7 +42,7 @@ function backwardPanel(step) {
 function goingTo(key) {
   if (key === null || key === undefined) return ["→ to nothing that needs it"];
   if (key[0] === "n") return ["→ to ", link(nameOf(key), backwardOf(numberOf(key)))];
-  return [`→ to .grad of ${nameOf(key)}`];
+  return [`→ to .grad of ${nameOf(key).replaceAll(".", ".\u200b")}`];  // a line may end after a dot
 }
 
 // From where the gradient of an output comes, with links.
@@ -129,11 +129,14 @@ function forwardPanel(number) {
 
 // ---------------------------------------------------------------- sums
 
+const FEW_GIVERS = 4;  // that are named
+
 function sumPanel({ where, output, first, second, total, givers }) {
   const top = Math.max(...[first, second, total].map((number) => largest(arrays[number])));  // one scale for all three
   const name = where[0] === "n" && nodes[numberOf(where)].outputs.length > 1 ? `${nameOf(where)}, output ${output}` : nameOf(where);
   const given = ([number, i]) => link(`L_${nodes[number].names[i]} of ${titleOf(number)}`, steps.findIndex((s) => s.kind === "backward" && s.node === number && s.gradient === i));
   const before = givers.slice(0, -1);
+  const parts = before.slice(0, FEW_GIVERS).map(given).concat(before.length > FEW_GIVERS ? [`${before.length - FEW_GIVERS} others`] : []);
   const last = givers.at(-1);
   return [
     make("span", { class: "kind" }, "sum"), make("h2", {}, `gradients for ${name} meet`),
@@ -141,7 +144,7 @@ function sumPanel({ where, output, first, second, total, givers }) {
     make("div", { class: "formula mono" }, make("div", { class: "math" }, make("b", {}, "sum"), " = first + second")),
     make("section", {}, make("h3", {}, "this step"),
       make("div", { class: "equation" }, arrayView("sum", total, { out: true, top, note: goingTo(where) }), make("span", { class: "sign" }, "="),
-        arrayView("first", first, { note: before.length ? ["← ", ...(before.length > 1 ? ["the sum of "] : []), ...listed(before.map(given))] : "was there before", top }), make("span", { class: "sign" }, "+"),
+        arrayView("first", first, { note: before.length ? ["← ", ...(before.length > 1 ? ["the sum of "] : []), ...listed(parts)] : "was there before", top }), make("span", { class: "sign" }, "+"),
         arrayView("second", second, { top, note: last ? ["← ", given(last)] : "" }))),
   ];
 }

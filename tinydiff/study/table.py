@@ -141,6 +141,8 @@ def _row(row: Cells, columns: list[int], wanted: list[int], width: int) -> list[
 def _cut_to(text: str, n: int, is_path: bool) -> str:
     if len(text) <= n:
         return text
+    if text.startswith("sum for "):
+        return "sum " + _cut_to(text[8:], n - 4, True)
     return "…" + text[len(text) - n + 1 :] if is_path else text[: n - 1] + "…"
 
 

@@ -144,7 +144,7 @@ function numbers(array, values, plane, top) {
 
 function heatMap(array, values, plane, top) {
   const { rows, columns, at } = plane;
-  const cell = Math.max(1, Math.min(14, Math.floor(280 / Math.max(columns, rows))));
+  const cell = Math.max(columns <= 150 ? 2 : 1, Math.min(14, Math.floor(250 / columns), Math.floor(280 / rows)));
   const style = `width:${Math.min(columns * cell, 560)}px;height:${Math.min(rows * cell, 300)}px`;
   const canvas = make("canvas", { width: columns, height: rows, role: "img", style });
   paint(canvas, (r, c) => (at(r, c) < 0 ? palette.gap : colourOf(values[at(r, c)], top)));

@@ -21,7 +21,9 @@ function fit(least = LEAST) {
   const scale = Math.max(least, Math.min(MOST, scaleToFit()));
   const [width, height] = [panel.width / scale, panel.height / scale];
   const { bounds } = graph;
-  setView({ x: bounds.x + (bounds.width - width) / 2, y: height >= bounds.height ? bounds.y - Math.min(20, (height - bounds.height) / 2) : bounds.y, width, height });
+  const now = graph.items.get(itemOf(keyOf(steps[state.step])));
+  const middle = width < bounds.width && now ? now.x + WIDE / 2 : bounds.x + bounds.width / 2;
+  setView({ x: middle - width / 2, y: height >= bounds.height ? bounds.y - Math.min(20, (height - bounds.height) / 2) : bounds.y, width, height });
   showCurrent();
 }
 
