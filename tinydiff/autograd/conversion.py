@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.autograd.tape import is_recording
+from tinydiff.errors import a_type
 
 
 class _Left(threading.local):
@@ -171,4 +172,4 @@ def missing(tensor: Any, name: str) -> Any:
         )
         return None
     instead = f": write {_INSTEAD[name]}" if name in _INSTEAD else ""
-    raise AttributeError(f"a {type(tensor).__name__} has no attribute {name!r}{instead}", name=name, obj=tensor)
+    raise AttributeError(f"{a_type(tensor)} has no attribute {name!r}{instead}", name=name, obj=tensor)

@@ -12,6 +12,7 @@ from tinydiff.autograd import copying, hooks, notebook, places, tape
 from tinydiff.autograd.conversion import leaves, missing, refuse_tensor, to_array
 from tinydiff.autograd.function import Function, Version, register_tensor_type
 from tinydiff.backend import array_module, device_of, is_array, module_for, to_device, to_numpy
+from tinydiff.errors import a_type
 
 
 @register_tensor_type
@@ -359,7 +360,7 @@ def from_dlpack(x: Any) -> Tensor:
     gradient.
     """
     if not (hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__")):
-        raise TypeError(f"from_dlpack takes an array that offers its memory by DLPack, not a {type(x).__name__}")
+        raise TypeError(f"from_dlpack takes an array that offers its memory by DLPack, not {a_type(x)}")
     source = f"{type(x).__module__}.{type(x).__name__}"
     try:
         kind, number = x.__dlpack_device__()

@@ -15,8 +15,8 @@ from tinydiff.ops.softmaxes import log_softmax_array
 class MseLoss(Function):
     """Y = (P - T)^2 of a prediction and its target; its sum; or its mean, which divides by n.
 
-        L_P = 2 (P - T) * L_Y / n
-        L_T = -2 (P - T) * L_Y / n    (n is the number of elements for the mean, else 1)
+    L_P = 2 (P - T) * L_Y / n
+    L_T = -2 (P - T) * L_Y / n    (n is the number of elements for the mean, else 1)
     """
 
     widens_half = True
@@ -39,7 +39,7 @@ class MseLoss(Function):
 class CrossEntropy(Function):
     """l_n = -log p_n,y(n) with p the softmax of the logits; its derivative is p - onehot(y) (from A 3.3.7).
 
-        L_X = (softmax(X) - onehot(labels)) * L_Y / n    (n is the number of rows for the mean, else 1)
+    L_X = (softmax(X) - onehot(labels)) * L_Y / n    (n is the number of rows for the mean, else 1)
     """
 
     widens_half = True

@@ -7,9 +7,10 @@ from html import escape
 from typing import Any
 
 from tinydiff.errors import InputError
+from tinydiff.study.cost import amount
 from tinydiff.study.layout import FEW, Box, boxes
 from tinydiff.study.recorder import Leaf, Operation
-from tinydiff.study.table import amount, shape_text
+from tinydiff.study.table import shape_text
 
 _WIDE, _HIGH, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 24, 34, 20  # pixels
 _COLUMN = 24  # boxes above which a graph stands in one column

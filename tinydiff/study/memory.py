@@ -10,6 +10,15 @@ from tinydiff.errors import InputError
 _NAMED = 8  # operations with a colour of their own; the others share one
 
 
+def _starts(trace: Any) -> list[int]:
+    """The first step of each event."""
+    starts: list[int] = []
+    for i, step in enumerate(trace.steps):
+        if i == 0 or step.event is not trace.events[len(starts) - 1]:
+            starts.append(i)
+    return starts
+
+
 def memory_picture(trace: Any) -> bytes:
     """A PNG: how many bytes were kept after each step, by operation. InputError without matplotlib."""
     try:
@@ -17,7 +26,8 @@ def memory_picture(trace: Any) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("the picture of memory needs matplotlib: pip install 'tinydiff[plot]'") from None
-    steps = len(trace.events)
+    live = [step.event.live for step in trace.steps]
+    steps, starts = len(live), _starts(trace)
     totals = {name: row.saved for name, row in trace.cost().by_operation.items() if row.saved}
     named = sorted(totals, key=lambda name: -totals[name])[:_NAMED]
     heights = {name: [0] * steps for name in named}
@@ -25,10 +35,10 @@ def memory_picture(trace: Any) -> bytes:
         if op.kept_at is None or not op.saved:
             continue
         row = heights.setdefault(op.name if op.name in named else "others", [0] * steps)
-        end = steps if op.freed_at is None else op.freed_at
-        for step in range(op.kept_at, end):
+        end = steps if op.freed_at is None else starts[op.freed_at]
+        for step in range(starts[op.kept_at], end):
             row[step] += op.saved
-    peak = max((event.live for event in trace.events), default=0)
+    peak = max(live, default=0)
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if peak >= u), (1.0, "bytes"))
     figure = Figure(figsize=(9, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
@@ -41,12 +51,16 @@ def memory_picture(trace: Any) -> bytes:
             colors=[f"C{i}" for i in range(len(heights))],
         )
         axes.legend(loc="upper left", fontsize="small")
-    axes.plot(range(steps), [event.live / unit for event in trace.events], "k", linewidth=1, drawstyle="steps-post")
-    first = next((i for i, event in enumerate(trace.events) if event.kind != "forward"), None)
+    axes.plot(range(steps), [value / unit for value in live], "k", linewidth=1, drawstyle="steps-post")
+    first = next((i for i, step in enumerate(trace.steps) if step.kind != "forward"), None)
     if first is not None:
         axes.axvline(first, color="gray", linestyle="--", linewidth=1)
         axes.text(first, 0, " backward begins", fontsize="small", va="bottom")
-    axes.set(xlabel="step of the trace", ylabel=f"kept for backward, {name}", xlim=(0, max(1, steps - 1)))
+    axes.set(
+        xlabel="step: a forward pass, a gradient or a sum of gradients",
+        ylabel=f"kept for backward, {name}",
+        xlim=(0, max(1, steps - 1)),
+    )
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

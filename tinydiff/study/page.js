@@ -1,5 +1,6 @@
 // The page of a trace: a graph on the left, the current step on the right, memory below.
-// A step is ["f" | "b", operation, gradient, live bytes] or ["s", where, output, live bytes, first, second, total, from].
+// A step is ["f" | "b", operation, gradient, live bytes] or ["s", where, output, live bytes, first, second, total, from, parts],
+// where the parts are [operation, input] of each gradient in the sum, the second one last; null for one from before.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -23,7 +24,7 @@ function make(tag, attributes = {}, ...children) {
 }
 
 const written = (shape) => `(${shape.join(", ")})`;
-const brief = (x) => (x === null ? "–" : x === 0 ? "0" : Math.abs(x) >= 1e5 || Math.abs(x) < 1e-3 ? x.toExponential(2) : x.toPrecision(3));
+const brief = (x) => (typeof x === "string" ? x : x === null ? "–" : x === 0 ? "0" : Math.abs(x) >= 1e5 || Math.abs(x) < 1e-3 ? x.toExponential(2) : x.toPrecision(3));
 
 function bytes(n) {
   for (const unit of ["B", "KB", "MB"]) {
@@ -307,7 +308,8 @@ function forwardPanel(number) {
     make("section", {}, make("h3", {}, "takes → gives"), arraysRow(node)), rulePanel(node, -1), make("h3", {}, "cost"), facts(node)];
 }
 
-function sumPanel([, where, output, , first, second, total, from]) {
+function sumPanel([, where, output, , first, second, total, , sent]) {
+  const sender = (part) => (part && nodes[part[0]] ? `L_${nodes[part[0]].names[part[1]]} of ${nameOf(`n${part[0]}`)}` : "a gradient from before");
   const top = Math.max(...[first, second, total].map((number) => largest(arrays[number])));  // one scale for all three
   const name = where[0] === "n" && nodes[where.slice(1)].outputs.length > 1 ? `${nameOf(where)}, output ${output}` : nameOf(where);
   return [
@@ -316,7 +318,7 @@ function sumPanel([, where, output, , first, second, total, from]) {
     make("div", { class: "formula mono" }, make("div", { class: "math" }, make("b", {}, "sum"), " = first + second")),
     make("h3", {}, "this step"),
     make("div", { class: "equation" }, arrayView("sum", total, { out: true, top }), make("span", { class: "sign" }, "="),
-      arrayView("first", first, { note: "was there", top }), make("span", { class: "sign" }, "+"), arrayView("second", second, { top, note: from === null ? "" : `from ${nameOf(`n${from}`)}` })),
+      arrayView("first", first, { note: `was there: ${sent.slice(0, -1).map(sender).join(" + ")}`, top }), make("span", { class: "sign" }, "+"), arrayView("second", second, { top, note: `comes now: ${sender(sent[sent.length - 1])}` })),
   ];
 }
 

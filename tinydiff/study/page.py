@@ -21,6 +21,7 @@ from tinydiff.study.formulas import EACH, Formula, formulas_of, parts_of, rule_f
 from tinydiff.study.layout import boxes, groups_of
 from tinydiff.study.recorder import Leaf, Operation
 from tinydiff.study.rules import Rule
+from tinydiff.study.steps import steps_of
 
 MOST = 4000  # operations of a page
 _PARTS = 4 << 20  # bytes of the arrays that formulas stand on
@@ -85,7 +86,7 @@ class _Data:
             "notes": notes,
             "first": self.first,
             "nodes": nodes,
-            "leaves": [{"name": leaf.name, "shape": leaf.shape, "weight": leaf.is_weight} for leaf in trace.leaves],
+            "leaves": [{"name": leaf.shown, "shape": leaf.shape, "weight": leaf.is_weight} for leaf in trace.leaves],
             "steps": steps,
             "boxes": [
                 {"k": self._key(box.what), "label": box.label, "x": round(box.x, 3), "layer": box.layer}
@@ -137,25 +138,23 @@ class _Data:
 
     def _steps(self, trace: Any) -> tuple[list[list[Any]], int | None]:
         """The steps of the page, [kind, node, gradient, live bytes] or ["s", key, output, live, first, second, total,
-        origin], and the first one with a value that is not finite. A backward pass has a step for each gradient."""
+        origin, parts], and the first one with a value that is not finite."""
         steps: list[list[Any]] = []
         bad: int | None = None
-        for event in trace.events:
-            op, start = event.operation, len(steps)
-            if self._key(event.target if event.kind == "sum" else op) is None:
+        for kind, event, i in steps_of(trace.events):
+            op: Any = event.operation
+            if self._key(event.target if kind == "sum" else op) is None:
                 continue
-            if event.kind == "sum":
+            if kind == "sum":
                 arrays = [self._array(a) for a in (event.first, event.second, event.total)]
-                origin = None if self._key(event.came_from) is None else event.came_from.number - self.first
-                steps.append(["s", self._key(event.target), event.output, event.live, *arrays, origin])
-            elif event.kind == "forward":
-                steps.append(["f", op.number - self.first, 0, event.live])
+                sender: Any = event.came_from
+                origin = None if self._key(sender) is None else sender.number - self.first
+                sent: Any = [p and [p[0].number - self.first, p[1]] for p in event.parts]
+                steps.append(["s", self._key(event.target), event.output, event.live, *arrays, origin, sent])
             else:
-                wanted = op.needs if len(op.needs) == len(op.L_Xs) else (True,) * len(op.L_Xs)
-                made = [i for i, L in enumerate(op.L_Xs) if L is not None and wanted[i]] or [0]
-                steps += [["b", op.number - self.first, i, event.live] for i in made]
-            if bad is None:
-                bad = next((i for i in range(start, len(steps)) if self._is_bad(steps[i], trace)), None)
+                steps.append([kind[0].replace("g", "b"), op.number - self.first, i, event.live])
+            if bad is None and self._is_bad(steps[-1], trace):
+                bad = len(steps) - 1
         return steps, bad
 
     def _is_bad(self, step: list[Any], trace: Any) -> bool:
@@ -180,7 +179,7 @@ class _Data:
             made: dict[str, Any] = {
                 "shape": summary.shape,
                 "dtype": summary.dtype,
-                "norm": _finite(summary.norm),
+                "norm": summary.norm if math.isfinite(summary.norm) else table.number(summary.norm),
                 "low": _finite(summary.low),
                 "high": _finite(summary.high),
                 "bad": summary.non_finite,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,9 @@ from tinydiff.autograd import tape
 from tinydiff.errors import InputError
 from tinydiff.study import table
 from tinydiff.study.arrays import Summarizer
+from tinydiff.study.cost import Cost
 from tinydiff.study.recorder import Event, Leaf, Operation, Recorder
+from tinydiff.study.steps import Step, steps_of
 
 EACH = 4096  # elements of an array whose values are all kept
 TOTAL = 8 << 20  # bytes of values that are kept in all
@@ -39,7 +42,8 @@ class Trace:
     values, total: as for `td.trace`.
 
     operations: all operations in the order in which they ran. events: every forward pass, backward pass and sum of two
-    gradients in order. leaves: the tensors that no operation made. notes: sentences on what is not shown.
+    gradients in order. steps: the same with a step for each gradient of a backward pass. leaves: the tensors that no
+    operation made. notes: sentences on what is not shown.
     """
 
     def __init__(self, values: int = EACH, total: int = TOTAL) -> None:
@@ -60,6 +64,7 @@ class Trace:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._block.__exit__(kind, error, where)
+        self._recorder.name_leaves(sys._getframe(1))
 
     @property
     def operations(self) -> list[Operation]:
@@ -68,6 +73,11 @@ class Trace:
     @property
     def events(self) -> list[Event]:
         return self._recorder.events
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps in order: forward passes, gradients and sums of gradients, as the page counts them."""
+        return list(steps_of(self.events))
 
     @property
     def leaves(self) -> list[Leaf]:
@@ -130,12 +140,14 @@ class Trace:
     def __repr__(self) -> str:
         return f"Trace({len(self.operations)} operations, {sum(op.ran_backward for op in self.operations)} backward passes)"
 
-    def cost(self) -> table.Cost:
-        """FLOPs, bytes, saved memory and time by module and operation, forward and backward; print it.
+    def cost(self, sort: str = "flops") -> Cost:
+        """FLOPs, bytes, saved memory and time by module and operation, forward and backward, and the single operations with
+        the largest; print it.
 
-        FLOPs are those of products of matrices, a multiplication with an addition counts as two.
+        FLOPs are those of products of matrices, a multiplication with an addition counts as two. sort: what the rows are
+        ordered by, "flops", "bytes", "saved" (memory kept for backward) or "time". InputError for another.
         """
-        return table.Cost(self)
+        return Cost(self, sort)
 
     def html(self, path: str | Path, title: str = "a backward pass") -> None:
         """Writes the page to step through the trace: one HTML file that loads nothing else.
