@@ -317,7 +317,7 @@ class Tensor:
         def clip(self, low: Any = None, high: Any = None) -> Tensor: ...
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._change(value)
+        self._change(value, "td.ops.where(mask, value, x) or td.ops.concatenate instead of x[index] = value")
         index = tuple(map(_plain, index)) if isinstance(index, tuple) else _plain(index)
         self.data[index] = _plain(value)
 
@@ -341,12 +341,10 @@ class Tensor:
         self.data /= _plain(value)
         return self
 
-    def _change(self, value: Any) -> None:
+    def _change(self, value: Any, instead: str = "x = x + y instead of x += y") -> None:
         """Notes a change in place. The tape cannot record one, so where it would have to, that is an error."""
         if tape.is_recording() and (self.requires_grad or getattr(value, "requires_grad", False)):
-            raise RuntimeError(
-                "a change in place is not recorded: write x = x + y instead of x += y, or make it inside td.no_grad()"
-            )
+            raise RuntimeError(f"a change in place is not recorded: write {instead}, or make it inside td.no_grad()")
         self._version.count += 1
 
 
