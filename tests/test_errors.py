@@ -10,7 +10,7 @@ from PIL import Image
 
 import tinydiff as td
 from tinydiff.cli.entry import main
-from tinydiff.errors import InputError, named, spelling
+from tinydiff.errors import InputError, a_type, named, spelling
 from tinydiff.evaluation.evaluate import Settings
 from tinydiff.runs.building import resolve
 from tinydiff.runs.config import RunConfig
@@ -32,6 +32,13 @@ def test_named():
         assert named("image_size", 8) == "IMAGE_SIZE"
         raise ZeroDivisionError
     assert named("image_size", 8) == "image_size=8"
+
+
+def test_a_type():
+    things = (1, 1.0, None, np.ones(2), np.uint8(1), td.Tensor(1.0), object(), "")
+    assert [a_type(x) for x in things] == [
+        "an int", "a float", "None", "an ndarray", "a uint8", "a Tensor", "an object", "a str",
+    ]  # fmt: skip
 
 
 def test_the_command_line_spells_names_as_flags():

@@ -36,6 +36,13 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def a_type(x: object) -> str:
+    """ "an int", "a Tensor", "None": what x is, for a sentence."""
+    name = type(x).__name__
+    vowel = name.lower().startswith(("a", "e", "i", "o", "un", "nd"))
+    return "None" if x is None else f"{'an' if vowel else 'a'} {name}"
+
+
 class _Told(Exception):
     """limit: of the message's length; None where it quotes other programs at length, as a compiler's log: then it stays as it
     is."""

@@ -1,5 +1,6 @@
 """tinydiff/autograd/conversion.py: tensors of tensors, array[i] = tensor, .grad of what is not a leaf, names of other libraries."""
 
+import cmath
 import copy
 import math
 import pickle
@@ -85,6 +86,43 @@ def test_functions_of_python_and_methods_of_arrays_say_what_to_write():
             method(dim=0)
     with pytest.raises(TypeError, match="write keepdims, as in NumPy, for keepdim"):
         x.max(0, keepdim=True)
+
+
+WITHOUT_SOURCE = {
+    "math.exp(s)": r"td\.ops\.exp", "m.log(s)": r"td\.ops\.log", "root(s)": r"math\.sqrt.*td\.ops\.sqrt",
+    "1 + math.pow(s, 2) * 3": r"x \*\* y", "math.gamma(s)": "td.Function", "math.fsum(x)": r"x\.sum\(\)",
+    "cmath.exp(s)": "td.ops.exp",
+    "np.array([x, x])": r"td\.ops\.stack", "np.array(xs)": r"td\.ops\.stack", "np.asarray([y for y in xs], float)": "stack",
+    "np.array((s, 1.0))": "stack", "np.array([\n    x,\n    x,\n])": "stack", "np.fromiter((y for y in x), float)": "stack",
+    "np.float32(x)": r"astype\(np\.float32\)", "rng.normal(s, 1, 3)": "mean \\+ scale \\* noise",
+    "np.random.permutation(x)": "indices",
+    "np.arange(s)": "np.arange", "np.ones(2).fill(s)": r"td\.ops\.broadcast_to", "a.fill(s)": r"td\.ops\.broadcast_to",
+    "a.__setitem__(0, s)": None, "float(s)": None, "int(s)": None, "round(s)": None, "np.asarray(x)": None, "np.array(x)": None,
+    "'%.1f' % s": None, "f'{s:.2f}'": None, "math.floor(s)": None, "math.isnan(s)": None, "s.item() + math.exp(s.item())": None,
+    "np.float64(s)": None, "max([math.exp(1.0), float(s)])": None, "np.allclose([x, x], 1)": None, "print(float(s), [1])": None,
+    "np.copy(x)": None, "np.testing.assert_allclose(xs, [x.data, x.data])": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["<stdin>", "<string>"])
+def test_guards_need_no_source(file):
+    """As in a terminal, where the lines that were typed cannot be read."""
+    for text, advice in WITHOUT_SOURCE.items():
+        x = leaf([1.0, 2.0])
+        scope = {"np": np, "math": math, "m": math, "root": math.sqrt, "cmath": cmath, "rng": np.random.default_rng(0)}
+        scope |= {"x": x, "s": x[1], "xs": [x, x], "a": np.zeros(2), "advice": None}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            exec(compile(f"def f(x, s, xs):\n    return {text}\nf(x, s, xs)\n{text}", file, "exec"), scope)
+        messages = [str(w.message) for w in caught]
+        assert len(messages) == 0 if advice is None else len(messages) > 1, (text, messages)
+        assert advice is None or all(re.search(advice, m) for m in messages), (text, messages)
+    with pytest.raises(TypeError, match="array @ x"):
+        exec(compile("np.ones(2).dot(x)", file, "exec"), {"np": np, "x": leaf([1.0, 2.0])})
+    with pytest.raises(TypeError, match=r"td\.ops\.sum"):
+        exec(compile("np.sum([x, x])", file, "exec"), {"np": np, "x": leaf([1.0, 2.0])})
+    with pytest.warns(UserWarning, match=r"array\[i\] = x"):
+        exec(compile("a[0] = x", file, "exec"), {"a": np.zeros((2, 2)), "x": leaf([1.0, 2.0])})
 
 
 def test_the_gradient_of_what_is_not_a_leaf_warns():

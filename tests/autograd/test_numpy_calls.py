@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
+import tinydiff
 from tinydiff import no_grad, ops
 from tinydiff.autograd import numpy_calls
 from tinydiff.autograd.tensor import Tensor
@@ -33,7 +34,10 @@ REFUSED = {
     "mean": (lambda x: np.mean(x), "td.ops.mean"),
     "sum of a list": (lambda x: np.sum([x, x]), "td.ops.sum"),
     "std": (lambda x: np.std(x), "td.ops.std"),
-    "cumsum": (lambda x: np.cumsum(x), "write a td.Function"),
+    "cumsum": (lambda x: np.cumsum(x), "np.tri(len(x)) @ x"),
+    "cross": (lambda x: np.cross([1.0, 2.0, 3.0], np.pad(x.data[0], (0, 1)) + x[0, 0]), "write a td.Function"),
+    "remainder": (lambda x: np.ones((2, 2)) % x, "np.floor(x.data / y)"),
+    "r_": (lambda x: np.r_[x[0], x[1]], "td.ops.concatenate"),
     "median": (lambda x: np.median(x), "write a td.Function"),
     "split": (lambda x: np.split(x, 2), "td.ops.split"),
     "pad": (lambda x: np.pad(x, 1), "td.ops.pad"),
@@ -48,7 +52,7 @@ REFUSED = {
     "add.at": (lambda x: np.add.at(np.ones((2, 2)), 0, x[0]), "x.data"),
     "copyto": (lambda x: np.copyto(np.ones((2, 2)), x), "x.data"),
     "full_like": (lambda x: np.full_like(x, x[0, 0]), "td.ops.broadcast_to"),
-    "copyto in full_like": (lambda x: np.full_like(np.ones((2, 2)), x[0, 0]), "x.data"),
+    "full_like of an array": (lambda x: np.full_like(np.ones((2, 2)), x[0, 0]), "td.ops.broadcast_to"),
     "full": (lambda x: np.full((2, 2), x[0, 0]), "td.ops.broadcast_to"),
     "mean of a list": (lambda x: np.mean([x, x]), "td.ops.stack(list) and td.ops.mean"),
     "max of a tuple": (lambda x: np.max((x[0], x[1])), "td.ops.max"),
@@ -145,6 +149,62 @@ def test_numpy_changing_a_tensor_in_place_is_noticed():
         change(x)
         with pytest.raises(RuntimeError, match="changed in place"):
             y.sum().backward()
+
+
+ADVICE = {
+    "square": np.square, "reciprocal": np.reciprocal, "fabs": np.fabs, "log1p": np.log1p, "expm1": np.expm1, "exp2": np.exp2,
+    "log2": np.log2, "log10": np.log10, "tan": np.tan, "sinh": np.sinh, "cosh": np.cosh, "hypot": np.hypot, "ptp": np.ptp,
+    "diff": np.diff, "flip": np.flip, "trace": np.trace, "diagonal": np.diagonal, "true_divide": np.true_divide,
+    "float_power": np.float_power, "fmax": np.fmax, "logaddexp": np.logaddexp, "vdot": np.vdot, "inner": np.inner,
+    "vecdot": np.vecdot, "tril": np.tril, "triu": np.triu, "norm": np.linalg.norm, "degrees": np.degrees,
+    "radians": np.radians, "prod": np.prod, "cumsum": np.cumsum, "outer": np.outer, "sort": np.sort, "nansum": np.nansum,
+    "nanmean": np.nanmean, "remainder": np.remainder, "pow": np.power, "fsum": np.sum, "dist": lambda x, y: np.linalg.norm(x - y),
+    "tile": lambda x: np.tile(x, 3), "roll": lambda x: np.roll(x, 3, axis=0), "linspace": lambda a, b: np.linspace(a, b, 3),
+    "polyval": lambda a, b, c, x: np.polyval([a, b, c], x), "trapezoid": lambda y: np.trapezoid(y, dx=0.5, axis=0),
+    "multi_dot": lambda a, b, c: a @ b @ c, "average": np.average, "add.outer": np.add.outer, "fliplr": np.fliplr,
+    "matrix_power": lambda x: np.linalg.matrix_power(x, 2), "insert": lambda x, new: np.insert(x, 1, new, axis=0),
+}  # fmt: skip
+WITH_NAMES = {"linspace", "polyval", "trapezoid", "multi_dot", "insert"}  # of other arguments than x and y
+VECTORS = set(
+    [
+        "outer",
+        "sort",
+        "cumsum",
+        "add.outer",
+        "roll",
+        "diff",
+        "flip",
+        "nanmean",
+        "nansum",
+        "inner",
+        "vdot",
+        "vecdot",
+        "trapezoid",
+    ]
+)
+
+
+def test_what_is_written_computes_the_same(rng):
+    for name, function in ADVICE.items():
+        text = re.split(" for | of | along ", numpy_calls._INSTEAD[name])[0]
+        shape = () if name == "linspace" else 4 if name in VECTORS else (4, 4)
+        given = {letter: rng.uniform(0.5, 2, shape) for letter in "xyabc"} | {"new": rng.uniform(size=(1, 4))}
+        numbers = {"np": np, "td": tinydiff, "n": 3, "dx": 0.5, "i": 1}
+        value = eval(text, numbers | {letter: leaf(a) for letter, a in given.items()})
+        own = getattr(function, "__code__", None)
+        names = own.co_varnames if name in WITH_NAMES else ["x", "y"][: 2 if re.search(r"\by\b", text) else 1]
+        np.testing.assert_allclose(value.data, function(*[given[k] for k in names]), rtol=1e-9, err_msg=name)
+        assert value.requires_grad, name
+
+
+def test_whole_quotients_and_remainders():
+    x = leaf([5.0, 7.0])
+    assert (x // 2).data.tolist() == [2, 3] and not (x // 2).requires_grad and (11 // x).data.tolist() == [2, 1]
+    for compute in (lambda x: x % 2, lambda x: 11 % x):
+        with pytest.raises(TypeError, match=r"write x - y \* np\.floor"):
+            compute(x)
+        assert compute(x.detach()).data.tolist() == compute(x.data).tolist()
+    assert round(leaf(2.6)) == 3 and round(leaf(2.66), 1) == 2.7
 
 
 def test_names_that_are_written_exist():

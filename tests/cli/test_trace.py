@@ -54,7 +54,7 @@ def file(tmp_path, monkeypatch):
 def test_a_function_is_traced(file, function, capsys):
     assert main(["trace", f"{file}:{function}", "--cost"]) == 0
     out = capsys.readouterr().out
-    assert "2 operations, 2 steps of the backward pass" in out and "study_me.py:7" in out
+    assert "2 operations, 4 steps: 2 forward passes, 2 gradients" in out and "study_me.py:7" in out
     assert "Silu" in out and "a multiplication with an addition is two" in out and "note" not in out
 
 
@@ -75,6 +75,15 @@ def test_what_cannot_be_traced_gets_one_sentence(file, target, sentence, capsys)
     assert main(["trace", file + target]) == 2
     out, err = capsys.readouterr()
     assert not out and sentence in err and err.count("\n") == 1
+
+
+def test_costs_are_sorted_by_what_is_asked_for(file, capsys):
+    assert main(["trace", f"{file}:drops", "--cost", "--sort", "saved"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    at = rows.index("single operations that save the most memory for backward")
+    assert rows[at + 1].startswith("#0 Dropout ")
+    assert main(["trace", f"{file}:loss", "--sort", "saved"]) == 2
+    assert "--sort orders the rows of --cost" in capsys.readouterr().err
 
 
 def test_random_numbers_and_bad_values_are_told(file, capsys):

@@ -164,3 +164,30 @@ MISUSED = {
 def test_tensors_where_only_a_number_will_do_are_named(what):
     with pytest.raises((TypeError, ValueError), match=what):
         MISUSED[what]()
+
+
+def test_images_with_their_channels_first_get_a_hint():
+    x, w = np.ones((2, 3, 8, 8), np.float32), np.ones((3, 3, 3, 4), np.float32)
+    hint = r"look like \(N, C, H, W\): write x\.transpose\(0, 2, 3, 1\)"
+    calls = {
+        "conv2d": lambda x: ops.conv2d(x, w),
+        "conv_transpose2d": lambda x: ops.conv_transpose2d(x, w.transpose(0, 1, 3, 2)),
+        "group_norm": lambda x: ops.group_norm(x, 3),
+        "group_norm with a weight": lambda x: ops.group_norm(x, 3, np.ones(3)),
+        "weight": lambda x: ops.group_norm(x, 1, np.ones(3)),
+        "layer_norm": lambda x: ops.layer_norm(x, np.ones(3)),
+        "upsample": lambda x: ops.convolution.upsample_conv2d(x, w),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=hint):
+            call(x)
+        with pytest.raises(ValueError) as error:
+            call(np.ones((2, 5, 8, 8), np.float32))
+        assert "look like" not in str(error.value), name
+        call(x.transpose(0, 2, 3, 1))
+    with pytest.raises(ValueError, match=r"write x\.transpose\(0, 2, 3, 1\) for the one that is \(N, C, H, W\)"):
+        ops.mse_loss(x, x.transpose(0, 2, 3, 1))
+    with pytest.raises(ValueError, match=r"differ in shape$"):
+        ops.mse_loss(x, x[:1])
+    with pytest.raises(ValueError, match=r"write w\.transpose\(2, 3, 1, 0\)"):
+        ops.conv2d(np.ones((1, 8, 8, 5)), np.ones((4, 5, 3, 3)))

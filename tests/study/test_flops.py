@@ -5,6 +5,7 @@ import pytest
 
 import tinydiff as td
 from tinydiff.cli.info import cost
+from tinydiff.errors import InputError
 
 
 def counted(fn, *xs):
@@ -129,6 +130,24 @@ def test_the_table_of_costs(traced_unet):
     text = str(found)
     assert "a multiplication with an addition is two" in text and "resnets.0.conv1" in text
     assert max(map(len, text.splitlines()[:-2])) < 160
+
+
+def test_costs_have_an_order_and_the_largest_operations(traced_unet):
+    by_saved, by_flops = traced_unet.cost(sort="saved"), traced_unet.cost()
+    saved = [op.saved for op, _ in by_saved.largest]
+    assert saved == sorted((op.saved for op in traced_unet.operations), reverse=True) and saved[0] > saved[-1]
+    top = by_saved.largest[0][0]
+    title = "single operations that save the most memory for backward"
+    for text in (str(by_saved), str(by_flops)):  # the list is there in any order
+        assert text.count(title) == 1
+        assert text.split(title)[1].split("\n")[1].startswith(f"#{top.number} {top.name} {top.place.module}")
+    flops = [sum(row.flops) for _, row in by_flops.largest]
+    assert flops == sorted(flops, reverse=True) and "most FLOPs" in str(by_flops) and "most FLOPs" not in str(by_saved)
+    names = [line.partition(" ")[0] for line in str(by_saved).splitlines()[2:]]
+    kinds = sorted(by_saved.by_operation, key=lambda name: -by_saved.by_operation[name].saved)
+    assert names[: names.index("all")][0] == kinds[0]
+    with pytest.raises(InputError, match="flops, bytes, saved, time, not 'size'"):
+        traced_unet.cost("size")
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,8 @@ CASES = {
     **{name: lambda name=name: getattr(o, name)(tensor(2, 3)) for name in ["exp", "sin", "cos", "erf", "abs"]},
     **{name: lambda name=name: getattr(o, name)(tensor(2, 3)) for name in ["relu", "silu", "tanh"]},
     **{name: lambda name=name: getattr(o, name)(positive(2, 3)) for name in ["sqrt", "log", "sigmoid", "softplus"]},
+    "batch norm": lambda: o.batch_norm(tensor(4, 2, 3), tensor(3), tensor(3)),
+    "batch norm, plain": lambda: o.batch_norm(tensor(4, 3)),
     "signs": lambda: -(+tensor(2, 3)),
 }  # fmt: skip
 

@@ -3,14 +3,11 @@
 import numpy as np
 
 import tinydiff as td
-from tinydiff.study.meeting import Meeting
 
 
 def givers(trace):
     """[["Operation #number/input", ...] of each sum]."""
-    meeting = Meeting()
-    met = [(event, meeting.givers(event)) for event in trace.events]
-    return [[f"{op.name} #{op.number}/{i}" for op, i in found] for event, found in met if event.kind == "sum"]
+    return [[f"{op.name} #{op.number}/{i}" for op, i in event.givers] for event in trace.events if event.kind == "sum"]
 
 
 def test_gradients_of_a_value_that_is_used_several_times():

@@ -84,6 +84,7 @@ def test_a_sum_where_gradients_meet_is_a_step(traced):
     (event,) = [event for event in trace.events if event.kind == "sum"]
     relu, middle = trace.operations[1], trace.operations[2]
     assert event.target is relu and event.came_from is middle
+    assert event.parts == [(trace.operations[4], 0), (middle, 0)]
     np.testing.assert_array_equal(event.second.values, middle.L_Xs[0].values)
     np.testing.assert_array_equal(event.first.values + event.second.values, event.total.values)
     np.testing.assert_array_equal(event.total.values, relu.L_Ys[0].values)
@@ -96,8 +97,52 @@ def test_sums_at_leaves_of_shared_weights_and_earlier_gradients():
         (w * w).sum().backward()
     sums = [event for event in trace.events if event.kind == "sum"]
     assert [event.target.name for event in sums] == ["w", "w"]
+    product = trace.operations[0]
+    assert [event.parts for event in sums] == [[None, (product, 0)], [None, (product, 0), (product, 1)]]
     np.testing.assert_array_equal([event.total.values for event in sums], [[11, 22], [12, 24]])
     np.testing.assert_array_equal(w.grad, [12, 24])
+
+
+def test_the_parts_of_a_sum_are_those_of_its_own_walk():
+    x = td.Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    with td.trace() as trace:
+        y = td.ops.exp(x)
+        loss = (y * 2 + y * 3 + td.ops.sin(y)).sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+    names = [[part and part[0].name for part in e.parts] for e in trace.events if e.kind == "sum"]
+    sums = [["Sin", "Multiply"], ["Sin", "Multiply", "Multiply"]]
+    assert names == [*sums, *sums, ["Exp", "Exp"]]
+
+
+WEIGHT = td.Tensor(np.ones(2), requires_grad=True)
+
+
+def test_tensors_of_ones_own_have_the_names_of_their_variables():
+    class Holder:
+        pass
+
+    def step():
+        return td.ops.sum(holder.w * WEIGHT * layers[0]["w"] * td.Tensor([1.0, 2.0], requires_grad=True) * made())
+
+    def made():
+        later.append(td.Tensor([1.0, 2.0], requires_grad=True))
+        return later[0]
+
+    holder, layers, later = Holder(), [{"w": td.Tensor([1.0, 2.0], requires_grad=True)}], []
+    holder.w, first = td.Tensor([1.0, 3.0], requires_grad=True), layers[0]["w"]
+    with td.trace() as trace:
+        step().backward()
+    names = [leaf.shown for leaf in trace.leaves]
+    _, start = inspect.getsourcelines(step)
+    assert names == [
+        "holder.w",
+        "WEIGHT",
+        "first",
+        f"the array of {trace.operations[2].place.file}:{start + 1}",
+        "later[0]",
+    ]
+    assert first.grad is not None
 
 
 def test_live_memory_rises_and_falls_to_nothing(traced):
@@ -206,6 +251,17 @@ def test_an_observer_around_a_trace_still_sees_the_passes(traced):
     with pytest.raises(RuntimeError, match="in use"), trace:
         pass
     gc.collect()
+
+
+def test_norms_of_what_is_not_finite(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    x = td.Tensor(np.array([1.0, 4.0]), requires_grad=True)
+    with td.trace() as trace:
+        (x * np.array([np.nan, 1.0])).sum().backward()
+        (x * np.array([np.inf, 2.0])).sum().backward()
+    L_As = [op.L_Xs[0] for op in by_name(trace, "Multiply")]
+    assert np.isnan(L_As[0].norm) and L_As[1].norm == np.inf and L_As[0].high == 1
+    assert "|NaN| 1 not finite" in str(trace) and "|inf| 1 not finite" in str(trace) and "|nan|" not in str(trace)
 
 
 def test_gradients_of_single_numbers_are_recorded():

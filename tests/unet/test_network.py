@@ -237,3 +237,54 @@ def test_attention_only_where_it_was_asked_for():
     assert unet.mid_block.attentions and not tiny(add_attention=False).mid_block.attentions
     assert tiny(mid_block_type=None).mid_block is None
     assert tiny(attention_head_dim=4).mid_block.attentions[0].heads == 4
+
+
+def test_hooks_on_every_module_are_called_and_change_nothing():
+    """Also on those whose weights a block gives to an operation that joins several layers."""
+    generator = td.random.Generator(3)
+    unet = td.UNet(
+        8,
+        1,
+        channels=4,
+        channel_mults=(1, 2),
+        blocks_per_level=1,
+        attention_resolutions=(4,),
+        groups=2,
+        generator=generator,
+    )
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+
+    def run():
+        unet.zero_grad()
+        y = unet(x, 3)
+        (y * x).sum().backward()
+        return y.data, {name: p.grad for name, p in unet.named_parameters()}
+
+    plain, gradients = run()
+    names = {id(module): name for name, module in unet.named_modules()}
+    seen = {"before": [], "after": [], "backward": []}
+    for module in unet.modules():
+        module.register_forward_pre_hook(lambda m, args: seen["before"].append(names[id(m)]))
+        module.register_forward_hook(lambda m, args, output: seen["after"].append(names[id(m)]))
+        module.register_full_backward_hook(lambda m, L_Xs, L_Ys: seen["backward"].append(names[id(m)]))
+    hooked, hooked_gradients = run()
+    for kind, called in seen.items():
+        assert sorted(called) == sorted(names.values()), kind
+    np.testing.assert_allclose(hooked, plain, atol=1e-6)
+    for name, L in gradients.items():
+        np.testing.assert_allclose(hooked_gradients[name], L, rtol=1e-3, atol=1e-6, err_msg=name)
+
+
+def test_what_does_not_fit_comes_with_what_would():
+    with pytest.raises(InputError, match=r"groups=32 must divide .* one has 24: groups=24 would do"):
+        td.UNet(8, 1, channels=24, channel_mults=(1, 2))
+    with pytest.raises(InputError, match=r"one has 40: groups=20 would do"):
+        td.UNet(8, 1, channels=40, channel_mults=(1, 1.5, 2))
+    td.UNet(8, 1, channels=40, channel_mults=(1, 1.5, 2), groups=20, blocks_per_level=1, attention_resolutions=())
+    with pytest.raises(ValueError, match=r"into 32 groups; 12 would do"):
+        td.nn.GroupNorm(32, 12)
+    unet = td.UNet(8, 3, channels=4, channel_mults=(1,), blocks_per_level=1, attention_resolutions=(), groups=2)
+    with pytest.raises(ValueError, match=r"not of shape \(2, 3, 8, 8\).*write x\.transpose\(0, 2, 3, 1\)"):
+        unet(np.zeros((2, 3, 8, 8), np.float32), 1)
+    with pytest.raises(ValueError, match=r"not of shape \(2, 3, 4, 8\)$"):
+        unet(np.zeros((2, 3, 4, 8), np.float32), 1)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import dis
-import functools
-import linecache
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd.calls import Call, running_call, stores_element
 from tinydiff.autograd.tape import is_recording
+from tinydiff.errors import a_type
 
 
 class _Left(threading.local):
@@ -23,14 +21,14 @@ class _Left(threading.local):
 
 
 _left = _Left()
-_refusals: list[Callable[[str, str], None]] = []
+_refuse: list[Callable[..., None]] = []
+_written: list[Callable[[str], str | None]] = []
 
 
-def register_refusal(refuse: Callable[[str, str], None]) -> Callable[[str, str], None]:
-    """Tells this file what to call, with a function's name and part of NumPy, where that got a list of tensors. The caller
-    stands above this file."""
-    _refusals[:] = [refuse]
-    return refuse
+def register_advice(refuse: Callable[..., None], written: Callable[[str], str | None]) -> None:
+    """Tells this file what knows NumPy's functions, and stands above it: refuse(name, part, directly) raises where the function
+    of a part of NumPy loses a gradient, written(name) is what to write instead of a function of that name, or None."""
+    _refuse[:], _written[:] = [refuse], [written]
 
 
 def leaves(tensor: Any) -> None:
@@ -44,72 +42,90 @@ def leaves(tensor: Any) -> None:
     if _module(frame) == __name__:
         return  # `to_array` refuses
     if _module(frame).partition(".")[0] == "numpy":
-        _refuse_in_numpy(frame)
-    elif dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("STORE_S"):  # SUBSCR, SLICE
+        _refuse_in_numpy(frame, tensor)
+    elif stores_element(frame):
         warnings.warn(
             "array[i] = x keeps the values of the tensor x and loses its gradient: collect tensors in a list and write "
             "td.ops.stack(list), or write array[i] = x.data",
             stacklevel=3,
         )
-    elif (call := _call(frame.f_code, frame.f_lasti)) is not None:
-        _judge(call, frame.f_locals)
+    elif (call := running_call(frame)) is not None:
+        _judge(call, tensor)
 
 
 def _module(frame: FrameType) -> str:
     return frame.f_globals.get("__name__") or ""
 
 
-def _refuse_in_numpy(frame: FrameType) -> None:
+def _refuse_in_numpy(frame: FrameType, tensor: Any) -> None:
     """TypeError if the function of NumPy that the user called would lose a gradient."""
     while (caller := frame.f_back) is not None and _module(caller).partition(".")[0] == "numpy":
         frame = caller
     part = _module(frame).split(".")[1]  # numpy.linalg, numpy.lib
     if part != "testing":
-        _refusals[0](frame.f_code.co_qualname.partition(".")[0], part)
+        directly = any(value is tensor for value in frame.f_locals.values())
+        _refuse[0](frame.f_code.co_qualname.partition(".")[0], part, directly)
 
 
-def _judge(call: ast.Call, names: dict[str, Any]) -> None:
-    """Says what to write where a call, with the values of names in it, loses a gradient."""
-    if isinstance(call.func, ast.Attribute):
-        name, owner = call.func.attr, call.func.value
+# functions of math whose results carry no gradient
+_QUIET = {
+    "ceil",
+    "floor",
+    "trunc",
+    "isclose",
+    "isfinite",
+    "isinf",
+    "isnan",
+    "isqrt",
+    "comb",
+    "perm",
+    "factorial",
+    "gcd",
+    "lcm",
+}
+
+
+_DRAWS = {"normal", "uniform", "standard_normal", "laplace", "exponential", "gamma", "poisson", "choice", "permutation"}
+
+
+def _judge(call: Call, tensor: Any) -> None:
+    """Says what to write where a call loses a gradient."""
+    function, name = call.function, call.name
+    module, owner = getattr(function, "__module__", None), getattr(function, "__self__", None)
+    where = "or give it x.data where no gradient is wanted"
+    if module in ("math", "cmath"):
+        name = function.__name__
+        if name not in _QUIET:
+            advice = f"write {found}, or" if (found := _written[0](name)) else "write a td.Function, or"
+            _warn(
+                f"{module}.{name}(x) gives a number without the gradient of the tensor x: {advice} x.item() where none is wanted"
+            )
+    elif isinstance(function, type) and issubclass(function, np.generic):
+        if tensor.ndim:
+            _warn(
+                f"np.{name}(x) keeps the values of the tensor x and loses its gradient: write x.data.astype(np.{name})"
+            )
+    elif (isinstance(owner, np.ndarray) or (function is None and call.is_method)) and name in ("dot", "fill", "put"):
         if name == "dot":
-            raise TypeError(
-                "array.dot(x) would lose the gradient of the tensor x: write array @ x, or give it x.data where none is wanted"
-            )
-        if name == "fill":
-            warnings.warn(
-                "array.fill(x) loses the gradient of the tensor x: write td.ops.broadcast_to(x, shape)", stacklevel=4
-            )
-        if isinstance(owner, ast.Name) and owner.id == "math" and not name.startswith("is"):
-            warnings.warn(
-                f"math.{name}(x) gives a number without the gradient of the tensor x: write td.ops.{name}(x) if there is one, "
-                "or math of x.item()",
-                stacklevel=4,
-            )
-    for argument in call.args:
-        value = names.get(argument.id) if isinstance(argument, ast.Name) else None
-        if isinstance(argument, ast.List | ast.Tuple | ast.ListComp) or isinstance(value, list | tuple):
-            warnings.warn(
-                "an array made of a list of tensors keeps their values and loses their gradients: write td.ops.stack(list), "
-                "or [x.data for x in list] where no gradient is wanted",
-                stacklevel=4,
-            )
+            raise TypeError(f"array.dot(x) would lose the gradient of the tensor x: write array @ x, {where}")
+        instead = {"fill": "td.ops.broadcast_to(x, shape)", "put": "td.ops.where or td.ops.concatenate"}[name]
+        _warn(f"array.{name}(x) loses the gradient of the tensor x: write {instead}, {where}")
+    elif type(owner).__module__.startswith("numpy.random") or (function is None and call.is_method and name in _DRAWS):
+        _warn(
+            f"random numbers of {name}(x) have no gradient with respect to the tensor x: draw noise and write mean + scale * "
+            f"noise, write x[indices] to choose or shuffle, {where}"
+        )
+    elif function is np.arange:
+        _warn(f"np.arange(x) loses the gradient of the tensor x: write start + step * np.arange(n), {where}")
+    elif call.lists or function is np.fromiter or (module, name) == ("array", "array"):
+        _warn(
+            "an array made of a list of tensors keeps their values and loses their gradients: write td.ops.stack(list), or "
+            "[x.data for x in list] where no gradient is wanted"
+        )
 
 
-@functools.lru_cache(256)
-def _call(code: CodeType, at: int) -> ast.Call | None:
-    """The call at an instruction, as far as the source tells; None where it is no call or in another library."""
-    first, last, start, end = list(code.co_positions())[at // 2]
-    if first is None or last is None or start is None or end is None or "-packages" in code.co_filename:
-        return None
-    lines = [linecache.getline(code.co_filename, i).encode() for i in range(first, last + 1)]
-    lines[-1] = lines[-1][:end]
-    lines[0] = lines[0][start:]
-    try:
-        call = ast.parse(b"(" + b"".join(lines) + b")", mode="eval").body
-    except SyntaxError:
-        return None
-    return call if isinstance(call, ast.Call) else None
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=5)
 
 
 def to_array(data: Any, name: str) -> np.ndarray:
@@ -171,4 +187,4 @@ def missing(tensor: Any, name: str) -> Any:
         )
         return None
     instead = f": write {_INSTEAD[name]}" if name in _INSTEAD else ""
-    raise AttributeError(f"a {type(tensor).__name__} has no attribute {name!r}{instead}", name=name, obj=tensor)
+    raise AttributeError(f"{a_type(tensor)} has no attribute {name!r}{instead}", name=name, obj=tensor)

@@ -13,10 +13,11 @@ Without such a tensor, and inside `no_grad`, NumPy computes with the values. `np
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
-from tinydiff.autograd.conversion import register_refusal
+from tinydiff.autograd.conversion import register_advice
 from tinydiff.autograd.tape import is_recording
 from tinydiff.autograd.tensor import Tensor
 
@@ -48,14 +49,27 @@ _INSTEAD = {
     "full": "td.ops.broadcast_to(value, shape)", "vectorize": "the function on whole tensors",
     "true_divide": "x / y", "float_power": "x ** y", "square": "x * x", "reciprocal": "1 / x", "fabs": "abs(x)",
     "fmax": "td.ops.maximum(x, y)", "fmin": "td.ops.minimum(x, y)", "amax": "td.ops.max(x)", "amin": "td.ops.min(x)",
-    "concat": "td.ops.concatenate(xs)", "hstack": "td.ops.concatenate(xs, axis=1)", "append": "td.ops.concatenate(xs)",
-    "vstack": "td.ops.concatenate(xs)", "row_stack": "td.ops.concatenate(xs)", "block": "td.ops.concatenate(xs, axis)",
-    "column_stack": "td.ops.stack(xs, axis=1)", "dstack": "td.ops.stack(xs, axis=2)", "unstack": "list(x)",
+    "concat": "td.ops.concatenate(xs)", "hstack": "td.ops.concatenate(xs, axis=1), of vectors without axis",
+    "append": "td.ops.concatenate(xs)",
+    "vstack": "td.ops.concatenate(xs), of vectors td.ops.stack(xs)", "row_stack": "td.ops.concatenate(xs)",
+    "block": "td.ops.concatenate(xs, axis)",
+    "column_stack": "td.ops.stack(xs, axis=1) of vectors", "dstack": "td.ops.stack(xs, axis=2) of matrices",
+    "r_": "td.ops.concatenate(xs)", "insert": "td.ops.concatenate([x[:i], new, x[i:]])",
+    "meshgrid": "td.ops.broadcast_to(x, shape)",
+    "prod": "td.ops.exp(td.ops.log(x).sum()) for positive x", "cumsum": "np.tri(len(x)) @ x for a vector",
+    "real": "x itself",
+    "linspace": "a + (b - a) * np.linspace(0, 1, n)", "polyval": "(a * x + b) * x + c",
+    "nansum": "td.ops.where(np.isnan(x), 0, x).sum()",
+    "trapezoid": "((y[1:] + y[:-1]) * dx / 2).sum()", "multi_dot": "a @ b @ c", "matrix_power": "x @ x",
+    "remainder": "x - y * np.floor(x.data / y)", "pow": "x ** y", "fsum": "x.sum()", "dist": "td.ops.norm(x - y)",
+    "asmatrix": "x itself", "ma.array": "td.ops.where(mask, 0, x)", "nanmean": "x[np.isfinite(x)].mean()",
+    "unstack": "list(x)",
     "array_split": "td.ops.split(x, indices)", "hsplit": "td.ops.split(x, n, axis=1)", "vsplit": "td.ops.split(x, n)",
     "dsplit": "td.ops.split(x, n, axis=2)", "dot": "x @ y", "matvec": 'td.ops.einsum("ij,j->i", x, y)',
     "vecmat": 'td.ops.einsum("i,ij->j", x, y)', "vecdot": "(x * y).sum(-1)", "vdot": "(x * y).sum()",
     "inner": 'td.ops.einsum("...i,...i->...", x, y)', "outer": 'td.ops.einsum("i,j->ij", x, y)',
-    "tensordot": "td.ops.einsum(subscripts, x, y)", "kron": "td.ops.einsum and reshape", "trace": 'td.ops.einsum("ii->", x)',
+    "tensordot": "td.ops.einsum(subscripts, x, y)", "kron": "td.ops.einsum and reshape",
+    "trace": 'td.ops.einsum("ii->", x)',
     "diagonal": 'td.ops.einsum("ii->i", x)', "diag": 'td.ops.einsum("ii->i", x) of a matrix', "norm": "td.ops.norm(x)",
     "vector_norm": "td.ops.norm(x)", "matrix_norm": "td.ops.norm(x)", "ravel": "td.ops.flatten(x)",
     "permute_dims": "td.ops.transpose(x, axes)", "moveaxis": "td.ops.transpose(x, axes)",
@@ -63,14 +77,17 @@ _INSTEAD = {
     "matrix_transpose": "td.ops.transpose(x, axes)", "take": "x[indices]", "take_along_axis": "x[indices]",
     "compress": "x[mask]", "extract": "x[mask]", "delete": "x[kept]", "choose": "td.ops.where(condition, x, y)",
     "select": "td.ops.where(condition, x, y)", "piecewise": "td.ops.where(condition, x, y)",
-    "nan_to_num": "td.ops.where(np.isfinite(x), x, 0)", "tril": "x * np.tri(*x.shape)", "triu": "x * np.tri(*x.shape).T",
+    "nan_to_num": "td.ops.where(np.isfinite(x), x, 0)", "tril": "x * np.tri(*x.shape)",
+    "triu": "x * np.tri(*x.shape).T",
     "log1p": "td.ops.log(1 + x)", "expm1": "td.ops.exp(x) - 1", "exp2": "2 ** x", "log2": "td.ops.log(x) / np.log(2)",
     "log10": "td.ops.log(x) / np.log(10)", "logaddexp": "td.ops.logsumexp(td.ops.stack([x, y]), axis=0)",
     "tan": "td.ops.sin(x) / td.ops.cos(x)", "sinh": "(td.ops.exp(x) - td.ops.exp(-x)) / 2",
     "cosh": "(td.ops.exp(x) + td.ops.exp(-x)) / 2", "hypot": "td.ops.sqrt(x * x + y * y)", "average": "td.ops.mean(x)",
     "ptp": "x.max() - x.min()", "diff": "x[1:] - x[:-1]", "ediff1d": "x[1:] - x[:-1]", "flip": "x[::-1]",
-    "flipud": "x[::-1]", "fliplr": "x[:, ::-1]", "roll": "td.ops.concatenate([x[-n:], x[:-n]])", "repeat": "x[indices]",
-    "tile": "td.ops.concatenate([x] * n)", "sort": "x[np.argsort(x)]", "atleast_1d": "td.ops.reshape(x, shape)",
+    "flipud": "x[::-1]", "fliplr": "x[:, ::-1]", "roll": "td.ops.concatenate([x[-n:], x[:-n]]) along axis 0",
+    "repeat": "x[indices]",
+    "tile": "td.ops.concatenate([x] * n, axis=-1)", "sort": "x[np.argsort(x)] of a vector",
+    "atleast_1d": "td.ops.reshape(x, shape)",
     "atleast_2d": "td.ops.reshape(x, shape)", "atleast_3d": "td.ops.reshape(x, shape)", "astype": "x * 1.0",
     "broadcast_arrays": "td.ops.broadcast_to(x, shape)", "expit": "td.ops.sigmoid(x)", "degrees": "x * (180 / np.pi)",
     "rad2deg": "x * (180 / np.pi)", "radians": "x * (np.pi / 180)", "deg2rad": "x * (np.pi / 180)",
@@ -106,6 +123,8 @@ def array_function(self: Tensor, function: Any, types: Any, args: tuple[Any, ...
     )
     module = getattr(function, "__module__", "").removeprefix("numpy")
     shown = f"{module}.{name}".lstrip(".") if module in (".linalg", ".fft") else name
+    if name == "copyto" and sys._getframe(1).f_code.co_name == "full_like":  # which calls it
+        name = "full_like"
     if name in _CHANGING and _needs_gradient([args, options]):
         raise TypeError(
             f"np.{shown} changes an array in place, which no gradient passes: write td.ops.where or td.ops.concatenate for a "
@@ -134,12 +153,13 @@ def _computed(name: str, function: Any, args: Any, options: Any, needed: bool, c
     return result
 
 
-@register_refusal
-def refuse_list(name: str, part: str) -> None:
-    """TypeError where the function of this name, in a part of NumPy, which got a list of tensors that need a gradient, would
-    lose it."""
+def refuse_call(name: str, part: str, directly: bool) -> None:
+    """TypeError where the function of this name, in a part of NumPy, would lose the gradient of a tensor that it got, directly
+    or in a list."""
+    name = {"AxisConcatenator": "r_", "MaskedArray": "ma.array"}.get(name, name)
     if name not in _QUIET | _ANSWERED:
-        _refuse(f"{part}.{name}" if part in ("linalg", "fft") else name, " of a list", "td.ops.stack(list) and ")
+        name = f"{part}.{name}" if part in ("linalg", "fft") else name
+        _refuse(name) if directly or name == "r_" else _refuse(name, " of a list", "td.ops.stack(list) and ")
 
 
 def _refuse(name: str, whose: str = "", first: str = "") -> None:
@@ -190,6 +210,20 @@ def _is_real(result: Any) -> bool:
         return any(_is_real(x) for x in result)
     dtype = getattr(result, "dtype", None)
     return isinstance(result, float | complex) or (dtype is not None and getattr(dtype, "kind", "") in "fcO")
+
+
+register_advice(refuse_call, _written)
+
+
+def remainder(method: Any) -> Any:
+    """A method of tensors that computes x % y of values. With a tensor that needs a gradient it raises a TypeError."""
+
+    def checked(x: Tensor, y: Any) -> Any:
+        if _needs_gradient([x, y]):
+            raise TypeError(f"x % y would lose the gradient of a tensor: write {_INSTEAD['remainder']}, or x.data % y")
+        return method(x, y)
+
+    return checked
 
 
 class ForNumPy:

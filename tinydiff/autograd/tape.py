@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from tinydiff.autograd import origin, places
 from tinydiff.autograd.hooks import run as run_hooks
 from tinydiff.backend import array_module, is_array, is_float, refuse_missing_library, widened
+from tinydiff.errors import a_type
 from tinydiff.machine.threads import add_to, operation
 
 _sequence = itertools.count()
@@ -158,9 +159,7 @@ class Node:
             if edge is None or L_X is None:
                 continue
             if not hasattr(L_X, "dtype") or not hasattr(L_X, "astype"):
-                raise TypeError(
-                    f"{name}.backward returned a {type(L_X).__name__} as gradient of input {i}, not an array"
-                )
+                raise TypeError(f"{name}.backward returned {a_type(L_X)} as gradient of input {i}, not an array")
             if L_X.shape != edge.shape:
                 raise ValueError(
                     f"{name}.backward returned a gradient of shape {L_X.shape} for input {i} of shape {edge.shape}"

@@ -13,6 +13,7 @@ from tinydiff.autograd import copying, hooks, notebook, places, tape
 from tinydiff.autograd.conversion import leaves, missing, refuse_tensor, to_array
 from tinydiff.autograd.function import Function, Version, register_tensor_type
 from tinydiff.backend import array_module, device_of, is_array, is_float, module_for, to_device, to_numpy
+from tinydiff.errors import a_type
 
 
 @register_tensor_type
@@ -323,7 +324,7 @@ class Tensor:
         def clip(self, low: Any = None, high: Any = None) -> Tensor: ...
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._change(value)
+        self._change(value, "td.ops.where(mask, value, x) or td.ops.concatenate instead of x[index] = value")
         index = tuple(map(_plain, index)) if isinstance(index, tuple) else _plain(index)
         self.data[index] = _plain(value)
 
@@ -347,12 +348,10 @@ class Tensor:
         self.data /= _plain(value)
         return self
 
-    def _change(self, value: Any) -> None:
+    def _change(self, value: Any, instead: str = "x = x + y instead of x += y") -> None:
         """Notes a change in place. The tape cannot record one, so where it would have to, that is an error."""
         if tape.is_recording() and (self.requires_grad or getattr(value, "requires_grad", False)):
-            raise RuntimeError(
-                "a change in place is not recorded: write x = x + y instead of x += y, or make it inside td.no_grad()"
-            )
+            raise RuntimeError(f"a change in place is not recorded: write {instead}, or make it inside td.no_grad()")
         self._version.count += 1
 
 
@@ -366,7 +365,7 @@ def from_dlpack(x: Any) -> Tensor:
     gradient.
     """
     if not (hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__")):
-        raise TypeError(f"from_dlpack takes an array that offers its memory by DLPack, not a {type(x).__name__}")
+        raise TypeError(f"from_dlpack takes an array that offers its memory by DLPack, not {a_type(x)}")
     source = f"{type(x).__module__}.{type(x).__name__}"
     try:
         kind, number = x.__dlpack_device__()

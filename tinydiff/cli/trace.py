@@ -28,6 +28,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     trace.add_argument("--graph", metavar="FILE.svg", help="a picture of the graph; or FILE.png")
     trace.add_argument("--memory", metavar="FILE.png", help="what is kept for backward, step by step")
     trace.add_argument("--cost", action="store_true", help="FLOPs, bytes, memory and time by operation and module")
+    trace.add_argument(
+        "--sort",
+        choices=("flops", "bytes", "saved", "time"),
+        help="what the rows of --cost are ordered by; flops if not given",
+    )
     trace.add_argument("--force", action="store_true", help="overwrite the files that are named")
     trace.set_defaults(run=_run)
 
@@ -44,6 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
         (arguments.graph, (".svg", ".png"), lambda trace: picture(trace, Path(arguments.graph).suffix)),
         (arguments.memory, (".png",), memory_picture),
     ]
+    if arguments.sort and not arguments.cost:
+        raise InputError("--sort orders the rows of --cost: give both")
     files = [(Path(name), endings, make) for name, endings, make in wanted if name]
     for file, endings, _ in files:
         if file.suffix.lower() not in endings:
@@ -57,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     tell(trace)
     if arguments.cost:
         tell("")
-        tell(trace.cost())
+        tell(trace.cost(arguments.sort or "flops"))
     for file, _, make in files:
         content = make(trace)
         with at_work():

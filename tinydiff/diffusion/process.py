@@ -21,6 +21,7 @@ from tinydiff.diffusion.arguments import as_images, as_steps
 from tinydiff.diffusion.noise import per_image, q_sample, target_of
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.errors import InputError
+from tinydiff.ops.arguments import channels_first
 
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("beta", "posterior", "learned")
@@ -195,7 +196,7 @@ class Process:
         if output.shape != expected:
             raise ValueError(
                 f"for images of shape {xt.shape} and variance={self.variance!r} "
-                f"the model must return {expected}, not {output.shape}"
+                f"the model must return {expected}, not {output.shape}{channels_first(output.shape, expected[-1])}"
             )
         return (output[..., :channels], output[..., channels:]) if learned else (output, None)
 

@@ -193,7 +193,8 @@ class GroupNorm(Module):
     def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
         _check_sizes("GroupNorm", groups=groups, channels=channels)
         if channels % groups:
-            raise ValueError(f"GroupNorm: {channels} channels do not divide into {groups} groups")
+            fits = max(n for n in range(1, groups + 1) if channels % n == 0)
+            raise ValueError(f"GroupNorm: {channels} channels do not divide into {groups} groups; {fits} would do")
         self.groups, self.eps = groups, eps
         self.weight = Parameter(np.ones(channels, np.float32))
         self.bias = Parameter(np.zeros(channels, np.float32))

@@ -94,6 +94,11 @@ def _install_operators() -> None:
         "T": property(transpose),
     }
     methods["__invert__"] = lambda a: _Tensor(~a.data)
+    methods["__round__"] = lambda a, digits=None: round(a.item(), digits)
+    for name in ("floordiv", "mod"):  # the slope of x // y is 0
+        methods[f"__{name}__"], methods[f"__r{name}__"] = (comparison(f"__{r}{name}__") for r in ("", "r"))
+    for name in ("__mod__", "__rmod__"):
+        methods[name] = _numpy_calls.remainder(methods[name])
     elementwise = exp, log, sqrt, sin, cos, abs, clip, tanh, relu, sigmoid, silu, gelu, softplus, softmax, log_softmax
     shapes = reshape, transpose, squeeze, split, flatten, expand_dims, broadcast_to
     methods |= {

@@ -34,6 +34,16 @@ def check_number(name: str, what: str, value: Any) -> None:
         raise TypeError(f"{name}: {what} must be a number, not {type(value).__name__}")
 
 
+def channels_first(shape: Any, channels: Any) -> str:
+    """What to write where images (N, C, H, W) were given, for the end of a sentence; "" unless axis 1 is the one that fits.
+
+    channels: how many channels fit, or a function that tells whether a number fits."""
+    fits = channels if callable(channels) else lambda n: n == channels
+    if len(shape) != 4 or fits(shape[3]) or not fits(shape[1]):
+        return ""
+    return "; images are (N, H, W, C) here, and these look like (N, C, H, W): write x.transpose(0, 2, 3, 1)"
+
+
 def add_bias(Y: Any, b: Any) -> Any:
     """Y + b, in place in the array Y unless b has the wider dtype. Y must be the caller's own."""
     if b.dtype != Y.dtype and array_module(Y).result_type(Y, b) != Y.dtype:

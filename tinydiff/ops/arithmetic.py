@@ -67,11 +67,7 @@ class Divide(Elementwise):
 
 
 class Power(Elementwise):
-    """Y = A^B.
-
-    L_A = L_Y * B * A^(B - 1)    (0 where B is 0)
-    L_B = L_Y * Y * log(A)       (0 where A is 0 and B >= 0)
-    """
+    """L_A = L_Y * B * A^(B - 1)  (0 where B is 0), L_B = L_Y * Y * log(A)  (0 where A is 0 and B >= 0)"""
 
     def forward(self, A, B):
         Y = A**B
@@ -93,11 +89,7 @@ class Power(Elementwise):
 
 
 class Maximum(Elementwise):
-    """Equal elements share the gradient equally.
-
-    L_A = L_Y * (1 - (A < B) - (A == B) / 2)
-    L_B = L_Y * (1 - (B < A) - (A == B) / 2)
-    """
+    """L_A = L_Y * (1 - (A < B) - (A == B) / 2), L_B = L_Y * (1 - (B < A) - (A == B) / 2): equal elements share."""
 
     def forward(self, A, B):
         self.save(A, B)
@@ -113,11 +105,7 @@ class Maximum(Elementwise):
 
 
 class Minimum(Elementwise):
-    """Equal elements share the gradient equally.
-
-    L_A = L_Y * (1 - (A > B) - (A == B) / 2)
-    L_B = L_Y * (1 - (B > A) - (A == B) / 2)
-    """
+    """L_A = L_Y * (1 - (A > B) - (A == B) / 2), L_B = L_Y * (1 - (B > A) - (A == B) / 2): equal elements share."""
 
     def forward(self, A, B):
         self.save(A, B)
@@ -244,8 +232,6 @@ class Sqrt(Elementwise):
 
 
 class Sin(Elementwise):
-    """L_A = L_Y * cos(A)."""
-
     def forward(self, A):
         self.save(A)
         return array_module(A).sin(A)
@@ -256,8 +242,6 @@ class Sin(Elementwise):
 
 
 class Cos(Elementwise):
-    """L_A = -L_Y * sin(A)."""
-
     def forward(self, A):
         self.save(A)
         return array_module(A).cos(A)

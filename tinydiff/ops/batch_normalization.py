@@ -1,15 +1,18 @@
 """Batch normalisation (Ioffe and Szegedy, 2015).
 
-The m rows of X (m, C) are examples, or the pixels of all images. A channel's mean u and variance v over them give Z = (X -
-u) / s, s = sqrt(v + eps), and Y = Z w + b. As in group normalisation, u and v depend on every row:
+The m rows of X (m, C) are examples, or the pixels of all images. Each channel is normalised by its mean and variance over them:
 
-    L_Z = L_Y w
-    L_X = (L_Z - mean(L_Z) - Z mean(L_Z Z)) / s        (means over the rows)
-    L_w = sum(L_Y Z),  L_b = sum(L_Y)                  (sums over the rows)
+    u = mean(X),  v = mean((X - u)^2),  s = sqrt(v + eps)        (means over the rows)
+    Z = (X - u) / s,  Y = Z * w + b
 
-As w is the same in each row, mean(L_Z) = w L_b / m and mean(L_Z Z) = w L_w / m, so that
+As in group normalisation, u and v depend on every row:
 
-    L_X = w (L_Y - L_b / m - Z L_w / m) / s.
+    L_Z = L_Y * w                                                (if w)
+    L_Z = L_Y                                                    (if not w)
+    L_X = (L_Z - mean(L_Z) - Z * mean(L_Z * Z)) / s              (means over the rows)
+    L_w = sum(L_Y * Z),  L_b = sum(L_Y)                          (sums over the rows)
+
+As w is the same in each row, mean(L_Z) is w L_b / m and mean(L_Z Z) is w L_w / m.
 """
 
 from __future__ import annotations

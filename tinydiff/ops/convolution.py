@@ -29,7 +29,7 @@ from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import widened
 from tinydiff.dispatch import accelerated
-from tinydiff.ops.arguments import add_bias, as_tensor, pair
+from tinydiff.ops.arguments import add_bias, as_tensor, channels_first, pair
 from tinydiff.ops.contraction import product
 from tinydiff.ops.pooling import repeat_pixels, sum_pixel_blocks
 from tinydiff.ops.shape import pad
@@ -305,7 +305,8 @@ def conv_transpose2d(
     outputs = (w.shape[2] * groups,) if w.ndim == 4 else ()
     window = _read_weights(name, w.shape, _shape(b), groups, stride, padding, dilation, outputs)
     if x.shape[3] != w.shape[3]:
-        raise ValueError(f"{name}: x {x.shape} has {x.shape[3]} channels, w {w.shape} takes {w.shape[3]}")
+        hint = channels_first(x.shape, w.shape[3])
+        raise ValueError(f"{name}: x {x.shape} has {x.shape[3]} channels, w {w.shape} takes {w.shape[3]}{hint}")
     extra = pair(name, "output_padding", output_padding, 0)
     if any(e >= max(s, d) and e > 0 for e, s, d in zip(extra, window.stride, window.dilation, strict=True)):
         raise ValueError(f"{name}: output_padding {output_padding} must be smaller than the stride or the dilation")
@@ -338,7 +339,10 @@ def _fit(
     _check_images(name, x)
     window = _read_weights(name, w, b, groups, stride, padding, dilation, w[3:4])
     if x[3] != w[2] * groups:
-        raise ValueError(f"{name}: x {x} has {x[3]} channels, w {w} with groups={groups} takes {w[2] * groups}")
+        hint = channels_first(x, w[2] * groups)
+        if not hint and x[3] == w[1] * groups:
+            hint = "; filters are (R, S, C / groups, K) here: write w.transpose(2, 3, 1, 0) for PyTorch's (K, C / groups, R, S)"
+        raise ValueError(f"{name}: x {x} has {x[3]} channels, w {w} with groups={groups} takes {w[2] * groups}{hint}")
     window.check(name, x)
     return window
 

@@ -76,7 +76,14 @@ def mse_loss(prediction: Any, target: Any, reduction: str = "mean") -> Tensor:
     _check_reduction("mse_loss", reduction)
     prediction, target = as_tensor(prediction), as_tensor(target)
     if prediction.shape != target.shape:
-        raise ValueError(f"mse_loss: prediction {prediction.shape} and target {target.shape} differ in shape")
+        a, b = prediction.shape, target.shape
+        turned = len(a) == len(b) == 4 and a in ((b[0], *b[2:], b[1]), (b[0], b[3], *b[1:3]))
+        hint = (
+            "; images are (N, H, W, C): write x.transpose(0, 2, 3, 1) for the one that is (N, C, H, W)"
+            if turned
+            else ""
+        )
+        raise ValueError(f"mse_loss: prediction {a} and target {b} differ in shape{hint}")
     return MseLoss.apply(prediction, target, reduction=reduction)
 
 

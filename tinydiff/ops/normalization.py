@@ -29,7 +29,7 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of
 from tinydiff.dispatch import accelerated
 from tinydiff.ops.activation import silu_backward, silu_forward
-from tinydiff.ops.arguments import as_real, as_tensor, check_number
+from tinydiff.ops.arguments import as_real, as_tensor, channels_first, check_number
 from tinydiff.ops.broadcasting import masked
 from tinydiff.random import Generator
 
@@ -189,7 +189,11 @@ def _group_norm(x: Any, groups: int, weight: Any, bias: Any, eps: float, **optio
     check_number("group_norm", "groups", groups)
     check_number("group_norm", "eps", eps)
     if groups < 1 or x.shape[-1] % groups:
-        raise ValueError(f"group_norm: the {x.shape[-1]} channels of x {x.shape} do not divide into {groups} groups")
+        takes = None if weight is None else as_tensor(weight).size
+        hint = channels_first(x.shape, lambda n: groups > 0 and n % groups == 0 and takes in (None, n))
+        raise ValueError(
+            f"group_norm: the {x.shape[-1]} channels of x {x.shape} do not divide into {groups} groups{hint}"
+        )
     _check_affine("group_norm", x, weight, bias)
     return GroupNorm.apply(x, weight, bias, groups=groups, eps=float(eps), **options)
 
@@ -216,4 +220,5 @@ def _check_affine(name: str, x: Tensor, weight: Any, bias: Any) -> None:
         if value is not None and as_tensor(value).shape != x.shape[-1:]:
             raise ValueError(
                 f"{name}: {what} {as_tensor(value).shape} does not fit x {x.shape}; needed is {x.shape[-1:]}"
+                f"{channels_first(x.shape, as_tensor(value).size)}"
             )

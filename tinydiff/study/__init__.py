@@ -4,6 +4,7 @@ tracing.py     `td.trace`, the recording and its views
 recorder.py    what is recorded: operations, gradients on their way, what is kept for backward
 arrays.py      what is kept of an array
 places.py      the module and the line that called an operation
+steps.py       how the steps of a trace are counted
 flops.py       how much work an operation is
 rules.py       the source and the formulas behind a backward pass
 notation.py    how formulas are written, and their values
@@ -11,10 +12,10 @@ meaning.py     what the letters of a formula stand for in an operation
 formulas.py    the formulas of an operation with its sizes and options, and the numbers in them
 layout.py      where operations stand in a drawing, what folds into one box
 drawing.py     the graph as a picture
-meeting.py     whose gradients meet in a sum
 page.py        the page to step through a backward pass; its program is the .js files, its looks page.css
 memory.py      the picture of memory
-table.py       the trace and its cost as text
+table.py       the trace as text
+cost.py        its cost by operation and module
 target.py      what `tinydiff trace FILE.py:FUNCTION` runs
 """
 

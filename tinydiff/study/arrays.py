@@ -18,7 +18,8 @@ _SIDE = 16  # rows and columns of the sample of a large array
 class Summary:
     """An array as it was at one moment.
 
-    norm, low, high: the Euclidean norm, the smallest and the largest finite value (NaN where there is none).
+    norm: the Euclidean norm, NaN or infinite where an element is. low, high: the smallest and the largest finite value (NaN
+    where there is none).
     non_finite: how many elements are NaN or infinite.
     values: all of them, or X[index] for `index`, such as "0, ::2, ::2, 0"; None where none were kept.
     """
@@ -88,6 +89,7 @@ def _measure(a: np.ndarray) -> tuple[float, float, float, int]:
         finite = np.isfinite(part)
         if not finite.all():
             bad += int(part.size - finite.sum())
+            total += float(np.abs(part[~finite]).sum())  # NaN or infinity
             part = part[finite]
         if part.size:
             total += float(np.dot(part, part))

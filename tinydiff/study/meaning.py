@@ -112,13 +112,15 @@ def _along_axis(meaning: Meaning) -> None:
 
 
 def _norm(meaning: Meaning) -> None:
-    """All arrays in the shape of X. Means go over the group, sums over all but the channel."""
+    """All arrays in the shape of X. Means go over the group or, of batch normalisation, over all but the channel, as sums do."""
     shape = meaning.shapes["X"]
     groups = meaning.op.settings.get("groups")
     meaning.values.setdefault("w", 1.0)
     meaning.values.setdefault("b", 0.0)
 
     def mean(A: Any) -> Any:
+        if meaning.op.name == "BatchNorm":
+            return A.mean(tuple(range(len(shape) - 1)), keepdims=True)
         if groups is None:
             return A.mean(-1, keepdims=True)
         G = A.reshape(shape[0], -1, groups, shape[-1] // groups)
@@ -260,7 +262,7 @@ _KINDS: dict[Callable[[Meaning], None], str] = {
     "Relu Silu Sigmoid Tanh Gelu GeluTanh Softplus",
     _reduction: "Sum Mean Var Std Norm Max Min LogSumExp",
     _along_axis: "Softmax LogSoftmax",
-    _norm: "GroupNorm LayerNorm",
+    _norm: "GroupNorm LayerNorm BatchNorm",
     _rows: "Linear Linears",
     _convolution: "Conv2d UpsampleConv2d ConvTranspose2d",
     _windows: "Patches Unpatches AvgPool2d MaxPool2d",

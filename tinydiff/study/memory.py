@@ -18,7 +18,8 @@ def memory_picture(trace: Any) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("the picture of memory needs matplotlib: pip install 'tinydiff[plot]'") from None
-    steps = len(trace.events)
+    live = [event.live for event in trace.events]
+    steps = len(live)
     totals = {name: row.saved for name, row in trace.cost().by_operation.items() if row.saved}
     named = sorted(totals, key=lambda name: -totals[name])[:_NAMED]
     heights = {name: [0] * steps for name in named}
@@ -29,7 +30,7 @@ def memory_picture(trace: Any) -> bytes:
         end = steps if op.freed_at is None else op.freed_at
         for step in range(op.kept_at, end):
             row[step] += op.saved
-    peak = max((event.live for event in trace.events), default=0)
+    peak = max(live, default=0)
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if peak >= u), (1.0, "bytes"))
     highest = max(range(steps), key=lambda i: trace.events[i].live, default=None)
     figure = Figure(figsize=(9, 4.5), dpi=100, layout="constrained")

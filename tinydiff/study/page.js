@@ -41,7 +41,7 @@ function onEnter(action) {
 // ---------------------------------------------------------------- words
 
 const written = (shape) => `(${shape.join(", ")})`;
-const brief = (x) => (x === null ? "–" : x === 0 ? "0" : Math.abs(x) >= 1e5 || Math.abs(x) < 1e-3 ? x.toExponential(2) : x.toPrecision(3));
+const brief = (x) => (typeof x === "string" ? x : x === null ? "–" : x === 0 ? "0" : Math.abs(x) >= 1e5 || Math.abs(x) < 1e-3 ? x.toExponential(2) : x.toPrecision(3));
 const short = (text, n) => (text.length <= n ? text : `…${text.slice(text.length - n + 1)}`);
 const mean = (numbers) => numbers.reduce((a, b) => a + b, 0) / Math.max(1, numbers.length);
 

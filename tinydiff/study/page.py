@@ -19,7 +19,6 @@ from tinydiff.study import table
 from tinydiff.study.arrays import Summarizer, Summary
 from tinydiff.study.formulas import EACH, Formula, formulas_of, parts_of, rule_for
 from tinydiff.study.layout import boxes, groups_of
-from tinydiff.study.meeting import Meeting
 from tinydiff.study.recorder import Leaf, Operation
 from tinydiff.study.rules import Rule
 
@@ -98,7 +97,7 @@ class _Data:
             "notes": notes,
             "first": self.first,
             "nodes": nodes,
-            "leaves": [{"name": leaf.name, "shape": leaf.shape, "weight": leaf.is_weight} for leaf in trace.leaves],
+            "leaves": [{"name": leaf.shown, "shape": leaf.shape, "weight": leaf.is_weight} for leaf in trace.leaves],
             "steps": steps,
             "counts": self.counts,
             "boxes": [
@@ -155,18 +154,16 @@ class _Data:
         gradient; k counts the passes and sums of a direction, as the terminal's table does."""
         steps: list[dict[str, Any]] = []
         bad: int | None = None
-        meeting = Meeting()
         for event in trace.events:
             op, start = event.operation, len(steps)
             self.counts[event.kind != "forward"] += 1
-            givers = meeting.givers(event)
             if self._key(event.target if event.kind == "sum" else op) is None:
                 continue
             step = {"kind": event.kind, "k": self.counts[event.kind != "forward"], "live": event.live}
             if event.kind == "sum":
                 step |= {name: self._array(getattr(event, name)) for name in ("first", "second", "total")}
                 step |= {"where": self._key(event.target), "output": event.output}
-                step["givers"] = [[op.number - self.first, i] for op, i in givers if self._key(op)]
+                step["givers"] = [[op.number - self.first, i] for op, i in event.givers if self._key(op)]
                 steps.append(step)
             elif event.kind == "forward":
                 steps.append(step | {"node": op.number - self.first})
@@ -203,7 +200,7 @@ class _Data:
             made: dict[str, Any] = {
                 "shape": summary.shape,
                 "dtype": summary.dtype,
-                "norm": _finite(summary.norm),
+                "norm": summary.norm if math.isfinite(summary.norm) else table.number(summary.norm),
                 "low": _finite(summary.low),
                 "high": _finite(summary.high),
                 "bad": summary.non_finite,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import linecache
 import os
 import types
@@ -21,6 +22,8 @@ _PLUMBING = {
     "study",
     "dispatch.py",
 }  # what stands between an operation and its caller
+
+_MOST_ITEMS = 200  # of a list or an object that are looked through for a tensor
 
 
 class Place(NamedTuple):
@@ -46,8 +49,9 @@ class Places:
         self._names: weakref.WeakKeyDictionary[Module, dict[int, str]] = weakref.WeakKeyDictionary()
 
     def find(self, frame: types.FrameType | None, weights: Iterable[Parameter]) -> tuple[Place, list[dict[str, Any]]]:
-        """The place of the operation that runs in a frame, and the variables of callers, nearest first. An operation with
-        weights counts for the module that holds them all, as some blocks call the operation of a layer of theirs."""
+        """The place of the operation that runs in a frame, and the variables of callers, nearest first, then those of the
+        user's file. An operation with weights counts for the module that holds them all, as some blocks call the operation
+        of a layer of theirs."""
         running: list[Module] = []
         variables: list[dict[str, Any]] = []
         caller: types.FrameType | None = None
@@ -71,6 +75,8 @@ class Places:
             if len(variables) < 3 and not (ended or room in _PLUMBING):
                 variables.append(frame.f_locals)
             frame = frame.f_back
+        if caller is not None:
+            variables.append(caller.f_globals)
         module = self._path(running, weights)
         is_root = bool(running) and not module
         module = type(running[-1]).__name__ if is_root else module
@@ -107,15 +113,25 @@ class Places:
         for names in self._names.values():
             if id(tensor) in names:
                 return names[id(tensor)]
-        same = (tensor, tensor.data if isinstance(tensor, Tensor) else tensor)
+        data = tensor.data if isinstance(tensor, Tensor) else tensor
+
+        def holds(value: Any) -> bool:
+            return value is tensor or value is data or (isinstance(value, Tensor) and value.data is data)
+
         for scope in variables:
-            for name, value in scope.items():
-                if any(value is x for x in same):
+            for name, value in list(scope.items()):
+                if name[:1] == "_" and name != "_":
+                    continue
+                if holds(value):
                     return name
-                items = (
-                    value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-                )
-                for key, item in items:
-                    if any(item is x for x in same):
-                        return f"{name}[{key!r}]"
+                parts: Any = ()
+                if isinstance(value, dict):
+                    parts = ((f"{name}[{key!r}]", item) for key, item in value.items())
+                elif isinstance(value, list | tuple):
+                    parts = ((f"{name}[{i}]", item) for i, item in enumerate(value))
+                elif hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
+                    parts = ((f"{name}.{key}", item) for key, item in vars(value).items())
+                for path, item in itertools.islice(parts, _MOST_ITEMS):
+                    if holds(item):
+                        return path
         return ""

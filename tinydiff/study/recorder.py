@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+import types
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,13 +29,20 @@ _MOST_PARTS = 64  # of a tuple among the settings of an operation
 
 @dataclass(eq=False, repr=False)
 class Leaf:
-    """A tensor that no recorded operation made. number: counts them. name: a weight's path or a variable's name."""
+    """A tensor that no recorded operation made. number: counts them. name: a weight's path or a variable's name; "" where
+    neither is known. place: where it was first used."""
 
     number: int
     name: str
     is_weight: bool
     shape: tuple[int, ...]
     needs: bool
+    place: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Its name, else the line of its first use."""
+        return self.name or (f"the array of {self.place}" if self.place else "")
 
 
 @dataclass(eq=False, repr=False)
@@ -86,7 +94,9 @@ class Event:
     """A step of the trace. kind: "forward" or "backward" of an operation; or "sum", where a gradient (`second`) met another
     one (`first`) on its way to output `output` of an operation or to a leaf (`target`), and `total` is their sum.
 
-    came_from: of a sum, the operation that sent the second one. live: bytes that were kept for backward passes afterwards.
+    parts: of a sum, the gradients that are in it, the second one last: (operation, number of its input); None for a gradient
+    that was there before the walk. came_from: the operation that sent the second one. live: bytes that were kept for backward
+    passes afterwards.
     """
 
     kind: str
@@ -96,8 +106,14 @@ class Event:
     first: Summary | None = None
     second: Summary | None = None
     total: Summary | None = None
+    parts: list[tuple[Operation, int] | None] = field(default_factory=list)
     came_from: Operation | None = None
     live: int = 0
+
+    @property
+    def givers(self) -> list[tuple[Operation, int]]:
+        """Of a sum, the parts that operations of the trace gave, the second one last."""
+        return [part for part in self.parts if part is not None]
 
 
 class Recorder:
@@ -115,6 +131,7 @@ class Recorder:
         ] = {}  # which operation's output or leaf an array is
         self._held: dict[int, list[Any]] = {}  # memory: [bytes, operations that hold it, weak reference]
         self._holds: dict[Operation, list[int]] = {}
+        self._arrived: dict[tuple[int, int], tuple[weakref.ref[Any], list[Any]]] = {}  # gradients at outputs and leaves
 
     # ------------------------------------------------------------------------------- what the tape calls
 
@@ -141,7 +158,7 @@ class Recorder:
         operation = known[1]
         operation.place, scopes = self._places.find(sys._getframe(1), [x for x in inputs if isinstance(x, Parameter)])
         for x, summary in zip(inputs, operation.inputs, strict=True):
-            operation.sources.append(None if summary is None else self._source(x, scopes))
+            operation.sources.append(None if summary is None else self._source(x, scopes, operation.place.shown))
         for source in {id(s): s for s in operation.sources if isinstance(s, tuple)}.values():
             source[0].users += 1
         for index, y in enumerate(outputs):
@@ -155,17 +172,33 @@ class Recorder:
         self.events[-1].live = self.live
 
     def sending(self, node: Node | None, edge: Edge, L: Any, there: Any) -> None:
+        source = None if node is None else self._of(node)
+        key = id(edge.target), edge.output
+        known, parts = self._arrived.get(key, (None, []))
+        if there is None or known is None or known() is not edge.target:
+            parts = [] if there is None else [None]
+            self._arrived[key] = weakref.ref(edge.target), parts
+        part = next((i for i, other in enumerate(node.parents) if other is edge), None) if node else None
+        parts.append(None if source is None or part is None else (source, part))
         if there is None:
             return
         target: Any = self._leaf(edge.target, []) if isinstance(edge.target, Tensor) else self._of(edge.target)
         first, second, total = self._summarize(there), self._summarize(L), self._summarize(there + L)
-        source = None if node is None else self._of(node)
-        self.events.append(Event("sum", None, target, edge.output, first, second, total, source, self.live))
+        self.events.append(Event("sum", None, target, edge.output, first, second, total, parts[:], source, self.live))
 
     def releasing(self, node: Node) -> None:
         if (operation := self._by_node.get(node)) is not None:
             self._free(operation)
             self.events[-1].live = self.live
+
+    def name_leaves(self, frame: types.FrameType | None) -> None:
+        """Gives leaves that have no name yet that of the variable in a frame, the user's, that holds them now."""
+        if frame is None:
+            return
+        scopes = [frame.f_locals, frame.f_globals]
+        for known in list(self._by_array.values()):
+            if isinstance(known[1], Leaf) and not known[1].name and (array := known[0]()) is not None:
+                known[1].name = self._places.name_of(array, scopes)
 
     # ------------------------------------------------------------------------------------------------- inside
 
@@ -236,7 +269,7 @@ class Recorder:
             self._by_node[node] = found
         return found
 
-    def _source(self, x: Any, scopes: list[dict[str, Any]]) -> Any:
+    def _source(self, x: Any, scopes: list[dict[str, Any]], place: str) -> Any:
         """(operation, output) that made an input, or its leaf."""
         if isinstance(x, Tensor) and x._node is not None:
             return self._of(x._node), x._index
@@ -244,16 +277,16 @@ class Recorder:
         known = self._by_array.get(id(data))
         if known is not None and known[0]() is data:
             return known[1] if isinstance(known[1], Leaf) else (known[1], known[2])
-        return self._leaf(x, scopes) if is_array(data) else None
+        return self._leaf(x, scopes, place) if is_array(data) else None
 
-    def _leaf(self, x: Any, scopes: list[dict[str, Any]]) -> Leaf:
+    def _leaf(self, x: Any, scopes: list[dict[str, Any]], place: str = "") -> Leaf:
         data = x.data if isinstance(x, Tensor) else x
         known = self._by_array.get(id(data))
         if known is not None and known[0]() is data and isinstance(known[1], Leaf):
             return known[1]
         name = self._places.name_of(x, scopes)
         needs = isinstance(x, Tensor) and x.requires_grad
-        leaf = Leaf(len(self.leaves), name, isinstance(x, Parameter), data.shape, needs)
+        leaf = Leaf(len(self.leaves), name, isinstance(x, Parameter), data.shape, needs, place)
         self.leaves.append(leaf)
         self._by_array[id(data)] = weakref.ref(data), leaf, 0
         return leaf

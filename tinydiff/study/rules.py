@@ -274,7 +274,7 @@ def _formula_in(text: str, name: str, given: frozenset[str] = frozenset()) -> tu
 
 def _pretty(formula: str) -> str:
     formula = re.sub(r"\.T\b", "ᵀ", formula.replace("^T", "ᵀ")).replace(" @ ", " ").replace("self.", "")
-    return formula.replace("**", "^")
+    return re.sub(r"array_module\(\w+\)\.", "", formula).replace("**", "^")
 
 
 _PRODUCT = re.compile(r"^(?:\w+ᵀ?\()?(?:scale )?(\w+)(ᵀ?) (\w+)(ᵀ?)\)?$", re.ASCII)

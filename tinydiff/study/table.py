@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tinydiff.study.arrays import Summary
-from tinydiff.study.meeting import Meeting
 from tinydiff.study.recorder import Leaf, Operation
 
 _MOST_ROWS = 400  # of a table; the middle of a longer one is left out
@@ -24,7 +22,7 @@ def described(op: Operation) -> str:
 def name_of(target: Any, output: int = 0) -> str:
     """A leaf or an output of an operation."""
     if isinstance(target, Leaf):
-        return target.name or f"a leaf {target.shape}"
+        return target.shown or f"an array {target.shape}"
     several = f"[{output}]" if len(target.outputs) > 1 else ""
     return f"{target.name} #{target.number}{several}"
 
@@ -61,9 +59,8 @@ Cells = list[list[str]]  # of a row: the texts of each cell, one below the other
 
 def _rows(trace: Any) -> list[Cells]:
     rows: list[Cells] = []
-    meeting = Meeting()
     for event in trace.events:
-        op, givers = event.operation, meeting.givers(event)
+        op, givers = event.operation, event.givers
         step = [str(len(rows) + 1)]
         if event.kind == "sum":
             parts = [_brief(event.first), f"+ {_brief(event.second)}"]
@@ -87,7 +84,8 @@ def _brief(summary: Summary | None) -> str:
 
 
 def number(x: float) -> str:
-    return f"{x:.3g}".replace("e-0", "e-").replace("e+0", "e+")
+    """Three digits; "NaN", "inf"."""
+    return "NaN" if x != x else f"{x:.3g}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def _fitted(rows: list[Cells], width: int) -> list[str]:
@@ -144,96 +142,6 @@ def _cut_to(text: str, n: int, is_path: bool) -> str:
     if text.startswith("sum for "):
         return "sum " + _cut_to(text[8:], n - 4, True)
     return "…" + text[len(text) - n + 1 :] if is_path else text[: n - 1] + "…"
-
-
-@dataclass
-class Row:
-    """Work of some operations; every pair is (forward, backward)."""
-
-    calls: int = 0
-    flops: tuple[int, int] = (0, 0)
-    bytes: tuple[int, int] = (0, 0)
-    saved: int = 0
-    seconds: tuple[float, float] = (0.0, 0.0)
-
-    def add(self, op: Operation) -> None:
-        back = op.ran_backward
-        self.calls += 1
-        self.flops = self.flops[0] + op.flops[0], self.flops[1] + op.flops[1] * back
-        self.bytes = self.bytes[0] + op.bytes[0], self.bytes[1] + op.bytes[1]
-        self.seconds = self.seconds[0] + op.seconds[0], self.seconds[1] + op.seconds[1]
-        self.saved += op.saved
-
-
-class Cost:
-    """The cost of a trace. total: of all operations. by_operation, by_module: by name, the latter by whole paths."""
-
-    def __init__(self, trace: Any) -> None:
-        self.total, self.by_operation, self.by_module = Row(), {}, {}  # type: tuple[Row, dict[str, Row], dict[str, Row]]
-        for op in trace.operations:
-            self.total.add(op)
-            self.by_operation.setdefault(op.name, Row()).add(op)
-            self.by_module.setdefault(op.place.module or "(outside of modules)", Row()).add(op)
-
-    def __repr__(self) -> str:
-        return str(self)  # what a notebook shows
-
-    def __str__(self) -> str:
-        operations = sorted(self.by_operation.items(), key=_weight)
-        groups = _grouped(self.by_module)
-        width = max(len(name) for name in ("operation", *self.by_operation, *groups)) + 1
-        above = f"{'':<{width}} {'':5}{'FLOP':>10}{'':10}{'bytes moved':>13}{'':7}{'bytes':>10}{'ms':>10}"
-        head = f"calls{'forward':>10}{'backward':>10}{'forward':>10}{'backward':>10}{'saved':>10}{'forward':>10}{'backward':>10}"
-        lines = [above, f"{'operation':<{width}} {head}"]
-        lines += [_cost_line(name, row, width) for name, row in operations]
-        lines += [_cost_line("all", self.total, width), "", "module"]
-        lines += [_cost_line(name, row, width) for name, row in groups.items()]
-        lines.append(
-            "FLOPs: of convolutions, fully connected layers, matmul, einsum and attention in their plain definition; a "
-            "multiplication with an addition is two.\nBytes moved: arrays that a pass takes and gives, each once. Bytes "
-            "saved: what is kept for backward; memory that several operations keep counts for the first."
-        )
-        return "\n".join(lines)
-
-
-def _weight(item: tuple[str, Row]) -> tuple[Any, ...]:
-    name, row = item
-    return -sum(row.flops), -sum(row.seconds), name
-
-
-def _grouped(rows: dict[str, Row], most: int = 40) -> dict[str, Row]:
-    """The modules by path, cut to as many parts as give at most `most` rows."""
-    depth = max((name.count(".") + 1 for name in rows), default=1)
-    while depth > 1 and len({_cut(name, depth) for name in rows}) > most:
-        depth -= 1
-    grouped: dict[str, Row] = {}
-    for name, row in rows.items():
-        group = grouped.setdefault(_cut(name, depth), Row())
-        group.calls += row.calls
-        group.saved += row.saved
-        group.flops = group.flops[0] + row.flops[0], group.flops[1] + row.flops[1]
-        group.bytes = group.bytes[0] + row.bytes[0], group.bytes[1] + row.bytes[1]
-        group.seconds = group.seconds[0] + row.seconds[0], group.seconds[1] + row.seconds[1]
-    return grouped
-
-
-def _cut(name: str, depth: int) -> str:
-    return ".".join(name.split(".")[:depth])
-
-
-def _cost_line(name: str, row: Row, width: int) -> str:
-    amounts = (*row.flops, *row.bytes, row.saved)
-    times = "".join(f"{1e3 * seconds:10.2f}" for seconds in row.seconds)
-    return f"{name:<{width}} {row.calls:5}{''.join(f'{amount(x):>10}' for x in amounts)}{times}"
-
-
-def amount(x: float) -> str:
-    """A number with four digits and k, M, G or T behind it; "-" for 0."""
-    for unit in ("", "k", "M", "G"):
-        if x < 1000:
-            return f"{x:.4g} {unit}".strip() if x else "-"
-        x /= 1000
-    return f"{x:.4g} T"
 
 
 def size(n: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinydiff import random
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, a_type
 from tinydiff.gradcheck.subject import positional_parameters
 from tinydiff.gradcheck.target import load_module, member, where_raised
 from tinydiff.study.tracing import Trace
@@ -59,7 +59,7 @@ def _backward(loss: Any, target: str) -> None:
     if loss is None:
         raise InputError(f"{target} returned no loss; {what}")
     if not isinstance(loss, Tensor):
-        raise InputError(f"{target} returned a {type(loss).__name__}, no loss; {what}")
+        raise InputError(f"{target} returned {a_type(loss)}, no loss; {what}")
     if loss.size != 1:
         raise InputError(f"{target} returned a tensor of shape {loss.shape}, no loss; {what}")
     if not loss.requires_grad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from html import escape
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from tinydiff.autograd import tape
 from tinydiff.errors import InputError
 from tinydiff.study import table
 from tinydiff.study.arrays import Summarizer
+from tinydiff.study.cost import Cost
 from tinydiff.study.recorder import Event, Leaf, Operation, Recorder
 
 EACH = 4096  # elements of an array whose values are all kept
@@ -60,6 +62,7 @@ class Trace:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._block.__exit__(kind, error, where)
+        self._recorder.name_leaves(sys._getframe(1))
 
     @property
     def operations(self) -> list[Operation]:
@@ -130,12 +133,14 @@ class Trace:
     def __repr__(self) -> str:
         return f"Trace({len(self.operations)} operations, {sum(op.ran_backward for op in self.operations)} backward passes)"
 
-    def cost(self) -> table.Cost:
-        """FLOPs, bytes, saved memory and time by module and operation, forward and backward; print it.
+    def cost(self, sort: str = "flops") -> Cost:
+        """FLOPs, bytes, saved memory and time by module and operation, forward and backward, and the single operations with
+        the largest; print it.
 
-        FLOPs are those of products of matrices, a multiplication with an addition counts as two.
+        FLOPs are those of products of matrices, a multiplication with an addition counts as two. sort: what the rows are
+        ordered by, "flops", "bytes", "saved" (memory kept for backward) or "time". InputError for another.
         """
-        return table.Cost(self)
+        return Cost(self, sort)
 
     def html(self, path: str | Path, title: str = "a backward pass") -> None:
         """Writes the page to step through the trace: one HTML file that loads nothing else.

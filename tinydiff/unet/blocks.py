@@ -64,17 +64,18 @@ class ResBlock(nn.Module):
             scale, shift = ops.split(ops.expand_dims(time, (1, 2)), 2, axis=-1)
             h = self.dropout(self.activation(self.norm2(self.conv1(h)) * (scale + 1) + shift))
         else:
-            h = conv2d_add(h, self.conv1.weight, self.conv1.bias, embedding=time, padding=1)
+            h = _convolved(self.conv1, h, embedding=time)
             h = self._dropped_norm2(h)
         x = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        h = conv2d_add(h, self.conv2.weight, self.conv2.bias, residual=x, padding=1)
+        h = _convolved(self.conv2, h, residual=x)
         return h if self.divisor == 1 else h / self.divisor
 
     def _dropped_norm2(self, h: Tensor) -> Tensor:
         """dropout(activation(norm2(h))). On a GPU in one operation, which draws the mask again instead of keeping it; on a
         CPU drawing costs more than the memory."""
         drop, norm = self.dropout, self.norm2
-        usual = h.device == "cuda" and self.activation is ops.silu and nn.computes_by(drop, _dropout)
+        usual = h.device == "cuda" and self.activation is ops.silu
+        usual = usual and nn.computes_by(drop, _dropout) and nn.computes_by(norm, _group_norm)
         if usual and drop.training and drop.p > 0 and type(drop.generator) is Generator:
             return group_norm_silu(h, norm.groups, norm.weight, norm.bias, norm.eps, dropout=(drop.p, drop.generator))
         return drop(activated(self.activation, norm, h))
@@ -159,10 +160,13 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, generator=generator)
 
     def forward(self, h: Tensor, time: Tensor) -> Tensor:
-        return upsample_conv2d(h, self.conv.weight, self.conv.bias)
+        if nn.computes_by(self.conv, _conv2d):
+            return upsample_conv2d(h, self.conv.weight, self.conv.bias)
+        return self.conv(ops.upsample_nearest2d(h))
 
 
-_linear, _resnet, _dropout = nn.Linear.forward, ResBlock.forward, nn.Dropout.forward
+_linear, _conv2d, _group_norm = nn.Linear.forward, nn.Conv2d.forward, nn.GroupNorm.forward
+_resnet, _dropout = ResBlock.forward, nn.Dropout.forward
 _levels = DownBlock.forward, MidBlock.forward, UpBlock.forward
 
 
@@ -230,8 +234,18 @@ def make_attention(channels: int, groups: int | None, variant: Variant, generato
     return nn.Attention(channels, channels // head_dim, groups, variant.norm_eps, init_scale=0, generator=generator)
 
 
+def _convolved(conv: nn.Conv2d, h: Tensor, embedding: Any = None, residual: Any = None) -> Tensor:
+    """conv(h) + embedding + residual, in one operation where the layer is a plain 3x3 convolution without hooks. embedding
+    (N, channels) is added to all pixels of an image."""
+    if nn.computes_by(conv, _conv2d):
+        return conv2d_add(h, conv.weight, conv.bias, embedding, residual, padding=1)
+    h = conv(h)
+    h = h if embedding is None else h + ops.expand_dims(embedding, (1, 2))
+    return h if residual is None else h + residual
+
+
 def activated(activation: Any, norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """activation(norm(x)), in one operation where there is one."""
-    if activation is ops.silu:
+    """activation(norm(x)), in one operation where there is one and nothing else happens in the layer."""
+    if activation is ops.silu and nn.computes_by(norm, _group_norm):
         return group_norm_silu(x, norm.groups, norm.weight, norm.bias, norm.eps)
     return activation(norm(x))

@@ -14,6 +14,7 @@ the paper's network are options here, see `tinydiff.unet.variant`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, is_array, is_float, to_device
 from tinydiff.errors import InputError
 from tinydiff.machine.pages import keep_freed_memory
+from tinydiff.ops.arguments import channels_first
 from tinydiff.random import Generator
 from tinydiff.unet.blocks import (
     DownBlock,
@@ -180,7 +182,8 @@ class UNet(nn.Module):
         x = x if isinstance(x, Tensor) else Tensor(x)
         size, C = self.image_size, self.in_channels
         if x.ndim != 4 or x.shape[1:] != (size, size, C):
-            raise ValueError(f"x must be images (N, {size}, {size}, {C}), not of shape {x.shape}")
+            hint = channels_first(x.shape, C) if x.shape[2:] == (size, size) else ""
+            raise ValueError(f"x must be images (N, {size}, {size}, {C}), not of shape {x.shape}{hint}")
         if not is_float(x.dtype):
             raise TypeError(f"x must be floating point in [-1, 1], not {x.dtype}")
         time = Time(self._time(t, labels, len(x)), [*self.down_blocks, self.mid_block, *self.up_blocks])
@@ -245,7 +248,11 @@ def _widths(channels: int, mults: Sequence[float], groups: int) -> list[int]:
         raise InputError(f"channel_mults must start with 1 and give whole numbers of channels, not {tuple(mults)}")
     for width in map(round, widths):
         if width % groups:
-            raise InputError(f"groups={groups} must divide the channels of every level, but one has {width}")
+            every = math.gcd(*map(round, widths))
+            fits = max(n for n in range(1, min(groups, every) + 1) if every % n == 0) if groups > 0 else 1
+            raise InputError(
+                f"groups={groups} must divide the channels of every level, but one has {width}: groups={fits} would do"
+            )
     return [round(w) for w in widths]
 
 
