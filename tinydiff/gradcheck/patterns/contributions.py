@@ -46,7 +46,9 @@ def accumulation(e: Evidence) -> Diagnosis | None:
         return None
     if _last_write_wins(there, kept):
         if _first_of_copies(e, there, kept, tiny):
-            text = "of the copies that forward makes of an element only the first gives its gradient back: sum over them"
+            text = (
+                "of the copies that forward makes of an element only the first gives its gradient back: sum over them"
+            )
             return Diagnosis("broadcast", text)
         return Diagnosis(
             "overwritten", "of several contributions to an element only one arrives: overwritten, not added up"
