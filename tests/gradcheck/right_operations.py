@@ -274,3 +274,11 @@ def _awkward(rng, seed):
     yield "one element", ops.tanh, [rng.normal(size=(1, 1))]
     yield "float32 inside", _InSingle, [rng.normal(size=(4, 5))]
     yield "many kinks", lambda x: ops.mean(ops.abs(x)), [rng.normal(size=(50, 60))]
+    low, high = rng.normal(size=(4, 5)) - 0.5, rng.normal(size=(5,)) + 0.5  # low is above high here and there
+    yield "clip between arrays", ops.clip, [rng.normal(size=(4, 5)), low, high]
+    base, exponent = rng.integers(0, 3, size=(4, 5)).astype(float), rng.uniform(0.3, 0.7, size=(4, 5))
+    yield "root of 0 by exponent", ops.power, [base, exponent], {"wrt": [1]}
+    equal = rng.integers(0, 2, size=(2, 4, 5)).astype(float)
+    yield "minimum of equal elements", ops.minimum, [*equal]
+    yield "pad with an array", lambda x, v: ops.pad(x, ((1, 2), (0, 1)), "constant", v), [equal[0] + 0.5, np.array(0.3)]
+    yield "clip at arrays", ops.clip, [equal[0], equal[1], equal[1] + 1]

@@ -270,8 +270,7 @@ class TestNoise:
         assert numpy_generator.bit_generator.state == state
 
     def test_noise_from_nowhere_is_reported(self):
-        generator = np.random.default_rng(1)
-        report = failure(lambda x: x * generator.normal(size=x.shape), arrays((4,)))
+        report = failure(lambda x: x * np.random.default_rng().normal(size=x.shape), arrays((4,)))
         assert report.diagnosis == "not-repeatable" and "generator=" in str(report)
 
 

@@ -215,6 +215,55 @@ def test_names_given_by_hand():
             gradcheck(stepwise, [n(4, 3)], backward=unalike_backward, names=names)
 
 
+def cell(x, c):
+    next_c = np.tanh(x) * c
+    return np.stack([np.sin(next_c), next_c]), (x, c, next_c)
+
+
+def cell_backward(dout, cache):
+    x, c, next_c = cache
+    dh, dnext_c = dout
+    unused = dh * np.cos(next_c)  # noqa: F841
+    dcell = dnext_c  # wrong
+    return dcell * c * (1 - np.tanh(x) ** 2), dcell * np.tanh(x)
+
+
+def cell_backward_in_parts(dout, cache):
+    x, c, next_c = cache
+    dh, dnext_c = dout
+    return dnext_c * c * (1 - np.tanh(x) ** 2), dnext_c * np.tanh(x)
+
+
+def test_what_only_takes_a_part_of_the_cotangent_is_not_accused():
+    """It holds what came in, which is not all of the gradient of forward's variable of that name."""
+    found = failure(cell, cell_backward, [n(4, 3), n(4, 3)], cache=True).findings[0].blame
+    assert found.line == wrong_line(cell_backward) and found.fix == "dcell = dnext_c + unused"
+    assert failure(cell, cell_backward_in_parts, [n(4, 3), n(4, 3)], cache=True).findings[0].blame is None
+
+
+def log_softmax(x):
+    out = x - np.log(np.exp(x).sum(1, keepdims=True))
+    return out, out
+
+
+def log_softmax_backward(dout, p):
+    total = dout.sum(1, keepdims=True)
+    return dout - p * total  # right, if p were what it is called
+
+
+def unread_cache(dout, cache):
+    p = cache  # wrong
+    total = dout.sum(1, keepdims=True)
+    return dout - p * total
+
+
+def test_a_cache_that_holds_something_else():
+    found = failure(log_softmax, unread_cache, [n(4, 3)], cache=True).findings[0].blame
+    assert (found.line, found.fix) == (wrong_line(unread_cache), "p = np.exp(cache)")
+    found = failure(log_softmax, log_softmax_backward, [n(4, 3)], cache=True).findings[0].blame
+    assert found.fix == "return dout - np.exp(p) * total"
+
+
 class Wrong(td.Function):
     def forward(self, X, W):
         self.save(X, W)

@@ -58,7 +58,7 @@ def test_a_function_whose_signature_nobody_knows():
 def test_whether_a_backward_by_hand_is_given_the_inputs(backward, remembers):
     """An object that keeps what it needs takes the gradients of the outputs alone."""
     subject = make_subject(lambda x: 2 * x, [X], backward=backward)
-    assert isinstance(subject, PairSubject) and subject.remembers(1) is remembers
+    assert isinstance(subject, PairSubject) and subject.plan([X]).remembers is remembers
 
 
 def test_values_and_gradients_by_the_tape():

@@ -161,7 +161,7 @@ def _check_arguments(
             raise InputError(f"{name} must be a number of at least 0, not {value!r}")
     if reference is not None and parameters is not None:
         raise InputError("reference and parameters do not go together: make the parameters inputs")
-    if cache and backward is None:
+    if cache and backward is None and not hasattr(fn, "backward"):
         raise InputError("cache=True is for a forward function with a backward written by hand: pass backward=")
     for generator in generators:
         if not isinstance(generator, np.random.Generator):

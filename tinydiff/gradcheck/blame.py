@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from tinydiff.gradcheck import numeric, taps
+from tinydiff.gradcheck.calling import cache_first
 from tinydiff.gradcheck.check import Check
 from tinydiff.gradcheck.flow import Flow, suspects
-from tinydiff.gradcheck.pairs import PairSubject, cache_first
+from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.reindex import windows as of_forward
 from tinydiff.gradcheck.repairs import Repair, repairs
 from tinydiff.gradcheck.report import Blame
@@ -71,7 +72,8 @@ class _Search(Rerun):
         self._compare()
         proven = self._substitute()
         followed = self._follow()
-        found = self._repair(proven, followed)
+        is_copy = proven is not None and self.flow is not None and self.flow.copies(proven[1])
+        found = self._repair(None if is_copy else proven, followed)  # a line that only names what is given is not wrong
         if found is not None:
             source, repair, others = found
             before = self._right_before(repair.line)
@@ -141,11 +143,10 @@ class _Search(Rerun):
         return flow
 
     def _is_forwards(self, name: str) -> bool:
-        """Whether a variable of backward holds what forward calls by that name."""
+        """Whether a variable of backward holds what forward calls by that name, and calls nothing else so."""
         kept = self.kept.get(name, ())
-        return any(
-            a.shape == b.shape and np.array_equal(a, b) for a in kept for n, _, b in self.backward_events if n == name
-        )
+        values = [b for n, _, b in self.backward_events if n == name]
+        return bool(kept) and all(a.shape == b.shape and np.array_equal(a, b) for a in kept for b in values)
 
     def _follow(self) -> list[int] | None:
         """The lines of backward one of which must be wrong: all other operands of what is wrong are right."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +16,12 @@ from tinydiff.errors import InputError
 from tinydiff.gradcheck.pairs import PairSubject, owners_of
 from tinydiff.gradcheck.slots import Slot, find_slots, slots_of_keys
 from tinydiff.gradcheck.subject import Subject, TapeSubject, float64, input_names, named_tensors
-from tinydiff.gradcheck.trees import Tree, as_array
+from tinydiff.gradcheck.surroundings import attributes, is_object
+from tinydiff.gradcheck.trees import Tree, as_array, base_of, by_name, fits, parts_of
+
+
+class NoBackward(InputError):
+    """A function of plain arrays was given alone."""
 
 
 def make_subject(
@@ -35,6 +42,7 @@ def make_subject(
         )
     if backward is None and _is_layer(fn):
         fn, backward = fn.forward, fn.backward
+    _check_count(fn, inputs)
     torch_inputs = any(type(x).__module__.partition(".")[0] == "torch" and hasattr(x, "detach") for x in inputs)
     if backward is None and (torch_inputs or _is_torch(fn)):
         from tinydiff.gradcheck.torches import TorchSubject
@@ -60,14 +68,23 @@ def make_subject(
         raise InputError(f"input {bad} is complex; gradients are checked with respect to real numbers")
     is_nested = any(tree.children is not None for tree in trees)
     if backward is not None:
+        if torch_inputs:
+            from tinydiff.gradcheck.torches import on_tensors
+
+            fn, backward = on_tensors(fn), on_tensors(backward)
         slots = find_slots(parameters, owners_of(fn, backward)) if parameters is not None else []
-        if not slots and hasattr(parameters, "__dict__"):  # its gradients may not be there before backward has run
-            stored = _stored(_pair(fn, trees, leaves, names, wrt, backward, cache, [], generators))
-            slots = find_slots(stored, [parameters])
-        return _pair(fn, trees, leaves, names, wrt, backward, cache, slots, generators)
+        if parameters is not None and (not slots or _objects(parameters)):  # gradients may come with backward alone
+            bare = _pair(fn, trees, leaves, names, wrt, backward, cache, [], generators)
+            slots = _stored(bare, parameters)
+        pair = _pair(fn, trees, leaves, names, wrt, backward, cache, slots, generators)
+        if slots and wrt is None and _returns_nothing(pair):  # of the inputs, that is
+            pair = _pair(fn, trees, leaves, names, [s.name for s in slots], backward, cache, slots, generators)
+        return pair
     if (found := _loss_and_gradients(fn, trees, leaves, parameters, generators)) is not None:
-        slots, own = found
-        return _pair(fn, trees, leaves, names, own if wrt is None else wrt, None, False, slots, generators)
+        wrt = found.names if wrt is None else wrt
+        pair = _pair(fn, trees, leaves, names, wrt, None, False, found.slots, generators)
+        pair.stored = found.stored
+        return pair
     if is_nested:
         leaves, names = [as_array(a) for a in args], top
     if backward is None and parameters is None and hasattr(fn, "named_parameters"):
@@ -78,7 +95,26 @@ def make_subject(
     taped = TapeSubject(fn, leaves, checked, generators, named)
     if isinstance(fn, type) and issubclass(fn, Function):
         taped.fn, taped.function = (lambda *xs: fn.apply(*xs)), fn
+    elif not named:
+        _check_tape(taped)
     return taped
+
+
+def _check_tape(taped: TapeSubject) -> None:
+    """InputError for a function that computes with NumPy, of which the tape sees nothing, and that has no backward."""
+    try:
+        with taped.same_noise(), np.errstate(all="ignore"):
+            taped.call(taped.point, [True] * len(taped.point))
+    except TypeError as error:
+        try:
+            taped.forward([x.copy() for x in taped.point])
+        except Exception:
+            return  # it raises without a tape, too: the check lets that through
+        raise NoBackward(
+            f"there is no backward pass to check: pass backward=, or compute with td.ops ({error})"
+        ) from error
+    except Exception:
+        return  # the check sees it, and tells it
 
 
 def _pair(
@@ -97,7 +133,7 @@ def _pair(
     if isinstance(wrt, int | str):
         wrt = [wrt]
     if wrt is not None:  # the name or place of a nested input stands for all that is in it
-        by_name: dict[Any, Tree] = {**{t.name: t for t in trees}, **dict(enumerate(trees))}
+        by_name: dict[Any, Tree] = {**{t.name: t for t in parts_of(trees)}, **dict(enumerate(trees))}
         wide = [[all_names[i] for i in by_name[w].leaves] if w in by_name else [w] for w in wrt]
         wrt = [name for some in wide for name in some]
     checked, _ = _chosen(wrt, everything, all_names, {}, [])
@@ -106,11 +142,57 @@ def _pair(
     return subject
 
 
-def _stored(subject: PairSubject) -> list[str]:
-    """Names of the parameters whose gradients backward stores."""
+def _check_count(fn: Any, inputs: Sequence[Any]) -> None:
+    """InputError where fn does not take so many inputs."""
+    if isinstance(fn, type) and not issubclass(fn, Function) and not _is_torch(fn):
+        raise InputError(f"{fn.__name__} is a class: give an object of it, or its two functions")
+    if isinstance(fn, type) or _is_torch(fn):
+        return
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*inputs)
+    except TypeError as error:
+        name = getattr(fn, "__qualname__", type(fn).__name__).rpartition("<locals>.")[2]
+        count = f"{len(inputs)} input{'s' * (len(inputs) != 1)}"
+        raise InputError(f"{name}{signature} was given {count}: {error}") from None
+
+
+def _stored(subject: PairSubject, parameters: Any) -> list[Slot]:
+    """The parameters of objects whose gradients backward stores. InputError where there are none."""
+    _run(subject)
+    owners = _objects(parameters)
+    slots: list[Slot] = []
+    for i, owner in enumerate(owners):
+        there = find_slots(owner, [owner])
+        more = [n for n in subject.stores.get(id(owner), []) if n not in [s.key for s in there if s.holder is owner]]
+        for slot in [*find_slots(more, [owner]), *there]:
+            slot.name += f"[{i}]" if len(owners) > 1 else ""
+            slots.append(slot)
+    if not slots:
+        raise InputError("parameters: no array with a gradient beside it was found there after backward")
+    return slots
+
+
+def _objects(parameters: Any) -> list[Any]:
+    """The layers among parameters; none where they are arrays or names."""
+    found = [parameters] if is_object(parameters) else list(parameters) if isinstance(parameters, list | tuple) else []
+    return found if all(map(is_object, found)) else []
+
+
+def _returns_nothing(subject: PairSubject) -> bool:
+    try:
+        _run(subject)
+    except Exception:
+        return False  # the check sees it, and tells it
+    return subject.nothing
+
+
+def _run(subject: PairSubject) -> None:
     outputs = subject.forward([x.copy() for x in subject.point])
     subject.vjp([x.copy() for x in subject.point], [None if y is None else np.ones(y.shape) for y in outputs])
-    return subject.unasked
 
 
 def _chosen(
@@ -145,9 +227,8 @@ def _chosen(
 
 def _loss_and_gradients(
     fn: Any, trees: Sequence[Tree], leaves: Sequence[Any], parameters: Any, generators: Sequence[Any]
-) -> tuple[list[Slot], Any] | None:
-    """For a function of plain arrays that returns (loss, gradients): the parameters that its object holds, and what the
-    gradients are of (None: of all inputs). None for any other function."""
+) -> Returned | None:
+    """What gradients a function of plain arrays returns beside a loss. None for any other function."""
     if isinstance(fn, type) or hasattr(fn, "named_parameters"):
         return None
     trial = PairSubject(fn, trees, leaves, [t.name for t in trees], [], generators, None, False)
@@ -157,43 +238,94 @@ def _loss_and_gradients(
             result = fn(*trial.inputs(copies))
     except Exception:
         return None
-    if not isinstance(result, tuple | list) or len(result) < 2 or isinstance(result[0], Tensor):
-        return None
-    if np.ndim(result[0]) or not np.issubdtype(np.asarray(result[0]).dtype, np.floating):
+    is_named = parameters is not None and not hasattr(parameters, "named_parameters") and not _are_tensors(parameters)
+    if is_named and _is_number(result):
+        slots = find_slots(parameters, owners_of(fn))
+        return Returned(slots, [s.name for s in slots], stored=True)
+    if isinstance(result, Mapping) and any(_is_number(v) for v in result.values()):
+        raise InputError(f"what is checked returns a dict ({', '.join(map(str, result))}): return (loss, gradients)")
+    if not isinstance(result, tuple | list) or len(result) < 2 or not _is_number(result[0]):
         return None
     grads = result[1] if len(result) == 2 else result[1:]
+    grads = by_name(grads, {t.name for t in trees}.__contains__)
     if isinstance(grads, Mapping):
         return _by_name(fn, grads, trees, leaves, parameters)
     grads = list(grads) if isinstance(grads, tuple | list) else [grads]
     if any(isinstance(g, Tensor) for g in grads):
         return None
     floating = [t for t in trees if any(_is_floating(leaves[i]) for i in t.leaves)]
-    if len(grads) > len(floating):
-        return None
-    for tree, g in zip(floating, grads, strict=False):
-        if tree.children is None and np.shape(g) != leaves[tree.first].shape:
-            return None
-    return [], [tree.name for tree in floating[: len(grads)]]
+    if len(grads) == len(floating[0].children or ()) and len(floating) and not fits(floating[0], grads[0], leaves):
+        grads = [grads] if fits(floating[0], grads, leaves) else grads
+    fitting = [
+        some
+        for some in itertools.islice(itertools.combinations(floating, len(grads)), 1000)
+        if all(fits(tree, g, leaves) for tree, g in zip(some, grads, strict=True))
+    ]
+    if fitting:  # the first inputs, or those alone that have such shapes
+        if len(fitting) > 1 and fitting[0] != tuple(floating[: len(grads)]):
+            names = " or ".join(", ".join(t.name for t in some) for some in fitting[:2])
+            raise InputError(
+                f"the gradients that are returned have the shapes of {names}: say with wrt= which they are"
+            )
+        return Returned([], [tree.name for tree in fitting[0]])
+    if is_named:
+        slots = find_slots(parameters, owners_of(fn))
+        if [np.shape(s.kept) for s in slots] == [np.shape(g) for g in grads]:
+            return Returned(slots, [s.name for s in slots])
+    if all(isinstance(g, np.ndarray) and g.ndim for g in grads) and {g.shape for g in grads} <= {
+        np.shape(a) for a in (*leaves, *_arrays_of(fn))
+    }:
+        raise InputError(
+            f"a number and {len(grads)} arrays are returned, and it cannot be told what these are the gradients of: return "
+            "(loss, {name: gradient}), or name them with wrt= or parameters="
+        )
+    return None
+
+
+class Returned(NamedTuple):
+    """What a function of plain arrays returns gradients of: parameters that its object holds, names. stored: it returns
+    the loss alone, and keeps the gradients in the object."""
+
+    slots: list[Slot]
+    names: list[str]
+    stored: bool = False
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is one floating point number, in an array or not."""
+    if isinstance(value, Tensor) or not (isinstance(value, float | np.floating) or is_array(value)):
+        return False
+    return np.size(value) == 1 and np.asarray(value).dtype.kind == "f"
+
+
+def _are_tensors(parameters: Any) -> bool:
+    values = parameters.values() if isinstance(parameters, Mapping) else parameters
+    if isinstance(values, Tensor):
+        return True
+    return isinstance(values, Sequence | type({}.values())) and any(isinstance(v, Tensor) for v in values)
+
+
+def _arrays_of(fn: Any) -> list[Any]:
+    """Arrays that the object of a method holds."""
+    return [v for o in owners_of(fn) for v in attributes(o).values() if _is_floating(v)]
 
 
 def _by_name(
     fn: Any, grads: Mapping[Any, Any], trees: Sequence[Tree], leaves: Sequence[Any], parameters: Any
-) -> tuple[list[Slot], Any] | None:
-    from tinydiff.gradcheck.trees import base_of
-
+) -> Returned | None:
     if not all(isinstance(key, str) for key in grads) or any(isinstance(g, Tensor) for g in grads.values()):
         return None
     if isinstance(parameters, dict):
         slots = find_slots(parameters, owners_of(fn))
-        return slots, [s.name for s in slots]
-    names = {n for t in trees for n in ([t.name] if t.children is None else [t.name, *map(str, t.children)])}
+        return Returned(slots, [s.name for s in slots])
+    names = {t.name for t in parts_of(trees)}
     own = [base_of(key, names.__contains__) for key in grads]
     if all(own) and own:
-        return [], own
+        return Returned([], [n for n in own if n])
     if owners := owners_of(fn):
         left = [key for key, name in zip(grads, own, strict=True) if name is None]
         slots = slots_of_keys(left, owners[0])
-        return slots, [*(n for n in own if n), *(s.name for s in slots)]
+        return Returned(slots, [*(n for n in own if n), *(s.name for s in slots)])
     key = next(key for key, name in zip(grads, own, strict=True) if name is None)
     raise InputError(
         f"a gradient is returned under the name {key!r}, and no input has that name; they are "

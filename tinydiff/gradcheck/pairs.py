@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,27 +12,11 @@ import numpy as np
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import is_array, to_numpy
 from tinydiff.errors import InputError
+from tinydiff.gradcheck.calling import CACHES, Plan, plan
 from tinydiff.gradcheck.slots import Slot, kept, unnamed_gradients
 from tinydiff.gradcheck.subject import Arrays, Subject, add, float64, positional_parameters
-from tinydiff.gradcheck.trees import Tree, match
-
-CACHES = ("res", "residual", "residuals", "cache", "caches", "ctx", "context", "saved", "tmp", "memory", "tape")
-COTANGENTS = (
-    "g",
-    "gy",
-    "ct",
-    "cotangent",
-    "grad",
-    "grad_output",
-    "dout",
-    "dy",
-    "upstream",
-    "delta",
-    "l_y",
-    "dl",
-    "dz",
-    "dh",
-)
+from tinydiff.gradcheck.surroundings import attributes, objects_in, random_sources
+from tinydiff.gradcheck.trees import Tree, as_array, by_name, fits, match, outputs_of, parts_of
 
 
 class PairSubject(Subject):
@@ -44,6 +29,8 @@ class PairSubject(Subject):
     """
 
     loss = False  # whether fn returns (loss, gradients)
+    swapped: bool | None = None  # whether backward takes the cache first, where names do not say it
+    stored = False  # whether fn returns a loss, and stores its gradients
 
     def __init__(
         self,
@@ -62,7 +49,12 @@ class PairSubject(Subject):
         self.input_names = [*names, *(s.name for s in slots)]
         self.names = [self.input_names[i] for i in checked]
         self.owners = owners_of(fn, backward)
+        self.structure: Callable[[Sequence[Any]], Any] = lambda values: values[0]
+        self.generators = list(dict.fromkeys([*self.generators, *random_sources([backward])]))
         self.unasked: list[str] = []  # parameters whose gradients backward stores and nobody asked about
+        self.stores: dict[int, list[str]] = {}  # {id of an object: names of all such}
+        self.nothing = False  # whether backward returned no gradient at all
+        self.inside: list[str] = []  # the same of objects that the object holds
 
     def inputs(self, args: Sequence[Any]) -> list[Any]:
         return [tree.filled(args) for tree in self.trees]
@@ -80,21 +72,38 @@ class PairSubject(Subject):
 
     def run(self, args: Sequence[Any]) -> tuple[list[Any], Any]:
         result, cache = self.fn(*self.inputs(args)), None
-        if self.loss:
+        if self.loss and not self.stored:
             result, *cache = result
         elif self.cache:
             if not isinstance(result, tuple | list) or len(result) < 2:
                 raise InputError("with cache=True, the forward function must return (output, cache)")
             *result, cache = result
             result = result[0] if len(result) == 1 else result
-        ys = list(result) if isinstance(result, tuple | list) else [result]
+        elif not self.loss and self.is_cached(result):
+            raise InputError("forward returns an output and what looks like a cache: pass cache=True")
+        ys, self.structure = outputs_of(result)
         for y in ys:
-            if isinstance(y, Tensor) or not (is_array(y) or np.isscalar(y)):
+            if (
+                isinstance(y, Tensor)
+                or not (is_array(y) or np.isscalar(y) or hasattr(y, "detach"))
+                or isinstance(y, str)
+            ):
                 raise InputError(
                     f"the forward function must return arrays or numbers beside a backward, not {type(y).__name__}; "
                     "if it returns (output, cache), pass cache=True"
                 )
-        return [y if is_array(y) else np.asarray(y) for y in ys], cache
+        return [y if is_array(y) else np.asarray(as_array(y)) for y in ys], cache
+
+    def is_cached(self, result: Any) -> bool:
+        """Whether the last of several results is what backward needs rather than an output: a container that is handed on
+        in a parameter called cache, or beside an array where backward takes two arguments."""
+        if not isinstance(result, tuple | list) or len(result) < 2 or hasattr(result, "_fields"):
+            return False
+        if is_array(result[-1]) or np.isscalar(result[-1]) or not (is_array(result[0]) or np.isscalar(result[0])):
+            return False
+        parameters, _ = positional_parameters(self.backward)
+        names = [p.name.lower() for p in parameters if p.default is p.empty]
+        return len(names) == 2 and (len(self.trees) > 1 or bool(set(names) & set(CACHES)))
 
     def forward(self, arrays: Arrays) -> list[Any]:
         args = self.filled(arrays)
@@ -102,35 +111,32 @@ class PairSubject(Subject):
             ys, _ = self.run(args)
         return [to_numpy(y) if y.dtype.kind in "fc" else None for y in ys]
 
-    def remembers(self, outputs: int) -> bool:
-        """Whether backward takes nothing but the gradients of the outputs: an object that keeps what it needs."""
-        if self.backward is None:
-            return False
-        parameters, more = positional_parameters(self.backward)
-        return more is False and sum(p.default is p.empty for p in parameters) == outputs
-
-    def is_gradient(self, ys: Sequence[Any]) -> bool:
-        """Whether backward is the gradient of a loss, as SciPy takes it: a function of the inputs alone."""
-        parameters, more = positional_parameters(self.backward)
-        required = [p.name for p in parameters if p.default is p.empty]
-        if more is not False or len(ys) != 1 or ys[0].ndim or len(required) != len(self.trees):
-            return False
-        forward = [p.name for p in positional_parameters(self.fn)[0]][: len(required)]
-        if len(required) > 1 or hasattr(self.backward, "__self__"):
-            return required == forward
-        return required == forward or required[0].lower() not in COTANGENTS
+    def plan(self, ys: Sequence[Any]) -> Plan:
+        """How backward is called."""
+        is_number = len(ys) == 1 and ys[0].size == 1
+        return plan(self.backward, self.fn, len(ys), len(self.trees), self.cache, is_number)
 
     def pull(self, ys: list[Any], cache: Any, args: Sequence[Any], cotangents: Arrays) -> list[Any]:
         L_Ys = [np.zeros(y.shape) if u is None else u for y, u in zip(ys, cotangents, strict=True)]
-        backward: Any = self.backward
-        if self.loss:
+        scaled = self.loss
+        if self.stored:
+            grads = None
+        elif self.loss:
             grads = cache[0] if len(cache) == 1 else tuple(cache)
-        elif self.cache:
-            grads = backward(cache, *L_Ys) if cache_first(backward) else backward(*L_Ys, cache)
-        elif self.is_gradient(ys):
-            grads = backward(*self.inputs(args))
         else:
-            grads = backward(*L_Ys, *(() if self.remembers(len(ys)) else self.inputs(args)))
+            called = self.plan(ys)
+            scaled, inputs = called.scaled, self.inputs(args)
+            given = {
+                "g": lambda i: L_Ys[i],
+                "gs": lambda i: self.structure(L_Ys),
+                "c": lambda i: cache,
+                "x": lambda i: inputs[i],
+                "y": lambda i: ys[i],
+            }
+            assert self.backward is not None
+            values = [given[kind](i) for kind, i in called.parts]
+            grads = self.call(values, called, args)
+        self.nothing = grads is None
         by_leaf = self.by_leaf(grads, args)
         for i, slot in enumerate(self.slots, len(args) - len(self.slots)):
             if by_leaf.get(i) is None:
@@ -142,37 +148,68 @@ class PairSubject(Subject):
                     f'{forms}; parameters={{"{slot.name}": "NAME"}} says where it is'
                 )
         got = [None if by_leaf.get(i) is None else np.asarray(to_array(by_leaf[i])) for i in self.checked]
-        if self.loss or (not self.cache and self.is_gradient(ys)):
-            got = [None if g is None else g * L_Ys[0] for g in got]
+        if scaled:
+            got = [None if g is None else g * L_Ys[0].reshape(()) for g in got]
         else:
             got = [g if g is None or g.base is None else g.copy() for g in got] if self.slots else got
         return got
+
+    def call(self, values: list[Any], called: Plan, args: Sequence[Any]) -> Any:
+        """What backward returns; (cache, L_Y) is tried where (L_Y, cache) does not run, and kept if it fits."""
+        backward: Any = self.backward
+        if not called.unsure or self.swapped is not None:
+            return backward(*(reversed(values) if self.swapped else values))
+        try:
+            grads = backward(*values)
+        except Exception:
+            try:
+                grads = backward(*reversed(values))
+                by_leaf = self.by_leaf(grads, args)
+                fit = all(np.shape(by_leaf.get(i, 0)) == np.shape(args[i]) for i in self.checked)
+            except Exception:
+                fit = False
+            if not fit:
+                raise
+            self.swapped = True
+        else:
+            self.swapped = False
+        return grads
 
     def by_leaf(self, grads: Any, args: Sequence[Any]) -> dict[int, Any]:
         """Gradients by position among the args, out of what backward returned."""
         found: dict[int, Any] = {}
         inner = [i for i in self.checked if i < len(args) - len(self.slots)]
         parts = {self.input_names[i]: _leaf(i, self.input_names[i]) for i in range(len(args))}
+        grads = by_name(grads, {*parts, *(t.name for t in parts_of(self.trees))}.__contains__)
         if isinstance(grads, Mapping):
-            top = {tree.name: tree for tree in self.trees if tree.children is not None}
+            top = {tree.name: tree for tree in parts_of(self.trees) if tree.children is not None}
             self._match(grads, {**top, **parts}, found)
             return found
         floating = [t for t in self.trees if any(_is_floating(args[i]) for i in t.leaves)]
         if isinstance(grads, list) and len(floating) == 1 and np.shape(grads) == np.shape(args[floating[0].first]):
             grads = [grads]  # the gradient of one input, as a list of numbers
+        if is_array(grads) and len(floating) == len(grads.shape[:1]) * len(grads) > 1:
+            shapes = [np.shape(args[t.first]) if t.children is None else None for t in floating]
+            grads = list(grads) if shapes == [grads.shape[1:]] * len(shapes) else grads
+        asked = [t for t in self.trees if any(i in self.checked for i in t.leaves)]
+        if len(asked) == 1 and asked[0].children is not None and fits(asked[0], grads, args):
+            grads = [grads]
         grads = list(grads) if isinstance(grads, tuple | list) else [grads]
         if self.slots and grads and isinstance(grads[-1], Mapping):
             self._match(grads.pop(), {s.name: parts[s.name] for s in self.slots}, found, needed=())
-        asked = [t for t in self.trees if any(i in self.checked for i in t.leaves)]
-        where = next((w for w in (floating, self.trees, asked) if len(w) == len(grads)), None)
+        plain = [t for t in floating if t.children is None]
+        slots = [parts[s.name] for s in self.slots]
+        where = slots if slots and not inner and len(slots) == len(grads) else None
+        where = where or next((w for w in (floating, self.trees, asked, plain) if len(w) == len(grads)), None)
         if where is None and self.slots and len(grads) == len(asked) + len(self.slots):
-            where = [*asked, *(parts[s.name] for s in self.slots)]
+            where = [*asked, *slots]
         if where is None:
             if not inner and all(g is None for g in grads):
                 return found
-            raise ValueError(
-                f"backward returned {len(grads)} gradients for {len(floating)} floating point inputs; with wrt=, name "
-                "those that it returns"
+            of = ", ".join(t.name for t in floating)
+            raise InputError(
+                f"backward returned {len(grads)} gradient{'s' * (len(grads) != 1)} for {len(floating)} floating point inputs "
+                f"({of}); wrt= names those that it returns"
             )
         for tree, gradient in zip(where, grads, strict=True):
             tree.spread(gradient, found, self.checked)
@@ -199,11 +236,17 @@ class PairSubject(Subject):
             arrays = [arrays[same[0]] if k == same[1] else a for k, a in enumerate(arrays)]
         args = self.filled(arrays)
         with self.same_noise(), self.borrowed(args):
-            before = [dict(getattr(o, "__dict__", {})) for o in self.owners]
+            before = [attributes(o) for o in self.owners]
             ys, cache = self.run(args)
             grads = self.pull(ys, cache, args, cotangents)
             stored = [unnamed_gradients(o, self.slots, b) for o, b in zip(self.owners, before, strict=True)]
-            self.unasked = [name for names in stored for name in names]
+            top = tops_of(self.fn, self.backward)
+            self.stores = {id(o): names for o, names in zip(self.owners, stored, strict=True)}
+            self.unasked = [
+                n for o, names in zip(self.owners, stored, strict=True) for n in names if any(o is t for t in top)
+            ]
+            self.inside = [f"{type(o).__name__}.{n}" for o, names in zip(self.owners, stored, strict=True)
+                           for n in names if not any(o is t for t in top)]  # fmt: skip
             grads = [None if g is None else np.array(g) if self.owners else g for g in grads]
         if same is not None:
             grads[same[0]] = add(grads[same[0]], grads[same[1]])
@@ -211,14 +254,17 @@ class PairSubject(Subject):
 
     def vjp_of_two(self, first: Arrays, second: Arrays, cotangents: Arrays) -> list[Any]:
         one, two = self.filled(first), self.filled(second)
-        if self.slots or self.loss or (not self.cache and self.remembers(len(cotangents))):
+        if self.slots or self.loss:
             return []  # an object that keeps one forward pass cannot be asked for two
-        with self.same_noise():
-            ys, cache = self.run(one)
-        with self.same_noise():
-            zs, other = self.run(two)
-        grads = self.pull(zs, other, two, cotangents)
-        return [add(a, b) for a, b in zip(grads, self.pull(ys, cache, one, cotangents), strict=True)]
+        with self.borrowed(one):
+            with self.same_noise():
+                ys, cache = self.run(one)
+            if not self.cache and self.plan(ys).remembers:
+                return []
+            with self.same_noise():
+                zs, other = self.run(two)
+            grads = self.pull(zs, other, two, cotangents)
+            return [add(a, b) for a, b in zip(grads, self.pull(ys, cache, one, cotangents), strict=True)]
 
 
 def readings(subject: Subject) -> list[str]:
@@ -233,23 +279,28 @@ def readings(subject: Subject) -> list[str]:
                 f"backward also stores gradients of {names}, which were not looked at: parameters={subject.unasked!r} "
                 "checks them"
             )
+        if subject.inside:
+            names = ", ".join(dict.fromkeys(subject.inside))
+            notes.append(
+                f"the objects inside also store gradients of {names}, which were not looked at: parameters= with a list "
+                "of these objects checks them"
+            )
     return notes
 
 
-def owners_of(*functions: Any) -> list[Any]:
+def tops_of(*functions: Any) -> list[Any]:
     """The objects that functions are methods of."""
-    owners: dict[int, Any] = {}
+    found = []
     for f in functions:
-        owner = getattr(f, "__self__", None)
-        if owner is not None and hasattr(owner, "__dict__") and not isinstance(owner, type(np)):
-            owners[id(owner)] = owner
-    return list(owners.values())
+        while isinstance(f, functools.partial):
+            f = f.func
+        found.append(getattr(f, "__self__", f))
+    return found
 
 
-def cache_first(backward: Any) -> bool:
-    """Whether backward is backward(cache, L_Y), as a rule of JAX is, judged by the names of its parameters."""
-    names = [p.name.lower().lstrip("_") for p in positional_parameters(backward)[0]]
-    return len(names) >= 2 and names[0] in CACHES and names[-1] not in CACHES
+def owners_of(*functions: Any) -> list[Any]:
+    """The objects that functions are methods of, and those that these hold."""
+    return list({id(o): o for o in objects_in(tops_of(*functions))}.values())
 
 
 def _leaf(i: int, name: str) -> Tree:
@@ -261,4 +312,5 @@ def _is_floating(a: Any) -> bool:
 
 
 def to_array(g: Any) -> Any:
+    g = as_array(g) if hasattr(g, "detach") else g
     return g if is_array(g) else np.asarray(g, dtype=np.float64) if isinstance(g, list | tuple | float | int) else g

@@ -8,10 +8,7 @@ them, its outputs have the shapes expected, and neither pass has taken the lengt
 
 from __future__ import annotations
 
-import inspect
-import types
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +19,7 @@ from tinydiff.gradcheck.check import Check
 from tinydiff.gradcheck.diagnosis import explain
 from tinydiff.gradcheck.report import Diagnosis
 from tinydiff.gradcheck.slopes import settle
+from tinydiff.gradcheck.surroundings import surroundings
 
 Axis = tuple[int, int]  # position among the inputs, axis
 
@@ -161,7 +159,7 @@ def _is_fixed(check: Check, n: int) -> bool:
     """Whether the length, or an array of that length, reaches a pass by another way than its arguments."""
     subject = check.subject
     passes = [subject.fn, getattr(subject, "backward", None)]
-    reached = [*(a for a in subject.args if not is_array(a) and not isinstance(a, Tensor)), *_surroundings(passes)]
+    reached = [*(a for a in subject.args if not is_array(a) and not isinstance(a, Tensor)), *surroundings(passes)]
     for value in reached:
         if _counts(value, n):
             return True
@@ -184,38 +182,3 @@ def _counts(value: Any, n: int) -> bool:
 def _shape(value: Any) -> tuple[int, ...]:
     shape = getattr(value, "shape", ())
     return tuple(shape) if isinstance(shape, tuple) else ()
-
-
-def _surroundings(functions: list[Any]) -> Iterator[Any]:
-    """What functions take from closures, modules, defaults and the objects that they belong to."""
-    seen: set[int] = set()
-    queue = [f for f in functions if f is not None]
-    while queue:
-        fn = queue.pop()
-        if id(fn) in seen:
-            continue
-        seen.add(id(fn))
-        if (owner := getattr(fn, "__self__", None)) is not None and not isinstance(owner, types.ModuleType):
-            yield from getattr(owner, "__dict__", {}).values()
-        fn = inspect.unwrap(getattr(fn, "__func__", getattr(fn, "func", fn)))
-        if not isinstance(fn, types.FunctionType):
-            continue
-        found = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
-        for cell in fn.__closure__ or ():
-            try:
-                found.append(cell.cell_contents)
-            except ValueError:
-                continue
-        found += [fn.__globals__[name] for name in _names(fn.__code__) if name in fn.__globals__]
-        for value in found:
-            if isinstance(value, types.FunctionType | types.MethodType):
-                queue.append(value)
-            else:
-                yield value
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)

@@ -22,6 +22,7 @@ from tinydiff.gradcheck.report import Diagnosis
 from tinydiff.gradcheck.source import Definition, Source
 
 MOST_PLACES, MOST_TEXT = 8, 40  # where a name is read; letters of an expression that is shown
+PLAIN = ("shape", "ndim", "size", "dtype")  # what has no derivative
 CLOSE = 1e-5
 STEP = 1e-5
 
@@ -40,7 +41,9 @@ def places(node: Definition, name: str) -> list[Place]:
     if any(not isinstance(n.ctx, ast.Load) for n in names):
         return []
     parents = {id(child): parent for parent in ast.walk(node) for child in ast.iter_child_nodes(parent)}
-    for n in _reads(node, name):
+    reads = _Reads(name)
+    reads.visit(node)
+    for n in reads.found:
         shown: ast.AST = n
         while isinstance(parent := parents.get(id(shown)), ast.expr):
             wide = ast.unparse(parent)
@@ -53,30 +56,38 @@ def places(node: Definition, name: str) -> list[Place]:
     return found
 
 
-def _reads(node: Definition, name: str) -> list[ast.Name]:
-    marked = _Marked(name)
-    marked.visit(copy.deepcopy(node))
-    return marked.found
+class _Reads(ast.NodeVisitor):
+    """The places of a name, in the order of `_Marked`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.found: list[ast.Name] = []
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if node.id == self.name and isinstance(node.ctx, ast.Load):
+            self.found.append(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if node.attr not in PLAIN:
+            self.generic_visit(node)
 
 
 class _Marked(ast.NodeTransformer):
     """Sends every value of a name that is read through a tap, with the number of the place."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.found = name, []  # type: tuple[str, list[ast.Name]]
+        self.name, self.count = name, 0
 
     def visit_Name(self, node: ast.Name) -> Any:
         if node.id != self.name or not isinstance(node.ctx, ast.Load):
             return node
-        self.found.append(node)
-        call = ast.Call(
-            ast.Name(taps.TAP, ast.Load()), [ast.Constant(node.id), ast.Constant(len(self.found) - 1), node], []
-        )
+        self.count += 1
+        call = ast.Call(ast.Name(taps.TAP, ast.Load()), [ast.Constant(node.id), ast.Constant(self.count - 1), node], [])
         return ast.copy_location(call, node)
 
     def visit_Attribute(self, node: ast.Attribute) -> Any:
         """x.shape has no derivative."""
-        return node if node.attr in ("shape", "ndim", "size", "dtype") else self.generic_visit(node)
+        return node if node.attr in PLAIN else self.generic_visit(node)
 
 
 def missing_share(

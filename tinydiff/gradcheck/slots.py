@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from tinydiff.errors import InputError
+from tinydiff.gradcheck.surroundings import attributes, is_object, restore
 from tinydiff.gradcheck.trees import base_of, key_of
 
+VALUES = ("value", "data", "array", "w", "val")  # attributes of a parameter that is an object
 CONTAINERS = ("grads", "grad", "gradients", "dparams")  # attributes that hold all gradients
 
 
@@ -39,16 +41,17 @@ class Slot:
 
     def read(self) -> Any:
         """The gradient that backward has stored, or None."""
+        own = self.key if isinstance(self.key, str) else self.name
         for owner in self.owners:
-            names = {n: v for n, v in getattr(owner, "__dict__", {}).items() if v is not None}
+            names = {n: v for n, v in attributes(owner).items() if v is not None}
             if self.gradient is not None:
                 if self.gradient in names:
                     return names[self.gradient]
                 continue
-            if (key := key_of(self.name, {n: 0 for n in names if n != self.name})) is not None:
+            if (key := key_of(own, {n: 0 for n in names if n != own})) is not None:
                 return names[key]
             for container in (names[c] for c in CONTAINERS if c in names):
-                if isinstance(container, Mapping) and (key := key_of(self.name, container)) is not None:
+                if isinstance(container, Mapping) and (key := key_of(own, container)) is not None:
                     return container[key]
                 if isinstance(container, list | tuple) and self.place is not None and self.place < len(container):
                     return container[self.place]
@@ -63,16 +66,20 @@ def find_slots(parameters: Any, owners: Sequence[Any]) -> list[Slot]:
     if isinstance(parameters, Mapping):
         if all(isinstance(v, str) for v in parameters.values()):
             return [_of_attribute(name, owners, gradient) for name, gradient in parameters.items()]
-        return [Slot(str(name), parameters, name, owners) for name, a in parameters.items() if _is_floating(a)]
-    if isinstance(parameters, list | tuple):
+        return [_of_entry(parameters, name, owners) for name, a in parameters.items() if _is_floating(a)]
+    if isinstance(parameters, Iterable) and not _is_floating(parameters):
+        parameters = list(parameters)
         if all(isinstance(p, str) for p in parameters):
             return [_of_attribute(name, owners) for name in parameters]
         if all(_is_floating(p) for p in parameters):
             return [_of_array(a, i, parameters, owners) for i, a in enumerate(parameters)]
-    elif hasattr(parameters, "__dict__"):
+        if all(map(is_object, parameters)):
+            slots = [_of_object(p, f"[{i}]") for i, p in enumerate(parameters)]
+            return [s for some in slots for s in some]
+    elif is_object(parameters):
         return _of_object(parameters)
     raise InputError(
-        "parameters beside a backward are names of attributes, a dict of arrays or the layer itself, not "
+        "parameters beside a backward are names of attributes, a dict of arrays or layers, not "
         f"{type(parameters).__name__}"
     )
 
@@ -80,16 +87,16 @@ def find_slots(parameters: Any, owners: Sequence[Any]) -> list[Slot]:
 def slots_of_keys(keys: Sequence[str], owner: Any) -> list[Slot]:
     """The parameters of an object that gradients with these names belong to. InputError for a name that fits none."""
     slots = []
-    boxes = [b for b in (getattr(owner, n, None) for n in ("params", "parameters", "p")) if isinstance(b, dict)]
+    boxes = [b for b in attributes(owner).values() if isinstance(b, dict)]
     for key in keys:
-        for holder, has in (*((b, b.__contains__) for b in boxes), (owner, vars(owner).__contains__)):
+        for holder, has in (*((b, b.__contains__) for b in boxes), (owner, attributes(owner).__contains__)):
             if (name := base_of(key, has)) is not None:
                 slot = Slot(name, holder, name, [owner])
                 if _is_floating(slot.kept):
                     slots.append(slot)
                     break
         else:
-            known = [*(n for b in boxes for n in b), *(n for n, v in vars(owner).items() if _is_floating(v))]
+            known = [*(n for b in boxes for n in b), *(n for n, v in attributes(owner).items() if _is_floating(v))]
             raise InputError(
                 f"a gradient is returned under the name {key!r}, and {type(owner).__name__} has no parameter of that "
                 f"name; it has {', '.join(map(repr, known)) or 'none'}"
@@ -99,8 +106,8 @@ def slots_of_keys(keys: Sequence[str], owner: Any) -> list[Slot]:
 
 def unnamed_gradients(owner: Any, slots: Sequence[Slot], before: Mapping[str, Any]) -> list[str]:
     """Names of parameters whose gradients backward stored in the object, and that nobody has asked about."""
-    names = getattr(owner, "__dict__", {})
-    known = {s.name for s in slots}
+    names = attributes(owner)
+    known = {s.key for s in slots if s.holder is owner}
     found = []
     for key, value in names.items():
         new = key not in before or before[key] is not value
@@ -113,14 +120,13 @@ def unnamed_gradients(owner: Any, slots: Sequence[Slot], before: Mapping[str, An
 @contextmanager
 def kept(owners: Sequence[Any], slots: Sequence[Slot]) -> Iterator[None]:
     """What a pass changes in the objects is undone after the block: parameters, gradients that were added up, memories."""
-    states = [(o, {k: _copied(v) for k, v in vars(o).items()}, dict(vars(o))) for o in owners if hasattr(o, "__dict__")]
+    states = [(o, {k: _copied(v) for k, v in attributes(o).items()}, attributes(o)) for o in owners]
     values = [(s, s.kept, s.kept.copy()) for s in slots]
     try:
         yield
     finally:
         for owner, copies, originals in states:
-            vars(owner).clear()
-            vars(owner).update(originals)
+            restore(owner, originals)
             for name, value in copies.items():
                 _restore(originals[name], value)
         for slot, array, value in values:
@@ -165,38 +171,67 @@ def _restore(original: Any, value: Any) -> None:
 
 def _of_attribute(name: str, owners: Sequence[Any], gradient: str | None = None) -> Slot:
     for owner in owners:
-        if name in getattr(owner, "__dict__", {}):
-            slot = Slot(name, owner, name, owners, gradient)
-            if not _is_floating(slot.kept):
+        value = getattr(owner, name, None)
+        if value is not None and not callable(value):
+            if _is_floating(value):
+                return Slot(name, owner, name, owners, gradient)
+            if (slot := _of_parameter(value, name)) is not None:
+                return slot
+            if not isinstance(value, Mapping | list | tuple):
                 raise InputError(f"parameter {name!r} is not a floating point array")
-            return slot
-        for box in (getattr(owner, n, None) for n in ("params", "parameters")):
-            if isinstance(box, dict) and name in box:
+        for box in attributes(owner).values():
+            if isinstance(box, dict) and _is_floating(box.get(name)):
                 return Slot(name, box, name, owners, gradient)
     raise InputError(f"parameters names {name!r}, which no layer has; name attributes that hold arrays")
 
 
+def _of_parameter(value: Any, name: str) -> Slot | None:
+    """Of an object that holds an array and its gradient, as .value and .grad."""
+    names = attributes(value) if is_object(value) else {}
+    key = next((n for n in VALUES if _is_floating(names.get(n))), None)
+    gradient = next((n for n in ("grad", "gradient", f"d{key}") if n in names), None)
+    return Slot(name, value, key, [value], gradient) if key is not None and gradient is not None else None
+
+
+def _of_entry(parameters: Any, name: Any, owners: Sequence[Any]) -> Slot:
+    """An array of a dict that a user made: the attribute that it is, or else that place."""
+    found = _held(parameters[name], owners)
+    if found is None:
+        return Slot(str(name), parameters, name, owners)
+    owner, attribute = found
+    slot = Slot(str(name), owner, attribute, [owner, *owners])
+    return slot
+
+
 def _of_array(array: Any, i: int, parameters: Any, owners: Sequence[Any]) -> Slot:
-    for owner in owners:
-        for name, value in getattr(owner, "__dict__", {}).items():
-            if value is array:
-                slot = Slot(name, owner, name, owners)
-                slot.place = i
-                return slot
+    found = _held(array, owners)
     slot = Slot(f"parameter {i}", list(parameters), i, owners)
+    if found is not None:
+        slot = Slot(found[1], found[0], found[1], [found[0], *owners])
     slot.place = i
     return slot
 
 
-def _of_object(layer: Any) -> list[Slot]:
-    """Arrays of a layer that have a gradient beside them, or stand in a dict where the layer has a dict of gradients too."""
-    slots, attributes = [], vars(layer)
-    if any(isinstance(attributes.get(c), Mapping) for c in CONTAINERS):
-        for box in (v for n, v in attributes.items() if isinstance(v, dict) and n not in CONTAINERS):
-            slots += [Slot(str(k), box, k, [layer]) for k, v in box.items() if _is_floating(v)]
-    for name, value in attributes.items():
-        if _is_floating(value) and key_of(name, [n for n in attributes if n != name]) is not None:
-            slots.append(Slot(name, layer, name, [layer]))
+def _held(array: Any, owners: Sequence[Any]) -> tuple[Any, str] | None:
+    """The object and the attribute that an array is."""
+    return next(((o, name) for o in owners for name, value in attributes(o).items() if value is array), None)
+
+
+def _of_object(layer: Any, place: str = "") -> list[Slot]:
+    """Arrays of a layer that have a gradient beside them, or stand in a dict where the layer has a dict of gradients too,
+    or in objects of their own with both."""
+    own = attributes(layer)
+    if (slot := _of_parameter(layer, f"parameter {place.strip('[]')}")) is not None and place:
+        return [slot]
+    slots = []
+    if any(isinstance(own.get(c), Mapping) for c in CONTAINERS):
+        for box in (v for n, v in own.items() if isinstance(v, dict) and n not in CONTAINERS):
+            slots += [Slot(f"{k}{place}", box, k, [layer]) for k, v in box.items() if _is_floating(v)]
+    for name, value in own.items():
+        if _is_floating(value) and key_of(name, [n for n in own if n != name]) is not None:
+            slots.append(Slot(f"{name}{place}", layer, name, [layer]))
+        elif (slot := _of_parameter(value, f"{name}{place}")) is not None:
+            slots.append(slot)
     return slots
 
 

@@ -6,6 +6,7 @@ A cotangent is the gradient of the loss with respect to an output (L_Y in this p
 from __future__ import annotations
 
 import inspect
+import random as python_random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,6 +20,7 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, to_numpy
 from tinydiff.errors import InputError
 from tinydiff.gradcheck.kernels import by_kernels
+from tinydiff.gradcheck.surroundings import random_sources
 
 Arrays = Sequence[Any]
 
@@ -37,7 +39,7 @@ class Subject:
         self.fn, self.args, self.checked = fn, list(args), list(checked)
         self.input_names = input_names(fn, len(args))
         self.names = [self.input_names[i] for i in checked]
-        self.generators = [*generators, *(a for a in args if isinstance(a, np.random.Generator))]
+        self.generators = list(dict.fromkeys([*generators, *random_sources([fn], args)]))
 
     @property
     def point(self) -> list[Any]:
@@ -59,15 +61,19 @@ class Subject:
     @contextmanager
     def same_noise(self) -> Iterator[None]:
         """Generators drawn from inside the block are put back to where they were: every call draws the same."""
-        states = [g.bit_generator.state for g in self.generators]
-        legacy = np.random.get_state()  # of np.random.normal and its like
+        states = [_state(g) for g in self.generators]
+        legacy, plain = np.random.get_state(), python_random.getstate()  # of np.random.normal and its like
         with by_kernels(*self.kernels) if self.kernels else nullcontext(), random.recording() as uses:
             try:
                 yield
             finally:
                 np.random.set_state(legacy)
+                python_random.setstate(plain)
                 for generator, state in zip(self.generators, states, strict=True):
-                    generator.bit_generator.state = state
+                    if isinstance(generator, np.random.RandomState):
+                        generator.set_state(state)
+                    else:
+                        generator.bit_generator.state = state
                 for generator, offset in uses.items():
                     generator.offset = offset
 
@@ -215,6 +221,10 @@ def positional_parameters(fn: Any) -> tuple[list[inspect.Parameter], bool | None
         return [], None
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return positional, any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def _state(generator: Any) -> Any:
+    return generator.get_state() if isinstance(generator, np.random.RandomState) else generator.bit_generator.state
 
 
 def float64(a: Any) -> Any:

@@ -17,7 +17,8 @@ import numpy as np
 from tinydiff.autograd.function import Function
 from tinydiff.backend import is_array
 from tinydiff.errors import InputError, named
-from tinydiff.gradcheck.making import make_subject
+from tinydiff.gradcheck.calling import CACHES
+from tinydiff.gradcheck.making import NoBackward, make_subject
 from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.report import GradientError, Report
 from tinydiff.gradcheck.subject import TapeSubject, positional_parameters
@@ -179,17 +180,20 @@ def _methods(value: Any, target: str) -> list[Any] | None:
 
 
 def _readings(forward: Any, backward: Any, inputs: Sequence[Any], names: str) -> tuple[bool, ...]:
-    """How to take a pair that forward returns, as `cache`: where backward takes two arguments, as (output, cache) first,
-    and if that does not hold and both are arrays, as two outputs."""
-    if _count(backward) != 2:
-        return (False,)
+    """How to take what forward returns, as `cache`: where backward takes a cache by its name, or as many arguments as
+    forward has results, as (output, cache) first; if that does not hold and all are arrays, as outputs."""
     try:
         result = forward(*(np.copy(a) for a in inputs))
     except Exception as error:
         raise _refusal(names, inputs, error) from error
-    if not isinstance(result, tuple) or len(result) != 2:
+    parameters = [p.name.lower() for p in positional_parameters(backward)[0]]
+    if not isinstance(result, tuple) or len(result) < 2:
         return (False,)
-    return (True, False) if is_array(result[1]) else (True,)
+    if {*parameters[:1], *parameters[-1:]} & set(CACHES):
+        return (True,)
+    if len(result) != _count(backward):
+        return (False,)
+    return (True, False) if is_array(result[-1]) else (True,)
 
 
 def _count(fn: Any) -> int:
@@ -241,6 +245,8 @@ def _guess(fn: Any, seed: int, target: str, plain: bool) -> list[np.ndarray]:
                 if all(np.isfinite(y).all() for y in ys if is_array(y)):
                     return inputs
                 tried.append((shapes, "its values are not finite"))
+            except NoBackward:
+                raise
             except Exception as error:
                 tried.append((shapes, where_raised(error)))
     shapes, why = tried[0]
@@ -260,7 +266,11 @@ def _run(fn: Any, inputs: list[np.ndarray], plain: bool) -> Sequence[Any]:
             raise InputError("two numbers may be a loss and its gradient, or an output and a cache")
         if isinstance(subject, TapeSubject):  # recorded, as the check does: what would lose a gradient raises here
             with subject.same_noise(), subject.borrowed():
-                subject.call(subject.point, [True] * len(subject.point))
+                try:
+                    subject.call(subject.point, [True] * len(subject.point))
+                except TypeError:
+                    fn(*inputs)  # of plain arrays, which may fail for a reason that tells more
+                    raise
         return subject.forward(subject.point)
     result = fn(*inputs)
     return result if isinstance(result, tuple | list) else (result,)

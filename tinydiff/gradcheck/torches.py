@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from tinydiff.gradcheck.subject import Arrays, Subject, add, input_names
+from tinydiff.gradcheck.trees import outputs_of
 
 
 class TorchSubject(Subject):
@@ -16,7 +20,7 @@ class TorchSubject(Subject):
     chooses_gradients = True
 
     def __init__(self, fn: Any, args: Sequence[Any], checked: Sequence[int], generators: Sequence[Any] = ()) -> None:
-        super().__init__(fn, args, checked, generators)
+        super().__init__(_in_float64(fn), args, checked, generators)
         if isinstance(fn, type):  # its forward takes a context first
             self.input_names = input_names(getattr(fn, "forward", fn), len(args) + 1)[1:]
             self.names = [self.input_names[i] for i in checked]
@@ -35,7 +39,14 @@ class TorchSubject(Subject):
             args[i] = leaf
         apply = getattr(self.fn, "apply", None)  # of a torch.autograd.Function
         ys = apply(*args) if isinstance(self.fn, type) and apply is not None else self.fn(*args)
-        return list(ys) if isinstance(ys, tuple | list) else [ys], leaves
+        return outputs_of(ys)[0], leaves
+
+    @contextmanager
+    def same_noise(self) -> Iterator[None]:
+        import torch
+
+        with super().same_noise(), torch.random.fork_rng(devices=[]):
+            yield
 
     def forward(self, arrays: Arrays) -> list[Any]:
         import torch
@@ -71,3 +82,31 @@ class TorchSubject(Subject):
             zs, others = self.call(second, [True] * len(second))
             grads = self.pull(ys, leaves, cotangents)
             return [add(a, b) for a, b in zip(grads, self.pull(zs, others, cotangents), strict=True)]
+
+
+def _in_float64(fn: Any) -> Any:
+    """A module whose weights are float64, as the inputs are."""
+    import torch
+
+    if isinstance(fn, torch.nn.Module) and any(p.dtype == torch.float32 for p in fn.parameters()):
+        return copy.deepcopy(fn).double()
+    return fn
+
+
+def on_tensors(fn: Any) -> Any:
+    """A function of PyTorch's tensors as one of arrays; what it returns may stay tensors."""
+    import torch
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(np.array(value))
+        return type(value)(map(tensors, value)) if type(value) in (tuple, list) else value
+
+    @functools.wraps(fn)
+    def called(*args: Any) -> Any:
+        with torch.no_grad():
+            return fn(*map(tensors, args))
+
+    if hasattr(fn, "__self__"):
+        called.__self__ = fn.__self__  # type: ignore[attr-defined]
+    return called

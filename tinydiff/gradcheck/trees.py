@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,19 +33,24 @@ GRADIENT_NAMES = (
 class Tree:
     """The structure of one input, or of all: where the leaves stand, and their names."""
 
-    def __init__(self, value: Any, name: str, leaves: list[Any], names: list[str]) -> None:
-        """Appends the leaves of the value, and their names."""
+    def __init__(self, value: Any, name: str, leaves: list[Any], names: list[str], inside: bool = False) -> None:
+        """Appends the leaves of the value, and their names. inside: whether it is a part of a larger one."""
         self.name, self.kind, self.first = name, type(value), len(leaves)
         self.children: dict[Any, Tree] | None = None
         if _is_nested(value):
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
             self.children = {
-                key: Tree(v, key if isinstance(key, str) else f"{name}[{key}]", leaves, names) for key, v in items
+                key: Tree(v, self._name_of(key, inside), leaves, names, True) for key, v in items_of(value)
             }
         else:
             leaves.append(value)
             names.append(name)
         self.leaves = range(self.first, len(leaves))
+
+    def _name_of(self, key: Any, inside: bool) -> str:
+        """W for params["W"], layer1.W for params["layer1"]["W"]."""
+        if not isinstance(key, str):
+            return f"{self.name}[{key}]"
+        return f"{self.name}.{key}" if inside else key
 
     def filled(self, leaves: Sequence[Any]) -> Any:
         """The structure with other leaves."""
@@ -52,6 +59,11 @@ class Tree:
         if issubclass(self.kind, Mapping):
             return {key: child.filled(leaves) for key, child in self.children.items()}
         values = [child.filled(leaves) for child in self.children.values()]
+        if dataclasses.is_dataclass(self.kind):
+            new = object.__new__(self.kind)
+            for name, value in zip(self.children, values, strict=True):
+                object.__setattr__(new, name, value)
+            return new
         return self.kind(*values) if hasattr(self.kind, "_fields") else self.kind(values)
 
     def spread(self, gradient: Any, found: dict[int, Any], needed: Sequence[int]) -> None:
@@ -60,7 +72,9 @@ class Tree:
             return
         if self.children is None:
             found[self.first] = gradient
-        elif isinstance(gradient, Mapping):
+            return
+        gradient = by_name(gradient, lambda n: n in self.children)  # type: ignore[operator]
+        if isinstance(gradient, Mapping):
             by_key = match(gradient, {str(key): child for key, child in self.children.items()}, needed)
             for child, g in by_key:
                 child.spread(g, found, needed)
@@ -72,6 +86,27 @@ class Tree:
                 )
             for child, g in zip(self.children.values(), gradient, strict=True):
                 child.spread(g, found, needed)
+
+
+def parts_of(trees: Iterable[Tree]) -> Iterator[Tree]:
+    """Trees and all their parts, the outermost last so that its name counts."""
+    for tree in trees:
+        yield from parts_of((tree.children or {}).values())
+        yield tree
+
+
+def fits(tree: Tree, gradient: Any, leaves: Sequence[Any]) -> bool:
+    """Whether a gradient has the structure and the shapes of an input."""
+    if tree.children is None:
+        try:
+            return bool(np.shape(gradient) == np.shape(leaves[tree.first]))
+        except ValueError:  # of arrays of several shapes
+            return False
+    if isinstance(gradient, Mapping):
+        return True
+    if not isinstance(gradient, tuple | list) or len(gradient) != len(tree.children):
+        return False
+    return all(fits(t, g, leaves) for t, g in zip(tree.children.values(), gradient, strict=True))
 
 
 def match(gradients: Mapping[Any, Any], parts: Mapping[str, Tree], needed: Sequence[int]) -> list[tuple[Tree, Any]]:
@@ -110,10 +145,48 @@ def base_of(key: str, has: Callable[[str], bool]) -> str | None:
     return None
 
 
+def by_name(gradients: Any, has: Callable[[str], bool]) -> Any:
+    """What backward returned as a list or, where it says names, as a dict: generators, objects and named tuples too."""
+    if dataclasses.is_dataclass(gradients) and not isinstance(gradients, type):
+        return {n: g for n, g in items_of(gradients) if g is not None}
+    if isinstance(gradients, types.SimpleNamespace):
+        return dict(vars(gradients))
+    if isinstance(gradients, tuple) and hasattr(gradients, "_fields"):
+        fields = gradients._fields
+        return dict(zip(fields, gradients, strict=True)) if all(base_of(n, has) for n in fields) else tuple(gradients)
+    return list(gradients) if isinstance(gradients, Iterator) else gradients
+
+
+def items_of(value: Any) -> Iterator[tuple[Any, Any]]:
+    """(key, part) of a dict, list, tuple or object of a dataclass."""
+    if dataclasses.is_dataclass(value):
+        return ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+    if hasattr(value, "_fields"):
+        return zip(value._fields, value, strict=True)
+    return iter(value.items()) if isinstance(value, Mapping) else enumerate(value)
+
+
+def outputs_of(value: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """The arrays and numbers that a forward pass returned, and what puts others in their places."""
+    if not isinstance(value, Mapping | list | tuple):
+        return [value], lambda values: values[0]
+    parts = [outputs_of(v) for _, v in items_of(value)]
+    counts = [len(leaves) for leaves, _ in parts]
+
+    def rebuilt(values: Sequence[Any]) -> Any:
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        made = [put(values[a : a + n]) for a, n, (_, put) in zip(starts, counts, parts, strict=True)]
+        if isinstance(value, Mapping):
+            return dict(zip(value, made, strict=True))
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+
+    return [leaf for leaves, _ in parts for leaf in leaves], rebuilt
+
+
 def _is_nested(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_arrays, value.values()))
-    return isinstance(value, list | tuple) and any(map(_holds_arrays, value))
+    if isinstance(value, Mapping | list | tuple) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        return any(_holds_arrays(v) for _, v in items_of(value))
+    return False
 
 
 def _holds_arrays(value: Any) -> bool:
