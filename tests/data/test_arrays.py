@@ -135,6 +135,29 @@ def test_labels_of_every_name_are_kept_and_what_is_left_out_is_told(tmp_path, na
     assert load(tmp_path / "x.npz", labels=False).labels is None
 
 
+@pytest.mark.parametrize("names", [("class_ids", "class_names"), ("labels", "classes"), ("img_lbl", "names")])
+def test_names_of_classes_and_labels_that_are_only_nearly_called_so(tmp_path, names):
+    texts = np.array(["cat", "dog", "owl"])
+    arrays = {
+        "images": bytes_of(4, 5, 5),
+        names[0]: np.array([2, 0, 1, 0]),
+        names[1]: texts,
+        "test_label": np.arange(4),
+    }
+    np.savez(tmp_path / "x.npz", **arrays)
+    data = load(tmp_path / "x.npz")
+    assert data.labels.tolist() == [2, 0, 1, 0] and data.class_names == texts.tolist()
+    assert f"the classes' names are those in {names[1]}" in data.notes
+    np.savez(tmp_path / "x.npz", **arrays | {names[1]: texts[:2]})
+    assert load(tmp_path / "x.npz").class_names is None
+
+
+def test_fields_are_named(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(3, [("image", "u1", (8, 8)), ("label", "i4")]))
+    with pytest.raises(InputError, match=r"has fields; .*image=x\['image'\], label=x\['label'\]"):
+        load(tmp_path / "x.npy")
+
+
 def test_labels_by_position(tmp_path):
     x = bytes_of(3, 5, 5)
     np.savez(tmp_path / "x.npz", x, np.array([2, 0, 1]))

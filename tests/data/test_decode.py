@@ -119,9 +119,22 @@ def test_what_does_not_say_its_white_is_refused_with_what_to_do(tmp_path, bits, 
         read(tmp_path, tiff(bits, 1, np.array([0, 1, 2, 100], words_of).tobytes(), tags={339: [form]}))
 
 
-def test_tiff_files_that_pillow_does_not_know_are_refused_with_what_to_do(tmp_path):
-    with pytest.raises(InputError, match=r"TIFF.*save it as PNG"):
-        read(tmp_path, tiff([10], 1, bytes(6)))
+@pytest.mark.parametrize(
+    "content, what",
+    [
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>", "a page or SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\0\0\0\x18ftypheic", "HEIC or a film"),
+        (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
+        (b"8BPS", "Photoshop"),
+        (b"%PDF-1.4", "a PDF"),
+    ],
+)
+def test_what_is_called_a_picture_and_is_none_is_named(tmp_path, content, what):
+    with pytest.raises(InputError, match=f"{what}.*, not a picture that Pillow can read"):
+        read(tmp_path, content)
+    with pytest.raises(InputError, match=r"tif: an empty file$"):
+        read(tmp_path, b"")
 
 
 # Numbers of fewer bits in files of sixteen

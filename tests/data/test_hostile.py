@@ -34,7 +34,7 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch):
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     )
     (tmp_path / "dog.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
-    with pytest.raises(InputError, match=r"its only picture cannot be read; cat\.png: not a picture"):
+    with pytest.raises(InputError, match=r"its only picture cannot be read; cat\.png: PostScript, not a picture"):
         load(tmp_path, report=lambda line: None)
 
 

@@ -21,6 +21,9 @@ IMAGES = RNG.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
         (IMAGES.transpose(0, 3, 1, 2), IMAGES, "(N, C, H, W)"),
         (IMAGES.transpose(0, 3, 1, 2).reshape(5, 192), IMAGES, "8x8 in colour, a plane for red"),
         (IMAGES[..., 0].reshape(5, 64), IMAGES[..., :1], "each row is read as a picture of 8x8"),
+        (IMAGES[..., 0].transpose(1, 2, 0), IMAGES[..., :1], "the number of pictures comes last, (H, W, N)"),
+        (IMAGES.transpose(1, 2, 3, 0), IMAGES, "the number of pictures comes last, (H, W, C, N)"),
+        (IMAGES[0, ..., :2], IMAGES[:1, ..., :2], "one picture (H, W, C)"),
         (IMAGES[..., 0], IMAGES[..., :1], ""),
         (IMAGES[:1, ..., 0], IMAGES[:1, ..., :1], ""),
         (IMAGES[..., :1], IMAGES[..., :1], ""),
@@ -37,6 +40,7 @@ def test_layouts(tmp_path, stored, expected, said, order):
 def test_labels_decide_what_is_one_picture():
     assert layout((64, 64, 3)).one and not layout((64, 64, 3), 64).one
     assert layout((16, 16)).one and layout((16, 16), 16).shape == (16, 1, 4, 4)
+    assert layout((8, 8, 20), 8).axes == (0, 1, 2, 3) and layout((8, 8, 20), 20).axes == (2, 0, 1, 3)
     assert layout((3, 9, 9)).said and not layout((3, 9, 9), 3).said
 
 

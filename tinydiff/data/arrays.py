@@ -25,6 +25,7 @@ _IMAGES = (
     "imgs", "img", "samples", "arr0",
 )  # fmt: skip
 _LABELS = ("labels", "label", "y", "targets", "target", "classes", "class", "finelabels", "finelabel")
+_NAMES = {"classnames", "labelnames", "targetnames", "classes", "names", "categories", "classlabels"}  # of classes
 _PARTS = ("train", "test", "val")
 _ALL_LABELS = {*_LABELS} | {joined for part in _PARTS for word in _LABELS for joined in (part + word, word + part)}
 
@@ -51,8 +52,11 @@ def read_arrays(path: Path, labels: bool | None = None, image_size: int | None =
     except Exception as error:  # a damaged file fails in zipfile, zlib, ast or NumPy, each in its own way
         reason = str(error).partition("\n")[0] or type(error).__name__
         if "pickle" in reason or "magic" in reason:  # NumPy's guesses for any file it does not know
-            reason = "it is neither an .npy nor an .npz file, or it holds Python objects, which are not read"
-        raise InputError(f"{path} cannot be read as a NumPy file: {reason}") from error
+            reason = (
+                "it is neither an .npy nor an .npz file, or it holds Python objects, which are not read; save them as a plain "
+                "array, np.save('new.npy', np.stack(list(x)))"
+            )
+        raise InputError(f"{path} cannot be read as a NumPy file: {reason}", limit=_LONG) from error
 
 
 class _Header(NamedTuple):
@@ -96,7 +100,7 @@ def _read(path: Path, file: BinaryIO, labels: bool | None, image_size: int | Non
         notes = (
             [form.said for form in forms] if len(forms) == 1 else [f"{len(forms)} arrays are read as a picture each"]
         )
-        known = None
+        known, used = None, None
         if labels is not False and label_name is not None:
             n, found = sum(map(len, arrays)), headers[label_name]
             known = (
@@ -110,7 +114,13 @@ def _read(path: Path, file: BinaryIO, labels: bool | None, image_size: int | Non
             notes += [f"labels are those in {label_name}"] * (label_name != "labels") + [known.said]
         elif labels:
             raise InputError(f"{path} holds no array named labels, only {_listing(headers)}")
-        if rest := {name: headers[name] for name in headers if name not in (*chosen, label_name)}:
+        names = [name for name in headers if _plain(name) in _NAMES and headers[name].dtype.kind in "US"]
+        if known is not None and known.names is None and len(names) == 1:
+            texts = [str(text) for text in read(names[0]).astype(str).ravel()]
+            if len(texts) > known.labels.max() and len(set(texts)) == len(texts):
+                known, used = known._replace(names=texts), names[0]
+                notes.append(f"the classes' names are those in {used}")
+        if rest := {name: headers[name] for name in headers if name not in (*chosen, label_name, used)}:
             notes.append(f"not used: {_listing(rest)}")
         return _dataset(path, arrays, notes, known, image_size)
 
@@ -175,7 +185,7 @@ def _array(path: Path, file: BinaryIO, header: _Header) -> np.ndarray:
 
 def _choose(path: Path, arrays: dict[str, _Header]) -> tuple[list[str], str | None]:
     """The names of the arrays of images, several if each is a picture, and that of their labels, if there is one."""
-    plain = {name: "".join(c for c in name.lower() if c.isalnum()) for name in arrays}
+    plain = {name: _plain(name) for name in arrays}
     likely = [name for wanted in _IMAGES for name in arrays if plain[name] == wanted][:1]
     fitting = [name for name in arrays if plain[name] not in _ALL_LABELS and _layout(arrays[name]) is not None]
     if not likely:
@@ -183,7 +193,11 @@ def _choose(path: Path, arrays: dict[str, _Header]) -> tuple[list[str], str | No
         many = [name for name in many if arrays[name].dtype == np.uint8] or many
         likely = many or [name for name in fitting if not _one(arrays[name])] or fitting
     if not likely or (len(likely) > 1 and not _one(arrays[likely[0]])):
-        raise InputError(f"{path} needs an array named images, uint8 (N, H, W, C), and holds {_listing(arrays)}")
+        raise InputError(
+            f"{path} needs an array named images, uint8 (N, H, W, C), and holds {_listing(arrays)}; save it anew as by "
+            "np.savez('new.npz', images=x, labels=y)",
+            limit=_LONG,
+        )
     labels = _labels_for(likely[0], plain, arrays)
     if labels is None or arrays[labels].shape[:1] != arrays[likely[0]].shape[:1]:
         pictures = [
@@ -194,6 +208,10 @@ def _choose(path: Path, arrays: dict[str, _Header]) -> tuple[list[str], str | No
     return likely[:1], labels
 
 
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
 def _labels_for(images: str, plain: dict[str, str], arrays: dict[str, _Header]) -> str | None:
     """The name of the labels of the images: of the same part of the data set, if their name has one."""
     part = next((part for part in _PARTS if part in plain[images]), "")
@@ -202,6 +220,12 @@ def _labels_for(images: str, plain: dict[str, str], arrays: dict[str, _Header]) 
             for name in arrays:
                 if plain[name] in (each + word, word + each):
                     return name
+    count = arrays[images].shape[:1]
+    near = [name for name in arrays if any(word in plain[name] for word in ("label", "lbl", "class", "target"))]
+    near = [name for name in near if not any(other in plain[name] for other in _PARTS if other != part)]
+    near = [n for n in near if arrays[n].dtype.kind in "iuUS" and arrays[n].shape in (count, (*count, 1))]
+    if len(near) == 1:
+        return near[0]
     second = arrays.get("arr_1")  # of np.savez(path, images, labels)
     if images == "arr_0" and second is not None and second.dtype.kind in "iu":
         return "arr_1" if second.shape in (arrays[images].shape[:1], (*arrays[images].shape[:1], 1)) else None
@@ -220,6 +244,11 @@ def _one(header: _Header) -> bool:
 
 
 def _fitting(path: Path, name: str, header: _Header, count: int | None = None) -> Layout:
+    if header.dtype.names:
+        parts = ", ".join(f"{part}=x[{part!r}]" for part in header.dtype.names)
+        raise InputError(
+            f"{path}: {name} has fields; save them as arrays, as by np.savez('new.npz', {parts})", limit=_LONG
+        )
     try:
         return layout(header.shape, count)
     except Unfit as error:

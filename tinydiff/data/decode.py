@@ -3,7 +3,7 @@
 | what the file says          | what is done                                                                       |
 |-----------------------------|------------------------------------------------------------------------------------|
 | 1, 2, 4, 8 bits             | scaled, so that the largest number is white                                        |
-| 12 bits (TIFF)              | 4095 is white                                                                      |
+| another depth (TIFF)        | the largest number of so many bits is white, as 4095 of 12                         |
 | 16 bits, grey or colour     | 65535 is white; in a folder whose 16-bit files all stay below 2^14, 2^12, 2^10 or  |
 |                             | 2^8, the largest number below that (`white_of`)                                    |
 | another PGM or PPM maximum  | that is white                                                                      |
@@ -33,15 +33,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tinydiff.data.pixels import fit
+from tinydiff.data.tiff import CONVERT, Tiff, read_numbers
 
 _SCREEN_GAMMA = 1 / 2.2
 _BLACK_POINT_COMPENSATION: Any = 0x2000  # a flag of LittleCMS that Pillow before 10.3 does not name
 FULL = 0xFFFF  # white of 16 bits
-CONVERT = "save it as PNG of 8 or 16 bits, where the largest number is white"
 # Bytes of a pixel while it is decoded. Pillow keeps colours in four; some of its libraries hold more of their own.
 _BYTES = {"": 13, "WEBP": 18, "AVIF": 18, "JPEG2000": 25, "ICO": 24}
 _DEEP, _PROFILE = 30, 8  # more for numbers above 8 bits, and for colours of a profile
 _ROWS = 64  # worked on at a time where a step would hold more copies
+_ORIENTATION = 274
 _BITS, _PHOTOMETRIC, _FILL, _PLANES, _PALETTE, _EXTRA, _FORMAT = 258, 262, 266, 284, 320, 338, 339  # TIFF tags
 _SWAPPED = {
     ";16B": ";16L",
@@ -54,6 +55,37 @@ def memory_of_pixel(file: Any) -> int:
     """Bytes that `read_pixels` needs for a pixel of an opened file (measured)."""
     each = _BYTES.get(file.format or "", _BYTES[""]) + (_DEEP if _depth(file) > 8 else 0)
     return each + (_PROFILE if "icc_profile" in file.info else 0)
+
+
+def memory_of_tiff_pixel(tiff: Tiff) -> int:
+    """Bytes that `read_tiff` needs for a pixel."""
+    return _BYTES[""] + _DEEP + (_PROFILE if tiff.profile else 0)
+
+
+# The first bytes of what is often called a picture.
+_STARTS = {
+    b"<": "a page or SVG, not pixels",
+    b"%PDF": "a PDF",
+    b"%!PS": "PostScript",
+    b"8BPS": "Photoshop's own format",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL": "JPEG XL",
+    b"version https://git-lfs": "a pointer of Git LFS, whose picture `git lfs pull` gets",
+    b"II\xbc": "JPEG XR",
+    b"PK": "an archive",
+    b"\x1f\x8b": "gzipped",
+}
+
+
+def what_it_is(start: bytes) -> str:
+    """Why the file with these first bytes is no picture that Pillow can read."""
+    if not start:
+        return "an empty file"
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t")
+    found = next((what for begin, what in _STARTS.items() if start.startswith(begin) or text.startswith(begin)), "")
+    if start[4:8] == b"ftyp":
+        found = "AVIF, for which this Pillow has no reader" if b"avif" in start[8:32] else "HEIC or a film"
+    return f"{found}, not a picture that Pillow can read" if found else "not a picture that Pillow can read"
 
 
 def white_of(peaks: Collection[int]) -> int:
@@ -92,6 +124,41 @@ def read_pixels(
             picture = picture.convert("RGB")
     if picture.mode == "La":
         picture = picture.convert("LA")
+    return _finished(picture, profile, image_size, channels, file), peak
+
+
+def read_tiff(
+    tiff: Tiff, content: BinaryIO, image_size: int | None, channels: int | None, white: int = FULL
+) -> tuple[np.ndarray, int | None]:
+    """The same of a TIFF file that Pillow does not know; tiff: what it says of itself."""
+    from PIL import Image, ImageOps
+
+    content.seek(0)
+    found = read_numbers(tiff, content, content.read(1) == b"M")
+    colours, alpha = found[..., : tiff.colours], None
+    peak = int(colours.max()) if tiff.bits == 16 else None
+    white = white if tiff.bits == 16 else 2**tiff.bits - 1
+    if tiff.alpha:
+        last = found[..., tiff.colours]
+        opaque = white if last.max() <= white else FULL
+        alpha = np.rint(last * (255 / opaque)).astype(np.uint8)
+        if tiff.alpha == 1:
+            colours = np.minimum(np.rint(colours * np.float32(opaque) / np.maximum(last[..., None], 1)), FULL).astype(
+                np.uint16
+            )
+    levels = np.minimum(np.arange(FULL + 1) / white, 1)
+    pixels = np.rint(255 * (1 - levels if tiff.inverted else levels)).astype(np.uint8)[colours]
+    picture = Image.fromarray(pixels[..., 0] if tiff.colours == 1 else pixels)
+    if alpha is not None:
+        picture.putalpha(Image.fromarray(alpha))
+    picture.getexif()[_ORIENTATION] = tiff.orientation
+    return _finished(ImageOps.exif_transpose(picture), tiff.profile, image_size, channels), peak
+
+
+def _finished(
+    picture: Any, profile: bytes | None, image_size: int | None, channels: int | None, file: Any = None
+) -> np.ndarray:
+    """A picture of bytes as (H, W, 1) or (H, W, 3): on white, in its size, in sRGB. file: to be closed when it is not needed."""
     if picture.has_transparency_data:
         picture = _on_white(picture if picture.mode == "RGBA" else picture.convert("RGBA"))
     mode = "L" if picture.mode in ("1", "L") else "CMYK" if profile and picture.mode == "CMYK" else "RGB"
@@ -103,14 +170,14 @@ def read_pixels(
     if profile:
         picture = _to_srgb(picture, profile)
         picture = picture.convert("L" if channels == 1 or picture.mode == "L" else "RGB")
-    if picture is not file:
+    if file is not None and picture is not file:
         file.close()  # and its copy of the pixels with it
     pixels = np.atleast_3d(np.asarray(picture))
     if channels == 3:
-        return np.broadcast_to(pixels, (*pixels.shape[:2], 3)), peak
+        return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     grey = pixels[..., :1]
     plain = all((row == first).all() for row, first in zip(pixels, grey, strict=True))
-    return (grey.copy() if plain else pixels), peak
+    return grey.copy() if plain else pixels
 
 
 def _on_white(picture: Any) -> Any:

@@ -12,8 +12,17 @@ from typing import Any
 import numpy as np
 
 from tinydiff.data.dataset import Dataset, scaled_from
-from tinydiff.data.decode import CONVERT, FULL, memory_of_pixel, read_pixels, white_of
+from tinydiff.data.decode import (
+    FULL,
+    memory_of_pixel,
+    memory_of_tiff_pixel,
+    read_pixels,
+    read_tiff,
+    what_it_is,
+    white_of,
+)
 from tinydiff.data.sources import Folder, Skip, Source, opened, refused
+from tinydiff.data.tiff import parse
 from tinydiff.errors import LONGEST, InputError, named, shown
 from tinydiff.machine import limits
 from tinydiff.machine.files import name_bytes
@@ -232,7 +241,7 @@ def _decoded(
             kept = result[0].nbytes
             return result
         except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
-            return _reason(error, source, path)
+            return _reason(error)
         finally:
             if room.has(turn) >= _LARGE:
                 return_freed_memory()  # else each thread's heap keeps some
@@ -258,13 +267,7 @@ def _decoded(
             room.close()
 
 
-def _reason(error: Exception, source: Source, path: PurePath) -> str:
-    from PIL import UnidentifiedImageError
-
-    if isinstance(error, UnidentifiedImageError):
-        with source.open(path) as content:
-            tiff = content.read(4) in (b"II*\0", b"MM\0*") and path.suffix.lower() in (".tif", ".tiff")
-        return f"a kind of TIFF that Pillow cannot read ({CONVERT})" if tiff else "not a picture that Pillow can read"
+def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
@@ -280,17 +283,28 @@ def _decode(
 ) -> _Picture:
     """A picture and its largest number as `read_pixels` of `decode.py` gives them, and the size (H, W) it came in.
     take: called with the bytes of memory that decoding needs, before it begins."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    with source.open(path) as content, Image.open(content, formats=_known()) as file:
-        came = file.height, file.width
-        if image_size is not None:
-            file.draft(None, (2 * image_size, 2 * image_size))  # a much larger JPEG is decoded at a smaller scale
-        each = memory_of_pixel(file)
-        if (count := file.width * file.height) * each > _BUDGET:
-            raise ValueError(f"{count:,} pixels, more than the {_BUDGET // each:,} that are read of {file.format}")
+    def take_for(width: int, height: int, each: int, kind: str | None) -> None:
+        if (count := width * height) * each > _BUDGET:
+            raise ValueError(f"{count:,} pixels, more than the {_BUDGET // each:,} that are read of {kind}")
         take(count * each)
-        return *read_pixels(file, content, image_size, channels, white), came
+
+    with source.open(path) as content:
+        try:
+            opened_file = Image.open(content, formats=_known())
+        except UnidentifiedImageError:
+            if (tiff := parse(content)) is None:
+                content.seek(0)
+                raise ValueError(what_it_is(content.read(512))) from None
+            take_for(tiff.width, tiff.height, memory_of_tiff_pixel(tiff), "TIFF")
+            return *read_tiff(tiff, content, image_size, channels, white), (tiff.height, tiff.width)
+        with opened_file as file:
+            came = file.height, file.width
+            if image_size is not None:
+                file.draft(None, (2 * image_size, 2 * image_size))  # a much larger JPEG is decoded at a smaller scale
+            take_for(file.width, file.height, memory_of_pixel(file), file.format)
+            return *read_pixels(file, content, image_size, channels, white), came
 
 
 class _Room:

@@ -41,9 +41,9 @@ def layout(shape: tuple[int, ...], count: int | None = None) -> Layout:
 
     count: of the labels beside it, which decides whether it is one picture; None without labels.
 
-    Four dimensions are (N, H, W, C), or (N, C, H, W) where only the second is 1 to 4. Three are one picture (H, W, C) if the
-    last is 1, 3 or 4 and the others are more than 4, else (N, H, W). Two are N rows of a square grey picture, or of its red,
-    green and blue planes, else one grey picture.
+    Four dimensions are (N, H, W, C), or (N, C, H, W) where only the second is 1 to 4, or (H, W, C, N) where the third is and
+    H = W. Three are one picture (H, W, C) if the last is 1 to 4 and the others are more, (H, W, N) if only the first two are
+    equal, else (N, H, W). Two are N rows of a square grey picture, or of its red, green and blue planes, else one grey picture.
     Unfit for other shapes.
     """
     if 0 in shape:
@@ -70,6 +70,8 @@ def _four(shape: tuple[int, ...]) -> Layout:
         return Layout(shape, said=said)
     if second <= 4:
         return Layout(shape, (0, 2, 3, 1), said="the channels come first, (N, C, H, W)")
+    if third <= 4 and n == second:
+        return Layout(shape, (3, 0, 1, 2), said="the number of pictures comes last, (H, W, C, N)")
     reason = "its images need 1 to 4 channels, in the last dimension or in the second"
     if third <= 4:
         raise Unfit(reason, "np.save('new.npy', x.transpose(3, 0, 1, 2))")
@@ -82,9 +84,13 @@ def _three(shape: tuple[int, ...], count: int | None) -> Layout:
     first, second, last = shape
     if count is not None and count == first != 1:
         return Layout((*shape, 1))
-    if last in (1, 3, 4) and min(first, second) > 4:
+    if last <= 4 and min(first, second) > 4:
         return Layout((1, *shape), one=True, said="it is read as one picture (H, W, C), since its last dimension is "
                       f"{last} and no other is that small")  # fmt: skip
+    if first == second != last:
+        return Layout(
+            (*shape, 1), (2, 0, 1, 3), said="the number of pictures comes last, (H, W, N), since so they are square"
+        )
     if first == 3 and count is None:
         return Layout(
             (*shape, 1), said="it is read as 3 grey pictures (N, H, W); one picture (C, H, W) would be x[None]"
@@ -157,6 +163,7 @@ def _integer_range(low: float, high: float, black_and_white: bool) -> tuple[floa
     if low < 0:
         shift = low >= -128 and high <= 127
         line = "(x.astype(int) + 128).astype(np.uint8)" if shift else "(x - x.min()) / (x.max() - x.min())"
+        line = "x.astype(float)" if low == -1 and high <= 1 else line
         raise Unfit(
             f"its integers lie in {low:.0f}..{high:.0f}, and pixels are not negative", f"np.save('new.npy', {line})"
         )
