@@ -8,6 +8,7 @@ flops.py       how much work an operation is
 rules.py       the source and the formulas behind a backward pass
 layout.py      where operations stand in a drawing, what folds into one box
 drawing.py     the graph as a picture
+steps.py       the steps of a trace: forward passes, gradients, sums
 meeting.py     whose gradients meet in a sum
 page.py        the page to step through a backward pass; its program is the .js files, its looks page.css
 memory.py      the picture of memory
