@@ -55,7 +55,7 @@ def memory_picture(trace: Any) -> bytes:
         )
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(
-            handles[::-1], labels[::-1], loc="upper left", fontsize="small"
+            handles[::-1], labels[::-1], loc="upper right", fontsize="small"
         )  # from top to bottom, as they are stacked
     axes.plot(range(steps), [value / unit for value in live], "k", linewidth=1, drawstyle="steps-post")
     first = next((i for i, step in enumerate(shown) if step.kind != "forward"), None)
