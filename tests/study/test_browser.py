@@ -109,7 +109,7 @@ def traced():
 def test_stepping_shows_the_numbers_of_grad(traced, show):
     trace, net, _ = traced
     page = show(trace)
-    assert page.text("#count") == "step 1 of 9" and page.text("h2") == "MseLoss #7"
+    assert page.text("#count") == "step 1 of 18" and page.text("h2") == "MseLoss #7"
     page.go_to("Linear #6", "L_W")
     assert page.text(".formula .math").startswith("L_W = Xᵀ L_Y") and "(4.1.11)" in page.text(".formula .math")
     assert page.text(".shapes") == "(5, 2) = (5, 4) (4, 2)"
@@ -127,7 +127,7 @@ def test_stepping_shows_the_numbers_of_grad(traced, show):
     page.press("ARROW_UP", "HOME")
     assert page.text("h2").startswith("Linear #0") and page.text(".kind").lower() == "forward"
     page.press("END")
-    assert page.text("#count") == "step 9 of 9, gradient 3 of 3" and page.text("#live").startswith("0 B")
+    assert page.text("#count") == "step 18 of 18" and page.text("#live").startswith("0 B")
     assert page.run("document.querySelector('.box.now').dataset.key") == "n0"
 
 
@@ -237,7 +237,7 @@ def test_the_strip_tells_operation_and_bytes(traced, show):
         "forward step 1 of 8: Linear #0  wide",
         "0 B kept",
     ]  # its input is a leaf that lives anyway
-    assert "step 1 of 9" in plot.get_attribute("aria-valuetext")
+    assert "step 1 of 18" in plot.get_attribute("aria-valuetext")
     page.all("#strip .link")[0].click()
     assert f"{peak} B kept after this step" in page.text("#live")
 
@@ -250,7 +250,7 @@ def test_a_notebooks_frame_shows_the_page(traced, browser, tmp_path):
     browser.switch_to.frame(0)
     page = Page(browser)
     page.all("#next")[0].click()
-    assert page.text("#count") == "step 2 of 9, gradient 1 of 3"
+    assert page.text("#count") == "step 2 of 18"
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 

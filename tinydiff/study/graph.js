@@ -259,7 +259,7 @@ function frameOf(g) {
 function pick(key) {
   if (key[0] === "g") { fold(numberOf(key)); return; }
   const number = numberOf(key);
-  let found = key[0] === "n" ? backwardOf(number) : nearest((step) => (step.kind === "sum" ? step.where === key : step.kind === "backward" && nodes[step.node].from[step.gradient] === key));
+  let found = key[0] === "n" ? backwardOf(number) : nearest((step) => (step.kind === "sum" ? step.where === key : step.kind === "gradient" && nodes[step.node].from[step.gradient] === key));
   if (found < 0) found = nearest((step) => step.kind === "forward" && (key[0] === "n" ? step.node === number : nodes[step.node].from.includes(key)));
   if (found >= 0) goTo(found);
 }
@@ -269,7 +269,7 @@ function pick(key) {
 function litBy(step) {
   const lit = { now: itemOf(keyOf(step)), target: null, givers: new Set(), arrows: new Set(), beside: false };
   if (!step) return lit;
-  if (step.kind === "backward") {
+  if (step.kind === "gradient") {
     lit.target = itemOf(nodes[step.node].from[step.gradient]);
     if (lit.target) lit.arrows.add(`${lit.target}>${lit.now}`);
     lit.beside = Boolean(lit.target) && !graph.items.has(lit.target);
@@ -286,7 +286,7 @@ function markGraph() {
   const lit = litBy(step);
   const backward = step && step.kind !== "forward";
   const done = new Set();
-  for (let i = backward ? firstBackward : 0; i < state.step; i++) if (steps[i].kind === (backward ? "backward" : "forward")) done.add(itemOf(`n${steps[i].node}`));
+  for (let i = backward ? firstBackward : 0; i < state.step; i++) if (steps[i].kind === (backward ? "gradient" : "forward")) done.add(itemOf(`n${steps[i].node}`));
   const wrong = data.bad && itemOf(keyOf(steps[data.bad.step]));
   for (const [key, item] of graph.items) {
     const marks = { done: done.has(key), target: lit.target === key, giver: lit.givers.has(key), now: lit.now === key, bad: wrong === key };

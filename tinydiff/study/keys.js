@@ -18,11 +18,9 @@ function goTo(i) {
 
 // The next or previous operation or sum; the entries between are gradients of the same operation.
 function goOperation(direction) {
-  const { kind, k } = steps[state.step];
   let i = state.step;
-  while (steps[i] && steps[i].kind === kind && steps[i].k === k) i += direction;
-  while (direction < 0 && steps[i - 1] && steps[i - 1].kind === steps[i].kind && steps[i - 1].k === steps[i].k) i -= 1;
-  goTo(i);
+  while (steps[i]?.pass === steps[state.step].pass) i += direction;
+  goTo(direction > 0 || !steps[i] ? i : steps.findIndex((step) => step.pass === steps[i].pass));
 }
 
 function play() {
@@ -39,9 +37,7 @@ function markBar() {
   byId("backward").setAttribute("aria-pressed", Boolean(step) && step.kind !== "forward");
   byId("costs").setAttribute("aria-pressed", state.costs);
   byId("play").textContent = state.playing ? "❚❚ pause" : "▶ play";
-  const gradients = step && step.kind === "backward" ? steps.filter((other) => other.kind === "backward" && other.k === step.k) : [];
-  const which = gradients.length > 1 ? `, gradient ${gradients.indexOf(step) + 1} of ${gradients.length}` : "";
-  byId("count").textContent = step ? counted(step) + which : "no steps";
+  byId("count").textContent = step ? counted(step) : "no steps";
 }
 
 function setCosts(shown) {

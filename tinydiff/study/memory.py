@@ -6,9 +6,19 @@ import io
 from typing import Any
 
 from tinydiff.errors import InputError
+from tinydiff.study.steps import steps_of
 from tinydiff.study.table import size
 
 _NAMED = 8  # operations with a colour of their own; the others share one
+
+
+def _starts(trace: Any) -> list[int]:
+    """The first step of each event."""
+    starts: list[int] = []
+    for i, step in enumerate(steps_of(trace.events)):
+        if i == 0 or step.event is not trace.events[len(starts) - 1]:
+            starts.append(i)
+    return starts
 
 
 def memory_picture(trace: Any) -> bytes:
@@ -18,8 +28,9 @@ def memory_picture(trace: Any) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("the picture of memory needs matplotlib: pip install 'tinydiff[plot]'") from None
-    live = [event.live for event in trace.events]
-    steps = len(live)
+    shown = list(steps_of(trace.events))
+    live = [step.event.live for step in shown]
+    steps, starts = len(live), _starts(trace)
     totals = {name: row.saved for name, row in trace.cost().by_operation.items() if row.saved}
     named = sorted(totals, key=lambda name: -totals[name])[:_NAMED]
     heights = {name: [0] * steps for name in named}
@@ -27,12 +38,11 @@ def memory_picture(trace: Any) -> bytes:
         if op.kept_at is None or not op.saved:
             continue
         row = heights.setdefault(op.name if op.name in named else "others", [0] * steps)
-        end = steps if op.freed_at is None else op.freed_at
-        for step in range(op.kept_at, end):
+        end = steps if op.freed_at is None else starts[op.freed_at]
+        for step in range(starts[op.kept_at], end):
             row[step] += op.saved
     peak = max(live, default=0)
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")) if peak >= u), (1.0, "bytes"))
-    highest = max(range(steps), key=lambda i: trace.events[i].live, default=None)
     figure = Figure(figsize=(9, 4.5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     if heights and steps:
@@ -45,15 +55,16 @@ def memory_picture(trace: Any) -> bytes:
         )
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(
-            handles[::-1], labels[::-1], loc="upper left", fontsize="small"
+            handles[::-1], labels[::-1], loc="upper right", fontsize="small"
         )  # from top to bottom, as they are stacked
-    axes.plot(range(steps), [event.live / unit for event in trace.events], "k", linewidth=1, drawstyle="steps-post")
-    first = next((i for i, event in enumerate(trace.events) if event.kind != "forward"), None)
+    axes.plot(range(steps), [value / unit for value in live], "k", linewidth=1, drawstyle="steps-post")
+    first = next((i for i, step in enumerate(shown) if step.kind != "forward"), None)
     if first is not None:
         axes.axvline(first, color="gray", linestyle="--", linewidth=1)
         axes.text(first, 0.01, " backward →", fontsize="small", va="bottom", transform=axes.get_xaxis_transform())
-    if highest is not None:
-        op = trace.events[highest].operation
+    if live:
+        highest = live.index(peak)
+        op = shown[highest].event.operation
         made = "" if op is None else f", {op.name} #{op.number}"
         axes.plot([highest], [peak / unit], "ko", markersize=4)
         axes.annotate(
@@ -62,7 +73,7 @@ def memory_picture(trace: Any) -> bytes:
         axes.margins(y=0.1)
     axes.set_title("Memory kept for the backward pass", fontsize="medium")
     axes.set(
-        xlabel="step of the trace: every forward pass, backward pass and sum",
+        xlabel="step: a forward pass, a gradient or a sum of gradients",
         ylabel=f"kept for backward, {name}",
         xlim=(0, max(1, steps - 1)),
     )

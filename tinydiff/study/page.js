@@ -1,9 +1,9 @@
 // The page of a trace: a graph on the left, the current step on the right, memory below. This file holds the data and what
 // all the others use: elements, words, how to find a step. The files are joined in the order in which page.py lists them.
 //
-// A step has a kind, "forward", "backward" or "sum"; k, its number among the steps of its direction, as the terminal's table
-// counts them; and live, the bytes that are kept after it. A backward step is shown gradient by gradient: entries of `steps`
-// with the same k.
+// A step has a kind, "forward", "gradient" (one that a backward pass makes) or "sum"; k, its number among the steps of its
+// direction, as the terminal's table counts them; pass, the number of the pass that it is a part of; and live, the bytes that
+// are kept after it.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -76,7 +76,7 @@ function nearest(test) {
   return later >= 0 ? later : steps.findIndex(test);
 }
 
-const backwardOf = (number) => nearest((step) => step.kind === "backward" && step.node === number);
+const backwardOf = (number) => nearest((step) => step.kind === "gradient" && step.node === number);
 const forwardOf = (number) => nearest((step) => step.kind === "forward" && step.node === number);
 
 // Which operations took an operation's outputs, [operation, input, output], in the order in which their gradients arrive.

@@ -21,6 +21,7 @@ from tinydiff.study.formulas import EACH, Formula, formulas_of, parts_of, rule_f
 from tinydiff.study.layout import boxes, groups_of
 from tinydiff.study.recorder import Leaf, Operation
 from tinydiff.study.rules import Rule
+from tinydiff.study.steps import steps_of
 
 MOST = 4000  # operations of a page
 _PARTS = 4 << 20  # bytes of the arrays that formulas stand on
@@ -89,7 +90,7 @@ class _Data:
                 f"only the last {MOST:,} of {len(trace.operations):,} operations are shown: trace a smaller part to see the rest"
             )
         nodes = [self._node(op) for op in shown]
-        self.counts = [0, 0]  # passes forward; passes backward and sums
+        self.counts = [0, 0]  # steps forward; gradients and sums
         steps, first_bad = self._steps(trace)
         found, arrows = boxes(shown)
         self.made = {
@@ -150,29 +151,33 @@ class _Data:
         return [[text, self._array(self._summarize(value.astype(kind)))] for text, value in parts_of(op, formula)]
 
     def _steps(self, trace: Any) -> tuple[list[dict[str, Any]], int | None]:
-        """The steps of the page, and the first one with a value that is not finite. A backward pass has one for each
-        gradient; k counts the passes and sums of a direction, as the terminal's table does."""
+        """The steps of the page, and the first one with a value that is not finite. k counts the steps of a direction; the
+        gradients of one backward pass have the same `pass`."""
         steps: list[dict[str, Any]] = []
         bad: int | None = None
-        for event in trace.events:
-            op, start = event.operation, len(steps)
-            self.counts[event.kind != "forward"] += 1
-            if self._key(event.target if event.kind == "sum" else op) is None:
+        before, number = None, -1
+        for kind, event, i in steps_of(trace.events):
+            self.counts[kind != "forward"] += 1
+            if event is not before:
+                before, number = event, number + 1
+            op: Any = event.operation
+            if self._key(event.target if kind == "sum" else op) is None:
                 continue
-            step = {"kind": event.kind, "k": self.counts[event.kind != "forward"], "live": event.live}
-            if event.kind == "sum":
+            step: dict[str, Any] = {
+                "kind": kind,
+                "k": self.counts[kind != "forward"],
+                "pass": number,
+                "live": event.live,
+            }
+            if kind == "sum":
                 step |= {name: self._array(getattr(event, name)) for name in ("first", "second", "total")}
                 step |= {"where": self._key(event.target), "output": event.output}
-                step["givers"] = [[op.number - self.first, i] for op, i in event.givers if self._key(op)]
-                steps.append(step)
-            elif event.kind == "forward":
-                steps.append(step | {"node": op.number - self.first})
+                step["givers"] = [[giver.number - self.first, k] for giver, k in event.givers if self._key(giver)]
             else:
-                wanted = op.needs if len(op.needs) == len(op.L_Xs) else (True,) * len(op.L_Xs)
-                made = [i for i, L in enumerate(op.L_Xs) if L is not None and wanted[i]] or [0]
-                steps += [step | {"node": op.number - self.first, "gradient": i} for i in made]
-            if bad is None:
-                bad = next((i for i in range(start, len(steps)) if self._is_bad(steps[i], trace)), None)
+                step |= {"node": op.number - self.first, "gradient": i}
+            steps.append(step)
+            if bad is None and self._is_bad(step, trace):
+                bad = len(steps) - 1
         return steps, bad
 
     def _is_bad(self, step: dict[str, Any], trace: Any) -> bool:

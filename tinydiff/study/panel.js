@@ -27,7 +27,7 @@ function backwardPanel(step) {
   const name = `L_${node.names[i]}`;
   const made = node.LX.map((a, k) => [a, k]).filter(([a]) => a !== null);
   const chips = make("div", { class: "chips" }, ...made.map(([, k]) => make("button", {
-    "aria-pressed": k === i, "data-focus": `gradient ${k}`, onclick: () => goTo(steps.findIndex((s) => s.kind === "backward" && s.k === step.k && s.gradient === k)),
+    "aria-pressed": k === i, "data-focus": `gradient ${k}`, onclick: () => goTo(steps.findIndex((s) => s.pass === step.pass && s.gradient === k)),
   }, `L_${node.names[k]}`)));
   const card = make("div", { class: "formula mono" },
     make("div", { class: "math" }, make("b", {}, name), formula ? ` = ${formula}` : " comes from the lit lines below", equation ? make("span", { class: "note" }, `   ${equation}`) : ""),
@@ -49,7 +49,7 @@ function goingTo(key) {
 function comingFrom(number, output) {
   const from = users[number].filter(([user, input, k]) => k === output && nodes[user].LX[input] !== null && nodes[user].LX[input] !== undefined);
   if (!from.length) return ["← backward() began here"];
-  const links = from.map(([user, input]) => link(`L_${nodes[user].names[input]} of ${titleOf(user)}`, steps.findIndex((s) => s.kind === "backward" && s.node === user && s.gradient === input)));
+  const links = from.map(([user, input]) => link(`L_${nodes[user].names[input]} of ${titleOf(user)}`, steps.findIndex((s) => s.kind === "gradient" && s.node === user && s.gradient === input)));
   return [from.length > 1 ? "← the sum of " : "← ", ...listed(links)];
 }
 
@@ -134,7 +134,7 @@ const FEW_GIVERS = 4;  // that are named
 function sumPanel({ where, output, first, second, total, givers }) {
   const top = Math.max(...[first, second, total].map((number) => largest(arrays[number])));  // one scale for all three
   const name = where[0] === "n" && nodes[numberOf(where)].outputs.length > 1 ? `${nameOf(where)}, output ${output}` : nameOf(where);
-  const given = ([number, i]) => link(`L_${nodes[number].names[i]} of ${titleOf(number)}`, steps.findIndex((s) => s.kind === "backward" && s.node === number && s.gradient === i));
+  const given = ([number, i]) => link(`L_${nodes[number].names[i]} of ${titleOf(number)}`, steps.findIndex((s) => s.kind === "gradient" && s.node === number && s.gradient === i));
   const before = givers.slice(0, -1);
   const parts = before.slice(0, FEW_GIVERS).map(given).concat(before.length > FEW_GIVERS ? [`${before.length - FEW_GIVERS} others`] : []);
   const last = givers.at(-1);

@@ -63,7 +63,7 @@ function tipOfStep(i, x) {
   const step = steps[i];
   const change = strip.of === "memory" ? step.live - (steps[i - 1]?.live ?? 0) : 0;
   const key = keyOf(step);
-  const made = step.kind === "backward" ? `L_${nodes[step.node].names[step.gradient]} of ` : step.kind === "sum" ? "sum for " : "";
+  const made = step.kind === "gradient" ? `L_${nodes[step.node].names[step.gradient]} of ` : step.kind === "sum" ? "sum for " : "";
   const { top } = byId("plot").getBoundingClientRect();
   tip({ left: x, right: x, top, bottom: top }, [`${placeOfStep(i)}: ${made}${nameOf(key)}  ${key[0] === "n" ? nodes[numberOf(key)].module : ""}`,
     `${saidOf(i)}${change ? ` (${change > 0 ? "+" : "−"}${bytes(Math.abs(change))})` : ""}`].join("\n"));

@@ -8,6 +8,7 @@ from typing import Any
 
 from tinydiff.study.arrays import Summary
 from tinydiff.study.recorder import Leaf, Operation
+from tinydiff.study.steps import steps_of
 
 _MOST_ROWS = 400  # of a table; the middle of a longer one is left out
 
@@ -41,10 +42,11 @@ def backward_table(trace: Any, width: int | None = None) -> str:
         half = _MOST_ROWS // 2
         gap = [["..."], [f"{len(rows) - _MOST_ROWS} more"], [], [], [], []]
         shown = [*rows[:half], gap, *rows[-half:]]
-    lines = [f"{len(trace.operations)} operations, {len(rows)} steps of the backward pass, the last operation first"]
+    steps = sum(step.kind != "forward" for step in steps_of(trace.events))
+    lines = [f"{len(trace.operations)} operations, {steps} steps of the backward pass, the last operation first"]
     if rows:
         lines += _fitted([[[name] for name in _HEAD], *shown], width)
-        lines.append("gradients: shape and |norm|, of each input that needs one; a sum adds gradients that meet")
+        lines.append("gradients: shape and |norm|, a step for each; a sum adds gradients that meet")
     if (bad := trace.first_non_finite) is not None:
         lines.append(f"first value that is not finite: {bad}")
     lines += [f"note: {note}" for note in trace.notes]
@@ -59,9 +61,12 @@ Cells = list[list[str]]  # of a row: the texts of each cell, one below the other
 
 def _rows(trace: Any) -> list[Cells]:
     rows: list[Cells] = []
+    k = 0
     for event in trace.events:
         op, givers = event.operation, event.givers
-        step = [str(len(rows) + 1)]
+        made = [] if event.kind == "forward" else [step.gradient for step in steps_of([event])]
+        k += len(made)
+        step = [f"{k - len(made) + 1}-{k}" if len(made) > 1 else str(k)]  # one for each gradient
         if event.kind == "sum":
             parts = [_brief(event.first), f"+ {_brief(event.second)}"]
             names = [f"{giver.name} #{giver.number}" for giver, _ in givers]
@@ -70,7 +75,7 @@ def _rows(trace: Any) -> list[Cells]:
             what = f"sum for {name_of(event.target, event.output)}"
             rows.append([step, [what], origin, parts, [_brief(event.total)], []])
         elif event.kind == "backward" and op is not None:
-            outgoing = [f"L_{name} {_brief(L)}" for name, L in zip(op.names, op.L_Xs, strict=False) if L is not None]
+            outgoing = [f"L_{op.names[i]} {_brief(op.L_Xs[i])}" for i in made if i < len(op.L_Xs) and op.L_Xs[i]]
             what = f"{op.name} #{op.number}"
             rows.append([step, [what], [op.place.module], [*map(_brief, op.L_Ys)], outgoing, [op.place.shown]])
     return rows
@@ -96,15 +101,20 @@ def _fitted(rows: list[Cells], width: int) -> list[str]:
     least = [max((len(text) for row in rows for text in row[i]), default=0) for i in range(6)]
     short = min(most[module], max(_LEAST_MODULE, len(_HEAD[module])))
     fixed = least[step] + min(least[operation], 24) + least[incoming] + least[outgoing] + 2 * 4
-    wanted = [least[step], min(least[operation], 24), short, least[incoming], least[outgoing], least[line]]
-    if fixed + short + 2 + least[line] > width:
+    wanted = [least[step], min(least[operation], 24), short, least[incoming], least[outgoing], min(least[line], 24)]
+    if fixed + short + 2 + wanted[line] > width:
         wanted[line] = 0
     if fixed + short > width:
         wanted[module] = 0
         rows = [rows[0], *([*row[:1], [*row[operation], *filter(None, row[module])], [], *row[3:]] for row in rows[1:])]
     columns = [i for i in range(6) if wanted[i]]
     room = width - sum(wanted) - 2 * (len(columns) - 1)
-    for i, natural in ((module, most[module]), (outgoing, most[outgoing]), (incoming, most[incoming])):
+    for i, natural in (
+        (module, most[module]),
+        (outgoing, most[outgoing]),
+        (incoming, most[incoming]),
+        (line, most[line]),
+    ):
         if room > 0 and wanted[i]:
             more = min(room, natural - wanted[i])
             wanted[i], room = wanted[i] + more, room - more
