@@ -68,6 +68,19 @@ def test_the_page_loads_nothing_and_escapes_everything(tmp_path):
     assert "default-src 'none'" in text
 
 
+def test_the_example_of_readme_runs_as_it_is_pasted(tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## See a backward pass") : readme.index("## Is my gradient right?")]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(compile(code, "pasted", "exec"), scope)
+    trace = scope["trace"]
+    assert len(contents((tmp_path / "unet.html").read_text(encoding="utf-8"))["nodes"]) == len(trace.operations)
+    norms = [L.norm for op in trace.operations for L in op.L_Ys]
+    assert min(norms) > 1e-3 and "Conv2d" in capsys.readouterr().out
+
+
 def test_modules_fold_to_boxes(traced):
     trace, _ = traced
     groups = groups_of(trace.operations)
