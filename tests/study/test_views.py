@@ -41,7 +41,9 @@ def test_the_page_holds_the_numbers(traced):
     assert node["formulas"][1][4] == ["P = patches(X)"]
     gradients = sum(len([L for L in op.L_Xs if L is not None]) for op in trace.operations)
     assert sum(step[0] == "b" for step in data["steps"]) <= gradients
-    assert len(data["steps"]) == len(trace.steps) and f" {len(trace.steps)} steps: " in str(trace)
+    assert len(data["steps"]) == len(trace.steps) and data["steps"][0][0] == "f"
+    backward = sum(step[0] != "f" for step in data["steps"])
+    assert f"{len(trace.operations)} steps forward and {backward} backward: " in str(trace)
     assert [s[3] for s in data["steps"] if s[0] == "s"] == [e.live for e in trace.events if e.kind == "sum"]
     assert "too large to keep whole" in " ".join(data["notes"]) and any(a["index"] for a in data["arrays"])
 

@@ -54,18 +54,16 @@ def backward_table(trace: Any, width: int | None = None) -> str:
 
 
 def steps_text(trace: Any) -> str:
-    """How many steps there are of each kind, as the page counts them."""
+    """How many steps there are forward and backward, as the page counts them."""
     counts = Counter(step.kind for step in trace.steps)
-    kinds = {"forward": "forward pass", "gradient": "gradient", "sum": "sum of gradients"}
-    parts = [f"{n} {text if n == 1 else _plural(text)}" for kind, text in kinds.items() if (n := counts[kind])]
-    operations = len(trace.operations)
-    head = f"{operations} operation{'s' * (operations != 1)}, {counts.total()} step{'s' * (counts.total() != 1)}"
-    return f"{head}: {', '.join(parts)}; the backward pass in its order" if parts else head
+    forward, gradients, sums = counts["forward"], counts["gradient"], counts["sum"]
+    parts = [_counted(gradients, "gradient"), *([_counted(sums, "sum")] if sums else [])]
+    text = f"{_counted(len(trace.operations), 'operation')}, {_counted(forward, 'step')} forward"
+    return f"{text} and {gradients + sums} backward: {' and '.join(parts)}" if gradients else text
 
 
-def _plural(text: str) -> str:
-    first, *rest = text.split(" of ")
-    return " of ".join([f"{first}{'es' if first.endswith('s') else 's'}", *rest])
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _rows(trace: Any, shapes: bool) -> list[tuple[str, ...]]:
