@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
+from tinydiff.errors import a_type
 
 writes_shared_memory = pytest.mark.skipif(
     np.lib.NumpyVersion(np.__version__) < "2.1.0",
@@ -55,7 +56,7 @@ def test_a_view_that_runs_backwards_is_refused_in_a_sentence():
 
 @pytest.mark.parametrize("thing", [[1.0, 2.0], 3.0, None, "text"])
 def test_what_offers_no_memory_is_refused(thing):
-    with pytest.raises(TypeError, match=f"DLPack, not a {type(thing).__name__}"):
+    with pytest.raises(TypeError, match=f"DLPack, not {a_type(thing)}"):
         td.from_dlpack(thing)
 
 

@@ -54,7 +54,7 @@ def file(tmp_path, monkeypatch):
 def test_a_function_is_traced(file, function, capsys):
     assert main(["trace", f"{file}:{function}", "--cost"]) == 0
     out = capsys.readouterr().out
-    assert "2 operations, 4 steps: 2 forward passes, 2 gradients" in out and "study_me.py:7" in out
+    assert "2 operations, 2 steps forward and 2 backward: 2 gradients\n" in out and "study_me.py:7" in out
     assert "Silu" in out and "a multiplication with an addition is two" in out and "note" not in out
 
 

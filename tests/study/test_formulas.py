@@ -192,6 +192,16 @@ def test_the_loss_of_a_training_step():
     assert not list(wrong_formulas(op))
 
 
+def test_a_hook_hands_gradients_on():
+    layer = td.nn.Linear(3, 2)
+    layer.register_full_backward_hook(lambda module, L_Xs, L_Ys: None)
+    trace = traced(lambda: layer(tensor(4, 3)))
+    (inputs,), (outputs,) = ([op for op in trace.operations if op.name == name] for name in ("_Inputs", "_Outputs"))
+    for op in (inputs, outputs):
+        assert formulas_of(op)[0].text == "L_Ys[0]" and formulas_of(op)[0].where == ["as the hooks leave it"]
+        assert not list(wrong_formulas(op))
+
+
 def test_sums_over_what_was_repeated_are_told(traces):
     L_B = formulas_of(traces["multiply"].operations[0])[1]
     assert L_B.text == "sum(L_Y * A)" and L_B.where == ["summed over axis 0, along which B was repeated"]

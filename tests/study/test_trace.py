@@ -145,6 +145,17 @@ def test_tensors_of_ones_own_have_the_names_of_their_variables():
     assert first.grad is not None
 
 
+def test_what_is_recorded_can_be_read(traced):
+    trace, _, _ = traced
+    first = trace.operations[0]
+    assert repr(first).startswith("Operation(#0 Linear, fc1 ") and "test_trace.py:" in repr(first)
+    assert repr(first.sources[1]) == "Leaf(fc1.weight (3, 5))" and repr(first.L_Xs[1]).startswith(
+        "Summary((3, 5) float32, norm "
+    )
+    (event,) = [event for event in trace.events if event.kind == "sum"]
+    assert repr(event) == f"Event(sum, {trace.operations[1]!r})" and first.options == ""
+
+
 def test_live_memory_rises_and_falls_to_nothing(traced):
     trace, _, _ = traced
     live = [event.live for event in trace.events]

@@ -42,6 +42,9 @@ def test_the_page_holds_the_numbers(traced):
     assert node["formulas"][1][4] == ["P = patches(X)"]
     gradients = sum(len([L for L in op.L_Xs if L is not None]) for op in trace.operations)
     assert sum(step["kind"] == "gradient" for step in data["steps"]) <= gradients
+    assert len(data["steps"]) == len(trace.steps) and data["steps"][0]["kind"] == "forward"
+    backward = sum(step["kind"] != "forward" for step in data["steps"])
+    assert f"{len(trace.operations)} steps forward and {backward} backward: " in str(trace)
     assert [s["live"] for s in data["steps"] if s["kind"] == "sum"] == [e.live for e in trace.events if e.kind == "sum"]
     assert "too large to keep whole" in " ".join(data["notes"]) and any(a["index"] for a in data["arrays"])
 
@@ -86,6 +89,19 @@ def test_the_page_loads_nothing_and_escapes_everything(tmp_path):
     assert urls == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"<(script|img|link|iframe)[^>]*(src|href)=", text)
     assert "default-src 'none'" in text
+
+
+def test_the_example_of_readme_runs_as_it_is_pasted(tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## See a backward pass") : readme.index("## Is my gradient right?")]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(compile(code, "pasted", "exec"), scope)
+    trace = scope["trace"]
+    assert len(contents((tmp_path / "unet.html").read_text(encoding="utf-8"))["nodes"]) == len(trace.operations)
+    norms = [L.norm for op in trace.operations for L in op.L_Ys]
+    assert min(norms) > 1e-3 and "Conv2d" in capsys.readouterr().out
 
 
 def test_modules_fold_to_boxes(traced):

@@ -33,6 +33,10 @@ class Summary:
     values: np.ndarray | None
     index: str = ""
 
+    def __repr__(self) -> str:
+        bad = f", {self.non_finite} not finite" if self.non_finite else ""
+        return f"Summary({self.shape} {self.dtype}, norm {self.norm:.3g}, {self.low:.3g} to {self.high:.3g}{bad})"
+
     @property
     def size(self) -> int:
         return math.prod(self.shape)

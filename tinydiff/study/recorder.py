@@ -39,6 +39,9 @@ class Leaf:
     needs: bool
     place: str = ""
 
+    def __repr__(self) -> str:
+        return f"Leaf({self.shown or 'array'} {self.shape})"
+
     @property
     def shown(self) -> str:
         """Its name, else the line of its first use."""
@@ -82,6 +85,10 @@ class Operation:
     freed_at: int | None = None
     ran_backward: bool = False
 
+    def __repr__(self) -> str:
+        where = " ".join(text for text in (self.place.module, self.place.shown) if text)
+        return f"Operation(#{self.number} {self.name}{where and f', {where}'})"
+
     @property
     def given(self) -> frozenset[str]:
         """The names of the inputs and options that are not None, False or 0."""
@@ -109,6 +116,9 @@ class Event:
     parts: list[tuple[Operation, int] | None] = field(default_factory=list)
     came_from: Operation | None = None
     live: int = 0
+
+    def __repr__(self) -> str:
+        return f"Event({self.kind}, {self.operation or self.target!r})"
 
     @property
     def givers(self) -> list[tuple[Operation, int]]:
@@ -248,7 +258,8 @@ class Recorder:
         else:
             operation = known[1]
         operation.L_Ys, operation.ran_backward = taken, True
-        operation.L_Xs = [self._summary(L) for L in given]
+        needs = operation.needs if len(operation.needs) == len(given) else (True,) * len(given)
+        operation.L_Xs = [self._summary(L) if need else None for L, need in zip(given, needs, strict=True)]
         operation.seconds[1] += seconds
         operation.bytes[1] += moved + operation.saved
         self.events.append(Event("backward", operation, live=self.live))

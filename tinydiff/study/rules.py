@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tinydiff.autograd.function import Function
 from tinydiff.gradcheck.source import OWN, short
 from tinydiff.ops.broadcasting import Elementwise
 
@@ -192,7 +193,8 @@ class _Reader:
     def _explain(self, gradient: Gradient, codes: list[Any]) -> None:
         comments = [self.sources[block].comment(line) for block, line in gradient.lit]
         lit = [self.sources[block].function for block in dict.fromkeys(block for block, _ in gradient.lit)]
-        heads = [inspect.getdoc(self.function) or "" if vars(self.function).get("__doc__") else ""]
+        told = [c for c in self.function.__mro__ if c.__doc__ and c not in (Function, Elementwise, object)]
+        heads = [inspect.getdoc(told[0]) or "" if told else ""]
         heads += [inspect.getdoc(function) or "" for function in lit if function.__name__ != "backward"]
         heads.append(getattr(sys.modules.get(self.function.__module__), "__doc__", None) or "")
         gradient.equation = next((m.group() for text in [*comments, *heads[:-1]] if (m := _EQUATION.search(text))), "")

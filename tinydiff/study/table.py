@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def backward_table(trace: Any, width: int | None = None) -> str:
         gap = [["..."], [f"{len(rows) - _MOST_ROWS} more"], [], [], [], []]
         shown = [*rows[:half], gap, *rows[-half:]]
     steps = sum(step.kind != "forward" for step in steps_of(trace.events))
-    lines = [f"{len(trace.operations)} operations, {steps} steps of the backward pass, the last operation first"]
+    lines = [steps_text(trace)]
     if rows:
         lines += _fitted([[[name] for name in _HEAD], *shown], width)
         lines.append("gradients: shape and |norm|, a step for each; a sum adds gradients that meet")
@@ -51,6 +52,19 @@ def backward_table(trace: Any, width: int | None = None) -> str:
         lines.append(f"first value that is not finite: {bad}")
     lines += [f"note: {note}" for note in trace.notes]
     return "\n".join(lines)
+
+
+def steps_text(trace: Any) -> str:
+    """How many steps there are forward and backward, as the page counts them."""
+    counts = Counter(step.kind for step in trace.steps)
+    forward, gradients, sums = counts["forward"], counts["gradient"], counts["sum"]
+    parts = [_counted(gradients, "gradient"), *([_counted(sums, "sum")] if sums else [])]
+    text = f"{_counted(len(trace.operations), 'operation')}, {_counted(forward, 'step')} forward"
+    return f"{text} and {gradients + sums} backward: {' and '.join(parts)}" if gradients else text
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 _HEAD = ("step", "operation", "module", "gradient in", "gradients out", "line")

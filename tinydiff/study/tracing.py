@@ -14,6 +14,7 @@ from tinydiff.study import table
 from tinydiff.study.arrays import Summarizer
 from tinydiff.study.cost import Cost
 from tinydiff.study.recorder import Event, Leaf, Operation, Recorder
+from tinydiff.study.steps import Step, steps_of
 
 EACH = 4096  # elements of an array whose values are all kept
 TOTAL = 8 << 20  # bytes of values that are kept in all
@@ -41,7 +42,8 @@ class Trace:
     values, total: as for `td.trace`.
 
     operations: all operations in the order in which they ran. events: every forward pass, backward pass and sum of two
-    gradients in order. leaves: the tensors that no operation made. notes: sentences on what is not shown.
+    gradients in order. steps: the same with a step for each gradient of a backward pass. leaves: the tensors that no
+    operation made. notes: sentences on what is not shown.
     """
 
     def __init__(self, values: int = EACH, total: int = TOTAL) -> None:
@@ -71,6 +73,11 @@ class Trace:
     @property
     def events(self) -> list[Event]:
         return self._recorder.events
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps in order: forward passes, gradients and sums of gradients, as the page counts them."""
+        return list(steps_of(self.events))
 
     @property
     def leaves(self) -> list[Leaf]:
