@@ -18,6 +18,7 @@ from tinydiff.study.page import page
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "examples" / "trace.png"
 STEP = "Linear #2", "L_W"  # the operation and the gradient that are shown
+ELEMENT = 1  # of it, that the picture points at
 KEY = "tinydiff page"
 
 
@@ -66,6 +67,8 @@ def take(driver) -> None:
             if found[0].startswith(STEP[0]) and found[1] == STEP[1]:
                 break
             ActionChains(driver).send_keys(Keys.ARROW_RIGHT).perform()
+        pointed = driver.find_elements("css selector", "figure.array.out td")[ELEMENT]
+        ActionChains(driver).move_to_element(pointed).perform()
         image = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB").quantize(128)
     about = PngImagePlugin.PngInfo()
     about.add_text(KEY, fingerprint(trace))

@@ -60,7 +60,7 @@ def test_the_page_counts_steps_as_the_table_does(traced):
         len(trace.operations),
         len(steps),
     ]
-    assert f" {len(steps)} steps of the backward pass" in head
+    assert f" {len(steps)} backward: " in head
     for name, step in zip(names, steps, strict=True):
         assert (
             name.startswith("sum for")

@@ -43,7 +43,6 @@ def backward_table(trace: Any, width: int | None = None) -> str:
         half = _MOST_ROWS // 2
         gap = [["..."], [f"{len(rows) - _MOST_ROWS} more"], [], [], [], []]
         shown = [*rows[:half], gap, *rows[-half:]]
-    steps = sum(step.kind != "forward" for step in steps_of(trace.events))
     lines = [steps_text(trace)]
     if rows:
         lines += _fitted([[[name] for name in _HEAD], *shown], width)
