@@ -37,7 +37,7 @@ _LARGE = 64 << 20  # bytes
 # Pictures that Pillow does not read without more.
 _OTHER_PICTURES = {
     ".heic", ".heif", ".svg", ".svgz", ".jxl", ".pdf", ".ai", ".xcf", ".cdr", ".exr", ".hdr", ".dcm", ".nii", ".mat",
-    ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
+    ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".pam", ".jxr", ".wdp", ".djvu",
 }  # fmt: skip
 
 _PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}  # of data sets
