@@ -310,6 +310,13 @@ def test_linear_light_is_brightened_as_on_a_screen(tmp_path, depth):
     assert grey(tmp_path, png(depth, 0, rows, 2, sRGB=b"\0", gAMA=linear)) == [0, 64, 128, 255]
 
 
+def test_what_the_first_frame_of_a_gif_leaves_out_is_white(tmp_path):
+    colours = bytes([0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 0, 255])
+    frame = b"\x2c" + struct.pack("<HHHHB", 1, 1, 1, 1, 0) + b"\x02\x02\x54\x01\x00"  # one pixel of colour 2
+    (tmp_path / "x.gif").write_bytes(b"GIF89a" + struct.pack("<HHBBB", 2, 2, 0xF1, 0, 0) + colours + frame + b"\x3b")
+    assert load(tmp_path).images[0].reshape(4, 3).tolist() == [[255] * 3] * 3 + [[255, 0, 0]]
+
+
 def test_sbit_changes_nothing(tmp_path):
     assert grey(tmp_path, png(8, 0, [b"\x00\x40", b"\x80\xff"], 2, sBIT=b"\4")) == [0, 64, 128, 255]
 

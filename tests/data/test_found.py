@@ -30,6 +30,18 @@ def test_mnist_in_torchvisions_folders(tmp_path, place):
     assert len(load(tmp_path)) == 1  # a folder of pictures is one
 
 
+def test_mnist_with_a_folder_for_each_file(tmp_path):
+    for part, count in (("t10k", 12), ("train", 12)):
+        for kind, content in (("images-idx3", IMAGES), ("labels-idx1", np.arange(count, dtype=np.uint8))):
+            folder = tmp_path / f"{part}-{kind}-ubyte"
+            folder.mkdir()
+            put(folder / f"{part}-{kind}-ubyte", content)
+    data = load(tmp_path)
+    assert data.num_classes == 12 and data.notes == ["found in train-images-idx3-ubyte"]
+    (tmp_path / "train-labels-idx1-ubyte/train-labels-idx1-ubyte").unlink()
+    assert load(tmp_path).notes[1] == "there are no labels: no train-labels-idx1-ubyte is in its folder"
+
+
 def test_several_sets_below_are_named(tmp_path):
     for name in ("FashionMNIST/raw", "MNIST/raw"):
         (tmp_path / name).mkdir(parents=True)

@@ -14,17 +14,19 @@ from tinydiff.data import sources
 from tinydiff.data.arrays import read_arrays
 from tinydiff.data.cifar import batches_in, pickles_in, read_cifar, unpickled
 from tinydiff.data.dataset import Dataset, check_share, scaled_from
-from tinydiff.data.folder import holds_pictures, read_folder
+from tinydiff.data.folder import holds_pictures, picture_endings, read_folder
 from tinydiff.data.glyphs import SIZE, draw_glyphs
 from tinydiff.data.idx import find_images, looks_like_idx, read_idx
 from tinydiff.data.layouts import on_white
 from tinydiff.data.pixels import convert_channels, resize
+from tinydiff.data.unread import first_unread, unread
 from tinydiff.errors import InputError
 from tinydiff.machine.files import open_file
 from tinydiff.random import Generator
 
 __all__ = ["Dataset", "draw_glyphs", "load", "read_arrays", "read_cifar", "read_folder", "read_idx"]
 
+_LONG = 700  # characters of a message with advice to copy
 KINDS = "a folder of pictures, a .zip or .tar of them, MNIST's IDX files, CIFAR's binary versions, or .npz or .npy with images"
 
 
@@ -92,7 +94,9 @@ def _read(
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
-        raise InputError(f"there is no {path}; data is {KINDS}, or the built-in glyphs") from error
+        raise InputError(
+            f"there is no {path}, and nothing is downloaded; data is {KINDS}, or the built-in glyphs"
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
     try:
@@ -103,6 +107,8 @@ def _read(
                 return read_arrays(path, labels, image_size)
             if path.suffix.lower() == ".bin":
                 return read_cifar(path)
+            if said := unread(path):
+                raise InputError(f"{path} {said}", limit=_LONG)
             if sources.kind_of(path) is not None:
                 return _read_archive(path, image_size, channels, labels, report)
             if looks_like_idx(path):
@@ -114,6 +120,8 @@ def _read(
             pickled = file.read(1) == b"\x80"
         if pickled:
             raise InputError(f"{path} is {unpickled(10 if 'batch' in path.name else 100)}")
+    if stat.S_ISREG(mode) and path.suffix.lower() in picture_endings()[0]:
+        raise InputError(f"{path} is one picture; give its folder, {path.parent}, to train on the pictures in it")
     raise InputError(f"{path} is not data that can be trained on, which is {KINDS}")
 
 
@@ -131,6 +139,8 @@ def _read_folder(
     if not holds_pictures(path):
         below = [(place, read) for place in _folders_below(path) if (read := _set_in(place, labels)) is not None]
         below = [(place, read) for place, read in below if not isinstance(read, partial)] or below  # no pickles
+        if len(below) > 1:  # a folder for each file of MNIST
+            below = [(place, read) for place, read in below if "train" in place.name.lower()] or below
         if len(below) > 1:
             names = ", ".join(str(place.relative_to(path)) for place, _ in below)
             raise InputError(f"{path} holds several data sets, so give the path of one of {names}")
@@ -142,6 +152,8 @@ def _read_folder(
         if others:
             names = ", ".join(p.name for p in others[:5])
             raise InputError(f"{path} holds no pictures, but files that can be given by their own path: {names}")
+        if other := first_unread([path, *_folders_below(path)]):
+            raise InputError(f"{path} holds no pictures; {other[0].relative_to(path)} {other[1]}", limit=_LONG)
     return read_folder(path, image_size, channels, labels, report)
 
 

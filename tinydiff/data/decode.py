@@ -11,7 +11,7 @@
 | white is zero (TIFF)        | inverted                                                                           |
 | palette                     | its colours; a TIFF palette of bytes, where 16-bit numbers are due, as bytes       |
 | CMYK, YCbCr, Lab            | to RGB; the inverted CMYK of Adobe's JPEG files, too                               |
-| alpha, tRNS                 | blended with white; premultiplied colours are divided by alpha first; tRNS is      |
+| alpha, tRNS, no frame (GIF) | blended with white; premultiplied colours are divided by alpha first; tRNS is      |
 |                             | compared at the depth of the file; TGA's fourth byte is no alpha where it is 0     |
 |                             | everywhere and the header names no alpha                                           |
 | sBIT (PNG)                  | nothing: PNG's numbers are scaled to the full depth already                        |
@@ -106,7 +106,7 @@ def read_pixels(
 
     ValueError, with how to convert it, for a file that does not say what is white.
     """
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
     peak = None
     _refuse_unknown(file)
@@ -115,9 +115,13 @@ def read_pixels(
     if _depth(file) > 8:
         picture, peak = _from_numbers(file, content, white)
     else:
+        covered = _covered(file)
         file.load()
         ImageOps.exif_transpose(file, in_place=True)
         picture = _apply_gamma(file, _exponent(file))
+        if covered is not None:
+            part, picture = picture.convert("RGB").crop(covered), Image.new("RGB", picture.size, "white")
+            picture.paste(part, covered)
     if file.format == "TGA" and picture.mode == "RGBA" and not picture.getchannel("A").getbbox():
         content.seek(17)
         if not content.read(1)[0] & 15:
@@ -190,6 +194,15 @@ def _on_white(picture: Any) -> Any:
         part = picture.crop(box)
         picture.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part), box)
     return picture
+
+
+def _covered(file: Any) -> tuple[int, int, int, int] | None:
+    """The part of a GIF that its first frame covers, if that is not all; the rest is transparent, which Pillow shows as the
+    first colour unless the file has a transparent one."""
+    if file.format != "GIF" or not file.tile or "transparency" in file.info:
+        return None
+    box = tuple(file.tile[0][1])
+    return None if box == (0, 0, *file.size) or len(box) != 4 else box
 
 
 def _tags(file: Any) -> Any:

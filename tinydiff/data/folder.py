@@ -37,8 +37,10 @@ _LARGE = 64 << 20  # bytes
 # Pictures that Pillow does not read without more.
 _OTHER_PICTURES = {
     ".heic", ".heif", ".svg", ".svgz", ".jxl", ".pdf", ".ai", ".xcf", ".cdr", ".exr", ".hdr", ".dcm", ".nii", ".mat",
-    ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
+    ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".pam", ".jxr", ".wdp", ".djvu",
 }  # fmt: skip
+
+_PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}  # of data sets
 
 # What Pillow may take a file for, whatever its name says. Not EPS, for which it starts Ghostscript, nor what it hands on to
 # other programs or keeps for old ones only.
@@ -139,6 +141,9 @@ def _read(
         bits, most = white.bit_length(), max(peaks.values())
         notes.append(f"{some}taken as {bits} bits: {white} is white, as no 16-bit number is above {most}")
     values = None
+    if class_names is not None and (lost := set(class_names) - {path.parts[level] for path in kept}):
+        class_names = [name for name in class_names if name not in lost]
+        notes.append(f"left out, as none of their pictures can be read: {', '.join(map(shown, sorted(lost)))}")
     if class_names is not None:
         values = np.array([class_names.index(path.parts[level]) for path in kept], np.int64)
     names = None if class_names is None else [shown(name) for name in class_names]
@@ -198,6 +203,11 @@ def _class_names(folder: Path, paths: list[PurePath]) -> tuple[int, list[str]]:
     while len({path.parts[level] for path in paths}) == 1 and all(len(path.parts) > level + 2 for path in paths):
         level += 1
     names = sorted({path.parts[level] for path in paths}, key=name_bytes)
+    if {name.lower() for name in names} <= _PARTS and len(names) > 1:
+        place = folder / PurePath(*paths[0].parts[:level]) / names[-1]
+        raise InputError(
+            f"{folder}: {' and '.join(names)} are parts of a data set, no classes, so give one of them, as {place}"
+        )
     return level, sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names
 
 

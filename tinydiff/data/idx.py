@@ -87,6 +87,8 @@ def read_idx(path: Path, labels: bool | None = None) -> Dataset:
                 f"{path} has no labels in its folder: a file with the same name, but labels for images and idx1 for idx3"
             )
     notes = []
+    if values is None and labels is None and (match := _NAME.match(path.name)):
+        notes.append(f"there are no labels: no {match['stem']}labels-idx1-ubyte is in its folder")
     if "emnist" in path.name.lower():
         notes.append("EMNIST's pictures are stored with rows and columns exchanged, and are read as they are stored")
     found = None if values is None else renumbered(values)
@@ -106,6 +108,9 @@ def _labels_beside(path: Path) -> Path | None:
         candidate = path.with_name(match["stem"] + "labels" + ending)
         if candidate.is_file():
             return candidate
+        unpacked = path.parent.parent / (match["stem"] + "labels-idx1-ubyte") / candidate.name
+        if path.parent.name.startswith(match["stem"] + "images") and unpacked.is_file():  # a folder for each file
+            return unpacked
     return None
 
 
