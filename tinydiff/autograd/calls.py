@@ -74,7 +74,8 @@ def _parse(code: CodeType, at: int) -> _Parsed | None:
     literal = any(i.opname in made for i in last.values()) or any(
         getattr(i.argval, "co_name", "") == "<listcomp>" or i.opname == "LIST_APPEND" for i, _ in rest
     )
-    names = tuple(i.argval for i in last.values() if i.opname.startswith("LOAD_") and isinstance(i.argval, str))
+    loaded = [i.argval for i in last.values() if i.opname.startswith("LOAD_")]
+    names = tuple(n for x in loaded for n in (x if isinstance(x, tuple) else (x,)) if isinstance(n, str))
     return _Parsed(path, names, literal)
 
 
