@@ -32,7 +32,7 @@ function backwardPanel(step) {
   const card = make("div", { class: "formula mono" },
     make("div", { class: "math" }, make("b", {}, name), formula ? ` = ${formula}` : " comes from the lit lines below", equation ? make("span", { class: "note" }, `   ${equation}`) : ""),
     make("div", { class: "shapes" }, shapes || (node.LX[i] !== null && node.LX[i] !== undefined ? written(arrays[node.LX[i]].shape) : "")),
-    where.length ? make("div", { class: "shapes where-letters" }, `where ${where.join(",   ")}`) : "",
+    where.length ? make("div", { class: "shapes where-letters" }, "where ", ...where.map((text, k) => make("span", {}, k < where.length - 1 ? `${text},` : text))) : "",
     made.length > 1 ? chips : "");
   return [...heading("backward", number), card, equationRow(node, number, i, formula, shapes), rulePanel(node, i),
     make("details", {}, make("summary", {}, "forward values, cost, memory"), arraysRow(node, number), facts(node))];
@@ -76,7 +76,7 @@ function equationRow(node, number, i, formula, shapes) {
   const used = Object.keys(known).filter((n) => n !== "L_Y" && (parts.has(n) || new RegExp(`(^|[^\\w])${n.replace(/[[\]]/g, "\\$&")}(?!\\w)`).test(said)));
   const figures = [...incoming.map(([n, a, note]) => arrayView(n, a, { note })), ...used.map((n) => view(n))].filter(Boolean);
   if (result && node.name === "Conv2d") tieConvolution(result, figures, node.options);
-  return make("section", {}, make("h3", {}, "comes in → goes out"), make("div", { class: "equation" }, ...figures, make("span", { class: "sign" }, "→"), result ?? ""));
+  return make("section", {}, make("h3", {}, "goes out ← comes in"), make("div", { class: "equation" }, ...(result ? [result, make("span", { class: "sign" }, "←")] : []), ...figures));
 }
 
 function rulePanel(node, i) {
