@@ -4,6 +4,8 @@ values and gradients that every family of operations goes through."""
 import gc
 import os
 import sys
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 # Processes of pytest-xdist share the processors. NumPy's library reads this when it is loaded. Tests of threads choose their own.
@@ -31,6 +33,28 @@ def pytest_runtest_protocol(item):
         result = yield
     backend.cupy.cache_clear()
     return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def glyphs_drawn_once():
+    """The built-in digits take a second to draw, and dozens of tests train on them. The pictures are drawn once in each size;
+    nobody may write to them."""
+    from tinydiff import data
+
+    draw = data.draw_glyphs
+
+    @lru_cache(4)
+    def drawn(*arguments, **options):
+        found = draw(*arguments, **options)
+        found.images.flags.writeable = found.labels.flags.writeable = False
+        return found
+
+    def again(*arguments, **options):
+        return replace(drawn(*arguments, **options), skipped=[], notes=[])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "draw_glyphs", again)
+        yield
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import importlib
 import io
 import os
 import random
@@ -74,6 +75,19 @@ class Disk:
         setattr(module, name, lambda *a, **k: wrapper(real, *a, **k))
 
 
+def import_what_runs_use() -> None:
+    """Half of the time of a short run goes into imports. A fork has those of the process that it is forked from."""
+    for name in (
+        "matplotlib.backends.backend_agg",
+        "PIL.GifImagePlugin",
+        "PIL.PngImagePlugin",
+        "safetensors.numpy",
+        "tqdm",
+    ):
+        with suppress(ImportError):  # a run without matplotlib draws less
+            importlib.import_module(name)
+
+
 def forked(work: Callable[[], Any]) -> int:
     """The exit status of a function in a process of its own; 128 + the signal that killed it."""
     sys.stdout.flush()
@@ -117,6 +131,7 @@ class Campaign:
 
     def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
         self.folder, self.say = folder, say
+        import_what_runs_use()
         self.data = folder / "data.npy"
         np.save(self.data, np.random.default_rng(0).integers(0, 256, (8, 8, 8), dtype=np.uint8))
         assert forked(lambda: train(folder / "reference", self.data)) == 0

@@ -74,7 +74,7 @@ def test_output_that_lacks_characters(encoding):
 
 
 def test_a_working_folder_that_is_gone(tmp_path):
-    script = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m tinydiff train --steps 1"
+    script = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m tinydiff train --steps 1 --image-size 8"
     done = subprocess.run(
         script, shell=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
     )

@@ -337,6 +337,7 @@ def test_the_cache_is_where_the_user_wants_it(monkeypatch, tmp_path, writable):
     assert (folder == tmp_path / "tinydiff" / "kernels") == writable
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once_do_not_meet(tmp_path):
     path = tmp_path / "both.cu"
     path.write_text('#include "tinydiff.cuh"\nKERNEL(one, 1)(float* Y) { Y[0] = 1; }\n')

@@ -64,14 +64,14 @@ def test_the_estimate_is_unbiased_and_its_error_honest():
     t = np.arange(1, 101)
     L_t = np.stack([2 / t, 1 / t**1.5 + 0.01])
     exact, estimates, errors = L_t.sum(1).mean() + 0.25, [], []
-    for seed in range(1000):
+    for seed in range(400):
         strata = choose_steps(100, 14, Generator(seed).at(EVALUATION))
         steps = np.concatenate([s.evaluated for s in strata])
         result = BitsPerDim(np.full(2, 0.25), L_t[:, steps - 1], strata)
         estimates.append(result.total().bits)
         errors.append(result.errors()[1])
     spread = np.std(estimates)
-    assert spread > 0.01 and abs(np.mean(estimates) - exact) < 4 * spread / math.sqrt(1000)
+    assert spread > 0.01 and abs(np.mean(estimates) - exact) < 4 * spread / math.sqrt(400)
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(spread, rel=0.1)
 
 

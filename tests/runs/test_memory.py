@@ -112,17 +112,18 @@ def test_a_real_run_needs_what_was_estimated(tmp_path):
 
     code = """
 import sys
+import numpy as np
 from tinydiff.machine import limits, threads
 from tinydiff import Trainer, TrainConfig, UNet, data, diffusion
 unet = UNet(16, 1, channels=32, channel_mults=(1, 2), blocks_per_level=1, attention_resolutions=(8,))
-images = data.load("glyphs", image_size=16, labels=False)
+images = data.Dataset(np.zeros((64, 16, 16, 1), np.uint8))
 process = diffusion.Diffusion(diffusion.Schedule.linear(), predict="v")
-trainer = Trainer(unet, process, images, TrainConfig(batch_size=128, device="cpu", threads=2, out=sys.argv[2]))
+trainer = Trainer(unet, process, images, TrainConfig(batch_size=64, device="cpu", threads=2, out=sys.argv[2]))
 with threads.threads(2):
     if sys.argv[1] == "estimate":
-        print(trainer.memory_of_step().total(128))
+        print(trainer.memory_of_step().total(64))
     else:
-        for step in (1, 2, 3):
+        for step in (1, 2):
             trainer.train_step(step)
         print(limits.peak_resident())
 """
@@ -136,4 +137,4 @@ with threads.threads(2):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         figures.append(int(done.stdout))
-    assert figures[0] == pytest.approx(figures[1], rel=0.2)
+    assert figures[0] == pytest.approx(figures[1], rel=0.15)

@@ -95,6 +95,7 @@ class TrainConfig:
     preview_every: int = _setting(500, "training", "steps between previews; 0: none", _at_least(0))
 
     def __post_init__(self) -> None:
+        kinds = _kinds(type(self))
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if isinstance(value, PurePath):
@@ -102,7 +103,7 @@ class TrainConfig:
                 object.__setattr__(self, f.name, value)
             if isinstance(value, list):
                 object.__setattr__(self, f.name, tuple(value))
-            check_value(self.called(f.name), value, _kinds(type(self))[f.name], f.metadata["check"])
+            check_value(self.called(f.name), value, kinds[f.name], f.metadata["check"])
 
     @staticmethod
     def called(name: str) -> str:
