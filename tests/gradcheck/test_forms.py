@@ -159,6 +159,7 @@ def test_layers_inside_of_a_network():
     assert checked(net, [X], parameters=net.layers) == ["x", "W[0]", "b[0]", "factor[1]"]
     assert checked(net, [X], parameters={"first": array}) == ["x", "first"]
     assert checked(net.layers[1], [X], parameters=["factor"]) == ["x", "factor"]
+    assert checked(net.layers[1], [X], parameters=[net.layers[1].factor]) == ["x", "parameter"]
     assert net.calls == 0 and net.layers[0].x is None and net.layers[0].W is array
     assert not hasattr(net, "keep") and net.layers[1].factor.grad == 0
 
@@ -229,3 +230,34 @@ def test_float32_inside():
 def test_what_does_not_fit_is_said(fn, inputs, options, sentence):
     with pytest.raises(InputError, match=sentence):
         gradcheck(fn, inputs, **options)
+
+
+def test_more_ways_to_call():
+    def forward(x):
+        return np.tanh(x), np.tanh(x)
+
+    assert gradcheck(forward, [X], backward=lambda a, b: a * (1 - b**2), cache=True, **FAST)
+    assert gradcheck(forward, [X], backward=lambda b, a: a * (1 - b**2), cache=True, **FAST)  # it is linear in a alone
+    assert gradcheck(lambda x: (np.sin(x), x), [X], backward=lambda x, d: d * np.cos(x), cache=True, **FAST)
+    assert gradcheck(lambda x: ((x**2).sum(), x), [X], backward=lambda cache: 2 * cache, cache=True, **FAST)
+    buffer = np.zeros_like(X)
+    assert gradcheck(lambda x: np.multiply(x, 2, out=buffer), [X], backward=lambda g, x: 2 * g, **FAST)
+
+
+class Guarded(Affine):
+    """Its parameter cannot be replaced from outside."""
+
+    weight = property(lambda self: self.W)
+
+    def backward(self, g):
+        self.dweight = self.x.T @ g
+        return g @ self.weight.T
+
+
+def test_parameters_behind_a_property():
+    assert checked(Guarded(W.copy(), B), [X], parameters=["weight"]) == ["x", "weight"]
+
+
+def test_gradients_that_are_no_numbers():
+    with pytest.raises(GradientError, match="the gradient of x is no array of numbers but of <U3"):
+        gradcheck(lambda x: x, [X], backward=lambda g, x: "abc")

@@ -239,7 +239,8 @@ def test_wrong_shapes(backward, code):
 
 
 def test_the_first_line_says_what_is_wrong():
-    """pytest's summary shows the first line of a message."""
+    """pytest's summary shows the name of the error, as short as it is imported, and the first line of its message."""
+    assert GradientError.__module__ == "tinydiff"
     with pytest.raises(GradientError) as caught:
         gradcheck(
             lambda x: np.tanh(x), [RNG.normal(size=4)], backward=lambda L, x: -L * (1 - np.tanh(x) ** 2), name="tanh"

@@ -53,10 +53,11 @@ def gradcheck(
         of an object that remembers, or `gradient(*inputs)` of a loss. It returns a gradient for each input: one, a tuple,
         or a dict whose keys are the inputs' names, with or without a d before them.
     parameters: a module, a dict or a sequence of tensors that fn uses beside its inputs and whose gradients count. Beside a
-        backward by hand: names of arrays that its object holds (["W", "b"]), a dict of them, or the object; their
-        gradients are found where it stores them (self.dW, self.grads["W"]), or {"W": "gW"} says where.
-    generator: a NumPy Generator (or several) that fn draws from; like any `td.random.Generator` and np.random's own
-        state, which are found without being named, it is put back before every call and left as it was.
+        backward by hand: names of arrays that its object holds (["W", "b"]), a dict of them, the object, or a list of
+        layers; their gradients are found where these store them (self.dW, self.grads["W"]), or {"W": "gW"} says where.
+    generator: a NumPy Generator (or several) that fn draws from. It is put back before every call and left as it was, like
+        those that are found without being named: in closures, globals, arguments and layers, `td.random.Generator`s, and
+        the states of np.random and random.
     dtype: np.float32 runs the backward pass in float32, as a kernel does, and compares it with derivatives in float64.
     reference: a function that does the same in float64 and is differentiated numerically instead of fn; its values are
         compared with fn's too.

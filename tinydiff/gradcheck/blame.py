@@ -128,7 +128,7 @@ class _Search(Rerun):
         parameters = [a.arg for a in source.node.args.args]
         parameters = parameters[1:] if parameters[:1] == ["self"] else parameters
         outputs = sum(y is not None for y in self.check.centre)
-        if isinstance(subject, PairSubject) and subject.cache and cache_first(subject.backward):
+        if isinstance(subject, PairSubject) and subject.cache and cache_first(subject.backward, subject.fn):
             parameters = parameters[1:]
         helpers = {f.__name__ for f in self.sources if f is not function}
         forward = self._forward_function()

@@ -45,10 +45,14 @@ def plan(backward: Any, fn: Any, outputs: int, inputs: int, cache: bool, is_numb
         return least <= count and (count <= most or more is not False)
 
     if cache:
+        if takes(1) and not takes(2) and is_number:
+            return Plan((("c", 0),), scaled=True)
         each, together = (*gs, ("c", 0)), (("gs", 0), ("c", 0))
         parts = together if outputs > 1 and not takes(outputs + 1) and takes(2) else each
         unsure = len(parts) == 2 and not set(names) & {*CACHES, *COTANGENTS}
-        return Plan((parts[-1], *parts[:-1]) if cache_first(backward) else parts, unsure=unsure)
+        if cache_first(backward, fn):
+            return Plan((parts[-1], *parts[:-1]))
+        return Plan(parts, unsure=unsure)
     if is_number and is_gradient(backward, fn, inputs):
         return Plan(xs, scaled=True)
     if more is None:  # nobody knows
@@ -110,9 +114,13 @@ def is_gradient(backward: Any, fn: Any, inputs: int) -> bool:
     return required == forward or required[0].lower() not in COTANGENTS
 
 
-def cache_first(backward: Any) -> bool:
+def cache_first(backward: Any, fn: Any) -> bool:
     """Whether backward is backward(cache, L_Y), as a rule of JAX is, judged by the names of its parameters."""
     names = [p.name.lower().lstrip("_") for p in positional_parameters(backward)[0]]
     if len(names) < 2:
         return False
-    return (names[0] in CACHES and names[-1] not in CACHES) or (names[-1] in COTANGENTS and names[0] not in COTANGENTS)
+    first, last = names[0], names[-1]
+    if (first in CACHES and last not in CACHES) or (last in COTANGENTS and first not in COTANGENTS):
+        return True
+    own = [p.name.lower() for p in positional_parameters(fn)[0]]
+    return first in own and last not in own and last not in CACHES and first not in COTANGENTS

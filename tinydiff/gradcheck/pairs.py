@@ -109,7 +109,7 @@ class PairSubject(Subject):
         args = self.filled(arrays)
         with self.same_noise(), self.borrowed(args):
             ys, _ = self.run(args)
-        return [to_numpy(y) if y.dtype.kind in "fc" else None for y in ys]
+        return [np.array(to_numpy(y)) if y.dtype.kind in "fc" else None for y in ys]  # fn may use one array again
 
     def plan(self, ys: Sequence[Any]) -> Plan:
         """How backward is called."""
@@ -148,6 +148,9 @@ class PairSubject(Subject):
                     f'{forms}; parameters={{"{slot.name}": "NAME"}} says where it is'
                 )
         got = [None if by_leaf.get(i) is None else np.asarray(to_array(by_leaf[i])) for i in self.checked]
+        for i, g in zip(self.checked, got, strict=True):
+            if g is not None and g.dtype.kind not in "fiubc":
+                raise ValueError(f"the gradient of {self.input_names[i]} is no array of numbers but of {g.dtype}")
         if scaled:
             got = [None if g is None else g * L_Ys[0].reshape(()) for g in got]
         else:
@@ -172,8 +175,23 @@ class PairSubject(Subject):
                 raise
             self.swapped = True
         else:
-            self.swapped = False
+            self.swapped = self.is_swapped(values, grads)
+            return backward(*reversed(values)) if self.swapped else grads
         return grads
+
+    def is_swapped(self, values: list[Any], grads: Any) -> bool:
+        """Whether backward, which is linear in L_Y, is so in the second of (L_Y, cache) alone."""
+        backward: Any = self.backward
+        L_Y, cache = values
+        if not (is_array(L_Y) and is_array(cache) and is_array(grads) and L_Y.shape == cache.shape == grads.shape):
+            return False
+        with np.errstate(all="ignore"):
+            if np.allclose(backward(2 * L_Y, cache), 2 * grads):
+                return False
+            try:
+                return np.allclose(backward(cache, 2 * L_Y), 2 * backward(cache, L_Y))
+            except Exception:
+                return False
 
     def by_leaf(self, grads: Any, args: Sequence[Any]) -> dict[int, Any]:
         """Gradients by position among the args, out of what backward returned."""
@@ -186,7 +204,12 @@ class PairSubject(Subject):
             self._match(grads, {**top, **parts}, found)
             return found
         floating = [t for t in self.trees if any(_is_floating(args[i]) for i in t.leaves)]
-        if isinstance(grads, list) and len(floating) == 1 and np.shape(grads) == np.shape(args[floating[0].first]):
+        if (
+            isinstance(grads, list)
+            and len(floating) == 1
+            and floating[0].children is None
+            and fits(floating[0], grads, args)
+        ):
             grads = [grads]  # the gradient of one input, as a list of numbers
         if is_array(grads) and len(floating) == len(grads.shape[:1]) * len(grads) > 1:
             shapes = [np.shape(args[t.first]) if t.children is None else None for t in floating]

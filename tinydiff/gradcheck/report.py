@@ -267,6 +267,9 @@ class GradientError(AssertionError):
         self.report = report
 
 
+GradientError.__module__ = "tinydiff"  # short, as it is imported: pytest's line of a failure has room for what is wrong
+
+
 def _slopes(true: float, false: float) -> str:
     """Of the powers of h with which differences approach two values; nan where they are there already."""
     right = f"as h^{true:.1f}" if np.isfinite(true) else "exactly"

@@ -41,7 +41,13 @@ class Slot:
 
     def read(self) -> Any:
         """The gradient that backward has stored, or None."""
-        own = self.key if isinstance(self.key, str) else self.name
+        for own in dict.fromkeys([self.key if isinstance(self.key, str) else self.name, self.name]):
+            if (found := self._found(own)) is not None:
+                return found
+        return None
+
+    def _found(self, own: str) -> Any:
+        """The gradient that stands under one of the names of the gradient of `own`."""
         for owner in self.owners:
             names = {n: v for n, v in attributes(owner).items() if v is not None}
             if self.gradient is not None:
@@ -174,6 +180,8 @@ def _of_attribute(name: str, owners: Sequence[Any], gradient: str | None = None)
         value = getattr(owner, name, None)
         if value is not None and not callable(value):
             if _is_floating(value):
+                if isinstance(getattr(type(owner), name, None), property) and (place := _held(value, [owner])):
+                    return Slot(name, owner, place[1], owners, gradient)
                 return Slot(name, owner, name, owners, gradient)
             if (slot := _of_parameter(value, name)) is not None:
                 return slot
@@ -221,7 +229,8 @@ def _of_object(layer: Any, place: str = "") -> list[Slot]:
     """Arrays of a layer that have a gradient beside them, or stand in a dict where the layer has a dict of gradients too,
     or in objects of their own with both."""
     own = attributes(layer)
-    if (slot := _of_parameter(layer, f"parameter {place.strip('[]')}")) is not None and place:
+    slot = _of_parameter(layer, f"parameter{place}")
+    if slot is not None and {n for n, v in own.items() if _is_floating(v)} <= {slot.key, slot.gradient}:
         return [slot]
     slots = []
     if any(isinstance(own.get(c), Mapping) for c in CONTAINERS):
