@@ -85,7 +85,7 @@ def _label(text: str, classes: int | None, names: Sequence[str] | None) -> int:
         raise InputError("--label is for models trained with labels; this one was trained without")
     if names and text in names:
         return names.index(text)
-    if text.isdecimal() and int(text) < classes:
+    if text.isdecimal() and len(text) < 10 and int(text) < classes:
         return int(text)
     known = f"0..{classes - 1}" if not names else ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     raise InputError(f"--label {text}: the model's classes are {known}")
