@@ -12,6 +12,7 @@ from tinydiff.cli import main
 from tinydiff.cli.sample import _label
 from tinydiff.errors import InputError
 from tinydiff.evaluation.evaluate import Settings, _Evaluation
+from tinydiff.machine.terminal import quoted
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +91,10 @@ def test_streams_that_are_closed(tmp_path):
         script = f"{sys.executable} -m tinydiff train --data nowhere {closed}"
         done = subprocess.run(script, shell=True, cwd=ROOT, capture_output=True)
         assert done.returncode == 2 and b"Traceback" not in done.stderr + done.stdout
+
+
+def test_paths_in_commands_to_copy():
+    assert [quoted(name) for name in ("runs/a", "-x", "two words")] == ["runs/a", "./-x", "'two words'"]
 
 
 def test_a_class_of_thousands_of_digits():

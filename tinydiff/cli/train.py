@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from typing import Any
 
 from tinydiff.cli import flags
 from tinydiff.cli.numbers import INTERRUPTED
 from tinydiff.errors import InputError, at_work, before_work
-from tinydiff.machine.terminal import say, tell
+from tinydiff.machine.terminal import quoted, say, tell
 
 
 def add_command(commands: Any) -> None:
@@ -37,9 +36,9 @@ def _run(arguments: argparse.Namespace) -> int:
             raise
     out = trainer.config.out
     if trainer.stopped_by is not None:
-        say(f"stopped after step {step}; go on with: tinydiff train --resume --out {shlex.quote(out)}")
+        say(f"stopped after step {step}; go on with: tinydiff train --resume --out {quoted(out)}")
         return INTERRUPTED + trainer.stopped_by
-    tell(f"done: {out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {shlex.quote(out)}")
+    tell(f"done: {out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {quoted(out)}")
     return 0
 
 

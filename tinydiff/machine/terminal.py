@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import suppress
 
@@ -26,6 +27,12 @@ def say(text: str) -> None:
 def tell(text: object) -> None:
     """Writes the lines of a text to stdout, as the result of a command. OSError where they cannot be written."""
     print(escaped(str(text)))
+
+
+def quoted(path: object) -> str:
+    """A path as a command to copy takes it: no flag, and one word."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def escaped(text: str) -> str:

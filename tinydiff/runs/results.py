@@ -14,7 +14,7 @@ from typing import Any
 from tinydiff import optim, random
 from tinydiff.diffusion import Diffusion
 from tinydiff.errors import InputError, named
-from tinydiff.machine.terminal import say
+from tinydiff.machine.terminal import quoted, say
 from tinydiff.runs import pictures
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.sheets import Sheet, draw_sheet
@@ -53,7 +53,7 @@ class Results:
                     pictures.save_gif(self.animation, sheet.animation())
                     pictures.save_png(self.sheet, sheet.picture(), {"step": str(step)})
         except KeyboardInterrupt:
-            say(f"the training is done and saved; draw samples with: tinydiff sample {self.folder.path}")
+            say(f"the training is done and saved; draw samples with: tinydiff sample {quoted(self.folder.path)}")
             raise
 
     def missing(self, step: int) -> bool:
