@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from tinydiff.cli import main
+from tinydiff.cli.sample import _label
+from tinydiff.errors import InputError
+from tinydiff.evaluation.evaluate import Settings, _Evaluation
+from tinydiff.machine.terminal import quoted
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,3 +91,40 @@ def test_streams_that_are_closed(tmp_path):
         script = f"{sys.executable} -m tinydiff train --data nowhere {closed}"
         done = subprocess.run(script, shell=True, cwd=ROOT, capture_output=True)
         assert done.returncode == 2 and b"Traceback" not in done.stderr + done.stdout
+
+
+def test_paths_in_commands_to_copy():
+    assert [quoted(name) for name in ("runs/a", "-x", "two words")] == ["runs/a", "./-x", "'two words'"]
+
+
+def test_a_class_of_thousands_of_digits():
+    with pytest.raises(InputError, match=r"the model's classes are 0\.\.2"):
+        _label("9" * 5000, 3, None)
+    assert _label("2", 3, None) == 2
+
+
+@pytest.mark.parametrize("command", ["gradcheck", "trace"])
+def test_a_file_that_ends_the_program(command, tmp_path, capsys):
+    """Its status 0 would say that the gradient is right."""
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(0)\n")
+    assert main([command, f"{tmp_path}/ends.py:f"]) == 2
+    assert "ended with SystemExit: 0" in capsys.readouterr().err
+
+
+def test_a_run_whose_first_steps_leave_nothing_to_draw(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = "--steps 1 --channels 8 --mults 1 --groups 4 --image-size 8 --attention none --timesteps 4 --batch-size 2"
+    assert main(["doctor", *small.split(), "--warmup", "0", "--lr", "1e30"]) == 2
+    assert "the run would fail" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), InputError("x"), KeyError("x")])
+def test_an_evaluation_that_nobody_hears(tmp_path, error):
+    def report(text):
+        raise error
+
+    evaluation = _Evaluation(tmp_path, None, Settings(), tmp_path, report)
+    evaluation._run = lambda: evaluation.say("x")
+    with pytest.raises(type(error)) as caught:
+        evaluation.run()
+    assert caught.value is error

@@ -54,6 +54,16 @@ def test_an_old_run_is_removed_or_stays_whole(tmp_path, monkeypatch, which):
     assert set(contents(folder.path)) == {".starting.toml", "config.toml", "samples", "samples/mine.png"}
 
 
+def test_a_file_in_the_place_of_the_samples(tmp_path):
+    folder = an_old_run(tmp_path / "run")
+    shutil.rmtree(folder.samples)
+    folder.samples.write_text("mine")
+    before = contents(folder.path)
+    with pytest.raises(InputError, match="samples is a file"):
+        folder.begin(td.TrainConfig(), {}, force=True)
+    assert contents(folder.path) == before
+
+
 @pytest.mark.parametrize("place", ["checkpoint", "checkpoint/unet"])
 def test_a_checkpoint_that_the_next_save_could_not_remove(tmp_path, monkeypatch, place):
     folder = an_old_run(tmp_path / "run")

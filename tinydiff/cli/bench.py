@@ -96,7 +96,7 @@ def _others_at_work() -> float | None:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal() and text.strip("0")):
         raise InputError(f"--threads must be a whole number of at least 1, not {text!r}")
     if len(text) > 4 or int(text) > THREADS:
         raise InputError(f"--threads must be at most {THREADS}, not {text}")

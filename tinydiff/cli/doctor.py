@@ -265,7 +265,10 @@ def _memory_and_time(trainer: Trainer, profile: Profile | None, line: Line, warn
     speed = config.batch_size * config.accumulate / seconds
     how = f"median of {tried}" if tried else "scaled up from a small batch"
     line("speed", f"{seconds:.3g} s a step ({how}), {speed:.0f} images/s")
-    _say_time(trainer, seconds, line, warnings)
+    try:
+        _say_time(trainer, seconds, line, warnings)
+    except RunFailed as error:  # what the tried steps made of the network draws nothing
+        raise InputError(f"the run would fail: {error}") from None
 
 
 def _time(trainer: Trainer, short: bool, profile: Profile | None) -> tuple[float, int]:

@@ -12,7 +12,7 @@ import numpy as np
 from tinydiff.backend import host_threads, resolve_device
 from tinydiff.data import Dataset
 from tinydiff.diffusion.sampler import SAMPLERS
-from tinydiff.errors import InputError, at_work, before_work, named
+from tinydiff.errors import InputError, RunFailed, at_work, before_work, named
 from tinydiff.evaluation import samplers
 from tinydiff.evaluation.bits import BitsPerDim, measure_bits
 from tinydiff.evaluation.features import extractor
@@ -121,9 +121,18 @@ class _Evaluation:
     ) -> None:
         self.path, self.subject, self.settings, self.folder, self._report = path, subject, settings, folder, report
         self.text: list[str] = []
+        self._unheard: Exception | None = None  # why `report` failed
 
-    @at_work()
     def run(self) -> Path:
+        try:
+            with at_work():
+                return self._run()
+        except RunFailed:
+            if self._unheard is None:
+                raise
+        raise self._unheard
+
+    def _run(self) -> Path:
         only, subject = self.settings.only, self.subject
         clipped = "clipped to [-1, 1]" if subject.diffusion.clip_x0 else "not clipped"
         self.say(f"{self.path}: {subject.weights}, predicted x0 {clipped}")
@@ -147,12 +156,19 @@ class _Evaluation:
         if "samplers" in only:
             self.samplers()
         pictures.write_file(self.folder / "report.txt", ("\n".join(self.text) + "\n").encode())
-        self._report(f"\nresults: {self.folder}")
+        self._tell(f"\nresults: {self.folder}")
         return self.folder
 
     def say(self, text: str) -> None:
-        self._report(text)
+        self._tell(text)
         self.text.append(text)
+
+    def _tell(self, text: str) -> None:
+        try:
+            self._report(text)
+        except Exception as error:  # the caller's, or of an output that nobody reads: no failure of the work
+            self._unheard = error
+            raise
 
     def bits(self) -> None:
         settings, subject = self.settings, self.subject

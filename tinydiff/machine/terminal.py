@@ -85,6 +85,12 @@ def _octal(character: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in name_bytes(character))
 
 
+def quoted(path: object) -> str:
+    """A path as a command to copy takes it: no flag, and one word."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
 def escaped(text: str) -> str:
     """The lines of a text as they may be sent to a terminal: see `errors.shown`."""
     return "\n".join(map(shown, text.split("\n")))

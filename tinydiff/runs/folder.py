@@ -102,6 +102,8 @@ class RunFolder:
             raise InputError(
                 f"{self.path} already holds a run; {called('resume')} goes on with it, {called('force')} overwrites it"
             )
+        if os.path.lexists(self.samples) and not self.samples.is_dir() and not self.samples.is_symlink():
+            raise InputError(f"{self.samples} is a file, where a run keeps its pictures; move it away")
 
     def _others(self) -> Iterator[str]:
         """What is in the folder beside the remains of a run that never began."""

@@ -66,7 +66,9 @@ def estimate(gradients: Callable[[int], None], weights: int, batch_size: int, de
             smaller, before = n, peak
             n = min(2 * n, batch_size)
             peak = peak_of(gradients, n)
-    per_image = (peak - before) / (n - smaller) if smaller else peak / n
+    per_image = max(
+        0.0, (peak - before) / (n - smaller) if smaller else peak / n
+    )  # tiny ones drown in what else changes
     saving = 4 * weights if device == "cpu" else 0  # of a GPU's arrays the copies lie in the machine's memory
     return Estimate(weights, weights, 2 * weights, peak - per_image * n, per_image, rest, saving)
 
