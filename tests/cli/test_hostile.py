@@ -86,6 +86,13 @@ def test_a_working_folder_that_is_gone(tmp_path):
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("words", "status"), [(["--version"], 0), (["info", "nowhere"], 2), (["gradcheck", "x"], 2)])
+def test_without_streams_as_under_pythonw(words, status, monkeypatch):
+    for stream in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+    assert main(words) == status
+
+
 def test_streams_that_are_closed(tmp_path):
     for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
         script = f"{sys.executable} -m tinydiff train --data nowhere {closed}"

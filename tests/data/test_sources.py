@@ -116,6 +116,11 @@ def test_damaged_and_other_archives(folder, tmp_path):
             (tmp_path / f"cut.{ending}").write_bytes(whole[:size])
             with pytest.raises(InputError, match=r"is damaged, cut off or no archive: .*FOLDER$"):
                 load(tmp_path / f"cut.{ending}")
+    content = bytearray(Path(shutil.make_archive(str(tmp_path / "all"), "zip", folder)).read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 255  # the version of the format
+    (tmp_path / "cut.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"zip file version 25\.5; unpack it"):
+        load(tmp_path / "cut.zip")
     for size in (512, 1024 + 100):  # where tarfile itself sees an end
         (tmp_path / "cut.tar").write_bytes(
             tar(tmp_path / "y.tar", ("x.png", png(1)), ("y.png", png(2))).read_bytes()[:size]

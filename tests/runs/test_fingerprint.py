@@ -1,5 +1,6 @@
 """A run knows its data again, and what has changed in them is said."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 import tinydiff as td
 from tinydiff.errors import InputError
-from tinydiff.runs import checkpoint, config, fingerprint
+from tinydiff.runs import checkpoint, config, fingerprint, resuming
 from tinydiff.runs.config import TrainConfig
 
 IMAGES = np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4, 1)
@@ -93,6 +94,26 @@ def test_classes_in_another_order_are_refused_also_without_a_fingerprint(tmp_pat
     ):
         make_trainer(swapped, 2, tmp_path / "run").run(resume=True)
     assert make_trainer(DATA, 2, tmp_path / "run").run(resume=True) == 2
+
+
+def test_an_archive_and_its_folder_are_the_same_data(tmp_path):
+    for i, name in enumerate(("apple", "pear")):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        td.images.save_png(tmp_path / "x" / name / "1.png", IMAGES[i])
+    path = shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "x")
+    data = [td.data.load(place, labels=True) for place in (tmp_path / "x", path)]
+    assert fingerprint.of(data[0], True) == fingerprint.of(data[1], True) and len(data[0]) == 2
+
+
+def test_data_that_are_gone_are_looked_for_in_a_new_place(tmp_path):
+    settings = config.RunConfig(data=str(tmp_path / "old"))
+    with pytest.raises(
+        InputError, match=r"data of the run in .*run are gone from .*old; if they have moved, give data="
+    ):
+        resuming.require_data(settings, tmp_path / "run")
+    (tmp_path / "old").mkdir()
+    resuming.require_data(settings, tmp_path / "run")
+    resuming.require_data(config.RunConfig(), tmp_path / "run")
 
 
 def test_a_trainer_asks_and_records(tmp_path):

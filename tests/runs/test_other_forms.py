@@ -64,6 +64,15 @@ def test_impossible_arguments(arguments, sentence):
         pipeline().sample(**arguments)
 
 
+def test_samples_without_a_stderr_for_the_bar(monkeypatch):
+    model = pipeline()
+    expected = model.sample(labels=0, progress=False)
+    for stream in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}", None)
+    np.testing.assert_array_equal(model.sample(labels=0), expected)
+    model.diffusion.vlb(lambda x, t: x * 0, np.zeros((1, 4, 4, 1)), td.random.Generator(0), progress=True)
+
+
 def test_a_model_without_labels_has_no_names():
     unet = td.UNet(4, 1, channels=4, channel_mults=(1,), blocks_per_level=1, attention_resolutions=(), groups=2)
     model = td.checkpoint.Pipeline(unet, pipeline().diffusion)

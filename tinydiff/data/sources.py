@@ -210,18 +210,9 @@ def opened(path: Path, wanted: Collection[str]) -> Iterator[Source]:
             source = _Zip(file) if start == b"PK" else _Tar(file, _PACKED.get(start), wanted, path)
         except InputError:
             raise
-        except (
-            tarfile.TarError,
-            zipfile.BadZipFile,
-            EOFError,
-            OSError,
-            zlib.error,
-            lzma.LZMAError,
-            ValueError,
-        ) as error:
-            raise InputError(
-                f"{path} is damaged, cut off or no archive: {' '.join(str(error).split())}; {_advice(path)}", limit=700
-            ) from None
+        except Exception as error:  # zipfile and tarfile fail on damaged files in many ways
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise refused(path, f"is damaged, cut off or no archive: {reason}") from None
         with source.archive:
             yield source
 

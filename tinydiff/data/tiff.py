@@ -86,7 +86,7 @@ def _checked(tags: dict[int, Any]) -> Tiff:
         int(tags[257]), int(tags[256]), bits[0], colours, samples, photometric == 0,
         extra[0] if samples > colours and extra and extra[0] in (1, 2) else 0,
         tags.get(284, 1) == 2 and samples > 1, compression in _DEFLATE, list(zip(tags[273], tags[279], strict=True)),
-        int(min(tags.get(278, tags[257]), tags[257])), int(tags.get(274, 1)), tags.get(34675),
+        int(min(tags.get(278) or tags[257], tags[257])), int(tags.get(274, 1)), tags.get(34675),
     )  # fmt: skip
 
 

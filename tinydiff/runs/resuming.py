@@ -60,7 +60,8 @@ def require_data(settings: RunConfig, out: Path) -> None:
     if settings.data != "glyphs" and not os.path.lexists(os.path.expanduser(settings.data)):
         raise InputError(
             f"the data of the run in {out} are gone from {settings.data}; if they have moved, give {named('data', 'NEW_PLACE')} "
-            f"with {named('resume', True)}, or write the new place into {out / 'config.toml'}"
+            f"with {named('resume', True)}, or write the new place into {out / 'config.toml'}",
+            limit=700,
         )
 
 
