@@ -136,7 +136,20 @@ def test_a_sum_is_first_plus_second(traced, show):
     while page.text(".kind").lower() != "sum":
         page.press("ARROW_RIGHT")
     np.testing.assert_array_equal(page.table("first") + page.table("second"), page.table("sum"))
+    figures = page.all("section figure, .equation figure")
+    assert "was there: L_A of Add" in figures[1].text and "comes now: L_X of Linear" in figures[2].text
     assert page.text("h2").startswith("gradients for Relu #2 meet") and len(page.all(".arrow.now")) == 1
+
+
+def test_the_terms_of_a_formula_are_numbers(show):
+    x = td.Tensor(np.random.default_rng(0).normal(size=(2, 4)), requires_grad=True)
+    with td.trace() as trace:
+        td.ops.exp(td.ops.group_norm(x, 2)).sum().backward()
+    page = show(trace)
+    page.go_to("GroupNorm #0", "L_X")
+    first, second, third, s = (page.table(name) for name in ("L_Y", "mean(L_Y)", "Z * mean(L_Y * Z)", "s"))
+    np.testing.assert_allclose((first - second - third) / s, page.table("L_X"), rtol=1e-4, atol=1e-5)
+    assert "means over the group" in page.text(".where-letters")
 
 
 def test_values_are_read_by_hovering(traced, show):

@@ -262,7 +262,8 @@ function equationRow(node, name, i, formula, shapes, result) {
     return [make("h3", {}, "this step"), make("div", { class: "equation" }, result, make("span", { class: "sign" }, "="), views[0], make("span", { class: "sign" }, "·"), views[1])]
       .reduce((box, part) => (box.append(part), box), make("section"));
   }
-  const used = Object.keys(known).filter((n) => n !== "L_Y" && (parts.has(n) || new RegExp(`(^|[^\\w])${n.replace(/[[\]]/g, "\\$&")}(?!\\w)`).test(formula)));
+  const said = [formula, ...(node.formulas[i]?.[4] ?? [])].join(" ");
+  const used = Object.keys(known).filter((n) => n !== "L_Y" && (parts.has(n) || new RegExp(`(^|[^\\w])${n.replace(/[[\]]/g, "\\$&")}(?!\\w)`).test(said)));
   const incoming = node.LY.map((a, k) => arrayView(node.LY.length > 1 ? `L_Y[${k}]` : "L_Y", a));
   return make("section", {}, make("h3", {}, "comes in → goes out"),
     make("div", { class: "equation" }, ...incoming.filter(Boolean), ...used.map((n) => arrayView(n, known[n])), make("span", { class: "sign" }, "→"), ...(result ? [result] : [])));
