@@ -121,7 +121,7 @@ def test_a_profile_of_the_steps_that_were_tried(examined, monkeypatch):
 PREVENTED = {
     "no such data": (["--data", "/nowhere"], "there is no /nowhere"),
     "size and levels": (["--mults", "1,2,2,2,2"], "must be divisible by 16, so give --image-size 16\n"),
-    "groups": (["--groups", "3"], "does not divide into --groups 3"),
+    "groups": (["--groups", "3"], "does not divide into --groups 3; --groups 2 would do"),
     "nothing to resume": (["--resume"], "no run to resume"),
     "no value": (["--lr", "fast"], "--lr must be a number"),
     "no GPU": (["--device", "cuda"], "device cuda needs"),

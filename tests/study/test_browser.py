@@ -144,6 +144,17 @@ def test_a_sum_is_first_plus_second(traced, show):
     assert page.text("h2").startswith("Linear #3") and page.text(".formula b") == "L_X"
 
 
+def test_the_terms_of_a_formula_are_numbers(show):
+    x = td.Tensor(np.random.default_rng(0).normal(size=(2, 4)), requires_grad=True)
+    with td.trace() as trace:
+        td.ops.exp(td.ops.group_norm(x, 2)).sum().backward()
+    page = show(trace)
+    page.go_to("GroupNorm #0", "L_X")
+    first, second, third, s = (page.table(name) for name in ("L_Y", "mean(L_Y)", "Z * mean(L_Y * Z)", "s"))
+    np.testing.assert_allclose((first - second - third) / s, page.table("L_X"), rtol=1e-4, atol=1e-5)
+    assert "means over the group" in page.text(".where-letters")
+
+
 def test_values_are_read_by_hovering(traced, show):
     _, net, _ = traced
     page = show(traced[0])

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tinydiff.autograd.conversion import to_array
-from tinydiff.autograd.tape import Node, current_observer, edge_to, is_recording, note_inputs, refuse_non_finite
+from tinydiff.autograd.tape import Node, edge_to, is_recording, mode, note_inputs, refuse_non_finite
 from tinydiff.backend import array_module, device_of, is_array, is_float, refuse_missing_library, widened
 from tinydiff.machine.threads import operation
 
@@ -84,7 +84,7 @@ class Function:
         if half and cls.widens_half:
             op.rounds_to_half = np.result_type(*[a.dtype for a in arrays if is_array(a)]) == "float16"
             arrays = [widened(a) for a in arrays]
-        observer = current_observer()
+        observer = mode.observer
         try:
             if observer is None:
                 results = operation(op.forward, arrays, options)

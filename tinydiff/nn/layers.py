@@ -18,6 +18,7 @@ import numpy as np
 from tinydiff import ops
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.nn.module import Buffer, Module, Parameter
+from tinydiff.ops.arguments import largest_divisor
 from tinydiff.ops.batch_normalization import normalize_batch
 from tinydiff.ops.fully_connected import linears
 from tinydiff.random import INIT, Generator, is_replaying
@@ -193,7 +194,7 @@ class GroupNorm(Module):
     def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
         _check_sizes("GroupNorm", groups=groups, channels=channels)
         if channels % groups:
-            fits = max(n for n in range(1, groups + 1) if channels % n == 0)
+            fits = largest_divisor(channels, groups)
             raise ValueError(f"GroupNorm: {channels} channels do not divide into {groups} groups; {fits} would do")
         self.groups, self.eps = groups, eps
         self.weight = Parameter(np.ones(channels, np.float32))

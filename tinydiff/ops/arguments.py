@@ -34,6 +34,11 @@ def check_number(name: str, what: str, value: Any) -> None:
         raise TypeError(f"{name}: {what} must be a number, not {type(value).__name__}")
 
 
+def largest_divisor(n: int, most: int) -> int:
+    """The largest divisor of n >= 1 that is at most `most` >= 1: groups that would do for n channels."""
+    return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
+
+
 def channels_first(shape: Any, channels: Any) -> str:
     """What to write where images (N, C, H, W) were given, for the end of a sentence; "" unless axis 1 is the one that fits.
 

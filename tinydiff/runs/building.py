@@ -14,6 +14,7 @@ from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError, named
 from tinydiff.machine.terminal import say
+from tinydiff.ops.arguments import largest_divisor
 from tinydiff.random import INIT, Generator
 from tinydiff.runs import checkpoint, limits
 from tinydiff.runs.checkpoint import Pipeline
@@ -148,7 +149,7 @@ def _groups(config: RunConfig) -> int:
     if common % config.groups:
         raise InputError(
             f"{named('channels', config.channels)} with {named('mults', config.mults)} does not divide into "
-            f"{named('groups', config.groups)}"
+            f"{named('groups', config.groups)}; {named('groups', largest_divisor(common, config.groups))} would do"
         )
     return config.groups
 

@@ -26,7 +26,7 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, is_array, is_float, to_device
 from tinydiff.errors import InputError
 from tinydiff.machine.pages import keep_freed_memory
-from tinydiff.ops.arguments import channels_first
+from tinydiff.ops.arguments import channels_first, largest_divisor
 from tinydiff.random import Generator
 from tinydiff.unet.blocks import (
     DownBlock,
@@ -248,8 +248,7 @@ def _widths(channels: int, mults: Sequence[float], groups: int) -> list[int]:
         raise InputError(f"channel_mults must start with 1 and give whole numbers of channels, not {tuple(mults)}")
     for width in map(round, widths):
         if width % groups:
-            every = math.gcd(*map(round, widths))
-            fits = max(n for n in range(1, min(groups, every) + 1) if every % n == 0) if groups > 0 else 1
+            fits = largest_divisor(math.gcd(*map(round, widths)), groups)
             raise InputError(
                 f"groups={groups} must divide the channels of every level, but one has {width}: groups={fits} would do"
             )
