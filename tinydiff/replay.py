@@ -194,6 +194,6 @@ def refuse(what: str, instead: str) -> None:
         raise NotRepeatable(f"{what} would be the same in every replay of a CUDA graph: {instead}")
 
 
-def captured(work: Callable[[], Any], generators: Sequence[Any] = ()) -> Any:
-    """`tinydiff.cuda.capture.Captured`, for what stands below it."""
-    return importlib.import_module("tinydiff.cuda.capture").Captured(work, generators)
+def tools() -> Any:
+    """The module `tinydiff.cuda.capture`, for what stands below it."""
+    return importlib.import_module("tinydiff.cuda.capture")

@@ -29,7 +29,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not wish.resume:
         trainer.check_start(force=wish.force)  # before anything is announced
     _say_what_will_happen(trainer)
-    step = trainer.run(wish.resume, wish.force, wish.profile, wish.data_changed)
+    step = trainer.run(wish.resume, wish.force, wish.profile, wish.data_changed, wish.graph)
     out = trainer.config.out
     if trainer.stopped_by is not None:
         say(f"stopped after step {step}; go on with: tinydiff train --resume --out {shlex.quote(out)}")
