@@ -17,6 +17,7 @@ FOUNDATIONS = {
     "cpu": {"blas", "few_channels", "patches", "winograd"},
     "cuda": {
         "clock",
+        "compiling",
         "draws",
         "driver",
         "capture",

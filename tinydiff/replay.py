@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.machine.terminal import say
+
 
 class NotRepeatable(ValueError):
     """A step, or a part of one, that a graph would repeat wrongly. The message says what to write instead."""
@@ -192,6 +194,11 @@ def refuse(what: str, instead: str) -> None:
     """NotRepeatable, where a step is recorded: a graph would repeat `what` as it is now."""
     if current() is not None:
         raise NotRepeatable(f"{what} would be the same in every replay of a CUDA graph: {instead}")
+
+
+def give_up(what: str, error: Exception) -> None:
+    """Says in one line that `what` goes on without a graph, and why."""
+    say(f"{what} goes on without a CUDA graph: {error}")
 
 
 def tools() -> Any:

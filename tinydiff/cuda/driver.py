@@ -51,6 +51,14 @@ def run(
         function(tuple(grid), tuple(block), values, shared_mem=shared)
 
 
+def prepare(name: str, flags: tuple[str, ...], device: int) -> None:
+    """Compiles kernels/`name` with the compiler's flags, or reads the binary from CuPy's cache, and loads it to a GPU."""
+    cupy = backend.cupy()
+    assert cupy is not None
+    with explained(f"{name} {' '.join(flags)}"), cupy.cuda.Device(device):
+        _function(name, next(iter(source.kernels(source.load(name, host=True)))), flags, device, 0)
+
+
 @functools.cache
 def _module(name: str, flags: tuple[str, ...]) -> Any:
     cupy = backend.cupy()

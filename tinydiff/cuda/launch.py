@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,12 +38,31 @@ def launch(
     device = _check(kernel, parameters, args)
     if 0 in grid:
         return
-    if device == "cuda":
+    if device == "cuda" and _noting.found is not None:
+        _noting.found.add((name, source.flags_of(tuple(defines.items()))))
+    elif device == "cuda":
         driver.run(name, kernel, grid, block, args, shared, defines)
     else:
         host.run(
             name, source.load(name, host=True), kernel, parameters, grid, block, args, shared, defines, host_seed()
         )
+
+
+class _Noting(threading.local):
+    found: set[tuple[str, tuple[str, ...]]] | None = None
+
+
+_noting = _Noting()
+
+
+@contextmanager
+def noting(found: set[tuple[str, tuple[str, ...]]]) -> Iterator[None]:
+    """A block in which this thread's launches on the GPU are left out; the source and the flags of each go to `found`."""
+    before, _noting.found = _noting.found, found
+    try:
+        yield
+    finally:
+        _noting.found = before
 
 
 @functools.cache

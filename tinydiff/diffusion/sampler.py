@@ -19,7 +19,6 @@ from tinydiff.diffusion.noise import next_noise, reverse_step
 from tinydiff.diffusion.process import Process
 from tinydiff.diffusion.schedule import Schedule
 from tinydiff.errors import InputError
-from tinydiff.machine.terminal import say
 from tinydiff.random import Generator
 
 SAMPLERS = ("ddpm", "ddim", "dpm++")
@@ -164,7 +163,7 @@ class Back:
             try:
                 self._graphs[takes] = tools.Captured(lambda: self._compute(takes), [self._generator])
             except (tools.NotCapturable, replay.NotRepeatable, MemoryError) as error:
-                say(f"sampling goes on without a CUDA graph: {error}")
+                replay.give_up("sampling", error)
                 self._plain = True
                 self._compute(takes)
                 return

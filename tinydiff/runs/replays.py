@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from tinydiff import replay
 from tinydiff.cuda.capture import Captured, NotCapturable, rehearsal
-from tinydiff.machine.terminal import say
 from tinydiff.runs.ahead import Ahead
 
 EAGER = 2  # steps that make the workspaces and compile the kernels before one is captured
@@ -52,4 +52,4 @@ class Replays:
             self._graph = Captured(lambda: self._step(step))
         except (NotCapturable, ValueError, MemoryError) as error:
             self._refused = True
-            say(f"training goes on without a CUDA graph: {error}")
+            replay.give_up("training", error)

@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from tinydiff.autograd import tape
 from tinydiff.autograd.profile import Profile, section
 from tinydiff.backend import host_threads, module_for, resolve_device
 from tinydiff.cuda.capture import wanted
+from tinydiff.cuda.compiling import compile_for
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
+from tinydiff.dispatch import uses_kernels
 from tinydiff.errors import InputError, RunFailed, at_work, before_work
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
@@ -95,13 +98,9 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- the run
 
     def run(
-        self,
-        resume: bool = False,
-        force: bool = False,
-        profile: bool = False,
-        data_changed: bool = False,
+        self, resume: bool = False, force: bool = False, profile: bool = False, data_changed: bool = False,
         graph: bool = True,
-    ) -> int:
+    ) -> int:  # fmt: skip
         """Trains to `config.steps`; returns the last step done, fewer if SIGINT or SIGTERM asked to stop (see
         `stopped_by`).
 
@@ -158,6 +157,9 @@ class Trainer:
         else:
             self.check_start(force=force)
         if self.device == "cuda":
+            if uses_kernels():
+                sizes = sorted({1, memory.SMALL, self.config.batch_size})
+                compile_for([partial(self.try_batch, n) for n in sizes], ("draws", "pixels", "updates"))
             needed = self.memory_of_step()
             memory.require_gpu(needed, self.config.batch_size)
             self._needed = needed.total(self.config.batch_size) - needed.weights - needed.average
@@ -261,10 +263,8 @@ class Trainer:
                 break
         found = found or self.inputs.reports(range(steps.start, step + 1))
         rates = [optim.warmup(self.config.lr, step, self.config.warmup) for step in steps]
-        return [
-            (sum(loss / len(losses) for loss in losses), norm, lr)
-            for (losses, norm), lr in zip(found, rates, strict=False)
-        ]
+        shared = [(sum(loss / len(losses) for loss in losses), norm) for losses, norm in found]
+        return [(*figures, lr) for figures, lr in zip(shared, rates, strict=False)]
 
     def _step(self, step: int) -> Any:
         """Launches a step. Losses and norm, unless they are read later."""
