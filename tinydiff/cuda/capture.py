@@ -128,6 +128,10 @@ def _tied(recording: Recording, generators: Sequence[Generator]) -> Iterator[Non
         _tie(recording, generator)
     try:
         yield
+        if any(type(generator.step) is not _Step for generator in tied):
+            raise NotRepeatable(
+                "no replay of a CUDA graph counts generator.step: count it before each call, not inside"
+            )
     finally:
         for generator in tied:
             generator.step, generator.clock = int(generator.step), None
