@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.machine.terminal import say
+
 
 class NotRepeatable(ValueError):
     """A step, or a part of one, that a graph would repeat wrongly. The message says what to write instead."""
@@ -194,6 +196,11 @@ def refuse(what: str, instead: str) -> None:
         raise NotRepeatable(f"{what} would be the same in every replay of a CUDA graph: {instead}")
 
 
-def captured(work: Callable[[], Any], generators: Sequence[Any] = ()) -> Any:
-    """`tinydiff.cuda.capture.Captured`, for what stands below it."""
-    return importlib.import_module("tinydiff.cuda.capture").Captured(work, generators)
+def give_up(what: str, error: Exception) -> None:
+    """Says in one line that `what` goes on without a graph, and why."""
+    say(f"{what} goes on without a CUDA graph: {error}")
+
+
+def tools() -> Any:
+    """The module `tinydiff.cuda.capture`, for what stands below it."""
+    return importlib.import_module("tinydiff.cuda.capture")

@@ -152,6 +152,11 @@ def generator_of_a_number(x, w, adam):
     return x + GENERATOR.normal(x.shape, device="cuda") + GENERATOR.at(3, 7).normal(x.shape, device="cuda")
 
 
+def counted_inside(x, w, adam):
+    GENERATOR.step += 1
+    return x + GENERATOR.normal(x.shape, device="cuda")
+
+
 def descent(x, w, adam):
     ops.sum(ops.linear(x, w)).backward()
     optim.SGD([w], 0.1).step()
@@ -162,6 +167,7 @@ GENERATOR = Generator(5)
 REFUSED = {
     new_generator: r"Generator\(seed=0, stream=3, step=4.* would be the same in every replay .* give it as an argument",
     generator_of_a_number: r"generator.at\(3, 7\) would draw the same noise .* write generator.at\(3, generator.step\)",
+    counted_inside: "count it before each call, not inside",
     descent: "SGD's learning rate would be the same",
 }
 

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Wish:
     """What was asked for: the settings, whether to go on with the run in `config.out` or to overwrite it, and whether to
-    measure where the time goes, and whether a resumed run may have other data."""
+    measure where the time goes, whether a resumed run may have other data, and whether steps may be CUDA graphs."""
 
     config: RunConfig
     resume: bool
     force: bool
     profile: bool
     data_changed: bool = False
+    graph: bool = True
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-changed", action="store_true", help="with --resume: accept other data of the same size and classes"
     )
+    parser.add_argument("--no-graph", action="store_true", help="on a GPU: do not replay steps as a CUDA graph")
     parser.add_argument("--profile", action="store_true", help="measure where the time goes, and tell at the end")
 
 
@@ -72,7 +74,8 @@ def read(given: Mapping[str, Any]) -> Wish:
     settings = from_file | flags
     config = _resumed(settings) if resume else RunConfig(**settings)
     _check_init(config, flags)
-    return Wish(config, resume, force, given.get("profile", False), given.get("data_changed", False))
+    changed, graph = given.get("data_changed", False), not given.get("no_graph", False)
+    return Wish(config, resume, force, given.get("profile", False), changed, graph)
 
 
 def build(wish: Wish) -> Trainer:

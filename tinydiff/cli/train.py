@@ -30,7 +30,7 @@ def _run(arguments: argparse.Namespace) -> int:
         trainer.check_start(force=wish.force)  # before anything is announced
     _say_what_will_happen(trainer)
     try:
-        step = trainer.run(wish.resume, wish.force, wish.profile, wish.data_changed)
+        step = trainer.run(wish.resume, wish.force, wish.profile, wish.data_changed, wish.graph)
     except (InputError, OSError):
         with at_work() if trainer.working else before_work():
             raise

@@ -6,6 +6,7 @@ which nothing else is ever served from. Replays run on the current stream, so th
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ import numpy as np
 
 from tinydiff import replay
 from tinydiff.backend import module_for
+from tinydiff.dispatch import uses_kernels
 from tinydiff.random import Generator
 from tinydiff.replay import NotRepeatable, Recording
 
@@ -24,6 +26,11 @@ _ALIGNED = 16  # bytes: kernels read so many at once
 _WORD = 2**32
 
 _PACKAGE = Path(__file__).parents[1]
+
+
+def wanted() -> bool:
+    """Whether graphs are to be used: not where TINYDIFF_GRAPH is 0, nor where kernels are turned off."""
+    return os.environ.get("TINYDIFF_GRAPH", "1") not in ("", "0") and uses_kernels()
 
 
 class NotCapturable(Exception):
@@ -121,6 +128,10 @@ def _tied(recording: Recording, generators: Sequence[Generator]) -> Iterator[Non
         _tie(recording, generator)
     try:
         yield
+        if any(type(generator.step) is not _Step for generator in tied):
+            raise NotRepeatable(
+                "no replay of a CUDA graph counts generator.step: count it before each call, not inside"
+            )
     finally:
         for generator in tied:
             generator.step, generator.clock = int(generator.step), None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff import replay
 from tinydiff.cuda.launch import launch
 
 MOST_AHEAD = 256  # steps that are computed at once, where they are small
@@ -71,6 +72,7 @@ class Clock:
 
     def tick(self) -> None:
         """On to the next step, whose row is there; this is launched and can be captured."""
+        replay.counts(self, "step")
         self.step += 1
         numbers = np.int32(self._bytes // 4), np.int32(self.rows)
         launch("batch.cu", "tick", (1, 1, 1), (256, 1, 1), (self.count, self._ring, self._now, *numbers))

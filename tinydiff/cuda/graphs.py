@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
 from tinydiff import backend, random
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import device_of, is_array, module_for
-from tinydiff.cuda.capture import Captured, NotCapturable, Outdated, rehearsal
-from tinydiff.dispatch import uses_kernels
+from tinydiff.cuda.capture import Captured, NotCapturable, Outdated, rehearsal, wanted
 from tinydiff.machine.terminal import say
 from tinydiff.random import Generator
 from tinydiff.replay import NotRepeatable
 
 MOST_GRAPHS = 8  # of one function, for arguments of different shapes and values
 MOST_CAPTURES = 3  # of one graph, where arrays that it relies on are replaced again and again
-
-
-def wanted() -> bool:
-    """Whether graphs are to be used: not where TINYDIFF_GRAPH is 0, nor where kernels are turned off."""
-    return os.environ.get("TINYDIFF_GRAPH", "1") not in ("", "0") and uses_kernels()
 
 
 def graph(step: Callable[..., Any]) -> Any:

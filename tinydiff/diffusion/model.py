@@ -61,6 +61,7 @@ class Predictor:
 
     def __init__(self, model: Any, n: int, labels: Any = None, guidance: float | None = None) -> None:
         self.model, self.labels, self.guidance = model, check_labels(model, labels, n), None
+        self._labels: dict[str, Any] = {}  # by device
         if guidance is None or guidance == 1:
             return
         if not isinstance(guidance, int | float | np.number) or not math.isfinite(guidance):
@@ -77,12 +78,16 @@ class Predictor:
 
     def __call__(self, x: Any, t: Any) -> Any:
         """The model's output for images x at t, a number or (N,), as an array of x's dtype."""
-        xp = array_module(x)
+        xp, device = array_module(x), device_of(x)
+        if self.labels is not None and device not in self._labels:
+            self._labels[device] = to_device(self.labels, device)
+        labels = self._labels.get(device)
         with evaluating(self.model):
             if self.guidance is None:
-                return _plain(call(self.model, x, t, self.labels), x)
+                return _plain(call(self.model, x, t, labels), x)
             twice = xp.concatenate([x, x])
-            both = _plain(call(self.model, twice, t if np.ndim(t) == 0 else np.tile(t, 2), self.labels), x)
+            t = t if np.ndim(t) == 0 else array_module(t).concatenate([t, t])
+            both = _plain(call(self.model, twice, t, labels), x)
         conditional, null = both[: len(x)], both[len(x) :]
         channels = x.shape[-1]
         prediction = null[..., :channels] + self.guidance * (conditional[..., :channels] - null[..., :channels])

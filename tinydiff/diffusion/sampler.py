@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from tinydiff import replay
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import is_array, is_float
+from tinydiff.backend import array_module, device_of, is_array, is_float
 from tinydiff.diffusion.model import Predictor, model_device
 from tinydiff.diffusion.noise import next_noise, reverse_step
 from tinydiff.diffusion.process import Process
@@ -22,6 +23,7 @@ from tinydiff.errors import InputError
 from tinydiff.random import Generator
 
 SAMPLERS = ("ddpm", "ddim", "dpm++")
+WORTH = 6  # steps from which on a CUDA graph is worth its capture
 
 
 class Step(NamedTuple):
@@ -117,10 +119,66 @@ def sample_steps(
 
 
 def _steps(predict: Predictor, solver: "Solver", schedule: Schedule, x: Any, generator: Generator) -> Iterator[Step]:
-    x0 = None
+    x0, back = None, Back(predict, solver, schedule, generator)
     for i in range(schedule.T, 0, -1):
-        x, x0 = step_back(solver, predict(x, schedule.timesteps[i]), x, i, generator, x0)
+        x, x0 = back(x, x0, i)
         yield Step(int(schedule.timesteps[i - 1]), x, x0)
+
+
+class Back:
+    """Steps back of one chain. On a GPU the first two of a kind compute as they are, the others replay a CUDA graph."""
+
+    def __init__(self, predict: Predictor, solver: "Solver", schedule: Schedule, generator: Generator) -> None:
+        self._predict, self._solver, self._schedule, self._generator = predict, solver, schedule, generator
+        self._i = 0  # the step, which replays read
+        self._places: tuple[Any, Any] | None = None  # of x and x0, which a graph changes in place
+        self._graphs: dict[
+            tuple[bool, bool], Any
+        ] = {}  # by `pattern`; None: it has computed, but not inside a rehearsal
+        self._plain = schedule.T < WORTH or type(generator) is not Generator
+
+    def __call__(self, x: Any, x0: Any, i: int) -> tuple[Any, Any]:
+        """x_{i-1} and the x0 predicted on the way, from x_i and the x0 of the step before."""
+        self._i, takes = i, pattern(self._solver.move(i))
+        if self._plain or device_of(x) == "cpu" or not replay.tools().wanted() or takes not in self._graphs:
+            self._graphs.setdefault(takes, None)
+            output = self._predict(x, self._schedule.timesteps[i])
+            return step_back(self._solver, output, x, i, self._generator, x0)
+        if self._places is None:
+            self._places = x.copy(), x.copy()
+        for place, given in zip(self._places, (x, x0), strict=True):
+            if given is not None:
+                place[...] = given
+        self._go(takes)
+        return self._places[0].copy(), self._places[1].copy()
+
+    def _go(self, takes: tuple[bool, bool]) -> None:
+        """The step from what lies in the places, by a replay if it can be."""
+        tools = replay.tools()
+        if self._graphs[takes] is None:
+            with tools.rehearsal([self._generator]):
+                self._compute(takes)
+            self._graphs[takes] = ()
+            return
+        if self._graphs[takes] == ():
+            try:
+                self._graphs[takes] = tools.Captured(lambda: self._compute(takes), [self._generator])
+            except (tools.NotCapturable, replay.NotRepeatable, MemoryError) as error:
+                replay.give_up("sampling", error)
+                self._plain = True
+                self._compute(takes)
+                return
+        self._graphs[takes].replay()
+
+    def _compute(self, takes: tuple[bool, bool]) -> None:
+        """The step in place. Its numbers are those of `self._i`, in each replay."""
+        assert self._places is not None
+        x, x0 = self._places
+        xp = array_module(x)
+        t = replay.fed(xp, lambda: self._schedule.timesteps[self._i : self._i + 1].astype(np.int64))
+        weights = replay.fed(xp, lambda: np.array(weights_of(self._solver, self._i), np.float32))
+        output = self._predict(x, xp.broadcast_to(t, (len(x),)))
+        x[...], x0[...] = take_step(self._solver.diffusion, output, x, weights, takes, self._generator, x0)
 
 
 def step_back(
@@ -130,11 +188,33 @@ def step_back(
 
     The generator gives noise where the step takes some; none enters x_0. ValueError for an output of the wrong shape.
     """
-    diffusion, move = solver.diffusion, solver.move(i)
+    move = solver.move(i)
+    return take_step(solver.diffusion, output, xt, weights_of(solver, i), pattern(move), generator, x0_before)
+
+
+def pattern(move: "Move") -> tuple[bool, bool]:
+    """Whether a move takes noise, and the x0 of the step before."""
+    return bool(move.sigma), bool(move.extrapolation)
+
+
+def weights_of(solver: "Solver", i: int) -> tuple[float, ...]:
+    """The coefficients of `noise.reverse_step` for the step from x_i."""
+    return *solver.diffusion.x0_weights(i), *solver.move(i)
+
+
+def take_step(
+    diffusion: Process,
+    output: Any,
+    xt: Any,
+    weights: Any,
+    takes: tuple[bool, bool],
+    generator: Generator,
+    x0_before: Any = None,
+) -> tuple[Any, Any]:
+    """`step_back` by given weights, numbers or an array (8,). takes: see `pattern`."""
     diffusion.split(output, xt)  # for its check of the shape
-    noise = next_noise(generator, xt) if move.sigma else generator.state
-    before = x0_before if move.extrapolation else None
-    return reverse_step(output, xt, (*diffusion.x0_weights(i), *move), noise, diffusion.clip_x0, before)
+    noise = next_noise(generator, xt) if takes[0] else generator.state
+    return reverse_step(output, xt, weights, noise, diffusion.clip_x0, x0_before if takes[1] else None)
 
 
 class Move(NamedTuple):

@@ -63,8 +63,9 @@ def _writable(text: str, stream: Any) -> str:
 
 def quoted(path: object) -> str:
     """A path as it can be pasted into a shell: characters that a terminal does not show stand as escapes in $'...', which bash,
-    zsh and others read back."""
+    zsh and others read back. It is one word, and no flag."""
     text = str(path)
+    text = f"./{text}" if text.startswith("-") else text
     if all(c.isprintable() and _is_written(c) for c in text):
         return shlex.quote(text)
     plain = {"'": "\\'", "\\": "\\\\"}
@@ -83,12 +84,6 @@ def _is_written(character: str) -> bool:
 
 def _octal(character: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in name_bytes(character))
-
-
-def quoted(path: object) -> str:
-    """A path as a command to copy takes it: no flag, and one word."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def escaped(text: str) -> str:

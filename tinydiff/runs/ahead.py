@@ -110,12 +110,17 @@ class Ahead(Inputs):
     def launched(self, step: int) -> None:
         self.source.stage(step + 1)
 
-    def report(self, step: int) -> tuple[list[float], float]:
-        losses, norm = read_report(self.report_ring[step % REPORTS], backend.pending_note())
-        if not np.isfinite([*losses, norm]).all():  # the GPU knew, and left everything as it was
-            self.optimizer.steps = [count - 1 for count in self.optimizer.steps]
-            self.ema.updates -= 1
-        return losses, norm
+    def reports(self, steps: range) -> list[tuple[list[float], float]]:
+        ring, found = backend.to_numpy(self.report_ring, read_note=False), []
+        for step in steps:
+            losses, norm = read_report(ring[step % REPORTS], backend.pending_note())
+            found.append((losses, norm))
+            if not np.isfinite([*losses, norm]).all():  # the GPU knew, and left everything as it was from here on
+                undone = steps.stop - step
+                self.optimizer.steps = [count - undone for count in self.optimizer.steps]
+                self.ema.updates -= undone
+                break
+        return found
 
     def _rows(self, steps: range) -> dict[str, np.ndarray]:
         """The numbers of several steps, as `Inputs` would choose them for each."""

@@ -14,8 +14,10 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import module_for
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
+from tinydiff.errors import InputError
 from tinydiff.random import Generator, as_uniform, words_of_steps
 from tinydiff.runs.config import TrainConfig
+from tinydiff.runs.sheets import class_count
 from tinydiff.unet import UNet
 
 
@@ -70,8 +72,8 @@ class Inputs:
     def launched(self, step: int) -> None:
         """Called when everything of a step has been given to the device, before its result is waited for."""
 
-    def report(self, step: int) -> tuple[list[float], float]:
-        """Losses and norm of a step whose update was `prepared`."""
+    def reports(self, steps: range) -> list[tuple[list[float], float]]:
+        """Losses and norm of steps whose updates were `prepared`, up to the first that is not finite."""
         raise NotImplementedError("updates are not prepared here: the optimiser returns their results")
 
     def rows(self, part: int) -> slice:
@@ -87,3 +89,25 @@ class Inputs:
         lost = (as_uniform(words) < self.label_dropout).reshape(labels.shape)
         assert self.unet.null_label is not None
         return np.where(lost, self.unet.null_label, labels)
+
+
+def check_fit(unet: UNet, data: Dataset) -> None:
+    """InputError where a network cannot be trained on data: for their sizes, channels or classes."""
+    shape = (*data.image_size, data.channels)
+    wanted = (unet.image_size, unet.image_size, unet.in_channels)
+    if shape != wanted:
+        raise InputError(f"the data's images are {shape} (height, width, channels), the network takes {wanted}")
+    classes = class_count(unet)
+    if classes is not None:
+        if data.num_classes is None:
+            raise InputError(f"the network has {classes} classes, but the data has no labels")
+        if data.num_classes > classes:
+            raise InputError(f"the data has {data.num_classes} classes, the network {classes}")
+
+
+def label_dropout(unet: UNet, wanted: float | None) -> float:
+    """The share of labels to leave out. wanted: None for 0.1 where there is a null label. InputError where there is none."""
+    possible = unet.num_classes is not None and unet.null_label is not None
+    if wanted and not possible:
+        raise InputError("label dropout needs labels and a network with a null label")
+    return (0.1 if wanted is None else wanted) if possible else 0.0

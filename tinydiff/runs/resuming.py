@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tinydiff.data import Dataset
 from tinydiff.errors import InputError, named
 from tinydiff.machine.terminal import say
 from tinydiff.runs import checkpoint, config, fingerprint
@@ -88,3 +90,26 @@ def _check_complete(settings: dict[str, Any], file: Path) -> None:
     missing = [f.name for f in fields if f.default is not None and f.name not in settings]
     if missing:
         raise InputError(f"{file} lacks {', '.join(missing)}: it is not as it was written, so the run cannot go on")
+
+
+def compare_data(
+    path: Path,
+    data: Dataset,
+    present: Callable[[], fingerprint.Fingerprint],
+    metadata: dict[str, str],
+    found: Path,
+    accepted: bool,
+) -> str | None:
+    """What has changed in the data of the run in `path` since its checkpoint at `found`, if that is accepted; InputError as of
+    `fingerprint.check`. present: gives the fingerprint of the data. metadata: the checkpoint's."""
+    if fingerprint.NAME not in metadata:
+        names = checkpoint.load(found).class_names
+        if names and data.class_names and list(names) != list(data.class_names):
+            raise InputError(
+                f"the run in {path} learned the classes {', '.join(names[:8])} in this order, and those of the "
+                f"data are now {', '.join(data.class_names[:8])}"
+            )
+        say("the run was saved without a fingerprint of its data, so whether these are the same cannot be told")
+        return None
+    before = fingerprint.read(metadata[fingerprint.NAME], found / checkpoint.TRAINING_STATE)
+    return fingerprint.check(before, present(), accepted, path)

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from tinydiff import optim, random
 from tinydiff.autograd import tape
 from tinydiff.autograd.profile import Profile, section
 from tinydiff.backend import host_threads, module_for, resolve_device
+from tinydiff.cuda.capture import wanted
 from tinydiff.cuda.compiling import compile_for
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
@@ -32,15 +34,16 @@ from tinydiff.machine.terminal import say
 from tinydiff.runs import ahead, checkpoint, fingerprint, lock, memory, resuming, state
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
-from tinydiff.runs.inputs import Inputs
+from tinydiff.runs.inputs import Inputs, check_fit, label_dropout
 from tinydiff.runs.interrupts import Interrupts
 from tinydiff.runs.progress import Progress
+from tinydiff.runs.replays import Replays
 from tinydiff.runs.results import Results
-from tinydiff.runs.sheets import class_count
 from tinydiff.runs.sums import Sums
 from tinydiff.unet import UNet
 from tinydiff.version import __version__
 
+READ_EVERY = 25  # steps that are replayed before their losses are read
 PREVIEW_STEPS = 50  # of DDIM, for previews and the samples at the end
 
 
@@ -73,8 +76,8 @@ class Trainer:
         self.unet, self.diffusion, self.data = unet, diffusion, data
         self.device = resolve_device(self.config.device)
         self.record = record or {"data": {"data": data.source}}
-        self._check_fit()
-        self.label_dropout = self._label_dropout()
+        check_fit(unet, data)
+        self.label_dropout = label_dropout(unet, self.config.label_dropout)
         self.folder = RunFolder(self.config.out)
         unet.to(self.device)
         self.parameters = list(unet.parameters())
@@ -85,6 +88,7 @@ class Trainer:
         self._share: Any = None  # dL/d(loss of a part), on the device
         self._sums = Sums(self.parameters if self.device == "cuda" and self.config.accumulate > 1 else ())
         self._inputs: Inputs | None = None
+        self._replays: Replays | None = None
         self._needed = 0  # bytes of the GPU's memory that a step takes beside weights and average
         self.saved_step: int | None = None
         self._fingerprint: fingerprint.Fingerprint | None = None
@@ -94,28 +98,12 @@ class Trainer:
         self._done: tuple[float, float, float] | None = None  # what the present step's `train_step` returned
         self.results = Results(self.folder, unet, diffusion, self.ema, self.generator)
 
-    def _check_fit(self) -> None:
-        shape = (*self.data.image_size, self.data.channels)
-        wanted = (self.unet.image_size, self.unet.image_size, self.unet.in_channels)
-        if shape != wanted:
-            raise InputError(f"the data's images are {shape} (height, width, channels), the network takes {wanted}")
-        classes = class_count(self.unet)
-        if classes is not None:
-            if self.data.num_classes is None:
-                raise InputError(f"the network has {classes} classes, but the data has no labels")
-            if self.data.num_classes > classes:
-                raise InputError(f"the data has {self.data.num_classes} classes, the network {classes}")
-
-    def _label_dropout(self) -> float:
-        wanted = self.config.label_dropout
-        possible = self.unet.num_classes is not None and self.unet.null_label is not None
-        if wanted and not possible:
-            raise InputError("label dropout needs labels and a network with a null label")
-        return (0.1 if wanted is None else wanted) if possible else 0.0
-
     # ------------------------------------------------------------------------------------------------- the run
 
-    def run(self, resume: bool = False, force: bool = False, profile: bool = False, data_changed: bool = False) -> int:
+    def run(
+        self, resume: bool = False, force: bool = False, profile: bool = False, data_changed: bool = False,
+        graph: bool = True,
+    ) -> int:  # fmt: skip
         """Trains to `config.steps`; returns the last step done, fewer if SIGINT or SIGTERM asked to stop (see
         `stopped_by`).
 
@@ -123,6 +111,7 @@ class Trainer:
         force: overwrite an old run. profile: measure where the time of the steps goes, tell it at the end and write it to
         profile.csv. data_changed: with resume, accept data that are not the run's own but of the same size and classes; the
         change is recorded, and the run is not bit for bit what it would have been.
+        graph: on a GPU, replay steps as a CUDA graph, unless they are profiled or TINYDIFF_GRAPH is 0; the bits are the same.
         InputError where the folder does not allow it or another process writes to it; RunFailed for a loss that is not
         finite, where the last checkpoint stays as it was, and for a disk that is full. What data, network or an overridden
         method raise reaches the caller as it is. Before any failure but a loss that is not finite the state is saved, unless
@@ -136,6 +125,8 @@ class Trainer:
                 self._begin(resume, force, data_changed)
                 self.working = True
                 with threads.threads(host_threads(self.device, self.config.threads)):
+                    if graph and not profile and wanted() and isinstance(self.inputs, ahead.Ahead):
+                        self._replays = Replays(self.inputs, self._step)
                     self._train(interrupts)
                     if interrupts.received is None:
                         interrupts.release()
@@ -199,14 +190,19 @@ class Trainer:
         progress, first = Progress(self.step, config.steps), self.step
         try:
             while self.step < config.steps and interrupts.received is None:
-                start, step, self._done = time.perf_counter(), self.step + 1, None
+                start, self._done = time.perf_counter(), None
                 warming_up = self.step == first and config.steps > first + 1  # makes the workspaces
                 with nullcontext() if self.profile is None or warming_up else self.profile.step():
-                    loss, norm, lr = self.train_step(step)
-                speed = images_per_step / (time.perf_counter() - start)
-                self.step, self._changing, self._done = step, False, None
-                self.folder.log(step, loss, norm, lr, speed)
-                progress.update(step, loss, speed)
+                    done = self._advance(interrupts)
+                speed = images_per_step * len(done) / (time.perf_counter() - start)
+                last = self.step + len(done)
+                for loss, norm, lr in done:
+                    self._require_finite(self.step + 1, loss, norm)
+                    self.step += 1
+                    if self.step == last:
+                        self._changing, self._done = False, None
+                    self.folder.log(self.step, loss, norm, lr, speed)
+                    progress.update(self.step, loss, speed)
                 if self.step % config.save_every == 0:
                     with self._between("saving"):
                         self.save()
@@ -249,22 +245,61 @@ class Trainer:
     def _between(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self.profile is None else self.profile.between(name)
 
+    def _advance(self, interrupts: Interrupts) -> list[tuple[float, float, float]]:
+        """The next step, or several where they are replays; what `train_steps` returns."""
+        steps = self._next_steps()
+        if len(steps) == 1:
+            return [self.train_step(steps[0])]
+        return self.train_steps(steps, lambda: interrupts.received is not None)
+
+    def _next_steps(self) -> range:
+        """The steps that are done before anything is read or saved."""
+        config, first = self.config, self.step + 1
+        own = getattr(self.train_step, "__func__", None) is Trainer.train_step  # else each goes through the caller's
+        if self._replays is None or not self._replays.replaying or not own:
+            return range(first, first + 1)
+        stops = [config.steps, self.step + READ_EVERY, -(-first // config.save_every) * config.save_every]
+        if config.preview_every:
+            stops.append(-(-first // config.preview_every) * config.preview_every)
+        return range(first, min(stops) + 1)
+
     def train_step(self, step: int) -> tuple[float, float, float]:
         """Step number `step` = 1, 2, ... of Algorithm 1; returns loss, norm of the gradient before clipping, and
         learning rate. RunFailed where loss or norm is not finite."""
+        (found,) = self.train_steps(range(step, step + 1))
+        self._require_finite(step, *found[:2])
+        self._done = found
+        return found
+
+    def train_steps(
+        self, steps: range, stopped: Callable[[], bool] = lambda: False
+    ) -> list[tuple[float, float, float]]:
+        """`train_step` for several steps, of which nothing is read before the last; fewer if `stopped()` becomes true. The
+        first that is not finite is the last of the result, and none after it has changed anything."""
+        found: list[Any] = []
+        for step in steps:
+            self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
+            self._changing = self._changing or (self._replays is not None and self._replays.replaying)
+            result = (self._replays or self._step)(step)
+            self.inputs.launched(step)
+            found += [] if result is None else [result]
+            if stopped():
+                break
+        found = found or self.inputs.reports(range(steps.start, step + 1))
+        rates = [optim.warmup(self.config.lr, step, self.config.warmup) for step in steps]
+        shared = [(sum(loss / len(losses) for loss in losses), norm) for losses, norm in found]
+        return [(*figures, lr) for figures, lr in zip(shared, rates, strict=False)]
+
+    def _step(self, step: int) -> Any:
+        """Launches a step. Losses and norm, unless they are read later."""
         losses = self.gradients(step)
-        self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
         self._changing = True  # what fails from here on leaves weights of no step
         with section("clipping, Adam and EMA"):
-            clip, inputs = self.config.clip or math.inf, self.inputs
-            result = self.optimizer.clipped_step(losses, clip, self.ema, inputs.prepared)
-            inputs.launched(step)
-            numbers, norm = inputs.report(step) if result is None else result
-        loss = sum(number / len(numbers) for number in numbers)
+            return self.optimizer.clipped_step(losses, self.config.clip or math.inf, self.ema, self.inputs.prepared)
+
+    def _require_finite(self, step: int, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFinite(self._explain_non_finite(step, loss))
-        self._done = loss, norm, self.optimizer.lr
-        return self._done
 
     def gradients(self, step: int) -> list[Any]:
         """The losses of the parts of a step, arrays (); the gradient of their mean is left in the parameters."""
@@ -359,7 +394,10 @@ class Trainer:
         if found is None:
             raise InputError(f"the checkpoint of the run in {self.folder.path} is gone")
         _, metadata = checkpoint.load_training_state(found, arrays=False)
-        changed = self._compare_data(metadata, found, data_changed)
+        self.data_changes = fingerprint.changes(metadata.get(fingerprint.CHANGES))
+        changed = resuming.compare_data(
+            self.folder.path, self.data, self._data_fingerprint, metadata, found, data_changed
+        )
         self.step, metadata = state.load(found, self.unet, self.optimizer, self.ema)
         self.saved_step = self.step
         if changed is not None:
@@ -368,22 +406,6 @@ class Trainer:
         here = self.environment()
         if (there := metadata.get("environment", "an unknown environment")) != here:
             say(f"the run was made with {there}; with {here}, rounding may differ")
-
-    def _compare_data(self, metadata: dict[str, str], found: Any, data_changed: bool) -> str | None:
-        """What has changed in the data since the checkpoint at `found`, if it is accepted; InputError as of
-        `fingerprint.check`."""
-        self.data_changes = fingerprint.changes(metadata.get(fingerprint.CHANGES))
-        if fingerprint.NAME not in metadata:
-            names = checkpoint.load(found).class_names
-            if names and self.data.class_names and list(names) != list(self.data.class_names):
-                raise InputError(
-                    f"the run in {self.folder.path} learned the classes {', '.join(names[:8])} in this order, and those of the "
-                    f"data are now {', '.join(self.data.class_names[:8])}"
-                )
-            say("the run was saved without a fingerprint of its data, so whether these are the same cannot be told")
-            return None
-        before = fingerprint.read(metadata[fingerprint.NAME], found / checkpoint.TRAINING_STATE)
-        return fingerprint.check(before, self._data_fingerprint(), data_changed, self.folder.path)
 
     def environment(self) -> str:
         """What rounding depends on: the same environment gives the same bits."""
