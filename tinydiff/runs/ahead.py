@@ -110,6 +110,14 @@ class Ahead(Inputs):
     def launched(self, step: int) -> None:
         self.source.stage(step + 1)
 
+    def replayed(self) -> None:
+        """Counts what a step counts on the host, where its launches were captured before and were now run again."""
+        self.clock.step += 1
+        self.optimizer.steps = [count + 1 for count in self.optimizer.steps]
+        self.ema.updates += 1
+        for p in self.optimizer.parameters:
+            p._version.count += 1
+
     def report(self, step: int) -> tuple[list[float], float]:
         losses, norm = read_report(self.report_ring[step % REPORTS], backend.pending_note())
         if not np.isfinite([*losses, norm]).all():  # the GPU knew, and left everything as it was
