@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from tinydiff import optim, random
-from tinydiff.autograd import tape
 from tinydiff.autograd.profile import Profile, section
 from tinydiff.backend import host_threads, module_for, resolve_device
 from tinydiff.cuda.capture import wanted
@@ -28,7 +27,7 @@ from tinydiff.cuda.compiling import compile_for
 from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
 from tinydiff.dispatch import uses_kernels
-from tinydiff.errors import InputError, RunFailed, at_work, before_work
+from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
 from tinydiff.runs import ahead, checkpoint, fingerprint, lock, memory, resuming, state
@@ -36,6 +35,7 @@ from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.inputs import Inputs, check_fit, label_dropout
 from tinydiff.runs.interrupts import Interrupts
+from tinydiff.runs.not_finite import NotFinite, first_non_finite
 from tinydiff.runs.progress import Progress
 from tinydiff.runs.replays import Replays
 from tinydiff.runs.results import Results
@@ -45,10 +45,6 @@ from tinydiff.version import __version__
 
 READ_EVERY = 25  # steps that are replayed before their losses are read
 PREVIEW_STEPS = 50  # of DDIM, for previews and the samples at the end
-
-
-class NotFinite(RunFailed):
-    """The loss, or the norm of its gradient, became infinite or NaN. message, limit: as for `RunFailed`."""
 
 
 class Trainer:
@@ -299,7 +295,14 @@ class Trainer:
 
     def _require_finite(self, step: int, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NotFinite(self._explain_non_finite(step, loss))
+            kept = (
+                f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
+            )
+            cause = first_non_finite(partial(self.gradients, step), self.parameters)
+            raise NotFinite(
+                f"the loss became {loss:g} at step {step}: the first value that is not finite came from {cause}; {kept}; "
+                f"try a lower {self.config.called('lr')}"
+            )
 
     def gradients(self, step: int) -> list[Any]:
         """The losses of the parts of a step, arrays (); the gradient of their mean is left in the parameters."""
@@ -344,21 +347,6 @@ class Trainer:
         """How much memory a step needs, from small batches."""
         weights = sum(p.data.nbytes for p in self.parameters)
         return memory.estimate(self.try_batch, weights, self.config.batch_size, self.device)
-
-    def _explain_non_finite(self, step: int, loss: float) -> str:
-        """Runs the step again with every value checked; it is the same step, so it fails at the same place."""
-        try:
-            with tape.check_finite(), np.errstate(all="ignore"):
-                self.gradients(step)
-                optim.clip_grad_norm(self.parameters, math.inf)
-            origin = "the norm of the gradient"
-        except tape.NonFiniteError as error:
-            origin = str(error)
-        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
-        return (
-            f"the loss became {loss:g} at step {step}: the first value that is not finite came from {origin}; {kept}; "
-            f"try a lower {self.config.called('lr')}"
-        )
 
     # ---------------------------------------------------------------------------------------------- on the disk
 

@@ -1,0 +1,29 @@
+"""A loss that became infinite or NaN, and where it began."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinydiff import optim
+from tinydiff.autograd import tape
+from tinydiff.errors import RunFailed
+
+
+class NotFinite(RunFailed):
+    """The loss, or the norm of its gradient, became infinite or NaN. message, limit: as for `RunFailed`."""
+
+
+def first_non_finite(gradients: Callable[[], Any], parameters: Sequence[Any]) -> str:
+    """What made the first value that is not finite. gradients: computes those of a step once more; it is the same step, so it
+    fails at the same place."""
+    try:
+        with tape.check_finite(), np.errstate(all="ignore"):
+            gradients()
+            optim.clip_grad_norm(parameters, math.inf)
+    except tape.NonFiniteError as error:
+        return str(error)
+    return "the norm of the gradient"
