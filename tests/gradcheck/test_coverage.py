@@ -144,6 +144,7 @@ def test_losses_of_diffusion(predict, options, rng):
     assert all(abs(v.backward) > 1e-6 for v in report.verdicts), report
 
 
+@pytest.mark.slow  # test_backends.py checks each kernel by itself
 @needs_compiler
 def test_operations_by_kernels():
     """Every operation that has a kernel agrees with itself in float64 when the kernel computes it."""
