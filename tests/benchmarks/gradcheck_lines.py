@@ -53,11 +53,10 @@ def main() -> None:
             + f" | {said} ({said / n:.0%}) |"
             for seed, count, said in rows
         ),
-        "",
-        "Neither line nor kind, or another line, on one of the seeds:",
-        "",
-        *(f"- {name}: {what}" for name, what in others.items()),
     ]
+    if others:
+        lines += ["", "Neither line nor kind, or another line, on one of the seeds:", ""]
+        lines += [f"- {name}: {what}" for name, what in others.items()]
     print("\n".join(lines))
     if options.out:
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
