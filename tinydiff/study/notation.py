@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +43,7 @@ class Term(NamedTuple):
             yield from part.names()
 
 
+@lru_cache(1024)
 def parse(text: str) -> Term:
     """The formula as a tree. ValueError where it is not in the notation above."""
     parser = _Parser(text.replace("^T", "ᵀ"))

@@ -80,6 +80,7 @@ class _Data:
         self.arrays: list[dict[str, Any]] = []
         self.rules: list[dict[str, Any]] = []
         self._array_of: dict[Summary, int] = {}
+        self._part_of: dict[tuple[Operation, str], int | None] = {}
         self._summarize = Summarizer(EACH, _PARTS)
         self._rule_of: dict[int, int] = {}
         bad, notes = trace.first_non_finite, trace.notes
@@ -148,7 +149,12 @@ class _Data:
         if i >= len(op.L_Xs) or op.L_Xs[i] is None or not op.needs[i : i + 1] or not op.needs[i]:
             return []
         kind = op.L_Xs[i].dtype  # type: ignore[union-attr]
-        return [[text, self._array(self._summarize(value.astype(kind)))] for text, value in parts_of(op, formula)]
+        found = []
+        for text, value in parts_of(op, formula):
+            if (op, text) not in self._part_of:  # the gradients of an operation share letters
+                self._part_of[op, text] = self._array(self._summarize(value.astype(kind)))
+            found.append([text, self._part_of[op, text]])
+        return found
 
     def _steps(self, trace: Any) -> tuple[list[dict[str, Any]], int | None]:
         """The steps of the page, and the first one with a value that is not finite. k counts the steps of a direction; the
