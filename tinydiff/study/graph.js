@@ -289,11 +289,10 @@ function markGraph() {
   for (let i = backward ? firstBackward : 0; i < state.step; i++) if (steps[i].kind === (backward ? "gradient" : "forward")) done.add(itemOf(`n${steps[i].node}`));
   const wrong = data.bad && itemOf(keyOf(steps[data.bad.step]));
   for (const [key, item] of graph.items) {
-    const marks = { done: done.has(key), target: lit.target === key, giver: lit.givers.has(key), now: lit.now === key, bad: wrong === key };
-    const text = ["box", item.type, ...Object.keys(marks).filter((name) => marks[name])].filter(Boolean).join(" ");
-    if (item.drawn.getAttribute("class") !== text) item.drawn.setAttribute("class", text);
+    const text = `box ${item.type}${done.has(key) ? " done" : ""}${lit.target === key ? " target" : ""}${lit.givers.has(key) ? " giver" : ""}${lit.now === key ? " now" : ""}${wrong === key ? " bad" : ""}`;
+    if (item.looks !== text) item.drawn.setAttribute("class", item.looks = text);
     const words = key[0] === "g" && lit.now === key ? short(`▸ ${nameOf(keyOf(step))}`, 25) : item.words;
-    if (item.small.textContent !== words) item.small.textContent = words;
+    if (item.said !== words) item.small.textContent = item.said = words;
   }
   showWeight(lit);
   for (const [id, path] of graph.arrows) {
