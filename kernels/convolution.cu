@@ -42,24 +42,33 @@ struct Output {
     float* Y;
     int K, Ho, Wo, out_height, out_width, step_h, step_w, start_h, start_w;
 
-    template <int FLOATS> __device__ __forceinline__ void write(int m, int k, float (&y)[FLOATS]) const {
-        int pixel = m;
-        if (Ho * Wo != out_height * out_width) {
-            const int q = m % Wo, p = m / Wo % Ho, n = m / Wo / Ho;
-            pixel = (n * out_height + p * step_h + start_h) * out_width + q * step_w + start_w;
-        }
-        const long long at = static_cast<long long>(pixel) * K + k;
-        if (b) add(y, b + k);
-        if (E) add(y, E + static_cast<long long>(m / (Ho * Wo)) * K + k);
-        if (residual) add(y, residual + at);
-        store(Y + at, y);
+    // Where row m of the product goes: its image, and its pixel among all of Y.
+    struct Place {
+        int image, pixel;
+    };
+    __device__ __forceinline__ Place place(int m) const {
+        const int rows = m / Wo, q = m - rows * Wo, n = rows / Ho, p = rows - n * Ho;
+        if (Ho * Wo == out_height * out_width) return {n, m};
+        return {n, (n * out_height + p * step_h + start_h) * out_width + q * step_w + start_w};
+    }
+    __device__ __forceinline__ long long of_image(const Place& to) const { return static_cast<long long>(to.image) * K; }
+    __device__ __forceinline__ long long of_pixel(const Place& to) const { return static_cast<long long>(to.pixel) * K; }
+
+    // The eight entries of a thread in one row.
+    __device__ __forceinline__ void write(const Place& to, int n, float (&y)[8]) const {
+        const float *e = E + of_image(to), *r = residual + of_pixel(to);
+        if (b) each_group(n, K, [&](int j, int k) { add_group(y, j, b + k); });
+        if (E) each_group(n, K, [&](int j, int k) { add_group(y, j, e + k); });
+        if (residual) each_group(n, K, [&](int j, int k) { add_group(y, j, r + k); });
+        float* row = Y + of_pixel(to);
+        each_group(n, K, [&](int j, int k) { store_group(row + k, y, j); });
     }
 };
 
 // Y = P W + 1 b + E + residual. Rows of the product are output pixels, columns are filters; the sum runs over (r, s, c).
 //
-// Shared memory: STAGES slices of P and W, and the corner of each row, so that the divisions that find it are done once. A
-// thread copies the same columns (r, s, c) of several rows, and steps from slice to slice without dividing. With gridDim.z
+// Shared memory: STAGES slices of P and W, and for each row its corner in X and its place in Y, so that the divisions that find
+// them are done once. A thread copies the same columns (r, s, c) of several rows, and steps from slice to slice without dividing. With gridDim.z
 // parts, part z of the sum goes to Y + z M K (b, E and residual null), and conv_finish adds them up.
 KERNEL(conv_forward, TILE_THREADS)
 (const float* X, const float* W, const float* b, const float* E, const float* residual, float* Y, int N, int height, int width,
@@ -67,10 +76,15 @@ KERNEL(conv_forward, TILE_THREADS)
  int out_height, int out_width, int step_h, int step_w, int start_h, int start_w) {
     DYNAMIC_SHARED(float, shared);
     SHARED(Corner, corners, [TILE_M]);
+    SHARED(Output::Place, places, [TILE_M]);
     const int M = N * Ho * Wo, length = R * S * C, across = (K + TILE_N - 1) / TILE_N;
     const int m0 = blockIdx.x / across * TILE_M, n0 = blockIdx.x % across * TILE_N;
-    for (int i = threadIdx.x; i < TILE_M; i += THREADS)
+    Y += static_cast<long long>(blockIdx.z) * M * K;
+    const Output out = {b, E, residual, Y, K, Ho, Wo, out_height, out_width, step_h, step_w, start_h, start_w};
+    for (int i = threadIdx.x; i < TILE_M; i += THREADS) {
         corners[i] = corner_of(m0 + i, M, height, width, Ho, Wo, stride_h, stride_w, top, left);
+        places[i] = out.place(min(m0 + i, M - 1));
+    }
     __syncthreads();
 
     int first, last;
@@ -98,9 +112,7 @@ KERNEL(conv_forward, TILE_THREADS)
                 if (++s == S) s = 0, r++;
         },
         sum);
-    Y += static_cast<long long>(blockIdx.z) * M * K;
-    const Output out = {b, E, residual, Y, K, Ho, Wo, out_height, out_width, step_h, step_w, start_h, start_w};
-    write_tile<BY_ROWS>(sum, m0, n0, M, K, [&](int m, int k, float(&y)[VECTOR_B]) { out.write(m, k, y); });
+    write_tile<BY_ROWS>(sum, m0, M, [&](int m, float(&y)[8]) { out.write(places[m - m0], n0, y); });
 }
 
 // Y = the sum of the parts (count, M, K), in order, + 1 b + E + residual. One thread for each entry.
@@ -109,11 +121,16 @@ KERNEL(conv_finish, 256)
  int out_height, int out_width, int step_h, int step_w, int start_h, int start_w) {
     const int size = N * Ho * Wo * K, i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= size) return;
-    float y[1] = {0.f};
+    float y = 0.f;
     UNROLL
-    for (int part = 0; part < count; part++) y[0] += parts[static_cast<long long>(part) * size + i];
+    for (int part = 0; part < count; part++) y += parts[static_cast<long long>(part) * size + i];
     const Output out = {b, E, residual, Y, K, Ho, Wo, out_height, out_width, step_h, step_w, start_h, start_w};
-    out.write(i / K, i % K, y);
+    const int k = i % K;
+    const Output::Place to = out.place(i / K);
+    if (b) y += b[k];
+    if (E) y += E[out.of_image(to) + k];
+    if (residual) y += residual[out.of_pixel(to) + k];
+    Y[out.of_pixel(to) + k] = y;
 }
 
 // L_W = P^T L_Y. Rows of the product are (r, s, c), columns are filters; the sum runs over output pixels (n, p, q), and
@@ -160,8 +177,9 @@ KERNEL(conv_weight_gradient, TILE_THREADS)
         },
         sum);
     L_W += static_cast<long long>(blockIdx.z) * rows * K;
-    write_tile<BY_COLUMNS>(sum, m0, n0, rows, K, [&](int m, int k, float(&y)[VECTOR_B]) {
-        store(L_W + static_cast<long long>(m) * K + k, y);
+    write_tile<BY_COLUMNS>(sum, m0, rows, [&](int m, float(&y)[8]) {
+        float* row = L_W + static_cast<long long>(m) * K;
+        each_group(n0, K, [&](int j, int k) { store_group(row + k, y, j); });
     });
 }
 

@@ -55,11 +55,13 @@ KERNEL(matrix_product, TILE_THREADS)
         },
         sum);
     Y += (static_cast<long long>(blockIdx.z) * gridDim.y + blockIdx.y) * M * N;
-    write_tile<LAYOUT>(sum, m0, n0, M, N, [&](int m, int n, float(&y)[VECTOR_B]) {
+    float for_all[8];
+    load_row(for_all, bias, n0, N);
+    write_tile<LAYOUT>(sum, m0, M, [&](int m, float(&y)[8]) {
         UNROLL
-        for (int l = 0; l < VECTOR_B; l++) y[l] *= scale;
-        if (bias) add(y, bias + n);
-        store(Y + static_cast<long long>(m) * N + n, y);
+        for (int j = 0; j < 8; j++) y[j] = y[j] * scale + for_all[j];
+        float* row = Y + static_cast<long long>(m) * N;
+        each_group(n0, N, [&](int j, int n) { store_group(row + n, y, j); });
     });
 }
 

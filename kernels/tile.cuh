@@ -159,28 +159,48 @@ __device__ __forceinline__ void copy_block(
     }
 }
 
-// Gives the tile's entries to write(m, n, values), VECTOR_B neighbours at a time, for those inside of (rows, columns).
+// Calls write(m, y) for each row m of this thread inside of `rows`, with its eight entries y, which may be changed.
+//
+// What depends on the row alone (where it lies, what is added to all of it) is then found once for eight entries. Code that is
+// unrolled 64 times and branches in each would be thousands of instructions, and seconds of the compiler's time.
 template <Layout LAYOUT, class Write>
-__device__ __forceinline__ void write_tile(const float (&sum)[8][8], int m, int n, int rows, int columns, Write write) {
+__device__ __forceinline__ void write_tile(float (&sum)[8][8], int m, int rows, Write write) {
     UNROLL
     for (int i = 0; i < 8; i++) {
         const int row = m + tile_row<LAYOUT>(i);
-        UNROLL
-        for (int j = 0; j < 8; j += VECTOR_B) {
-            float values[VECTOR_B];
-            UNROLL
-            for (int l = 0; l < VECTOR_B; l++) values[l] = sum[i][j + l];
-            const int column = n + tile_column(j);
-            if (row < rows && column < columns) write(row, column, values);
-        }
+        if (row < rows) write(row, sum[i]);
     }
 }
 
-template <int FLOATS> __device__ __forceinline__ void add(float (&y)[FLOATS], const float* x) {
-    float values[FLOATS];
+// Calls each(j, column) for the thread's entries j, j + VECTOR_B, .. of a row that lie inside of `columns`: VECTOR_B
+// neighbours from that column of the matrix on. n: the tile's first column.
+template <class Each> __device__ __forceinline__ void each_group(int n, int columns, Each each) {
+    UNROLL
+    for (int j = 0; j < 8; j += VECTOR_B) {
+        const int column = n + tile_column(j);
+        if (column < columns) each(j, column);
+    }
+}
+
+// y[j ..] += x[0 .. VECTOR_B - 1], and x[0 ..] = y[j ..].
+__device__ __forceinline__ void add_group(float (&y)[8], int j, const float* x) {
+    float values[VECTOR_B];
     load(values, x);
     UNROLL
-    for (int l = 0; l < FLOATS; l++) y[l] += values[l];
+    for (int l = 0; l < VECTOR_B; l++) y[j + l] += values[l];
+}
+__device__ __forceinline__ void store_group(float* x, const float (&y)[8], int j) {
+    float values[VECTOR_B];
+    UNROLL
+    for (int l = 0; l < VECTOR_B; l++) values[l] = y[j + l];
+    store(x, values);
+}
+
+// The thread's eight entries of a row that is added to every row of the matrix: x (columns,), or zeros where x is null.
+__device__ __forceinline__ void load_row(float (&y)[8], const float* x, int n, int columns) {
+    UNROLL
+    for (int j = 0; j < 8; j++) y[j] = 0.f;
+    if (x) each_group(n, columns, [&](int j, int column) { add_group(y, j, x + column); });
 }
 
 // Y = scale * (the sum of the parts, in order) + bias: parts (parts, size), Y (size,) in rows of `columns`, bias (columns,) or

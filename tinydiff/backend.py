@@ -172,7 +172,7 @@ def array_module(x: Any) -> ModuleType:
 
 def is_float(dtype: Any, or_complex: bool = False) -> bool:
     """Whether numbers of a dtype are floating point, so that they may have gradients and be NaN. bfloat16, which is not
-    NumPy's own but that of the package ml_dtypes, is; NumPy calls it a "void"."""
+    NumPy's own but that of the package ml_dtypes, is; NumPy calls it a "void". or_complex: whether complex numbers count."""
     return dtype.kind == "f" or (or_complex and dtype.kind == "c") or dtype.name == "bfloat16"
 
 
@@ -295,7 +295,7 @@ class PinnedArray:
         return self._array
 
     def copy_to(self, x: Any) -> None:
-        """Has the GPU copy it to an array of its own, after all that the current stream was given before."""
+        """Has the GPU copy it to its own array x, after all that the current stream was given before."""
         stream = self._cuda.get_current_stream()
         x.set(self._array, stream=stream)
         self._copied = self._copied or self._cuda.Event(disable_timing=True)

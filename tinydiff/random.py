@@ -89,12 +89,13 @@ def uniform(n: int, state: State, device: str) -> Any:
 
 
 def as_uniform(words: Any) -> Any:
-    """Words, uint32 of any shape, as float32 on [0, 1): their top 24 bits."""
+    """Random words, uint32 of any shape, as float32 on [0, 1): their top 24 bits. words: such an array."""
     return (words >> 8).astype("float32") * np.float32(2.0**-24)
 
 
 def as_integers(words: Any, low: int, high: int) -> Any:
-    """Words, uint32 of any shape, as int64 in low..high-1: the high half of word * (high - low)."""
+    """Random words, uint32 of any shape, as int64 in low..high-1: the high half of each word times high - low. words: such an
+    array."""
     return low + ((words.astype("uint64") * (high - low)) >> 32).astype("int64")
 
 

@@ -111,12 +111,19 @@ def test_a_failure_is_explained_and_the_gpu_changes_nothing_more(tmp_path):
     one = td.Trainer(small_unet(), Diffusion(Schedule.cosine(50)), tiny_data(size=5), config)
     one.train_step(1)
     weight, weights = one.parameters[3], [p.numpy().copy() for p in one.parameters]
+    assert (one.inputs.clock.step, one.optimizer.steps, one.ema.updates) == (1, [1] * len(weights), 1)
     weight.data[...] = np.nan
     with pytest.raises(RunFailed, match="step 2: the first value that is not finite came from"):
         one.train_step(2)
-    assert int(one.inputs.failed[0]) == 2 and set(one.optimizer.steps) == {1} and one.ema.updates == 1
+    assert (
+        one.inputs.clock.step == 2
+        and int(one.inputs.failed[0]) == 2
+        and set(one.optimizer.steps) == {1}
+        and one.ema.updates == 1
+    )
     weight.data[...] = backend.to_device(weights[3], "cuda")
-    one.optimizer.steps, one.ema.updates = [2] * len(weights), 2  # as steps that were already on their way
+    # as after a step that was already on its way
+    one.inputs.clock.step, one.optimizer.steps, one.ema.updates = 2, [2] * len(weights), 2
     assert np.isfinite(one.train_step(3)[:2]).all()
     for p, before in zip(one.parameters, weights, strict=True):
         np.testing.assert_array_equal(p.numpy(), before)

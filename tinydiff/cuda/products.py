@@ -20,6 +20,9 @@ SLICE = 16  # TILE_K and, below, STAGES and the 8 x 8 entries of a thread, as in
 STAGES = 3
 _TILES = ((128, 128), (64, 64), (64, 32))
 MULTIPROCESSORS = 132  # an H100's: plans are the same for every GPU, so every GPU adds in the same order
+_SHARED_MEMORY = 228 << 10  # bytes of a multiprocessor, of which CUDA keeps _FIXED for each block
+_FIXED = 1 << 10
+_TURNS = (0, 1.8, 2.7, 3.35, 4)  # what 0 to 4 warps of a scheduler take together, if one alone never had to wait: 1
 LARGEST = 2**31 - 2**17  # that the kernels count in an int, with room for the last tile
 
 
@@ -65,26 +68,34 @@ PLANS = (
 )
 
 
+def warps_held(m: int, n: int) -> int:
+    """How many warps of tiles m x n a multiprocessor holds at once: 16 by the registers, fewer where shared memory is full."""
+    tile = Plan(m, n, 1, 4, 4)
+    bytes_of_block = max(tile.shared(by_rows=True), tile.shared(by_rows=False)) + _FIXED + 16 * m
+    blocks = min(512 // tile.threads, _SHARED_MEMORY // bytes_of_block)
+    return blocks * tile.threads // 32
+
+
 @functools.lru_cache(4096)
 def plan(M: int, N: int, K: int, stack: int = 1, vector_a: int = 4, vector_b: int = 4) -> Plan:
     """How to multiply `stack` times (M, K) by (K, N): the plan that should take the fewest cycles.
 
-    Each of a multiprocessor's 4 schedulers has room for 4 warps and starts one multiplication for a warp in a cycle;
-    with fewer warps it often has to wait. Small tiles occupy more schedulers but read more for each multiplication.
-    Parts of the inner axis occupy more, too, but have to be added. Plans that make a quarter to four rounds of blocks
-    are considered. Arrays that cannot be moved 4 floats at once have one kind of tile each.
+    Each of a multiprocessor's 4 schedulers starts one multiplication for a warp in a cycle; with fewer than 4 warps it often
+    has to wait. Small tiles occupy more schedulers but read more for each multiplication, and shared memory holds fewer warps
+    of them. Parts of the inner axis occupy more, too, but have to be added. Plans that make a quarter to four rounds of
+    blocks are considered. Arrays that cannot be moved 4 floats at once have one kind of tile each.
     """
     slices = -(-K // SLICE)
     tiles = _TILES if vector_a == vector_b == 4 else _TILES[2:] if vector_a == 4 else _TILES[1:2]
     best = None
     for m, n in tiles:
-        warps, efficiency = m * n // 2048, {128: 0.8, 64: 0.7, 32: 0.55}[n]
-        blocks, places = stack * -(-M // m) * -(-N // n), MULTIPROCESSORS * 16 // warps
+        warps, efficiency, held = m * n // 2048, {128: 0.8, 64: 0.7, 32: 0.55}[n], warps_held(m, n)
+        blocks, places = stack * -(-M // m) * -(-N // n), MULTIPROCESSORS * held // warps
         most = max(1, min(slices // 4, 2**26 // max(1, stack * M * N)))  # at least 4 slices each, 256 MiB for all
         rounds = (0, 0.25, 0.5, 1, 2, 3, 4)
         for parts in sorted({max(1, min(most, int(places * r / max(1, blocks)))) for r in rounds}):
-            whole, rest = divmod(-(-blocks * parts // MULTIPROCESSORS) * warps, 16)  # warps of one multiprocessor
-            turns = 4 * whole + (0, 1.8, 2.7, 3.35, 4)[-(-rest // 4)]
+            whole, rest = divmod(-(-blocks * parts // MULTIPROCESSORS) * warps, held)  # warps of one multiprocessor
+            turns = whole * _TURNS[-(-held // 4)] + _TURNS[-(-rest // 4)]
             cycles = turns * 1024 * (-(-slices // parts) + 4) / efficiency  # 1024: of a warp's part of a slice
             if parts > 1:
                 cycles += 4000 + 4 * (parts + 1) * stack * M * N / 1500

@@ -118,7 +118,7 @@ class Dataset:
 
     def chosen(self, steps: range, batch_size: int, generator: Generator) -> tuple[np.ndarray, np.ndarray | None]:
         """The indices of the images of several steps' batches, int64 (steps, B), and which of them are mirrored, bool
-        (steps, B), or None for none; see `batch`. steps: consecutive ones."""
+        (steps, B), or None for none. steps: consecutive ones. batch_size, generator: as for `batch`."""
         n, first, end = len(self), (steps.start - 1) * batch_size, (steps.stop - 1) * batch_size
         indices = np.concatenate(
             [

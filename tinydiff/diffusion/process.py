@@ -144,7 +144,8 @@ class Process:
         return self.x0_at(prediction, xt, signal, noise, 1 / signal if self.predict == "eps" else None)
 
     def x0_at(self, prediction: Any, xt: Any, signal: Any, noise: Any, inverse_signal: Any) -> Any:
-        """`x0_from`, given the levels of t; 1 / signal is used where eps is predicted."""
+        """`x0_from` of a prediction and xt, given the levels of t, signal and noise, each a number or (N,). inverse_signal:
+        1 / signal, which is used where eps is predicted, else None."""
         if self.predict == "x0":
             return prediction
         if self.predict == "eps":

@@ -44,7 +44,7 @@ def times_of(process: Process, t: Any) -> Times:
     if isinstance(t, np.ndarray):
         return _on_host(process, t)
     columns = [None if c is None else pick_rows(c, t - 1).reshape(t.shape) for c in _tables(process)[1:]]
-    return Times(_known(process)[t], *columns)
+    return Times(_known(process)[t.clip(1, process.schedule.T)], *columns)
 
 
 def _on_host(process: Process, t: np.ndarray) -> Times:
