@@ -246,3 +246,20 @@ def test_on_the_cpu_the_function_is_called():
         return ops.linear(x, w)
 
     assert len(called(step, np.ones((4, 2), np.float32))) == len(passes) == 5 and step.__doc__ == "Doc."
+
+
+def test_gradients_that_are_forgotten_outside_are_those_of_each_call():
+    w, passes = weights(), []
+
+    @td.cuda.graph
+    def step(x):
+        passes.append(None)
+        loss = ops.sum(ops.linear(x, w))
+        loss.backward()
+        return loss
+
+    for k in range(1, 7):
+        w.grad = None
+        step(on_gpu(4, 2) * k)
+        np.testing.assert_array_equal(w.grad.get(), np.full((2, 3), 4 * k))
+    assert len(passes) == 4
