@@ -11,6 +11,9 @@ atomic.py      files that are there whole or not at all   interrupts.py  signals
 pictures.py    PNG and GIF files, the loss curve         progress.py    lines that say how far it is
 memory.py      how much memory a step needs              formats.py     the number of the format of saved files
 others.py      what others save                          fingerprint.py how a run knows its data again
+inputs.py      what a step is computed from              ahead.py       the same, prepared on a GPU
+replays.py     steps as replays of a CUDA graph          sums.py        gradients of several passes, added on a GPU
+not_finite.py  where a NaN began
 """
 
 __all__ = ["checkpoint", "pictures"]

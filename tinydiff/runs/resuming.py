@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinydiff.data import Dataset
 from tinydiff.errors import InputError, named
+from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
 from tinydiff.runs import checkpoint, config, fingerprint
 from tinydiff.runs.config import FREE_ON_RESUME, RunConfig, TrainConfig
 from tinydiff.runs.folder import RunFolder
+from tinydiff.version import __version__
 
 SETTINGS = "settings"  # the name of the text in a checkpoint's training state
 LEFT_OUT = ("out",)  # of that text: a run may move
@@ -113,3 +118,11 @@ def compare_data(
         return None
     before = fingerprint.read(metadata[fingerprint.NAME], found / checkpoint.TRAINING_STATE)
     return fingerprint.check(before, present(), accepted, path)
+
+
+def environment(device: str, n_threads: int | None) -> str:
+    """What rounding depends on: the same environment gives the same bits. n_threads: None for all that are available."""
+    return (
+        f"tinydiff {__version__}, Python {platform.python_version()}, NumPy {np.__version__} with {limits.blas()}, "
+        f"{platform.machine()}, {device}, {n_threads or threads.available()} threads"
+    )

@@ -10,14 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from tinydiff import optim, random
 from tinydiff.autograd.profile import Profile, section
@@ -28,7 +25,7 @@ from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
 from tinydiff.dispatch import uses_kernels
 from tinydiff.errors import InputError, at_work, before_work
-from tinydiff.machine import limits, threads
+from tinydiff.machine import threads
 from tinydiff.machine.terminal import say
 from tinydiff.runs import ahead, checkpoint, fingerprint, lock, memory, resuming, state
 from tinydiff.runs.config import TrainConfig
@@ -41,7 +38,6 @@ from tinydiff.runs.replays import Replays
 from tinydiff.runs.results import Results
 from tinydiff.runs.sums import Sums
 from tinydiff.unet import UNet
-from tinydiff.version import __version__
 
 READ_EVERY = 25  # steps that are replayed before their losses are read
 PREVIEW_STEPS = 50  # of DDIM, for previews and the samples at the end
@@ -358,7 +354,7 @@ class Trainer:
         metadata = {
             "step": str(self.step),
             "seed": str(self.config.seed),
-            "environment": self.environment(),
+            "environment": resuming.environment(self.device, self.config.threads),
             resuming.SETTINGS: self.config.text(self.record, resuming.LEFT_OUT),
             fingerprint.NAME: self._data_fingerprint().text(),
             fingerprint.CHANGES: json.dumps(self.data_changes),
@@ -391,16 +387,9 @@ class Trainer:
         if changed is not None:
             self.data_changes.append(f"from step {self.step + 1} on: {changed}")
             say(f"the data have changed: {changed}; from here on the run is not what it would have been with the old")
-        here = self.environment()
+        here = resuming.environment(self.device, self.config.threads)
         if (there := metadata.get("environment", "an unknown environment")) != here:
             say(f"the run was made with {there}; with {here}, rounding may differ")
-
-    def environment(self) -> str:
-        """What rounding depends on: the same environment gives the same bits."""
-        return (
-            f"tinydiff {__version__}, Python {platform.python_version()}, NumPy {np.__version__} with {limits.blas()}, "
-            f"{platform.machine()}, {self.device}, {self.config.threads or threads.available()} threads"
-        )
 
     # ------------------------------------------------------------------------------------------------- pictures
 
