@@ -274,7 +274,7 @@ function litBy(step) {
     if (lit.target) lit.arrows.add(`${lit.target}>${lit.now}`);
     lit.beside = Boolean(lit.target) && !graph.items.has(lit.target);
   } else if (step.kind === "sum") {
-    for (const [number] of step.givers) lit.givers.add(itemOf(`n${number}`));
+    for (const [number] of step.givers.filter(Boolean)) lit.givers.add(itemOf(`n${number}`));
     for (const giver of lit.givers) lit.arrows.add(`${lit.now}>${giver}`);
   } else for (const key of nodes[step.node].from) lit.arrows.add(`${itemOf(key)}>${lit.now}`);
   return lit;

@@ -82,7 +82,7 @@ def boxes(operations: Sequence[Operation], most: int | None = None) -> tuple[lis
         drawn.setdefault(op, Box(op, label=op.name))
         for source in op.sources:
             if isinstance(source, Leaf) and (len(operations) <= FEW if source.is_weight else source.needs or small):
-                drawn.setdefault(source, Box(source, label=source.name or "unnamed array"))
+                drawn.setdefault(source, Box(source, label=source.shown or "unnamed array"))
     found = list({id(box): box for box in drawn.values()}.values())
     index = {id(box): i for i, box in enumerate(found)}
     arrows: dict[tuple[int, int], None] = {}

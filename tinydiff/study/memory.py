@@ -6,7 +6,6 @@ import io
 from typing import Any
 
 from tinydiff.errors import InputError
-from tinydiff.study.steps import steps_of
 from tinydiff.study.table import size
 
 _NAMED = 8  # operations with a colour of their own; the others share one
@@ -15,7 +14,7 @@ _NAMED = 8  # operations with a colour of their own; the others share one
 def _starts(trace: Any) -> list[int]:
     """The first step of each event."""
     starts: list[int] = []
-    for i, step in enumerate(steps_of(trace.events)):
+    for i, step in enumerate(trace.steps):
         if i == 0 or step.event is not trace.events[len(starts) - 1]:
             starts.append(i)
     return starts
@@ -28,7 +27,7 @@ def memory_picture(trace: Any) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("the picture of memory needs matplotlib: pip install 'tinydiff[plot]'") from None
-    shown = list(steps_of(trace.events))
+    shown = trace.steps
     live = [step.event.live for step in shown]
     steps, starts = len(live), _starts(trace)
     totals = {name: row.saved for name, row in trace.cost().by_operation.items() if row.saved}

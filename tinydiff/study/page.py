@@ -24,7 +24,6 @@ from tinydiff.study.rules import Rule
 from tinydiff.study.steps import steps_of
 
 MOST = 4000  # operations of a page
-_PARTS = 4 << 20  # bytes of the arrays that formulas stand on
 PROGRAM = (
     "page.js",
     "values.js",
@@ -36,6 +35,7 @@ PROGRAM = (
     "costs.js",
     "keys.js",
 )  # as they are joined
+_PARTS = 4 << 20  # bytes of the arrays that formulas stand on
 _FRAME = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -178,7 +178,9 @@ class _Data:
             if kind == "sum":
                 step |= {name: self._array(getattr(event, name)) for name in ("first", "second", "total")}
                 step |= {"where": self._key(event.target), "output": event.output}
-                step["givers"] = [[giver.number - self.first, k] for giver, k in event.givers if self._key(giver)]
+                step["givers"] = [
+                    p and [p[0].number - self.first, p[1]] for p in event.parts if p is None or self._key(p[0])
+                ]
             else:
                 step |= {"node": op.number - self.first, "gradient": i}
             steps.append(step)

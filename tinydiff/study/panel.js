@@ -134,7 +134,8 @@ const FEW_GIVERS = 4;  // that are named
 function sumPanel({ where, output, first, second, total, givers }) {
   const top = Math.max(...[first, second, total].map((number) => largest(arrays[number])));  // one scale for all three
   const name = where[0] === "n" && nodes[numberOf(where)].outputs.length > 1 ? `${nameOf(where)}, output ${output}` : nameOf(where);
-  const given = ([number, i]) => link(`L_${nodes[number].names[i]} of ${titleOf(number)}`, steps.findIndex((s) => s.kind === "gradient" && s.node === number && s.gradient === i));
+  const given = (giver) => (giver === null ? "a gradient from before" : givenBy(giver));
+  const givenBy = ([number, i]) => link(`L_${nodes[number].names[i]} of ${titleOf(number)}`, steps.findIndex((s) => s.kind === "gradient" && s.node === number && s.gradient === i));
   const before = givers.slice(0, -1);
   const parts = before.slice(0, FEW_GIVERS).map(given).concat(before.length > FEW_GIVERS ? [`${before.length - FEW_GIVERS} others`] : []);
   const last = givers.at(-1);
@@ -144,7 +145,7 @@ function sumPanel({ where, output, first, second, total, givers }) {
     make("div", { class: "formula mono" }, make("div", { class: "math" }, make("b", {}, "sum"), " = first + second")),
     make("section", {}, make("h3", {}, "this step"),
       make("div", { class: "equation" }, arrayView("sum", total, { out: true, top, note: goingTo(where) }), make("span", { class: "sign" }, "="),
-        arrayView("first", first, { note: before.length ? ["← ", ...(before.length > 1 ? ["the sum of "] : []), ...listed(parts)] : "was there before", top }), make("span", { class: "sign" }, "+"),
+        arrayView("first", first, { note: before.length ? ["← ", ...(before.length > 1 ? ["the sum of "] : []), ...listed(parts)] : "", top }), make("span", { class: "sign" }, "+"),
         arrayView("second", second, { top, note: last ? ["← ", given(last)] : "" }))),
   ];
 }

@@ -120,11 +120,6 @@ class Event:
     def __repr__(self) -> str:
         return f"Event({self.kind}, {self.operation or self.target!r})"
 
-    @property
-    def givers(self) -> list[tuple[Operation, int]]:
-        """Of a sum, the parts that operations of the trace gave, the second one last."""
-        return [part for part in self.parts if part is not None]
-
 
 class Recorder:
     """What `autograd.tape.observing` is given. `outer` is the observer around the trace, if there is one."""

@@ -53,6 +53,12 @@ def backward_table(trace: Any, width: int | None = None) -> str:
     return "\n".join(lines)
 
 
+_HEAD = ("step", "operation", "module", "gradient in", "gradients out", "line")
+_NO_TERMINAL = 120  # columns
+_LEAST_MODULE = 14  # characters of a module's path
+Cells = list[list[str]]  # of a row: the texts of each cell, one below the other where they do not fit side by side
+
+
 def steps_text(trace: Any) -> str:
     """How many steps there are forward and backward, as the page counts them."""
     counts = Counter(step.kind for step in trace.steps)
@@ -66,25 +72,18 @@ def _counted(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-_HEAD = ("step", "operation", "module", "gradient in", "gradients out", "line")
-_NO_TERMINAL = 120  # columns
-_LEAST_MODULE = 14  # characters of a module's path
-Cells = list[list[str]]  # of a row: the texts of each cell, one below the other where they do not fit side by side
-
-
 def _rows(trace: Any) -> list[Cells]:
     rows: list[Cells] = []
     k = 0
     for event in trace.events:
-        op, givers = event.operation, event.givers
+        op = event.operation
         made = [] if event.kind == "forward" else [step.gradient for step in steps_of([event])]
         k += len(made)
         step = [f"{k - len(made) + 1}-{k}" if len(made) > 1 else str(k)]  # one for each gradient
         if event.kind == "sum":
             parts = [_brief(event.first), f"+ {_brief(event.second)}"]
-            names = [f"{giver.name} #{giver.number}" for giver, _ in givers]
-            first = names[0] if len(names) == 2 else f"{len(names) - 1} before" if len(names) > 2 else "from before"
-            origin = [first, f"+ {names[-1]}"] if names else []
+            names = ["from before" if part is None else f"{part[0].name} #{part[0].number}" for part in event.parts]
+            origin = [names[0] if len(names) == 2 else f"{len(names) - 1} before", f"+ {names[-1]}"]
             what = f"sum for {name_of(event.target, event.output)}"
             rows.append([step, [what], origin, parts, [_brief(event.total)], []])
         elif event.kind == "backward" and op is not None:

@@ -1,4 +1,4 @@
-"""Whose gradients meet in a sum."""
+"""Whose gradients meet in a sum: `Event.parts`."""
 
 import numpy as np
 
@@ -6,8 +6,12 @@ import tinydiff as td
 
 
 def givers(trace):
-    """[["Operation #number/input", ...] of each sum]."""
-    return [[f"{op.name} #{op.number}/{i}" for op, i in event.givers] for event in trace.events if event.kind == "sum"]
+    """["Operation #number/input", ...] of each sum."""
+    return [
+        ["from before" if part is None else f"{part[0].name} #{part[0].number}/{part[1]}" for part in event.parts]
+        for event in trace.events
+        if event.kind == "sum"
+    ]
 
 
 def test_gradients_of_a_value_that_is_used_several_times():
@@ -20,7 +24,7 @@ def test_gradients_of_a_value_that_is_used_several_times():
         td.ops.concatenate([x, x, x]).sum().backward()
     names = [f"Concatenate #0/{i}" for i in range(3)]
     # the gradient of the first trace is there before all three
-    assert givers(trace) == [names[:1], names[:2], names]
+    assert givers(trace) == [["from before", *names[:k]] for k in (1, 2, 3)]
     x.grad = None
     with td.trace() as trace:
         td.ops.concatenate([x, x, x]).sum().backward()
