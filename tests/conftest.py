@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 
 # Processes of pytest-xdist share the processors. NumPy's library reads this when it is loaded. Tests of threads choose their own.
@@ -49,6 +49,7 @@ def glyphs_drawn_once():
         found.images.flags.writeable = found.labels.flags.writeable = False
         return found
 
+    @wraps(draw)
     def again(*arguments, **options):
         return replace(drawn(*arguments, **options), skipped=[], notes=[])
 

@@ -132,7 +132,7 @@ def test_puzzles_tell_more_with_each_attempt(checked):
     p = puzzle("8")
     texts = [checked(p.task, p.file(), help_after=4).text for _ in range(4)]
     assert texts[0] == "L_X is wrong; right: L_w, L_b. The next attempt is told more."
-    assert "It looks like: the error is constant along axis 0" in texts[1] and "Hint" not in texts[1]
+    assert "It looks like: what reaches the output through X.mean(axis=0)" in texts[1] and "Hint" not in texts[1]
     assert "Hint 1 of 3" in texts[2] and "this line is wrong" not in texts[2]
     assert "this line is wrong" in texts[3] and "Hint 2 of 3" in texts[3]
 

@@ -61,6 +61,9 @@ def test_every_fast_version_is_among_the_cases():
             for _ in check(np.random.default_rng(0), run):
                 pass
     fast = {(file, name) for _, file, name in (case.values for case in test_shelves.FAST)}
-    assert fast - ran == {("optim", "sgd"), ("optim", "move_averages"), ("optim", "clipped_adam")}, (
-        "these are tested in tests/cpu/test_optim.py and tests/test_optim_at_once.py"
-    )
+    assert fast - ran == {
+        ("optim", "sgd"),
+        ("optim", "move_averages"),
+        ("optim", "clipped_adam"),
+        ("pixels", "gather_batch"),
+    }, "these are tested in tests/cpu/test_optim.py, tests/test_optim_at_once.py and tests/cuda/test_pixels.py"

@@ -29,6 +29,7 @@ CALLS |= {
     "einsum": (lambda a, b: ops.einsum("ij,jk", a, b), [MATRIX, MATRIX]),
     "attention": (ops.attention, [MATRIX, MATRIX, MATRIX]),
     "group_norm": (lambda x, w, b: ops.group_norm(x, 2, w, b), [IMAGE, VECTOR, VECTOR]),
+    "batch_norm": (ops.batch_norm, [IMAGE, VECTOR, VECTOR]),
     "layer_norm with weights": (ops.layer_norm, [MATRIX, VECTOR, VECTOR]),
     "linear with bias": (ops.linear, [MATRIX, MATRIX, VECTOR]),
     "conv2d": (ops.conv2d, [IMAGE, IMAGE, VECTOR]),

@@ -27,7 +27,7 @@ class Puzzle:
         head, name, body = self.task.source.partition("def backward")
         source = head + name + body.replace(self.right, self.wrong)
         intro = f"Puzzle {self.number}: one mistake is in `backward` below. Find it and mend it.\n\n"
-        return learner_file(self.task, source, intro, f"tinydiff puzzle {self.number} --check FILE", False)
+        return learner_file(self.task, source, intro, False)
 
 
 def _puzzles() -> tuple[Puzzle, ...]:

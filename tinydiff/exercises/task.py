@@ -18,7 +18,7 @@ _SETTINGS = ("WRITE", "WRT", "HINTS")
 
 TEST = """
 
-def test_backward():  # run it with pytest, or by: {command}
+def test_backward():  # for pytest
     td.gradcheck(forward, inputs(np.random.default_rng(0)), backward=backward{wrt})
 """
 
@@ -75,14 +75,12 @@ class Task:
 
     def file(self) -> str:
         """What a learner gets: the text, forward, inputs, the functions to write without a body, and a test that fails."""
-        return learner_file(
-            self, self.source, f"Exercise {self.number}: ", f"tinydiff exercise {self.name} --check FILE", True
-        )
+        return learner_file(self, self.source, f"Exercise {self.number}: ", True)
 
 
-def learner_file(task: Task, source: str, title: str, command: str, empty: bool) -> str:
-    """The source of a task without its settings, with a test. title: what stands before the first line of the text;
-    command: what checks the file; empty: whether the bodies of the functions to write are left out."""
+def learner_file(task: Task, source: str, title: str, empty: bool) -> str:
+    """The source of a task without its settings, with a test. title: what stands before the first line of the text; empty:
+    whether the bodies of the functions to write are left out."""
     lines = source.split("\n")
     kept: list[str] = []
     for node in ast.parse(source).body:
@@ -100,7 +98,7 @@ def learner_file(task: Task, source: str, title: str, command: str, empty: bool)
         before = "\n\n\n" if isinstance(node, ast.FunctionDef) else "\n\n"
         kept.append((before if kept else "") + text)
     wrt = f", wrt={task.wrt!r}".replace("'", '"') if task.wrt else ""
-    return "".join(kept) + "\n" + TEST.format(command=command, wrt=wrt)
+    return "".join(kept) + "\n" + TEST.format(wrt=wrt)
 
 
 def tasks() -> Iterator[Task]:
