@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 import tinydiff as td
 from tinydiff.diffusion import Diffusion, Schedule
@@ -27,6 +28,7 @@ def run(out, plain):
         return list(csv.DictReader(file)), (out / "samples.png").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_by_definition(tmp_path):
     plain, picture = run(tmp_path / "plain", "1")
     fast, _ = run(tmp_path / "fast", "0")

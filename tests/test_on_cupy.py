@@ -183,6 +183,7 @@ def test_the_commands_train_resume_and_sample(tmp_path, capfd, monkeypatch, cubl
     )
 
 
+@pytest.mark.slow
 def test_the_commands_need_no_cublas(tmp_path, capfd, monkeypatch):
     """Training with all that a step may have, sampling, evaluation, doctor: by our own kernels, so only a few of each."""
     monkeypatch.setattr("tinydiff.runs.trainer.PREVIEW_STEPS", 1)

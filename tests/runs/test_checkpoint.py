@@ -152,6 +152,7 @@ def read(target):
     return json.loads(versions.pop())
 
 
+@pytest.mark.slow
 def test_being_killed_between_any_two_steps_loses_nothing(tmp_path, dying):
     """Killed at step k of a save, then at step j of the next, for all k and j: at all times there is one complete
     version, that of the last save or of the one before, and a save that nobody kills puts everything in order."""

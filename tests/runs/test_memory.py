@@ -106,6 +106,7 @@ def test_bytes_for_people():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, which only Linux has")
+@pytest.mark.slow
 def test_a_real_run_needs_what_was_estimated(tmp_path):
     """In processes of their own: what one needs, and what the other says that it needs."""
     import subprocess

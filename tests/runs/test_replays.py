@@ -121,7 +121,7 @@ def test_nothing_after_a_nan_changes_the_weights(tmp_path, monkeypatch):
     assert one.step == 3 and one.optimizer.steps == before[1][1] and one.ema.updates == before[1][2]
 
 
-def test_a_signal_saves_what_was_done_and_a_resume_goes_on(tmp_path, monkeypatch):
+def test_a_signal_saves_what_was_done_and_a_resume_goes_on(tmp_path, monkeypatch, request):
     whole = trainer(tmp_path / "whole")
     whole.run(graph=False)
     one, launch = trainer(tmp_path / "one"), cupy_stand_in.streams.Graph.launch
@@ -134,6 +134,8 @@ def test_a_signal_saves_what_was_done_and_a_resume_goes_on(tmp_path, monkeypatch
         return launch(self, stream)
 
     monkeypatch.setattr(cupy_stand_in.streams.Graph, "launch", counted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     assert one.run() == 4 and one.stopped_by == signal.SIGINT and one.saved_step == 4
     again = trainer(tmp_path / "one")
     assert again.run(resume=True) == 6

@@ -235,6 +235,7 @@ def wait_for(path, process):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path):
     """SIGKILL at arbitrary moments, many of them within a save, since every step saves."""
     steps, out = 30, tmp_path / "killed"
