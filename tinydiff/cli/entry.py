@@ -17,7 +17,7 @@ from tinydiff.cli import bench, doctor, evaluate, exercise, gradcheck, info, sam
 from tinydiff.cli.numbers import INTERRUPTED
 from tinydiff.errors import InputError, RunFailed, of_system, spelling
 from tinydiff.machine import starting
-from tinydiff.machine.terminal import escaped
+from tinydiff.machine.terminal import escaped, is_muted
 from tinydiff.version import __version__
 
 # What writing to a pipe, a file or a terminal may say, with no name of a file.
@@ -119,7 +119,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _fail(message: object, status: int) -> int:
     with suppress(OSError, ValueError):  # of standard error: then only the status tells
-        print(f"tinydiff: {escaped(str(message))}", file=sys.stderr, flush=True)
+        if not is_muted():
+            print(f"tinydiff: {escaped(str(message))}", file=sys.stderr, flush=True)
     return status
 
 

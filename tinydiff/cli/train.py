@@ -9,6 +9,7 @@ from tinydiff.cli import flags
 from tinydiff.cli.numbers import INTERRUPTED
 from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine.terminal import quoted, say, tell
+from tinydiff.ranks import world
 
 
 def add_command(commands: Any) -> None:
@@ -24,10 +25,11 @@ def add_command(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    wish = flags.read(vars(arguments))
-    trainer = flags.build(wish)
-    if not wish.resume:
-        trainer.check_start(force=wish.force)  # before anything is announced
+    with world().together():
+        wish = flags.read(vars(arguments))
+        trainer = flags.build(wish)
+        if not wish.resume:
+            trainer.check_start(force=wish.force)  # before anything is announced
     _say_what_will_happen(trainer)
     try:
         step = trainer.run(wish.resume, wish.force, wish.profile, wish.data_changed, wish.graph)

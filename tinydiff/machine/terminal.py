@@ -11,11 +11,24 @@ from typing import Any, cast
 from tinydiff.errors import shown
 from tinydiff.machine.files import name_bytes
 
+_muted = False
+
+
+def mute() -> None:
+    """From now on this process says and tells nothing: another one speaks for it."""
+    global _muted
+    _muted = True
+
+
+def is_muted() -> bool:
+    """Whether another process speaks for this one."""
+    return _muted
+
 
 def say(text: str) -> None:
     """One line on stderr, above a bar if there is one. Where it cannot be written, nothing is lost but the line."""
     out = sys.stderr
-    if out is None:  # closed when Python began
+    if out is None or _muted:  # None: closed when Python began
         return
     with suppress(Exception):  # a terminal that is gone, a file that was closed, any object that a program put there
         text = escaped(text)
@@ -29,7 +42,8 @@ def say(text: str) -> None:
 
 def tell(text: object) -> None:
     """Writes the lines of a text to stdout, as the result of a command. OSError where they cannot be written."""
-    print(_writable(escaped(str(text)), sys.stdout))
+    if not _muted:
+        print(_writable(escaped(str(text)), sys.stdout))
 
 
 def bar(steps: Iterable[Any], total: int, name: str) -> Iterable[Any]:
@@ -44,7 +58,7 @@ def bar(steps: Iterable[Any], total: int, name: str) -> Iterable[Any]:
 def is_terminal() -> bool:
     """Whether somebody looks at stderr."""
     try:
-        return sys.stderr is not None and sys.stderr.isatty()
+        return not _muted and sys.stderr is not None and sys.stderr.isatty()
     except (AttributeError, ValueError):  # it is closed, or any object
         return False
 

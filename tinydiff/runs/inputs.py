@@ -16,6 +16,7 @@ from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion
 from tinydiff.errors import InputError
 from tinydiff.random import Generator, as_uniform, words_of_steps
+from tinydiff.ranks import World
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.sheets import class_count
 from tinydiff.unet import UNet
@@ -32,7 +33,7 @@ class Inputs:
     """Makes the batch of each step on the host and moves it to the device.
 
     unet, diffusion, data, config: as for `Trainer`. label_dropout: the share of labels that become the null label.
-    generator: its seed makes all choices. device: the resolved one.
+    generator: its seed makes all choices. device: the resolved one. world: the ranks that share a batch; None: this process.
     """
 
     prepared: Any = None  # of what the optimiser needs, nothing is on the device before it is called
@@ -46,10 +47,13 @@ class Inputs:
         label_dropout: float,
         generator: Generator,
         device: str,
+        world: World | None = None,
     ) -> None:
         self.unet, self.diffusion, self.data, self.config = unet, diffusion, data, config
         self.label_dropout, self.generator, self.device = label_dropout, generator, device
-        self.images = config.batch_size * config.accumulate  # of a step
+        self.world = world or World()
+        self.images = config.batch_size * config.accumulate  # of a step, on all ranks
+        self.batch_size = config.batch_size // self.world.size  # of a part
 
     def batch(self, step: int) -> Batch:
         """The batch of step 1, 2, ..."""
@@ -78,7 +82,12 @@ class Inputs:
 
     def rows(self, part: int) -> slice:
         """The images of a part."""
-        return slice(part * self.config.batch_size, (part + 1) * self.config.batch_size)
+        first = self.number(part) * self.batch_size
+        return slice(first, first + self.batch_size)
+
+    def number(self, part: int) -> int:
+        """The number of a part of this rank among those of all ranks: part 0 of each comes before part 1 of any."""
+        return part * self.world.size + self.world.rank
 
     def dropped(self, labels: np.ndarray | None, steps: range) -> np.ndarray | None:
         """Labels of the batches of several steps, one after another, of which a random share has become the null label (Ho

@@ -12,6 +12,8 @@ from tinydiff import optim
 from tinydiff.autograd import tape
 from tinydiff.errors import RunFailed
 
+OTHERWISE = "the norm of the gradient"  # where all else is finite
+
 
 class NotFinite(RunFailed):
     """The loss, or the norm of its gradient, became infinite or NaN. message, limit: as for `RunFailed`."""
@@ -26,4 +28,4 @@ def first_non_finite(gradients: Callable[[], Any], parameters: Sequence[Any]) ->
             optim.clip_grad_norm(parameters, math.inf)
     except tape.NonFiniteError as error:
         return str(error)
-    return "the norm of the gradient"
+    return OTHERWISE

@@ -11,14 +11,17 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from tinydiff import optim, random
 from tinydiff.autograd.profile import Profile, section
-from tinydiff.backend import host_threads, module_for, resolve_device
+from tinydiff.backend import host_threads, module_for, resolve_device, to_numpy
 from tinydiff.cuda.capture import wanted
 from tinydiff.cuda.compiling import compile_for
 from tinydiff.data import Dataset
@@ -27,17 +30,21 @@ from tinydiff.dispatch import uses_kernels
 from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import say
+from tinydiff.ranks import world
 from tinydiff.runs import ahead, checkpoint, fingerprint, lock, memory, resuming, state
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.inputs import Inputs, check_fit, label_dropout
 from tinydiff.runs.interrupts import Interrupts
-from tinydiff.runs.not_finite import NotFinite, first_non_finite
+from tinydiff.runs.not_finite import OTHERWISE, NotFinite, first_non_finite
 from tinydiff.runs.progress import Progress
 from tinydiff.runs.replays import Replays
 from tinydiff.runs.results import Results
+from tinydiff.runs.shares import Shares, share_of_batch, threads_of_rank
 from tinydiff.runs.sums import Sums
+from tinydiff.runs.witness import Witness
 from tinydiff.unet import UNet
+from tinydiff.version import __version__
 
 READ_EVERY = 25  # steps that are replayed before their losses are read
 PREVIEW_STEPS = 50  # of DDIM, for previews and the samples at the end
@@ -66,11 +73,14 @@ class Trainer:
     ) -> None:
         self.config = config or TrainConfig()
         self.unet, self.diffusion, self.data = unet, diffusion, data
+        self.world = world()
         self.device = resolve_device(self.config.device)
         self.record = record or {"data": {"data": data.source}}
         check_fit(unet, data)
+        self.batch_size = share_of_batch(self.config.batch_size, self.world)
+        self.threads = threads_of_rank(self.config.threads, self.world)
         self.label_dropout = label_dropout(unet, self.config.label_dropout)
-        self.folder = RunFolder(self.config.out)
+        self.folder = (Witness if self.world.rank else RunFolder)(self.config.out)
         unet.to(self.device)
         self.parameters = list(unet.parameters())
         self.optimizer = optim.Adam(self.parameters, self.config.lr)
@@ -113,17 +123,16 @@ class Trainer:
         self.stopped_by: int | None = None
         self.working = self._changing = self._saving = False
         try:
-            with Interrupts() as interrupts:
+            with self.world.working(), Interrupts() as interrupts:
                 self._begin(resume, force, data_changed)
                 self.working = True
-                with threads.threads(host_threads(self.device, self.config.threads)):
+                with threads.threads(host_threads(self.device, self.threads)):
                     if graph and not profile and wanted() and isinstance(self.inputs, ahead.Ahead):
                         self._replays = Replays(self.inputs, self._step)
                     self._train(interrupts)
-                    if interrupts.received is None:
+                    if self.stopped_by is None:
                         interrupts.release()
                         self._finish()
-                    self.stopped_by = interrupts.received
         finally:
             self.folder.close()
         return self.step
@@ -149,21 +158,23 @@ class Trainer:
             )
 
     def _begin(self, resume: bool, force: bool, data_changed: bool) -> None:
-        if resume:  # so far: the rest is looked at below, once
-            with before_work():
-                self.folder.check_resumable()
-        else:
-            self.check_start(force=force)
-        if self.device == "cuda":
-            if uses_kernels():
-                sizes = sorted({1, memory.SMALL, self.config.batch_size})
-                compile_for([partial(self.try_batch, n) for n in sizes], ("draws", "pixels", "updates"))
-            needed = self.memory_of_step()
-            memory.require_gpu(needed, self.config.batch_size)
-            self._needed = needed.total(self.config.batch_size) - needed.weights - needed.average
-        with before_work():
+        with self.world.together():
+            if resume:  # so far: the rest is looked at below, once
+                with before_work():
+                    self.folder.check_resumable()
+            else:
+                self.check_start(force=force)
+            if self.device == "cuda":
+                if uses_kernels():
+                    sizes = sorted({1, memory.SMALL, self.batch_size})
+                    compile_for([partial(self.try_batch, n) for n in sizes], ("draws", "pixels", "updates"))
+                needed = self.memory_of_step()
+                memory.require_gpu(needed, self.batch_size)
+                self._needed = needed.total(self.batch_size) - needed.weights - needed.average
+        with self.world.together(), before_work():
             self.folder.acquire()
-            self.check_start(resume, force, data_changed)  # now that nobody else can change anything
+            if self.world.rank == 0 or resume:
+                self.check_start(resume, force, data_changed)  # now that nobody else can change anything
             if resume:
                 self.folder.put_in_order()
                 if self.saved_step is None:  # with what `.starting.toml` says
@@ -174,14 +185,31 @@ class Trainer:
                 self.save()
                 self.folder.begun()
             self.folder.open_log(self.step)
+        with self.world.together():
+            if self.world.rank:
+                self.folder.check_seen()
+                self.restore(data_changed)
+        if self.world.size > 1:
+            self.world.require_same(self._common())
+
+    def _common(self) -> dict[str, str]:
+        """What all ranks must have in common, as texts by name."""
+        weights = [zlib.crc32(np.ascontiguousarray(to_numpy(p.data))) for p in self.parameters]
+        return {
+            "versions": f"{__version__} {np.__version__}",
+            "settings": self.config.text(self.record, (*resuming.LEFT_OUT, "device", "threads")),
+            "data": self._data_fingerprint().text(),
+            "weights": f"{self.step} {weights}",
+        }
 
     def _train(self, interrupts: Interrupts) -> None:
         config, images_per_step = self.config, self.config.batch_size * self.config.accumulate
         if self._wants_preview(self.step) and not os.path.exists(self.folder.preview_file(self.step)):
             self._preview()  # the last process was killed before it could
         progress, first = Progress(self.step, config.steps), self.step
+        self._agree_to_stop(interrupts)
         try:
-            while self.step < config.steps and interrupts.received is None:
+            while self.step < config.steps and self.stopped_by is None:
                 start, self._done = time.perf_counter(), None
                 warming_up = self.step == first and config.steps > first + 1  # makes the workspaces
                 with nullcontext() if self.profile is None or warming_up else self.profile.step():
@@ -195,6 +223,7 @@ class Trainer:
                         self._changing, self._done = False, None
                     self.folder.log(self.step, loss, norm, lr, speed)
                     progress.update(self.step, loss, speed)
+                self._agree_to_stop(interrupts)
                 if self.step % config.save_every == 0:
                     with self._between("saving"):
                         self.save()
@@ -231,8 +260,16 @@ class Trainer:
             except Exception as other:
                 say(f"the state of step {self.step} could not be saved: {other}")
 
+    def _agree_to_stop(self, interrupts: Interrupts) -> None:
+        self.stopped_by = max(self.world.gather(interrupts.received or 0)) or None
+
     def _wants_preview(self, step: int) -> bool:
-        return step > 0 and self.config.preview_every > 0 and step % self.config.preview_every == 0
+        return (
+            self.world.rank == 0
+            and step > 0
+            and self.config.preview_every > 0
+            and step % self.config.preview_every == 0
+        )
 
     def _between(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self.profile is None else self.profile.between(name)
@@ -294,14 +331,29 @@ class Trainer:
             kept = (
                 f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
             )
-            cause = first_non_finite(partial(self.gradients, step), self.parameters)
-            raise NotFinite(
-                f"the loss became {loss:g} at step {step}: the first value that is not finite came from {cause}; {kept}; "
-                f"try a lower {self.config.called('lr')}"
-            )
+            causes = self.world.gather(first_non_finite(partial(self._own_gradients, step), self.parameters))
+            rank, cause = next(((i, c) for i, c in enumerate(causes) if c != OTHERWISE), (0, OTHERWISE))
+            where = f" on rank {rank}" if self.world.size > 1 else ""
+            with self.world.together():
+                raise NotFinite(
+                    f"the loss became {loss:g} at step {step}: the first value that is not finite came from {cause}{where}; "
+                    f"{kept}; try a lower {self.config.called('lr')}"
+                )
 
     def gradients(self, step: int) -> list[Any]:
-        """The losses of the parts of a step, arrays (); the gradient of their mean is left in the parameters."""
+        """The losses of the parts of a step, of all ranks, arrays (); the gradient of their mean is left in the parameters."""
+        losses = self._own_gradients(step)
+        if self.world.size == 1:
+            return losses
+        with section("waiting for other ranks"):
+            self.world.wait()
+        with section("sums over ranks"):
+            self.world.sum([p.grad for p in self.parameters if p.grad is not None])
+            found = self.world.gather([float(loss) for loss in losses])
+        return [np.array(loss) for part in zip(*found, strict=True) for loss in part]
+
+    def _own_gradients(self, step: int) -> list[Any]:
+        """The losses of this rank's parts of a step, and their share of the gradient."""
         parts = self.config.accumulate
         batch = self.inputs.batch(step)
         self.unet.train(batch.dropout)
@@ -312,7 +364,7 @@ class Trainer:
                 loss = batch.loss(part)
             with section("backward, sums of gradients"):
                 if self._share is None or self._share.dtype != loss.dtype:
-                    self._share = module_for(self.device).asarray(1 / parts, loss.dtype)
+                    self._share = module_for(self.device).asarray(1 / (parts * self.world.size), loss.dtype)
                 self._sums.before(first=part == 0)
                 loss.backward(self._share)
                 self._sums.after()
@@ -324,7 +376,7 @@ class Trainer:
         """What steps are computed from; on a GPU it lies there before they begin."""
         if self._inputs is None:
             common = self.unet, self.diffusion, self.data, self.config, self.label_dropout, self.generator, self.device
-            self._inputs = Inputs(*common)
+            self._inputs = (Inputs if self.world.size == 1 else Shares)(*common, self.world)
             if ahead.possible(self._inputs):
                 self._inputs = ahead.Ahead(self._inputs, self.optimizer, self.ema, self._needed)
         return self._inputs
@@ -342,19 +394,22 @@ class Trainer:
     def memory_of_step(self) -> memory.Estimate:
         """How much memory a step needs, from small batches."""
         weights = sum(p.data.nbytes for p in self.parameters)
-        return memory.estimate(self.try_batch, weights, self.config.batch_size, self.device)
+        return memory.estimate(self.try_batch, weights, self.batch_size, self.device)
 
     # ---------------------------------------------------------------------------------------------- on the disk
 
     @at_work()
     def save(self) -> None:
         """Saves averaged and raw weights, optimiser and counters as one checkpoint; an interruption loses nothing."""
+        if self.world.rank:
+            self.saved_step = self.step
+            return
         self._saving = True  # until it has worked
         self.folder.flush()
         metadata = {
             "step": str(self.step),
             "seed": str(self.config.seed),
-            "environment": resuming.environment(self.device, self.config.threads),
+            "environment": resuming.environment(self.device, self.threads),
             resuming.SETTINGS: self.config.text(self.record, resuming.LEFT_OUT),
             fingerprint.NAME: self._data_fingerprint().text(),
             fingerprint.CHANGES: json.dumps(self.data_changes),
@@ -387,7 +442,7 @@ class Trainer:
         if changed is not None:
             self.data_changes.append(f"from step {self.step + 1} on: {changed}")
             say(f"the data have changed: {changed}; from here on the run is not what it would have been with the old")
-        here = resuming.environment(self.device, self.config.threads)
+        here = resuming.environment(self.device, self.threads)
         if (there := metadata.get("environment", "an unknown environment")) != here:
             say(f"the run was made with {there}; with {here}, rounding may differ")
 
@@ -397,4 +452,5 @@ class Trainer:
         self.results.preview(self.step, PREVIEW_STEPS)
 
     def _finish(self) -> None:
-        self.results.finish(self.step, PREVIEW_STEPS)
+        if self.world.rank == 0:
+            self.results.finish(self.step, PREVIEW_STEPS)

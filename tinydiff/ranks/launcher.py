@@ -1,0 +1,26 @@
+"""What the program that started this process says of it. `mpiexec` and `srun` tell each process its rank, and how many there
+are, in environment variables."""
+
+from __future__ import annotations
+
+import os
+
+# (rank, number of ranks): Open MPI, MPICH and what descends from it, MVAPICH, and a step of Slurm
+_VARIABLES = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+def announced() -> tuple[int, int]:
+    """(rank, number of ranks) as the launcher says; (0, 1) without one, and where TINYDIFF_RANKS is 0: then each process is
+    for itself."""
+    if os.environ.get("TINYDIFF_RANKS") == "0":
+        return 0, 1
+    for rank, size in _VARIABLES:
+        found = os.environ.get(rank, ""), os.environ.get(size, "")
+        if all(text.isascii() and text.isdecimal() for text in found) and int(found[0]) < int(found[1]):
+            return int(found[0]), int(found[1])
+    return 0, 1

@@ -1,0 +1,201 @@
+"""The processes that do one job together, and how they agree.
+
+What one rank alone finds must end all of them: the others would wait for it for ever. There are two ways. In a block
+`together` nothing is exchanged; at its end the ranks tell each other what went wrong, and all raise the same error. In a block
+`working` they exchange results; there a rank that fails says why, and ends all.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+from tinydiff.errors import InputError, RunFailed, of_system
+from tinydiff.machine import terminal
+from tinydiff.ranks.heartbeat import Heartbeat
+from tinydiff.ranks.launcher import announced
+from tinydiff.ranks.sums import sum_in_order
+
+_SPIN, _NAP = 2e-3, 5e-4  # seconds: how long to wait at full speed, and the naps after that
+_LEFT = 10.0  # seconds after which a rank that waits at its end is not waiting for us to come there as well
+
+
+class World:
+    """All ranks of a job, as one of them sees them; this class: a process alone.
+
+    rank: this process's, from 0 on. size: how many there are. local_rank, local_size: the same among those on this machine.
+    """
+
+    rank, size, local_rank, local_size = 0, 1, 0, 1
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values that the ranks give, small objects, in their order."""
+        return [value]
+
+    def sum(self, arrays: list[Any]) -> None:
+        """Adds up NumPy arrays of the same shapes and dtypes over the ranks, in place and in the order of the ranks: all get
+        the same bits, those of ((a0 + a1) + a2) + ..."""
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block in which nothing is exchanged. What fails on one rank fails on all, with the first rank's sentence."""
+        yield
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A block in which results are exchanged. A rank that fails says why, and ends the others."""
+        yield
+
+    def require_same(self, what: Mapping[str, str]) -> None:
+        """InputError, on all ranks, where one has another text under a name in `what` than rank 0."""
+
+
+class _Ranks(World):
+    def __init__(self, mpi: Any) -> None:
+        self._mpi, self._comm = mpi, mpi.COMM_WORLD.Dup()
+        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        local = self._comm.Split_type(mpi.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
+        self._agreed: BaseException | None = None  # what all ranks raise
+        self._heartbeat = Heartbeat(mpi, self._comm.Dup(), self._silent)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.wait()
+        found: list[Any] = self._comm.allgather(value)
+        return found
+
+    def sum(self, arrays: list[Any]) -> None:
+        sum_in_order(self._mpi, self._comm, arrays)
+
+    def wait(self) -> None:
+        # A blocking call of MPI would keep a processor busy, perhaps for as long as rank 0 draws or saves.
+        request, start = self._comm.Ibarrier(), time.monotonic()
+        while not request.Test():
+            if self._heartbeat.left is not None and time.monotonic() - self._heartbeat.left[1] > _LEFT:
+                raise RunFailed(f"rank {self._heartbeat.left[0]} has ended before the others")
+            if time.monotonic() - start > _SPIN:
+                time.sleep(_NAP)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        told = None if error is None else (isinstance(error, InputError), _sentence(error))
+        found = self.gather(told)
+        if not any(found):
+            return
+        rank, (of_input, text) = next((i, f) for i, f in enumerate(found) if f)
+        if error is None or told != found[rank]:
+            text = text if all(f == found[rank] for f in found) else f"rank {rank} of {self.size}: {text}"
+            error = InputError(text) if of_input else RunFailed(text)
+        self._agreed = error
+        raise error
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if error is self._agreed or (error.__cause__ or error.__context__) is self._agreed is not None:
+                raise
+            self.abort(error)
+
+    def require_same(self, what: Mapping[str, str]) -> None:
+        found = self.gather({name: hashlib.sha256(text.encode()).hexdigest() for name, text in what.items()})
+        with self.together():
+            for rank, other in enumerate(found):
+                for name in what:
+                    if other.get(name) != found[0][name]:
+                        raise InputError(
+                            f"rank {rank} has {name} that differ from those of rank 0; all ranks need the same"
+                        )
+
+    def abort(self, error: BaseException) -> NoReturn:
+        """Says what this rank died of, and ends all."""
+        self._end(_sentence(error), signal.SIGINT + 128 if isinstance(error, KeyboardInterrupt) else 1)
+        raise AssertionError from error
+
+    def _silent(self, rank: int, seconds: float) -> None:
+        self._end(
+            f"nothing has been heard of rank {rank} for {seconds:.0f} s; the last checkpoint is intact", 1, self.rank
+        )
+
+    def _end(self, text: str, status: int, rank: int | None = None) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            line = f"tinydiff: rank {self.rank if rank is None else rank} of {self.size}: {terminal.escaped(text)}\n"
+            os.write(sys.stderr.fileno(), line.encode(errors="backslashreplace"))
+        self._comm.Abort(status)
+
+    def uncaught(self, kind: Any, error: BaseException, trace: Any) -> None:
+        """What Python does with an exception that nobody catches, and then the end of all ranks."""
+        traceback.print_exception(kind, error, trace)
+        self._comm.Abort(1)
+
+    def leave(self) -> None:
+        """At the end of the process, before MPI is left: until the others are there as well, this rank is healthy."""
+        with suppress(RunFailed):
+            self._heartbeat.leaving = True
+            self.wait()
+        self._heartbeat.stop()
+
+
+_ALONE = World()
+_world: World | None = None
+
+
+def world() -> World:
+    """All ranks of this job: those that a launcher has started, or this process alone. InputError where a launcher has
+    started several and they cannot find each other."""
+    global _world
+    if _world is None:
+        rank, size = announced()
+        _world = _ALONE if size == 1 else _join(rank, size)
+    return _world
+
+
+def _join(rank: int, size: int) -> World:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"{size} processes were started to work together, which needs the package mpi4py and an MPI library: "
+            f"pip install 'tinydiff[mpi]' ({error}); with TINYDIFF_RANKS=0 each is for itself"
+        ) from None
+    found = MPI.COMM_WORLD.Get_size()
+    if found != size:
+        raise InputError(
+            f"the launcher has started {size} processes, and mpi4py finds {found}: they belong to different MPI libraries; "
+            "use the mpiexec of the one that mpi4py was built for"
+        )
+    ranks = _Ranks(MPI)
+    if rank:
+        terminal.mute()
+    sys.excepthook = ranks.uncaught
+    atexit.register(ranks.leave)  # after mpi4py's own, so it comes before
+    return ranks
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, InputError | RunFailed):
+        return str(error)
+    if isinstance(error, OSError):
+        return of_system(error)
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return f"{type(error).__name__}: {error}"
