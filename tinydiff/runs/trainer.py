@@ -27,11 +27,12 @@ from tinydiff.dispatch import uses_kernels
 from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import say
-from tinydiff.runs import ahead, checkpoint, fingerprint, lock, memory, resuming, state
+from tinydiff.runs import ahead, board, checkpoint, fingerprint, lock, memory, resuming, state
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.inputs import Inputs, check_fit, label_dropout
 from tinydiff.runs.interrupts import Interrupts
+from tinydiff.runs.measures import Measures
 from tinydiff.runs.not_finite import NotFinite, first_non_finite
 from tinydiff.runs.progress import Progress
 from tinydiff.runs.replays import Replays
@@ -65,6 +66,8 @@ class Trainer:
         record: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.config = config or TrainConfig()
+        if self.config.log == "tensorboard":
+            board.require()
         self.unet, self.diffusion, self.data = unet, diffusion, data
         self.device = resolve_device(self.config.device)
         self.record = record or {"data": {"data": data.source}}
@@ -74,7 +77,7 @@ class Trainer:
         unet.to(self.device)
         self.parameters = list(unet.parameters())
         self.optimizer = optim.Adam(self.parameters, self.config.lr)
-        self.ema = optim.EMA(self.parameters, self.config.ema)
+        self.ema = optim.EMA(self.parameters, self.config.ema, self.config.ema_start)
         self.generator = random.Generator(self.config.seed)
         self.step = 0
         self._share: Any = None  # dL/d(loss of a part), on the device
@@ -89,6 +92,7 @@ class Trainer:
         self._changing = self._saving = False
         self._done: tuple[float, float, float] | None = None  # what the present step's `train_step` returned
         self.results = Results(self.folder, unet, diffusion, self.ema, self.generator)
+        self.measures = Measures(self.folder, unet, diffusion, data, self.config, self.generator, self.device)
 
     # ------------------------------------------------------------------------------------------------- the run
 
@@ -96,8 +100,8 @@ class Trainer:
         self, resume: bool = False, force: bool = False, profile: bool = False, data_changed: bool = False,
         graph: bool = True,
     ) -> int:  # fmt: skip
-        """Trains to `config.steps`; returns the last step done, fewer if SIGINT or SIGTERM asked to stop (see
-        `stopped_by`).
+        """Trains to `config.steps`; returns the last step done, fewer if the minutes were over before, or if SIGINT or SIGTERM
+        asked to stop (see `stopped_by`).
 
         resume: go on from the run's newest checkpoint; of a run that has done its steps, draw the pictures that it lacks.
         force: overwrite an old run. profile: measure where the time of the steps goes, tell it at the end and write it to
@@ -164,6 +168,7 @@ class Trainer:
         with before_work():
             self.folder.acquire()
             self.check_start(resume, force, data_changed)  # now that nobody else can change anything
+            self.config = resuming.with_lr_steps(self.config)
             if resume:
                 self.folder.put_in_order()
                 if self.saved_step is None:  # with what `.starting.toml` says
@@ -173,19 +178,22 @@ class Trainer:
                 self.folder.begin(self.config, self.record, force)
                 self.save()
                 self.folder.begun()
-            self.folder.open_log(self.step)
+            self.folder.open_log(self.step, *self.measures.wanted, self.config.log == "tensorboard")
 
     def _train(self, interrupts: Interrupts) -> None:
         config, images_per_step = self.config, self.config.batch_size * self.config.accumulate
         if self._wants_preview(self.step) and not os.path.exists(self.folder.preview_file(self.step)):
             self._preview()  # the last process was killed before it could
-        progress, first = Progress(self.step, config.steps), self.step
+        after, first = partial(self.results.seconds_of_finish, PREVIEW_STEPS), self.step
+        progress = Progress(self.step, config.last_step, minutes=config.minutes, after=after)
         try:
-            while self.step < config.steps and interrupts.received is None:
+            while (
+                self.step < config.steps and interrupts.received is None and not (progress.over and self.step > first)
+            ):
                 start, self._done = time.perf_counter(), None
                 warming_up = self.step == first and config.steps > first + 1  # makes the workspaces
                 with nullcontext() if self.profile is None or warming_up else self.profile.step():
-                    done = self._advance(interrupts)
+                    done = self._advance(lambda: interrupts.received is not None or progress.over)
                 speed = images_per_step * len(done) / (time.perf_counter() - start)
                 last = self.step + len(done)
                 for loss, norm, lr in done:
@@ -193,7 +201,7 @@ class Trainer:
                     self.step += 1
                     if self.step == last:
                         self._changing, self._done = False, None
-                    self.folder.log(self.step, loss, norm, lr, speed)
+                    self.measures.log(self.step, loss, norm, lr, speed, self._between)
                     progress.update(self.step, loss, speed)
                 if self.step % config.save_every == 0:
                     with self._between("saving"):
@@ -237,12 +245,12 @@ class Trainer:
     def _between(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self.profile is None else self.profile.between(name)
 
-    def _advance(self, interrupts: Interrupts) -> list[tuple[float, float, float]]:
+    def _advance(self, stopped: Callable[[], bool]) -> list[tuple[float, float, float]]:
         """The next step, or several where they are replays; what `train_steps` returns."""
         steps = self._next_steps()
         if len(steps) == 1:
             return [self.train_step(steps[0])]
-        return self.train_steps(steps, lambda: interrupts.received is not None)
+        return self.train_steps(steps, stopped)
 
     def _next_steps(self) -> range:
         """The steps that are done before anything is read or saved."""
@@ -250,10 +258,8 @@ class Trainer:
         own = getattr(self.train_step, "__func__", None) is Trainer.train_step  # else each goes through the caller's
         if self._replays is None or not self._replays.replaying or not own:
             return range(first, first + 1)
-        stops = [config.steps, self.step + READ_EVERY, -(-first // config.save_every) * config.save_every]
-        if config.preview_every:
-            stops.append(-(-first // config.preview_every) * config.preview_every)
-        return range(first, min(stops) + 1)
+        every = config.save_every, config.preview_every, *self.measures.every
+        return range(first, min(config.steps, self.step + READ_EVERY, *(-(-first // n) * n for n in every if n)) + 1)
 
     def train_step(self, step: int) -> tuple[float, float, float]:
         """Step number `step` = 1, 2, ... of Algorithm 1; returns loss, norm of the gradient before clipping, and
@@ -270,7 +276,7 @@ class Trainer:
         first that is not finite is the last of the result, and none after it has changed anything."""
         found: list[Any] = []
         for step in steps:
-            self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
+            self.optimizer.lr = self.config.learning_rate(step)
             self._changing = self._changing or (self._replays is not None and self._replays.replaying)
             result = (self._replays or self._step)(step)
             self.inputs.launched(step)
@@ -278,9 +284,8 @@ class Trainer:
             if stopped():
                 break
         found = found or self.inputs.reports(range(steps.start, step + 1))
-        rates = [optim.warmup(self.config.lr, step, self.config.warmup) for step in steps]
-        shared = [(sum(loss / len(losses) for loss in losses), norm) for losses, norm in found]
-        return [(*figures, lr) for figures, lr in zip(shared, rates, strict=False)]
+        rates = map(self.config.learning_rate, steps)
+        return [(sum(x / len(xs) for x in xs), norm, lr) for (xs, norm), lr in zip(found, rates, strict=False)]
 
     def _step(self, step: int) -> Any:
         """Launches a step. Losses and norm, unless they are read later."""
@@ -291,14 +296,8 @@ class Trainer:
 
     def _require_finite(self, step: int, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            kept = (
-                f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
-            )
             cause = first_non_finite(partial(self.gradients, step), self.parameters)
-            raise NotFinite(
-                f"the loss became {loss:g} at step {step}: the first value that is not finite came from {cause}; {kept}; "
-                f"try a lower {self.config.called('lr')}"
-            )
+            raise NotFinite.at(step, loss, cause, self.saved_step, self.config.called("lr"))
 
     def gradients(self, step: int) -> list[Any]:
         """The losses of the parts of a step, arrays (); the gradient of their mean is left in the parameters."""
@@ -379,10 +378,10 @@ class Trainer:
             raise InputError(f"the checkpoint of the run in {self.folder.path} is gone")
         _, metadata = checkpoint.load_training_state(found, arrays=False)
         self.data_changes = fingerprint.changes(metadata.get(fingerprint.CHANGES))
-        changed = resuming.compare_data(
-            self.folder.path, self.data, self._data_fingerprint, metadata, found, data_changed
-        )
+        known = metadata, found, data_changed
+        changed = resuming.compare_data(self.folder.path, self.data, self._data_fingerprint, *known)
         self.step, metadata = state.load(found, self.unet, self.optimizer, self.ema)
+        self.config = resuming.with_lr_steps(self.config, metadata)
         self.saved_step = self.step
         if changed is not None:
             self.data_changes.append(f"from step {self.step + 1} on: {changed}")
