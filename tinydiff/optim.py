@@ -1,4 +1,4 @@
-"""Optimisers, the moving average of the weights, clipping and warm-up.
+"""Optimisers, the moving average of the weights, clipping, and the learning rate over time.
 
 The formulas are in `tinydiff.ops.optim`. Optimisers hold the arrays and note each change in the tensor's version: backward
 through a graph recorded before raises an error instead of giving wrong gradients.
@@ -6,6 +6,7 @@ through a graph recorded before raises an error instead of giving wrong gradient
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -226,13 +227,15 @@ class EMA:
     """An exponential moving average of weights: average = d average + (1 - d) weight after each training step.
 
     parameters: as for `Optimizer`. decay: in [0, 1). The decay d of the update after k earlier ones is
-    min(decay, (1 + k) / (10 + k)), so the first weights are soon forgotten. Samples are drawn with the average, see
-    `applied`. Weights of half precision have an average of float32. Frozen weights are averaged, too.
+    min(decay, (1 + k) / (10 + k)), so the first weights are soon forgotten. start: so many updates come first that only
+    copy the weights, d = 0, and are not among the k. Samples are drawn with the average, see `applied`. Weights of half
+    precision have an average of float32. Frozen weights are averaged, too. ValueError for other numbers.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], decay: float = 0.9999) -> None:
+    def __init__(self, parameters: Iterable[Tensor], decay: float = 0.9999, start: int = 0) -> None:
         self.parameters = as_parameters("EMA", parameters)
         self.decay = as_positive("EMA", "decay", decay, below=1)
+        self.start = int(as_positive("EMA", "start", start))
         self.updates = 0
         self.averages = [p.data.astype(widened_dtype(p.dtype), order="C") for p in self.parameters]
         self._swapped = False
@@ -240,7 +243,8 @@ class EMA:
     @property
     def current_decay(self) -> float:
         """The decay of the next update."""
-        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+        k = self.updates - self.start
+        return min(self.decay, (1 + k) / (10 + k)) if k >= 0 else 0.0
 
     def averages_of(self, weights: list[Tensor]) -> Arrays:
         """The averages, one for each of the weights in their order. ValueError if they belong to other weights."""
@@ -315,3 +319,19 @@ def warmup(lr: float, step: int, warmup_steps: int) -> float:
     if step < 0 or warmup_steps < 0:
         raise ValueError(f"warmup: step {step} and warmup_steps {warmup_steps} must be at least 0")
     return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
+
+
+def cosine(lr: float, step: int, steps: int, warmup_steps: int = 0) -> float:
+    """The learning rate of training step 1, 2, ...: after `warmup` it falls to 0 at step `steps` along half a cosine, and stays
+    as it is then (Loshchilov & Hutter, 2017, eq. 5, without restarts):
+
+        lr (1 + cos(pi (step - warmup_steps) / (steps - warmup_steps))) / 2
+
+    ValueError for negative numbers and for steps below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"cosine: steps must be at least 1, not {steps}")
+    step = min(step, steps)
+    if step <= warmup_steps:
+        return warmup(lr, step, warmup_steps)
+    return warmup(lr, step, 0) * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps))) / 2

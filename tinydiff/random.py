@@ -20,7 +20,7 @@ from tinydiff.backend import array_module, device_of, module_for
 from tinydiff.dispatch import accelerated
 
 # What each stream of random numbers is for. Training step k uses step k in every stream.
-INIT, DATA_ORDER, FLIPS, TIME, NOISE, DROPOUT, LABEL_DROPOUT, SAMPLING, PREVIEWS = range(9)
+INIT, DATA_ORDER, FLIPS, TIME, NOISE, DROPOUT, LABEL_DROPOUT, SAMPLING, PREVIEWS, HOLDOUT = range(10)
 
 State = tuple[Any, ...]  # of a generator: (seed, stream, step, offset), and its clock where it has one
 

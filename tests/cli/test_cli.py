@@ -208,7 +208,7 @@ def test_the_datas_own_size_may_not_be_divisible(tmp_path, capsys):
 def test_what_the_time_left_is_for_and_what_comes_after(tmp_path, pictures, capsys):
     assert main(["train", "--data", str(pictures), "--out", str(tmp_path / "r"), "--steps", "2", *SMALL]) == 0
     err = capsys.readouterr().err
-    assert "2 steps of 4 images, then samples" in err and "0s of training left" in err
+    assert "2 steps of 4 images, then samples" in err and "s left, samples included" in err
     assert "6 images 8x8x3 from pictures" in err and "cropped and scaled from 10x12" in err
 
 

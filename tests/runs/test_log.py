@@ -1,10 +1,11 @@
 """log.csv stops nothing, whatever is in it."""
 
 import os
+import time
 
 import pytest
 
-from tinydiff.runs.log import COLUMNS, Log, read_log
+from tinydiff.runs.log import COLUMNS, HOLDOUT, Log, read_log
 
 HEADER = ",".join(COLUMNS) + "\n"
 
@@ -52,3 +53,39 @@ def test_what_is_no_file(tmp_path, capsys):
         log.add(1, 1, 1, 1, 1)
         log.close()
         assert capsys.readouterr().err.count("the run goes on without it") == 1
+
+
+def test_an_old_log_gets_the_new_column_and_keeps_it(tmp_path):
+    """Written without held-out losses, resumed with them, resumed without."""
+    path = tmp_path / "log.csv"
+    path.write_text(HEADER + "1,0.5,1,0.1,9.0\n2,0.4,1,0.1,9.0\n")
+    log = Log(path, (*COLUMNS, HOLDOUT))
+    log.open(1)
+    log.add(2, 0.25, 1, 0.1, 8, 0.75)
+    log.add(3, 0.25, 1, 0.1, 8, float("nan"))
+    log.close()
+    log = Log(path)
+    log.open(3)
+    log.add(4, 0.125, 1, 0.1, 8)
+    log.close()
+    assert path.read_text() == (
+        "step,loss,grad_norm,lr,images_per_second,holdout_loss\n"
+        "1,0.5,1,0.1,9.0,\n2,0.25,1,0.1,8.0,0.75\n3,0.25,1,0.1,8.0,\n4,0.125,1,0.1,8.0,\n"
+    )
+    assert [row.get(HOLDOUT) for row in read_log(path)] == [None, "0.75", None, None]
+
+
+def test_a_log_can_be_read_while_it_is_written(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = Log(tmp_path / "log.csv")
+    log.open(0)
+    log.add(1, 0.5, 1, 0.1, 8)
+    assert read_log(log.path) == []
+    now[0] = 5.0
+    log.add(2, 0.5, 1, 0.1, 8)
+    assert len(read_log(log.path)) == 2
+    with open(log.path, "a") as file:
+        file.write("3,0.5,1,0.1,8")  # the rest of this row is on its way
+    assert len(read_log(log.path)) == 2
+    log.close()

@@ -310,6 +310,17 @@ def test_losses_are_read_without_broken_rows(tmp_path):
     np.testing.assert_array_equal(losses, [0.5, 0.25, 0.125])
 
 
+def test_the_loss_on_held_out_images_is_a_second_curve(tmp_path):
+    colours = []
+    for held in ("", "0.3"):
+        rows = [f"{i},{1 / i},0.5,0.001,99,{held * (i % 2)}" for i in range(1, 9)]
+        (tmp_path / "log.csv").write_text("step,loss,grad_norm,lr,images_per_second,holdout_loss\n" + "\n".join(rows))
+        pictures.plot_loss(tmp_path / "log.csv", tmp_path / "loss.png")
+        with Image.open(tmp_path / "loss.png") as file:
+            colours.append((np.asarray(file.convert("RGB")) == (255, 127, 14)).all(-1).sum())  # orange
+    assert colours[0] == 0 and colours[1] > 100
+
+
 @pytest.mark.parametrize("losses", [[0.5], [0.0, 1.0], [1.0, -2.0, 3.0]])
 def test_plot_loss_takes_short_logs_and_losses_without_logarithm(tmp_path, losses):
     pytest.importorskip("matplotlib")

@@ -28,9 +28,9 @@ def test_lines_say_what_the_time_left_is_for(clock, capsys):
         progress.update(step, 0.5, 32.4)
     progress.close()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "step 11/20  loss 0.5000  32 images/s  1m30s of training left"
+    assert lines[0] == "step 11/20  loss 0.5000  32 images/s  1m30s left"
     assert [line.split()[1] for line in lines] == ["11/20", "13/20", "15/20", "17/20", "19/20", "20/20"]
-    assert lines[-1].endswith("  0s of training left")
+    assert lines[-1].endswith("  0s left")
 
 
 def test_a_bar_says_what_it_is_for(monkeypatch):

@@ -99,7 +99,8 @@ class Ahead(Inputs):
         there."""
         optimizer, ema, config = self.optimizer, self.ema, self.config
         counts = optimizer.steps[0] - (step - 1), ema.updates - (step - 1)
-        numbers = config.lr, config.warmup, optimizer.betas, optimizer.eps, optimizer.weight_decay, ema.decay, *counts
+        rates = config.lr, config.warmup, config.lr_schedule, config.lr_steps or config.steps
+        numbers = *rates, optimizer.betas, optimizer.eps, optimizer.weight_decay, ema.decay, ema.start, *counts
         if self._settings != numbers:  # at first, and where one was changed
             self._settings = numbers
             self.clock.forget()
@@ -144,7 +145,7 @@ class Ahead(Inputs):
         *_, updates, averaged = self._settings
         optimizer, ema = self.optimizer, copy.copy(self.ema)
         ema.updates = averaged + step - 1
-        lr = optim.warmup(self.config.lr, step, self.config.warmup)
+        lr = self.config.learning_rate(step)
         decay = 0.0 if optimizer.coupled else optimizer.weight_decay
         return adam_scalars(max(1, updates + step), lr, optimizer.betas, optimizer.eps, decay, ema.current_decay)
 

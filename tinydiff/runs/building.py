@@ -183,6 +183,8 @@ def build_diffusion(config: RunConfig) -> Diffusion:
         warnings.simplefilter("ignore", UserWarning)  # of too few steps; the command line says it in its own words
         if config.schedule == "cosine":
             schedule = Schedule.cosine(T)
+        elif config.schedule == "sigmoid":
+            schedule = Schedule.sigmoid(T)
         else:
             schedule = Schedule.from_betas(np.minimum(np.linspace(1e-4, 0.02, T) * (1000 / T), 0.999))
     return Diffusion(schedule, config.predict, config.variance)

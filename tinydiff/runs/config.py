@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+from tinydiff import optim
 from tinydiff.errors import InputError, named
 from tinydiff.machine.files import MOST_TEXT, check_text, read_bytes
 from tinydiff.runs import formats, limits
+
+STEPS = 1000  # unless they or minutes are given
 
 
 def _setting(default: Any, section: str, help: str, check: Any = None, metavar: str | None = None) -> Any:
@@ -56,32 +59,52 @@ class TrainConfig:
     """How to train: what `Trainer` needs beside a network, a diffusion and data. Steps are optimiser steps.
 
     out: the folder of the run.
-    steps: training steps in all; a step sees batch_size * accumulate images.
+    steps: training steps in all, 1000 by default; a step sees batch_size * accumulate images. minutes: of training, after which
+        a start ends, too; a resume goes on. With minutes and no steps, time alone is the end.
     batch_size: images whose activations are in memory at once. accumulate: batches whose gradients make one step.
-    lr: learning rate of Adam. warmup: steps over which it rises to lr.
+    lr: learning rate of Adam. warmup: steps over which it rises to lr. lr_schedule: "constant" from there on, or "cosine", falling
+        to 0 at step lr_steps; None: the steps of the first start. See `learning_rate`.
     clip: largest norm of the gradient; larger ones are scaled down; 0: never.
-    ema: decay of the averaged weights, see `td.optim.EMA`.
+    ema: decay of the averaged weights, see `td.optim.EMA`. ema_start: steps before the averages begin.
     label_dropout: share of labels left out, for guidance, in [0, 1); None: 0.1 where the network has a null label.
     seed: of all random numbers, in 0..2^64-1.
     device: "auto", "cpu" or "cuda". threads: CPU threads; None: all that the process may use.
     precision: "float32".
     save_every, preview_every: steps between checkpoints and between sheets of samples; preview_every=0: no sheets.
+    holdout_every: steps between losses on the held-out images, if there are some; 0: none.
+    grad_norm_every: steps between rows of grad_norms.csv, the norm of the gradient by module; 0: none.
+    log: "csv", or "tensorboard" for TensorBoard's event files as well (extra `tensorboard`).
 
     InputError for values out of range.
     """
 
     out: str = _setting("runs/run", "training", "folder of the run", metavar="DIR")
-    steps: int = _setting(1000, "training", "training steps in all", _from_to(1, limits.STEPS))
+    steps: int = _setting(
+        None, "training", "training steps in all [1000; with --minutes: as many as fit]", _from_to(1, limits.STEPS)
+    )
+    minutes: float | None = _setting(
+        None, "training", "minutes of training after which to save and end; a resume goes on", _above(0)
+    )
     batch_size: int = _setting(
         32, "training", "images whose activations are in memory at once", _from_to(1, limits.BATCH)
     )
     accumulate: int = _setting(1, "training", "batches whose gradients make one step", _from_to(1, limits.BATCH))
     lr: float = _setting(1e-3, "training", "learning rate of Adam", _above(0))
     warmup: int = _setting(100, "training", "steps over which the learning rate rises to its full value", _at_least(0))
+    lr_schedule: str = _setting(
+        "constant",
+        "training",
+        "learning rate after the warm-up: constant, or cosine, falling to 0",
+        _one_of("constant", "cosine"),
+    )
+    lr_steps: int | None = _setting(
+        None, "training", "step at which the cosine ends (the steps of the first start)", _from_to(1, limits.STEPS)
+    )
     clip: float = _setting(
         1.0, "training", "largest norm of the gradient; larger ones are scaled down; 0: never", _at_least(0)
     )
     ema: float = _setting(0.999, "training", "decay of the averaged weights, less in the first steps", _within(0, 1))
+    ema_start: int = _setting(0, "training", "steps before the averages begin", _from_to(0, limits.STEPS))
     label_dropout: float | None = _setting(
         None, "training", "share of labels left out, for guidance (0.1 where there are labels)", _within(0, 1)
     )
@@ -93,9 +116,20 @@ class TrainConfig:
     precision: str = _setting("float32", "training", "arithmetic: float32", _one_of("float32"))
     save_every: int = _setting(500, "training", "steps between checkpoints", _at_least(1))
     preview_every: int = _setting(500, "training", "steps between previews; 0: none", _at_least(0))
+    holdout_every: int = _setting(
+        100, "training", "steps between losses on the images of --holdout; 0: none", _at_least(0)
+    )
+    grad_norm_every: int = _setting(
+        0, "training", "steps between rows of grad_norms.csv, gradient norms by module; 0: none", _at_least(0)
+    )
+    log: str = _setting(
+        "csv", "training", "csv, or tensorboard for its event files as well", _one_of("csv", "tensorboard")
+    )
 
     def __post_init__(self) -> None:
         kinds = _kinds(type(self))
+        if self.steps is None:
+            object.__setattr__(self, "steps", STEPS if self.minutes is None else limits.STEPS)
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if isinstance(value, PurePath):
@@ -104,6 +138,26 @@ class TrainConfig:
             if isinstance(value, list):
                 object.__setattr__(self, f.name, tuple(value))
             check_value(self.called(f.name), value, kinds[f.name], f.metadata["check"])
+        if self.lr_schedule == "cosine" and self.lr_steps is None and self.last_step is None:
+            raise InputError(
+                f"{named('lr_schedule', 'cosine')} must know where to end, and {named('minutes')} does not say after how many "
+                f"steps: give {named('lr_steps')}"
+            )
+        if self.lr_schedule == "constant" and self.lr_steps is not None:
+            raise InputError(
+                f"{named('lr_steps')} is the end of a cosine: give {named('lr_schedule', 'cosine')} as well"
+            )
+
+    @property
+    def last_step(self) -> int | None:
+        """The step that ends the run; None: its minutes alone do."""
+        return None if self.minutes is not None and self.steps == limits.STEPS else self.steps
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of training step 1, 2, ..."""
+        if self.lr_schedule == "cosine":
+            return optim.cosine(self.lr, step, self.lr_steps or self.steps, self.warmup)
+        return optim.warmup(self.lr, step, self.warmup)
 
     @staticmethod
     def called(name: str) -> str:
@@ -119,7 +173,7 @@ class TrainConfig:
         extra: more sections, by name."""
         sections: dict[str, dict[str, Any]] = {}
         for f in dataclasses.fields(self):
-            if f.name not in without:
+            if f.name not in without and not (f.name == "steps" and self.last_step is None):
                 sections.setdefault(f.metadata["section"], {})[f.name] = getattr(self, f.name)
         for name, values in (extra or {}).items():
             sections.setdefault(name, {}).update(values)
@@ -159,7 +213,9 @@ class RunConfig(TrainConfig):
         _at_least(1),
     )
     dropout: float = _setting(0.0, "network", "dropout in the residual blocks", _within(0, 1))
-    schedule: str = _setting("linear", "diffusion", "linear or cosine", _one_of("linear", "cosine"))
+    schedule: str = _setting(
+        "linear", "diffusion", "of the noise: linear, cosine or sigmoid", _one_of("linear", "cosine", "sigmoid")
+    )
     timesteps: int = _setting(1000, "diffusion", "steps T of the diffusion", _from_to(1, limits.TIMESTEPS))
     predict: str = _setting(
         "v",
@@ -176,7 +232,13 @@ class RunConfig(TrainConfig):
 
 
 # With --resume these may differ from what the run was started with; nothing that was computed depends on them.
-FREE_ON_RESUME = ("out", "steps", "save_every", "preview_every", "device", "threads")
+FREE_ON_RESUME = (
+    "out", "steps", "minutes", "save_every", "preview_every", "holdout_every", "grad_norm_every", "log", "device", "threads",
+)  # fmt: skip
+# What runs of 0.1.0 do not record: they were made as the defaults are.
+SINCE_0_1_0 = (
+    "minutes", "lr_schedule", "lr_steps", "ema_start", "holdout_every", "grad_norm_every", "log",
+)  # fmt: skip
 
 
 def flag(name: str) -> str:

@@ -2,6 +2,7 @@
 
 config.toml     everything needed to repeat the run        samples/      previews and what `tinydiff sample` draws
 log.csv         one row for each step                      samples.png, samples.gif, loss.png     the end, as pictures
+grad_norms.csv  gradients by module, if asked for          events.out.tfevents.*  the log for TensorBoard, if asked for
 profile.csv     where the time went, if that was measured  evaluation/   what `tinydiff evaluate` found
 checkpoint/     see `checkpoint.py`                        .lock         see `lock.py`
 .starting.toml  the settings of a run that has not begun      .overwritten  what --force is about to remove
@@ -15,13 +16,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinydiff.autograd.profile import Profile
 from tinydiff.errors import InputError, named
-from tinydiff.runs import checkpoint, lock
+from tinydiff.runs import board, checkpoint, lock
 from tinydiff.runs.atomic import (
     beside,
     check_outside,
@@ -39,7 +42,7 @@ from tinydiff.runs.atomic import (
     writing,
 )
 from tinydiff.runs.config import TrainConfig
-from tinydiff.runs.log import COLUMNS, Log, read_log
+from tinydiff.runs.log import COLUMNS, HOLDOUT, Log, read_log
 
 __all__ = ["COLUMNS", "RunFolder", "read_log"]
 
@@ -47,6 +50,9 @@ __all__ = ["COLUMNS", "RunFolder", "read_log"]
 _FILES = (
     "log.csv",
     "log.csv.damaged",
+    "grad_norms.csv",
+    "grad_norms.csv.damaged",
+    "grad_norms.csv.new",
     "profile.csv",
     "loss.png",
     "samples.png",
@@ -64,7 +70,7 @@ _OLD = 3600  # seconds; a temporary file of another command that is older belong
 
 
 class RunFolder:
-    """Paths and files of a run, and its log. Failing writes raise InputError (an unwritable place) or RunFailed (a
+    """Paths and files of a run, and its logs. Failing writes raise InputError (an unwritable place) or RunFailed (a
     full disk)."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -73,6 +79,8 @@ class RunFolder:
         self.samples, self.profile_file = self.path / "samples", self.path / "profile.csv"
         self.start_file, self.checkpoint = self.path / ".starting.toml", self.path / "checkpoint"
         self._lock, self._log = lock.Lock(self.path), Log(self.log_file)
+        self._norms: Log | None = None
+        self._board: board.Board | None = None
         self._was_locked = False
 
     # ------------------------------------------------------------------------------------------- what is there
@@ -114,6 +122,9 @@ class RunFolder:
             temporary = entry.name.startswith((".starting.toml.", "..starting.toml.")) and entry.name.endswith(".tmp")
             if not (entry.name in ours or empty or draft or temporary):
                 yield entry.name
+
+    def check_seen(self) -> None:
+        """Nothing: who writes here sees it."""
 
     def check_resumable(self) -> None:
         """InputError unless there is a run with a checkpoint, or one that was killed before it began."""
@@ -170,7 +181,7 @@ class RunFolder:
         """Removes what a run writes, and only that; where any of it cannot be removed, nothing. config.toml stays until another
         replaces it: it marks a run."""
         found = [self.start_file, self.checkpoint, *beside(self.checkpoint), *(self.path / name for name in _FILES)]
-        found += temporary_files(self.path)
+        found += temporary_files(self.path) + board.files_in(self.path)
         folders = ((self.samples, _SAMPLES.fullmatch), (self.path / "evaluation", EVALUATION.__contains__))
         for folder, ours in folders:
             if folder.is_symlink():
@@ -209,28 +220,57 @@ class RunFolder:
 
     # -------------------------------------------------------------------------------------------------- the files
 
-    def open_log(self, step: int) -> None:
-        """Opens log.csv behind the row of `step`: rows and previews of later steps, which a resumed run makes again,
-        go."""
-        self._log.open(step)
+    def open_log(
+        self, step: int, holdout: bool = False, modules: Sequence[str] = (), tensorboard: bool = False
+    ) -> None:
+        """Opens the logs behind the row of `step`: rows and previews of later steps, which a resumed run makes again, go.
+        holdout: whether log.csv has a column for the loss on held-out images. modules: those whose gradients have rows in
+        grad_norms.csv. tensorboard: whether its event files are written, too."""
+        if holdout:
+            self._log.columns = (*COLUMNS, HOLDOUT)
+        norms_file = self.path / "grad_norms.csv"
+        self._norms = Log(norms_file, ("step", *modules)) if modules else None
+        self._board = board.Board(self.path) if tensorboard else None
+        for log in (self._log, self._norms, self._board):
+            if log is not None:
+                log.open(step)
         with writing(self.samples):
             for preview in self.samples.glob("step_*.png"):
                 number = preview.stem.removeprefix("step_")
                 if number.isdigit() and int(number) > step:
                     preview.unlink()
 
-    def log(self, step: int, loss: float, grad_norm: float, lr: float, images_per_second: float) -> None:
-        """Adds a row. Losses and norms are written so that equal floats are equal text."""
-        self._log.add(step, loss, grad_norm, lr, images_per_second)
+    def log(
+        self, step: int, loss: float, grad_norm: float, lr: float, images_per_second: float,
+        holdout_loss: float | None = None, norms: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
+        """Adds a row. Losses and norms are written so that equal floats are equal text. norms: of the modules."""
+        self._log.add(step, loss, grad_norm, lr, images_per_second, holdout_loss)
+        if self._norms is not None and norms is not None:
+            self._norms.add(step, *norms)
+        if self._board is not None:
+            values = {"loss/train": loss, "loss/holdout": holdout_loss, "gradient/norm": grad_norm, "training/lr": lr,
+                      "training/images_per_second": images_per_second}  # fmt: skip
+            names = self._norms.columns[1:] if self._norms is not None else ()
+            self._board.add(step, values | {f"gradient_of/{n}": x for n, x in zip(names, norms or (), strict=False)})
+
+    def show(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Adds a picture, uint8 (H, W, C), to what TensorBoard shows, if that is asked for."""
+        if self._board is not None:
+            self._board.picture(step, name, picture)
 
     def flush(self) -> None:
-        """Brings the rows of the log to the disk, as far as that can be done."""
-        self._log.flush()
+        """Brings the rows of the logs to the disk, as far as that can be done."""
+        for log in (self._log, self._norms, self._board):
+            if log is not None:
+                log.flush()
 
     def close(self) -> None:
-        """Closes the log and lets other processes write to the folder. The mark of a run that a failure leaves without
+        """Closes the logs and lets other processes write to the folder. The mark of a run that a failure leaves without
         anything else stays."""
-        self._log.close()
+        for log in (self._log, self._norms, self._board):
+            if log is not None:
+                log.close()
         self._lock.release(keep=self._was_locked and not (self._has_begun() or os.path.lexists(self.start_file)))
 
     def save_profile(self, profile: Profile) -> None:

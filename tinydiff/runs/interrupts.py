@@ -9,6 +9,8 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from tinydiff.ranks import World
+
 _AT_ONCE = (signal.SIGINT, signal.SIGTERM)
 _HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
@@ -37,6 +39,12 @@ class Interrupts:
 
     def __exit__(self, *exception: Any) -> None:
         self.release()
+
+    def agreed(self, world: World, over: bool = False) -> bool:
+        """Whether all ranks stop here: one of them was asked to, or rank 0 finds that it is over."""
+        found = world.gather((self.received or 0, over))
+        self.received = max(received for received, _ in found) or None
+        return self.received is not None or found[0][1]
 
     def release(self) -> None:
         """Gives all signals back to whom they belonged before."""

@@ -1,10 +1,14 @@
-"""log.csv: a row for each step. It is for people and for the loss curve; a run neither needs it nor stops because of it."""
+"""log.csv, a row for each step, and grad_norms.csv. They are for people and for the loss curve; a run neither needs them nor
+stops because of them."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import time
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from tinydiff.errors import InputError, RunFailed
@@ -13,44 +17,51 @@ from tinydiff.machine.terminal import say
 from tinydiff.runs.atomic import write_file
 
 COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_second")
-_HEADER = ",".join(COLUMNS)
-_AT_ONCE = 8192  # bytes of rows that wait to be written
+HOLDOUT = "holdout_loss"  # a last column, of runs that measure it; empty in most rows
+_DIGITS = {"images_per_second": ".1f"}
+_AT_ONCE, _OFTEN = 8192, 2.0  # bytes of rows that wait to be written, and seconds that they wait at most
 _MOST_WAITING = 64 << 20  # bytes, where they cannot be
 
 
 class Log:
-    """The log of a run that is in progress, a CSV file at a path. Rows that cannot be written are told once and
-    wait for better times."""
+    """A log of a run that is in progress, a CSV file at a path. Rows that cannot be written are told once and
+    wait for better times. columns: the first is the number of a step."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, columns: Sequence[str] = COLUMNS) -> None:
+        self.path, self.columns = path, tuple(columns)
+        self._written = time.monotonic()
         self._file: int | None = None
         self._waiting = b""
         self._told = False
 
     def open(self, step: int) -> None:
         """Opens the log behind the row of `step`: those of later steps, which a resumed run makes again, go. A log with
-        anything else in it than such rows is kept aside as log.csv.damaged."""
+        anything else in it than such rows is kept aside, as log.csv.damaged."""
         try:
             rows: list[dict[str, str]] = []
             damaged = False
             if os.path.lexists(self.path):
-                rows, damaged = _parse(self.path)
+                rows, damaged = _parse(self.path, self.columns)
+            if HOLDOUT not in self.columns and any(HOLDOUT in row for row in rows):  # measured before, and now no more
+                self.columns += (HOLDOUT,)
             if damaged:
                 aside = self.path.with_name(self.path.name + ".damaged")
                 os.replace(self.path, aside)
                 say(f"{self.path} holds more than rows of steps: it is kept as {aside.name}, and the rows go on")
-            kept = [",".join(row.values()) for row in rows if int(row["step"]) <= step]
-            write_file(self.path, ("\n".join([_HEADER, *kept]) + "\n").encode())
+            kept = [",".join(row.get(c, "") for c in self.columns) for row in rows if int(row["step"]) <= step]
+            write_file(self.path, ("\n".join([",".join(self.columns), *kept]) + "\n").encode())
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
         except (OSError, InputError, RunFailed) as error:
             self._tell(error)
 
-    def add(self, step: int, loss: float, grad_norm: float, lr: float, images_per_second: float) -> None:
-        """Adds the row of a step: loss, grad_norm, lr, images_per_second, see `COLUMNS`. Losses and norms
-        are written so that equal floats are equal text."""
-        self._waiting += f"{step},{loss:.9g},{grad_norm:.9g},{lr:.9g},{images_per_second:.1f}\n".encode()
-        if len(self._waiting) >= _AT_ONCE and not self._told:
+    def add(self, step: int, *numbers: float | None) -> None:
+        """Adds the row of a step, see `columns`: losses, norms and rates are written so that equal floats are equal text. None
+        and what is not finite become empty, and so do the last columns where nothing is given."""
+        pairs = zip_longest(self.columns[1:], numbers[: len(self.columns) - 1])
+        texts = ["" if x is None or not math.isfinite(x) else format(x, _DIGITS.get(c, ".9g")) for c, x in pairs]
+        self._waiting += f"{step},{','.join(texts)}\n".encode()
+        full = len(self._waiting) >= _AT_ONCE or time.monotonic() - self._written >= _OFTEN
+        if full and not self._told:
             self._write()
 
     def flush(self) -> None:
@@ -70,6 +81,7 @@ class Log:
                 os.close(descriptor)
 
     def _write(self) -> bool:
+        self._written = time.monotonic()
         if self._file is None:
             self._waiting = b""
             return False
@@ -90,34 +102,39 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """The complete rows of the log.csv at a path. Whatever else is in it, such as a row that a crash cut short, is left
-    out; a missing file and one that cannot be read have none."""
+    """The complete rows of the log.csv at a path, which may be written to meanwhile, with a held-out loss where there is one.
+    Whatever else is in it, such as a row that a crash cut short, is left out; a missing file and one that cannot be read have
+    none."""
     try:
-        return _parse(path)[0]
+        return _parse(path, COLUMNS)[0]
     except (OSError, InputError):
         return []
 
 
-def _parse(path: Path) -> tuple[list[dict[str, str]], bool]:
+def _parse(path: Path, columns: tuple[str, ...]) -> tuple[list[dict[str, str]], bool]:
     """The rows, by column, and whether anything else is in the file but the start of a last row."""
     with files.open_file(path) as file:
-        lines = file.read().split(b"\n")
+        *lines, _ = file.read().split(b"\n")  # what has no end is not complete
+    plain = tuple(c for c in columns if c != HOLDOUT)
+    headers = {",".join(names).encode(): names for names in (plain, (*plain, HOLDOUT))}
+    columns = headers.get(lines[0].strip() if lines else b"", plain)
     rows, odd = [], False
-    for i, line in enumerate(lines):
-        row = _row(line)
+    for line in lines:
+        row = _row(line, columns)
         if row is not None:
             rows.append(row)
-        elif line.strip() and line.strip() != _HEADER.encode() and i < len(lines) - 1:
+        elif line.strip() and line.strip() not in headers:
             odd = True
     return rows, odd
 
 
-def _row(line: bytes) -> dict[str, str] | None:
+def _row(line: bytes, columns: tuple[str, ...]) -> dict[str, str] | None:
     try:
         fields = line.decode("ascii").strip().split(",")
-        step, *numbers = fields
-        if len(fields) != len(COLUMNS) or not step.isdecimal() or len(step) > 18:
+        step = fields[0]
+        if len(fields) != len(columns) or not step.isdecimal() or len(step) > 18:
             return None
-        return dict(zip(COLUMNS, fields, strict=True)) if all(math.isfinite(float(n)) for n in numbers) else None
+        found = {name: text for name, text in zip(columns, fields, strict=True) if text or name != HOLDOUT}
+        return found if all(math.isfinite(float(text)) for text in found.values()) else None
     except ValueError:
         return None

@@ -120,7 +120,8 @@ def save_gif(path: PathLike, frames: Sequence[Any], duration: int = 80, hold: in
 
 
 def plot_loss(csv_path: PathLike, png_path: PathLike) -> bool:
-    """Draws the `loss` column of a run's log over its `step` column, raw and smoothed, as a PNG file.
+    """Draws the `loss` column of a run's log over its `step` column, raw and smoothed, and `holdout_loss`, if there are some, as
+    a PNG file.
 
     csv_path: of the log. png_path: of the picture, a name that ends in .png.
 
@@ -143,7 +144,11 @@ def plot_loss(csv_path: PathLike, png_path: PathLike) -> bool:
         smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
         middle = np.convolve(steps, np.full(window, 1 / window), mode="valid")
         axes.plot(middle, smooth, color="tab:blue", linewidth=1.8, label=f"mean of {window} rows")
-    if losses.min() > 0:
+    held_steps, held = _read_column(Path(csv_path), "holdout_loss")
+    if len(held):
+        marker = "." if len(held) < 20 else ""
+        axes.plot(held_steps, held, color="tab:orange", linewidth=1.5, marker=marker, label="loss on held-out images")
+    if min([*losses, *held]) > 0:
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3, which="both")
@@ -176,6 +181,14 @@ def _picture(image: np.ndarray) -> Any:
 
 
 def _read_losses(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    steps, losses = _read_column(path, "loss")
+    if not len(steps):
+        raise InputError(f"{path} holds no rows with a step and a loss to draw")
+    return steps, losses
+
+
+def _read_column(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps (n,) of the rows that have a finite number under a name, and these numbers (n,)."""
     try:
         with open_file(path) as file:
             rows = list(csv.DictReader(io.StringIO(file.read().decode(), newline=""), skipinitialspace=True))
@@ -186,8 +199,6 @@ def _read_losses(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if None in row.values():  # cut off
             continue
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            points.append((float(row["step"]), float(row["loss"])))
+            points.append((float(row["step"]), float(row[name])))
     finite = np.array([p for p in points if all(map(math.isfinite, p))], np.float64).reshape(-1, 2)
-    if not len(finite):
-        raise InputError(f"{path} holds no rows with a step and a loss to draw")
     return finite[:, 0], finite[:, 1]

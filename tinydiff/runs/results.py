@@ -6,6 +6,7 @@ killed process did not get to is drawn later, the same.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from tinydiff.errors import InputError, named
 from tinydiff.machine.terminal import quoted, say
 from tinydiff.runs import pictures
 from tinydiff.runs.folder import RunFolder
-from tinydiff.runs.sheets import Sheet, draw_sheet
+from tinydiff.runs.sheets import Sheet, draw_sheet, work_of_sheet
 from tinydiff.unet import UNet
 
 
@@ -32,13 +33,24 @@ class Results:
     ) -> None:
         self.folder, self.unet, self.diffusion, self.ema, self.generator = folder, unet, diffusion, ema, generator
         self.loss, self.sheet, self.animation = (folder.path / n for n in ("loss.png", "samples.png", "samples.gif"))
+        self._each: float | None = None  # seconds that a call of the network takes for a picture, measured
+
+    def seconds_of_finish(self, steps: int, images_per_second: float) -> float:
+        """About how long `finish` will take: as the last preview did or, before there is one, a third of what training takes
+        for an image, at images_per_second, for each call of the network."""
+        each = 1 / (3 * images_per_second) if self._each is None and images_per_second else self._each or 0.0
+        return each * work_of_sheet(self.unet) * min(steps, self.diffusion.schedule.T)
 
     def preview(self, step: int, steps: int) -> None:
         """A small sheet of samples of a training step, drawn in so many steps of DDIM."""
         with self.optional(f"the preview of step {step}"):
+            start = time.perf_counter()
             sheet = self._draw(self.generator.at(random.PREVIEWS, step), steps, each=2)
             if sheet is not None:
+                calls = work_of_sheet(self.unet, each=2) * min(steps, self.diffusion.schedule.T)
+                self._each = (time.perf_counter() - start) / calls
                 pictures.save_png(self.folder.preview_file(step), sheet.picture())
+                self.folder.show(step, "samples", sheet.picture())
 
     def finish(self, step: int, steps: int) -> None:
         """The pictures of a run that is finished at a training step, drawn in so many steps of DDIM. samples.png comes last
@@ -52,6 +64,7 @@ class Results:
                 if sheet is not None:
                     pictures.save_gif(self.animation, sheet.animation())
                     pictures.save_png(self.sheet, sheet.picture(), {"step": str(step)})
+                    self.folder.show(step, "samples at the end", sheet.picture())
         except KeyboardInterrupt:
             say(f"the training is done and saved; draw samples with: tinydiff sample {quoted(self.folder.path)}")
             raise

@@ -20,7 +20,7 @@ from tinydiff.errors import InputError, named
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
 from tinydiff.runs import checkpoint, config, fingerprint
-from tinydiff.runs.config import FREE_ON_RESUME, RunConfig, TrainConfig
+from tinydiff.runs.config import FREE_ON_RESUME, SINCE_0_1_0, RunConfig, TrainConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.version import __version__
 
@@ -50,8 +50,9 @@ def recorded(out: Path) -> dict[str, Any]:
         return carried | {"out": str(out)}
     if missing := [name for name in carried if name not in written]:
         say(f"{folder.config_file} lacks {', '.join(missing)}: taken from the checkpoint")
+    defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
     for name, value in written.items():
-        if name in FREE_ON_RESUME or value == carried.get(name):
+        if name in FREE_ON_RESUME or value == carried.get(name, defaults[name] if name in SINCE_0_1_0 else None):
             continue
         if name != "data":  # which may have moved
             raise InputError(
@@ -60,6 +61,16 @@ def recorded(out: Path) -> dict[str, Any]:
             )
         say(f"{folder.config_file} names the data {value}, which the run knew as {carried.get(name)}")
     return carried | written
+
+
+def with_lr_steps(asked: TrainConfig, metadata: dict[str, str] | None = None) -> TrainConfig:
+    """The settings with an end to their cosine: what they say, what the checkpoint with this metadata carries, or the number of
+    steps, which are those of the first start then."""
+    if asked.lr_schedule != "cosine" or asked.lr_steps is not None:
+        return asked
+    text = (metadata or {}).get(SETTINGS)
+    known = config.parse(text, checkpoint.TRAINING_STATE).get("lr_steps") if text else None
+    return dataclasses.replace(asked, lr_steps=known or asked.steps)
 
 
 def require_data(settings: RunConfig, out: Path) -> None:
@@ -92,7 +103,8 @@ def _check_complete(settings: dict[str, Any], file: Path) -> None:
         settings
     )
     fields = dataclasses.fields(TrainConfig if from_python else RunConfig)
-    missing = [f.name for f in fields if f.default is not None and f.name not in settings]
+    needed = [f.name for f in fields if f.name == "steps" or (f.default is not None and f.name not in SINCE_0_1_0)]
+    missing = [name for name in needed if name not in settings]
     if missing:
         raise InputError(f"{file} lacks {', '.join(missing)}: it is not as it was written, so the run cannot go on")
 
@@ -120,9 +132,18 @@ def compare_data(
     return fingerprint.check(before, present(), accepted, path)
 
 
+def versions() -> str:
+    """Of everything that computes."""
+    return f"tinydiff {__version__}, Python {platform.python_version()}, NumPy {np.__version__}"
+
+
+def in_common(settings: TrainConfig, record: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What the ranks of a run must have in common before they begin, as texts by name. record: as for `Trainer`."""
+    return {"versions": versions(), "settings": settings.text(record, (*LEFT_OUT, "device", "threads"))}
+
+
 def environment(device: str, n_threads: int | None) -> str:
     """What rounding depends on: the same environment gives the same bits. n_threads: None for all that are available."""
     return (
-        f"tinydiff {__version__}, Python {platform.python_version()}, NumPy {np.__version__} with {limits.blas()}, "
-        f"{platform.machine()}, {device}, {n_threads or threads.available()} threads"
+        f"{versions()} with {limits.blas()}, {platform.machine()}, {device}, {n_threads or threads.available()} threads"
     )

@@ -7,7 +7,7 @@ many there are.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from tinydiff.machine import threads
 from tinydiff.random import Generator
 from tinydiff.ranks import World
 from tinydiff.runs.inputs import Batch, Inputs
+
+if TYPE_CHECKING:
+    from tinydiff.runs.trainer import Trainer
 
 
 class Shares(Inputs):
@@ -94,6 +97,13 @@ def _from(generator: Generator, first: int, shape: tuple[int, ...], dtype: Any, 
     seed, stream, step, offset = generator.state
     later = Generator(seed, stream, step, offset + first // 4)
     return later.normal(first % 4 + math.prod(shape), dtype, device)[first % 4 :].reshape(shape)
+
+
+def inputs_of(trainer: Trainer) -> Inputs:
+    """What the steps of a trainer are computed from, on this rank."""
+    t = trainer
+    common = t.unet, t.diffusion, t.data, t.config, t.label_dropout, t.generator, t.device, t.world
+    return (Inputs if t.world.size == 1 else Shares)(*common)
 
 
 def share_of_batch(batch_size: int, world: World) -> int:

@@ -106,6 +106,12 @@ def draw_sheet(
     return Sheet([np.concatenate(parts) for parts in zip(*batches, strict=True)], columns)
 
 
+def work_of_sheet(unet: UNet, each: int = 10) -> int:
+    """How often a sheet of the default number of pictures has the network look at a picture in a step, in all."""
+    classes = class_count(unet)
+    return 16 if classes is None else _share(classes, each, False)[0] * (1 + (unet.null_label is not None))
+
+
 def _share(classes: int, each: int, tell: bool) -> tuple[int, int]:
     """(n, classes): the pictures on a sheet of so many classes, and the classes that it shows."""
     columns, shown = max(1, min(each, MOST // classes)), min(classes, MOST)

@@ -11,17 +11,14 @@ import json
 import math
 import os
 import time
-import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from tinydiff import optim, random
 from tinydiff.autograd.profile import Profile, section
-from tinydiff.backend import host_threads, module_for, resolve_device, to_numpy
+from tinydiff.backend import host_threads, resolve_device
 from tinydiff.cuda.capture import wanted
 from tinydiff.cuda.compiling import compile_for
 from tinydiff.data import Dataset
@@ -31,20 +28,20 @@ from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import say
 from tinydiff.ranks import world
-from tinydiff.runs import ahead, checkpoint, fingerprint, lock, memory, resuming, state
+from tinydiff.runs import ahead, board, checkpoint, fingerprint, lock, memory, resuming, state
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
+from tinydiff.runs.gradients import Gradients
 from tinydiff.runs.inputs import Inputs, check_fit, label_dropout
 from tinydiff.runs.interrupts import Interrupts
-from tinydiff.runs.not_finite import OTHERWISE, NotFinite, first_non_finite
+from tinydiff.runs.measures import Measures
+from tinydiff.runs.not_finite import NotFinite
 from tinydiff.runs.progress import Progress
 from tinydiff.runs.replays import Replays
 from tinydiff.runs.results import Results
-from tinydiff.runs.shares import Shares, share_of_batch, threads_of_rank
-from tinydiff.runs.sums import Sums
+from tinydiff.runs.shares import inputs_of, share_of_batch, threads_of_rank
 from tinydiff.runs.witness import Witness
 from tinydiff.unet import UNet
-from tinydiff.version import __version__
 
 READ_EVERY = 25  # steps that are replayed before their losses are read
 PREVIEW_STEPS = 50  # of DDIM, for previews and the samples at the end
@@ -72,6 +69,8 @@ class Trainer:
         record: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.config = config or TrainConfig()
+        if self.config.log == "tensorboard":
+            board.require()
         self.unet, self.diffusion, self.data = unet, diffusion, data
         self.world = world()
         self.device = resolve_device(self.config.device)
@@ -84,12 +83,11 @@ class Trainer:
         unet.to(self.device)
         self.parameters = list(unet.parameters())
         self.optimizer = optim.Adam(self.parameters, self.config.lr)
-        self.ema = optim.EMA(self.parameters, self.config.ema)
+        self.ema = optim.EMA(self.parameters, self.config.ema, self.config.ema_start)
         self.generator = random.Generator(self.config.seed)
         self.step = 0
-        self._share: Any = None  # dL/d(loss of a part), on the device
-        self._sums = Sums(self.parameters if self.device == "cuda" and self.config.accumulate > 1 else ())
         self._inputs: Inputs | None = None
+        self._gradients = Gradients(self.optimizer, inputs_of(self), lambda: self.inputs)
         self._replays: Replays | None = None
         self._needed = 0  # bytes of the GPU's memory that a step takes beside weights and average
         self.saved_step: int | None = None
@@ -99,6 +97,7 @@ class Trainer:
         self._changing = self._saving = False
         self._done: tuple[float, float, float] | None = None  # what the present step's `train_step` returned
         self.results = Results(self.folder, unet, diffusion, self.ema, self.generator)
+        self.measures = Measures(self.folder, unet, diffusion, data, self.config, self.generator, self.device)
 
     # ------------------------------------------------------------------------------------------------- the run
 
@@ -106,8 +105,8 @@ class Trainer:
         self, resume: bool = False, force: bool = False, profile: bool = False, data_changed: bool = False,
         graph: bool = True,
     ) -> int:  # fmt: skip
-        """Trains to `config.steps`; returns the last step done, fewer if SIGINT or SIGTERM asked to stop (see
-        `stopped_by`).
+        """Trains to `config.steps`; returns the last step done, fewer if the minutes were over before, or if SIGINT or SIGTERM
+        asked to stop (see `stopped_by`).
 
         resume: go on from the run's newest checkpoint; of a run that has done its steps, draw the pictures that it lacks.
         force: overwrite an old run. profile: measure where the time of the steps goes, tell it at the end and write it to
@@ -130,9 +129,10 @@ class Trainer:
                     if graph and not profile and wanted() and isinstance(self.inputs, ahead.Ahead):
                         self._replays = Replays(self.inputs, self._step)
                     self._train(interrupts)
-                    if self.stopped_by is None:
+                    if not interrupts.agreed(self.world):
                         interrupts.release()
                         self._finish()
+                    self.stopped_by = interrupts.received
         finally:
             self.folder.close()
         return self.step
@@ -175,6 +175,7 @@ class Trainer:
             self.folder.acquire()
             if self.world.rank == 0 or resume:
                 self.check_start(resume, force, data_changed)  # now that nobody else can change anything
+            self.config = resuming.with_lr_steps(self.config)
             if resume:
                 self.folder.put_in_order()
                 if self.saved_step is None:  # with what `.starting.toml` says
@@ -184,36 +185,27 @@ class Trainer:
                 self.folder.begin(self.config, self.record, force)
                 self.save()
                 self.folder.begun()
-            self.folder.open_log(self.step)
+            self.folder.open_log(self.step, *self.measures.wanted, self.config.log == "tensorboard")
         with self.world.together():
             if self.world.rank:
                 self.folder.check_seen()
                 self.restore(data_changed)
         if self.world.size > 1:
-            self.world.require_same(self._common())
-
-    def _common(self) -> dict[str, str]:
-        """What all ranks must have in common, as texts by name."""
-        weights = [zlib.crc32(np.ascontiguousarray(to_numpy(p.data))) for p in self.parameters]
-        return {
-            "versions": f"{__version__} {np.__version__}",
-            "settings": self.config.text(self.record, (*resuming.LEFT_OUT, "device", "threads")),
-            "data": self._data_fingerprint().text(),
-            "weights": f"{self.step} {weights}",
-        }
+            data, weights = self._data_fingerprint().text(), f"{self.step} {self._gradients.checksums()}"
+            self.world.require_same(resuming.in_common(self.config, self.record) | {"data": data, "weights": weights})
 
     def _train(self, interrupts: Interrupts) -> None:
         config, images_per_step = self.config, self.config.batch_size * self.config.accumulate
         if self._wants_preview(self.step) and not os.path.exists(self.folder.preview_file(self.step)):
             self._preview()  # the last process was killed before it could
-        progress, first = Progress(self.step, config.steps), self.step
-        self._agree_to_stop(interrupts)
+        after, first = partial(self.results.seconds_of_finish, PREVIEW_STEPS), self.step
+        progress = Progress(self.step, config.last_step, minutes=config.minutes, after=after)
         try:
-            while self.step < config.steps and self.stopped_by is None:
+            while not interrupts.agreed(self.world, progress.over and self.step > first) and self.step < config.steps:
                 start, self._done = time.perf_counter(), None
                 warming_up = self.step == first and config.steps > first + 1  # makes the workspaces
                 with nullcontext() if self.profile is None or warming_up else self.profile.step():
-                    done = self._advance(interrupts)
+                    done = self._advance(lambda: self.world.size == 1 and (bool(interrupts.received) or progress.over))
                 speed = images_per_step * len(done) / (time.perf_counter() - start)
                 last = self.step + len(done)
                 for loss, norm, lr in done:
@@ -221,9 +213,9 @@ class Trainer:
                     self.step += 1
                     if self.step == last:
                         self._changing, self._done = False, None
-                    self.folder.log(self.step, loss, norm, lr, speed)
+                    if self.world.rank == 0:
+                        self.measures.log(self.step, loss, norm, lr, speed, self._between)
                     progress.update(self.step, loss, speed)
-                self._agree_to_stop(interrupts)
                 if self.step % config.save_every == 0:
                     with self._between("saving"):
                         self.save()
@@ -260,26 +252,19 @@ class Trainer:
             except Exception as other:
                 say(f"the state of step {self.step} could not be saved: {other}")
 
-    def _agree_to_stop(self, interrupts: Interrupts) -> None:
-        self.stopped_by = max(self.world.gather(interrupts.received or 0)) or None
-
     def _wants_preview(self, step: int) -> bool:
-        return (
-            self.world.rank == 0
-            and step > 0
-            and self.config.preview_every > 0
-            and step % self.config.preview_every == 0
-        )
+        every = self.config.preview_every
+        return self.world.rank == 0 < step and every > 0 and step % every == 0
 
     def _between(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self.profile is None else self.profile.between(name)
 
-    def _advance(self, interrupts: Interrupts) -> list[tuple[float, float, float]]:
+    def _advance(self, stopped: Callable[[], bool]) -> list[tuple[float, float, float]]:
         """The next step, or several where they are replays; what `train_steps` returns."""
         steps = self._next_steps()
         if len(steps) == 1:
             return [self.train_step(steps[0])]
-        return self.train_steps(steps, lambda: interrupts.received is not None)
+        return self.train_steps(steps, stopped)
 
     def _next_steps(self) -> range:
         """The steps that are done before anything is read or saved."""
@@ -287,10 +272,8 @@ class Trainer:
         own = getattr(self.train_step, "__func__", None) is Trainer.train_step  # else each goes through the caller's
         if self._replays is None or not self._replays.replaying or not own:
             return range(first, first + 1)
-        stops = [config.steps, self.step + READ_EVERY, -(-first // config.save_every) * config.save_every]
-        if config.preview_every:
-            stops.append(-(-first // config.preview_every) * config.preview_every)
-        return range(first, min(stops) + 1)
+        every = config.save_every, config.preview_every, *self.measures.every
+        return range(first, min(config.steps, self.step + READ_EVERY, *(-(-first // n) * n for n in every if n)) + 1)
 
     def train_step(self, step: int) -> tuple[float, float, float]:
         """Step number `step` = 1, 2, ... of Algorithm 1; returns loss, norm of the gradient before clipping, and
@@ -307,7 +290,7 @@ class Trainer:
         first that is not finite is the last of the result, and none after it has changed anything."""
         found: list[Any] = []
         for step in steps:
-            self.optimizer.lr = optim.warmup(self.config.lr, step, self.config.warmup)
+            self.optimizer.lr = self.config.learning_rate(step)
             self._changing = self._changing or (self._replays is not None and self._replays.replaying)
             result = (self._replays or self._step)(step)
             self.inputs.launched(step)
@@ -315,9 +298,8 @@ class Trainer:
             if stopped():
                 break
         found = found or self.inputs.reports(range(steps.start, step + 1))
-        rates = [optim.warmup(self.config.lr, step, self.config.warmup) for step in steps]
-        shared = [(sum(loss / len(losses) for loss in losses), norm) for losses, norm in found]
-        return [(*figures, lr) for figures, lr in zip(shared, rates, strict=False)]
+        rates = map(self.config.learning_rate, steps)
+        return [(sum(x / len(xs) for x in xs), norm, lr) for (xs, norm), lr in zip(found, rates, strict=False)]
 
     def _step(self, step: int) -> Any:
         """Launches a step. Losses and norm, unless they are read later."""
@@ -328,68 +310,26 @@ class Trainer:
 
     def _require_finite(self, step: int, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            kept = (
-                f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else "there is no checkpoint yet"
-            )
-            causes = self.world.gather(first_non_finite(partial(self._own_gradients, step), self.parameters))
-            rank, cause = next(((i, c) for i, c in enumerate(causes) if c != OTHERWISE), (0, OTHERWISE))
-            where = f" on rank {rank}" if self.world.size > 1 else ""
+            found = loss, self._gradients.first_non_finite(step), self.saved_step, self.config.called("lr")
             with self.world.together():
-                raise NotFinite(
-                    f"the loss became {loss:g} at step {step}: the first value that is not finite came from {cause}{where}; "
-                    f"{kept}; try a lower {self.config.called('lr')}"
-                )
+                raise NotFinite.at(step, *found)
 
     def gradients(self, step: int) -> list[Any]:
-        """The losses of the parts of a step, of all ranks, arrays (); the gradient of their mean is left in the parameters."""
-        losses = self._own_gradients(step)
-        if self.world.size == 1:
-            return losses
-        with section("waiting for other ranks"):
-            self.world.wait()
-        with section("sums over ranks"):
-            self.world.sum([p.grad for p in self.parameters if p.grad is not None])
-            found = self.world.gather([float(loss) for loss in losses])
-        return [np.array(loss) for part in zip(*found, strict=True) for loss in part]
-
-    def _own_gradients(self, step: int) -> list[Any]:
-        """The losses of this rank's parts of a step, and their share of the gradient."""
-        parts = self.config.accumulate
-        batch = self.inputs.batch(step)
-        self.unet.train(batch.dropout)
-        self.optimizer.zero_grad()
-        losses = []
-        for part in range(parts):
-            with section("forward, between operations"):
-                loss = batch.loss(part)
-            with section("backward, sums of gradients"):
-                if self._share is None or self._share.dtype != loss.dtype:
-                    self._share = module_for(self.device).asarray(1 / (parts * self.world.size), loss.dtype)
-                self._sums.before(first=part == 0)
-                loss.backward(self._share)
-                self._sums.after()
-            losses.append(loss.data)
-        return losses
+        """The losses of the parts of a step, arrays (); the gradient of their mean is left in the parameters."""
+        return self._gradients(step)
 
     @property
     def inputs(self) -> Inputs:
         """What steps are computed from; on a GPU it lies there before they begin."""
         if self._inputs is None:
-            common = self.unet, self.diffusion, self.data, self.config, self.label_dropout, self.generator, self.device
-            self._inputs = (Inputs if self.world.size == 1 else Shares)(*common, self.world)
+            self._inputs = inputs_of(self)
             if ahead.possible(self._inputs):
                 self._inputs = ahead.Ahead(self._inputs, self.optimizer, self.ema, self._needed)
         return self._inputs
 
     def try_batch(self, n: int) -> None:
         """Computes the gradients for n images and drops them: what a batch costs, without training."""
-        x0, labels = self.data.batch(1, n, self.generator)
-        x0 = module_for(self.device).asarray(x0)
-        t, eps = self.diffusion.draw(x0, self.generator.at(random.TIME, 1))
-        self.unet.train(self.generator.at(random.DROPOUT, 1))
-        self.optimizer.zero_grad()
-        self.diffusion.loss(self.unet, x0, None, labels if self.unet.num_classes else None, t, eps).backward()
-        self.optimizer.zero_grad()
+        self._gradients.drop(inputs_of(self), n)
 
     def memory_of_step(self) -> memory.Estimate:
         """How much memory a step needs, from small batches."""
@@ -434,10 +374,10 @@ class Trainer:
             raise InputError(f"the checkpoint of the run in {self.folder.path} is gone")
         _, metadata = checkpoint.load_training_state(found, arrays=False)
         self.data_changes = fingerprint.changes(metadata.get(fingerprint.CHANGES))
-        changed = resuming.compare_data(
-            self.folder.path, self.data, self._data_fingerprint, metadata, found, data_changed
-        )
+        known = metadata, found, data_changed
+        changed = resuming.compare_data(self.folder.path, self.data, self._data_fingerprint, *known)
         self.step, metadata = state.load(found, self.unet, self.optimizer, self.ema)
+        self.config = resuming.with_lr_steps(self.config, metadata)
         self.saved_step = self.step
         if changed is not None:
             self.data_changes.append(f"from step {self.step + 1} on: {changed}")
