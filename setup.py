@@ -20,6 +20,7 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes"],
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes"],
         "plot": ["matplotlib"],
+        "tensorboard": ["tensorboardX>=2.6"],
         "study": ["igraph"],
         "docs": ["pdoc"],
         "test": [
@@ -27,6 +28,7 @@ setup(
             "pytest-xdist",
             "import-linter",
             "igraph",
+            "tensorboardX>=2.6",
             "setuptools>=70.1",
             "nvidia-cuda-nvrtc; platform_system == 'Linux'",
             "cuda-bindings; platform_system == 'Linux'",

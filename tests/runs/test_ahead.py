@@ -106,6 +106,18 @@ def test_the_numbers_of_adam_are_those_of_the_step_and_follow_what_is_changed_on
         np.testing.assert_array_equal(backend.to_numpy(one.inputs.prepared.scalars), expected)
 
 
+def test_a_cosine_and_a_late_average_go_through_the_rows(tmp_path):
+    """Also on replays, whose learning rates were uploaded before the step."""
+    settings = {"lr_schedule": "cosine", "lr_steps": 6, "warmup": 2, "ema_start": 3, "steps": 8, "preview_every": 0}
+    one = trainer(tmp_path / "rows", "cuda", **settings)
+    for step in range(1, 8):
+        one.optimizer.steps, one.ema.updates = [step - 1] * len(one.parameters), step - 1
+        one.inputs.batch(step)
+        expected = adam_scalars(step, one.config.learning_rate(step), average_decay=one.ema.current_decay)
+        np.testing.assert_array_equal(backend.to_numpy(one.inputs.prepared.scalars), expected)
+    assert [one.config.learning_rate(step) for step in (1, 2, 6, 7)] == pytest.approx([5e-4, 1e-3, 0, 0])
+
+
 def test_a_failure_is_explained_and_the_gpu_changes_nothing_more(tmp_path):
     config = td.TrainConfig(device="cuda", out=str(tmp_path), batch_size=2)
     one = td.Trainer(small_unet(), Diffusion(Schedule.cosine(50)), tiny_data(size=5), config)

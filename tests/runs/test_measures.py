@@ -1,19 +1,22 @@
 """What is measured of a run beside its loss, and the rates and ends that settings give it."""
 
+import io
 import re
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tinydiff as td
 from tests.runs.test_trainer import assert_same_run, no_pictures, tiny_data, tiny_trainer, tiny_unet  # noqa: F401
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError
 from tinydiff.random import Generator
-from tinydiff.runs import measures
+from tinydiff.runs import board, measures
 from tinydiff.runs.config import RunConfig
 from tinydiff.runs.folder import read_log
+from tinydiff.runs.results import Results
 from tinydiff.runs.trainer import Trainer
 
 
@@ -132,6 +135,7 @@ def test_minutes_end_a_run_and_a_resume_goes_on(tmp_path, monkeypatch, capsys):
         return step(self, number)
 
     monkeypatch.setattr(Trainer, "train_step", ten_seconds)
+    monkeypatch.setattr(Results, "seconds_of_finish", lambda self, steps, speed: 4.0)
     assert tiny_trainer(tmp_path, steps=None, minutes=0.5).run() == 3
     assert td.checkpoint.read_step(tmp_path) == 3 and re.search(
         r"step 1 .* 2\ds left, samples included", capsys.readouterr().err
@@ -160,3 +164,58 @@ def test_minutes_end_a_run_and_a_resume_goes_on(tmp_path, monkeypatch, capsys):
 def test_settings_that_make_no_sense(settings, sentence):
     with pytest.raises(InputError, match=sentence):
         td.TrainConfig(**settings)
+
+
+# ------------------------------------------------------------------------------------------------------- TensorBoard
+
+
+def events(folder):
+    """{tag: [(step, value)]} of all event files in a folder, in the order in which TensorBoard reads them."""
+    found = {}
+    for path in board.files_in(folder):
+        for _, event in board._records(path.read_bytes()):
+            for value in event.summary.value:
+                what = value.simple_value if value.HasField("simple_value") else value.image.encoded_image_string
+                found.setdefault(value.tag, []).append((event.step, what))
+    return found
+
+
+def test_tensorboard_has_what_the_log_has_and_a_resume_doubles_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX", reason="needs tensorboardX, the extra `tensorboard`")
+    settings = {
+        "log": "tensorboard",
+        "holdout_every": 2,
+        "grad_norm_every": 3,
+        "preview_every": 2,
+        "data": held_out(classes=3),
+    }
+    tiny_trainer(tmp_path, steps=2, **settings).run()
+    with open(board.files_in(tmp_path)[0], "ab") as file:  # half an event, as a killed process leaves it
+        file.write((1000).to_bytes(8, "little") + b"half an event")
+    monkeypatch.setattr(time, "time", lambda before=time.time: before() + 100)
+    tiny_trainer(tmp_path, steps=4, **settings).run(resume=True)
+    board_of = board.Board(tmp_path)
+    board_of.open(4)
+    board_of.add(5, {"loss/train": 9.0})  # a killed process did this step, and no checkpoint has it
+    board_of.close()
+    tiny_trainer(tmp_path, steps=6, **settings).run(resume=True)
+    found, rows = events(tmp_path), read_log(tmp_path / "log.csv")
+    for tag, column in (
+        ("loss/train", "loss"), ("gradient/norm", "grad_norm"), ("training/lr", "lr"), ("loss/holdout", "holdout_loss"),
+    ):  # fmt: skip
+        expected = [(int(row["step"]), float(row[column])) for row in rows if column in row]
+        assert [step for step, _ in found[tag]] == [step for step, _ in expected]
+        np.testing.assert_allclose([x for _, x in found[tag]], [x for _, x in expected], rtol=1e-6)
+    assert len(found["training/images_per_second"]) == 6 and [s for s, _ in found["gradient_of/conv_in"]] == [3, 6]
+    assert [step for step, _ in found["samples"]] == [2, 4, 6]
+    with (
+        Image.open(io.BytesIO(found["samples"][0][1])) as ours,
+        Image.open(tmp_path / "samples/step_000002.png") as png,
+    ):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(png))
+
+
+def test_without_tensorboardx_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(board, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r'log="tensorboard" needs tensorboardX, .* pip install'):
+        tiny_trainer(tmp_path / "run", log="tensorboard")

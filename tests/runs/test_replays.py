@@ -74,11 +74,14 @@ def test_a_run_has_the_bits_of_eager_steps(tmp_path):
     """Labels, dropout, two parts, clipping, averages, warm-up; with a save on the way, after which all goes on."""
     runs = {}
     for graph in (False, True):
-        one = runs[graph] = trainer(tmp_path / str(graph), save_every=4, steps=5, accumulate=2, batch_size=1)
+        rates = {"lr_schedule": "cosine", "warmup": 2, "ema_start": 3, "grad_norm_every": 2}
+        one = runs[graph] = trainer(tmp_path / str(graph), save_every=4, steps=5, accumulate=2, batch_size=1, **rates)
         assert one.run(graph=graph) == one.config.steps
         assert (one._replays is not None and one._replays.replaying) == graph
     assert_same(state(runs[True]), state(runs[False]))
     assert log(runs[True]) == log(runs[False])
+    norms = [(tmp_path / str(graph) / "grad_norms.csv").read_text() for graph in (False, True)]
+    assert norms[0] == norms[1] and norms[0].count("\n") == 3
 
 
 def test_a_replayed_step_is_one_launch(tmp_path, monkeypatch):

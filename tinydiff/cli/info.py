@@ -30,10 +30,14 @@ def describe(path: Path) -> str:
     """A few lines on data, network, diffusion, steps and losses. InputError where there is no run or checkpoint."""
     import numpy as np
 
-    from tinydiff.runs import checkpoint, config
+    from tinydiff.runs import checkpoint, config, lock
     from tinydiff.runs.folder import RunFolder, read_log
+    from tinydiff.runs.log import HOLDOUT
     from tinydiff.runs.sheets import class_count
 
+    running = lock.holder(path)
+    if running and checkpoint.find(path) is None:
+        return f"run:        {path}\nrunning:    {running[0]} has begun it, and there is no checkpoint yet"
     pipeline = checkpoint.load(path)
     unet, diffusion = pipeline.unet, pipeline.diffusion
     schedule = diffusion.schedule
@@ -66,18 +70,50 @@ def describe(path: Path) -> str:
     )
     if settings:
         rows = read_log(folder.log_file)
-        planned = settings.get("steps", "an unknown number")
         step = checkpoint.read_step(path)
         images = settings.get("batch_size", 1) * settings.get("accumulate", 1)
         saved = "an unknown number" if step is None else step
-        line("steps", f"{saved} saved of {planned} planned, batches of {images}")
+        planned = f" of {settings['steps']} planned" if "steps" in settings else ""
+        minutes = f", {settings['minutes']:g} minutes a start" if "minutes" in settings else ""
+        line("steps", f"{saved} saved{planned}{minutes}, batches of {images}")
         if rows:
             losses = np.array([float(row["loss"]) for row in rows])
             last = losses[-100:]
             line("loss", f"{losses[0]:.4f} at first, {last.mean():.4f} over the last {len(last)} steps")
+            if held := [row for row in rows if HOLDOUT in row]:
+                line("", f"{float(held[-1][HOLDOUT]):.4f} on held-out images at step {held[-1]['step']}")
             speeds = np.array([float(row["images_per_second"]) for row in rows[1:] or rows])
             line("speed", f"{np.median(speeds):.0f} images/s")
+        if running:
+            for text in _running(settings, rows, running, unet, diffusion):
+                line("" if lines[-1].startswith("running:") else "running", text)
     return "\n".join(lines)
+
+
+def _running(
+    settings: dict[str, Any], rows: list[dict[str, str]], running: tuple[str, float], unet: Any, diffusion: Any
+) -> list[str]:
+    """What a run does now, by the rows of its log."""
+    import time
+
+    from tinydiff.runs.progress import duration, time_left
+    from tinydiff.runs.sheets import work_of_sheet
+    from tinydiff.runs.trainer import PREVIEW_STEPS
+
+    who, since = running
+    if not rows:
+        return [f"{who}, before its first step"]
+    last = rows[-1]
+    images = settings.get("batch_size", 1) * settings.get("accumulate", 1)
+    speeds = sorted(float(row["images_per_second"]) for row in rows[-50:])
+    speed = max(speeds[len(speeds) // 2], 1e-9)
+    steps = max(0, settings["steps"] - int(last["step"])) if "steps" in settings else None
+    said = [f"{who}, at step {last['step']}, loss {float(last['loss']):.4f}, {speed:.0f} images/s"]
+    if steps is not None or "minutes" in settings:
+        left = time_left(images / speed, steps, time.time() - since, settings.get("minutes"))
+        samples = work_of_sheet(unet) * min(PREVIEW_STEPS, diffusion.schedule.T) / (3 * speed)
+        said.append(f"about {duration(left + samples)} left, samples included")
+    return said
 
 
 def cost(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections import Counter, deque
@@ -74,6 +75,20 @@ def read_folder(
     report = report or (lambda line: warnings.warn(line, stacklevel=3))
     with opened(folder, picture_endings()[0]) as source:
         return _read(folder, source, image_size, channels, labels, report)
+
+
+def read_picture(path: Path, channels: int) -> np.ndarray:
+    """A single picture, uint8 (H, W, channels), read as those of a folder are. path: of its file. channels: 1 or 3. InputError
+    where there is none, or none that can be read."""
+    if channels not in (1, 3):
+        raise InputError(f"{path}: pictures are read as grey or colours, and the model has {channels} channels")
+    if not os.path.lexists(path):
+        raise InputError(f"there is no picture {path}")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # remarks on odd metadata
+            return _decode(Folder(path.parent), PurePath(path.name), None, channels, FULL)[0]
+    except Exception as error:  # Pillow's readers raise all kinds of errors on damaged files
+        raise InputError(f"{path} cannot be used: {_reason(error)}") from None
 
 
 def _read(

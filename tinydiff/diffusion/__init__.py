@@ -3,7 +3,7 @@
 from tinydiff.diffusion import gaussian
 from tinydiff.diffusion.bound import Bound
 from tinydiff.diffusion.diffusion import Diffusion
-from tinydiff.diffusion.editing import ddim_invert, inpaint, interpolate
+from tinydiff.diffusion.editing import ddim_invert, inpaint, interpolate, slerp
 from tinydiff.diffusion.sampler import Step, sample, sample_steps
 from tinydiff.diffusion.schedule import Schedule
 
@@ -18,4 +18,5 @@ __all__ = [
     "interpolate",
     "sample",
     "sample_steps",
+    "slerp",
 ]

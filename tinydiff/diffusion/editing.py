@@ -84,9 +84,7 @@ def interpolate(
     """
     a, b = as_images(a=a, b=b)
     xp = array_module(a)
-    share = np.asarray(shares, np.float64)
-    if share.ndim != 1 or not share.size or not np.all((share >= 0) & (share <= 1)):
-        raise InputError(f"shares must be numbers in 0..1, at least one, not {share.tolist()}")
+    share = _shares(shares)
     part = replace(diffusion, schedule=diffusion.schedule.truncated(t))
     noise_a, noise_b = (generator.normal(a.shape, a.dtype, device_of(a)) for _ in "ab")
     w = xp.asarray(share.astype(a.dtype)).reshape(-1, *[1] * a.ndim)
@@ -94,6 +92,33 @@ def interpolate(
     noise = ((1 - w) * noise_a + w * noise_b) / xp.sqrt((1 - w) ** 2 + w**2)
     x_t, _ = q_sample(image, *part.levels(part.schedule.T), noise)
     return sample(model, part, image.shape, generator, x_T=x_t, **options)
+
+
+def slerp(a: Any, b: Any, shares: Sequence[float]) -> Any:
+    """Noises (K, ...) on the way from a to b, both (...), along an arc (Shoemake, 1985; Song et al., 2021, D.2):
+
+        (sin((1 - s) w) a + sin(s w) b) / sin w        with w the angle between a and b
+
+    shares: s of each of the K, in 0..1; 0 gives a, 1 gives b. On a straight way noise would lose up to half of its variance.
+    InputError for shares out of range.
+    """
+    a, b = as_images(a=a, b=b)
+    xp, share = array_module(a), _shares(shares)
+    cosine = float((a * b).sum(dtype="float64") / max(float((a * a).sum() * (b * b).sum()) ** 0.5, 1e-30))
+    angle = float(np.arccos(min(1.0, max(-1.0, cosine))))
+    if np.sin(angle) < 1e-6:  # the same direction: the arc is straight
+        of_a, of_b = 1 - share, share
+    else:
+        of_a, of_b = np.sin((1 - share) * angle) / np.sin(angle), np.sin(share * angle) / np.sin(angle)
+    of_a, of_b = (xp.asarray(w.astype(a.dtype)).reshape(-1, *[1] * a.ndim) for w in (of_a, of_b))
+    return of_a * a + of_b * b
+
+
+def _shares(shares: Sequence[float]) -> np.ndarray:
+    share = np.asarray(shares, np.float64)
+    if share.ndim != 1 or not share.size or not np.all((share >= 0) & (share <= 1)):
+        raise InputError(f"shares must be numbers in 0..1, at least one, not {share.tolist()}")
+    return share
 
 
 def inpaint(

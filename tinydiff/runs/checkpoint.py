@@ -28,7 +28,7 @@ from tinydiff.diffusion import Diffusion, sample
 from tinydiff.errors import InputError
 from tinydiff.machine.files import check_numbers, read_json
 from tinydiff.random import SAMPLING, Generator
-from tinydiff.runs import diffusers, formats, others, tensorfile
+from tinydiff.runs import diffusers, drawing, formats, others, tensorfile
 from tinydiff.runs.atomic import LAST, beside, is_complete, write_folder
 from tinydiff.unet import UNet
 
@@ -78,6 +78,32 @@ class Pipeline:
         generator = Generator(seed).at(SAMPLING)
         x = sample(self.unet, self.diffusion, shape, generator, sampler, steps, eta, labels, guidance, progress)
         return to_numpy(pixels.to_bytes(x))
+
+    def inpaint(
+        self, image: np.ndarray, mask: np.ndarray, n: int = 1, labels: Any = None, steps: int | None = None,
+        guidance: float | None = None, jump: int = 10, rounds: int = 10, seed: int = 0, progress: bool = True,
+    ) -> np.ndarray:  # fmt: skip
+        """n images, uint8 (n, H, W, C), that keep an image where a mask is False; the model draws the rest (RePaint; Lugmayr et
+        al., 2022).
+
+        image: uint8 (H, W, C). mask: bool (H, W), True where to draw. labels, seed: as for `sample`. steps, guidance, jump,
+        rounds, progress: as for `td.diffusion.inpaint`; steps None: 50. InputError where they do not fit the model.
+        """
+        options = steps, self._numbers(labels), guidance, jump, rounds, progress
+        return drawing.fill_in(self.unet, self.diffusion, image, mask, n, seed, *options)
+
+    def interpolate(
+        self, a: Any, b: Any, n: int = 9, labels: Any = None, steps: int | None = None, guidance: float | None = None,
+        progress: bool = True,
+    ) -> np.ndarray:  # fmt: skip
+        """n images, uint8 (n, H, W, C), on the way from a to b: DDIM without noise from noises on an arc (Song et al., 2021).
+
+        a, b: seeds, whose first sample is that end, or images uint8 (H, W, C), which `td.diffusion.ddim_invert` encodes.
+        labels: one class for all, by number or by name. steps: None: 50. guidance, progress: as for `sample`.
+        InputError where they do not fit the model.
+        """
+        given = steps, self._numbers(labels), guidance, progress
+        return drawing.between(self.unet, self.diffusion, a, b, n, *given)
 
     def _numbers(self, labels: Any) -> Any:
         """Labels with the numbers of classes in the place of their names."""

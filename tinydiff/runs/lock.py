@@ -92,12 +92,27 @@ def check_free(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool | None:
-    """Whether it could be locked; None: there are no locks here."""
+def holder(folder: Path) -> tuple[str, float] | None:
+    """Who has the lock of a folder now, for people, and since when, in seconds since the epoch; None: nobody. It may be read by
+    those who may not write."""
+    try:
+        descriptor = os.open(folder / NAME, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError):
+        return None
+    try:
+        if _lock(descriptor, shared=True) is False:
+            return _who(descriptor), os.fstat(descriptor).st_mtime
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, shared: bool = False) -> bool | None:
+    """Whether it could be locked; None: there are no locks here. shared: only so that nobody else writes."""
     if fcntl is None:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         return False if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES) else None
     return True
@@ -111,7 +126,10 @@ def _is_at(descriptor: int, file: Path) -> bool:
 
 
 def _refusal(file: Path, descriptor: int) -> str:
-    holder = "another process"
+    return f"{file.parent} is in use: {_who(descriptor)} is training in it; wait until it ends, or stop it"
+
+
+def _who(descriptor: int) -> str:
     with contextlib.suppress(OSError):
-        holder = shown(os.pread(descriptor, 200, 0).decode(errors="replace").strip(), 100) or holder
-    return f"{file.parent} is in use: {holder} is training in it; wait until it ends, or stop it"
+        return shown(os.pread(descriptor, 200, 0).decode(errors="replace").strip(), 100) or "another process"
+    return "another process"

@@ -19,7 +19,7 @@ from tinydiff.runs import memory, pictures
 from tinydiff.runs.progress import duration
 from tinydiff.unet import UNet
 
-_PIXELS_AT_ONCE = 1 << 17  # a hundred pictures of 36x36: more at once take memory and no less time
+PIXELS_AT_ONCE = 1 << 17  # a hundred pictures of 36x36: more at once take memory and no less time
 _FRAMES = 30
 _LONG = 60  # seconds; sampling that takes longer is announced
 MOST = 1000  # pictures on a sheet, unless more are asked for
@@ -82,7 +82,7 @@ def draw_sheet(
 
     if guidance is None and labels is not None and unet.null_label is not None:
         guidance = GUIDANCE
-    batch = max(1, _PIXELS_AT_ONCE // size**2)
+    batch = max(1, PIXELS_AT_ONCE // size**2)
     count, begun = -(-n // batch), time.monotonic()
     batches = []
     for k in range(count):
@@ -126,6 +126,11 @@ def _bytes_of_sheet(n: int, size: int, channels: int, animate: bool) -> int:
     """Memory that drawing and saving so many pictures takes at least: twice each frame, where batches are joined, then its
     sheet (measured: 4 to 6 times the pictures, 85 to 160 times with an animation)."""
     return n * size**2 * channels * (3 * (_FRAMES if animate else 1) + 1)
+
+
+def require_sheet(unet: UNet, n: int) -> None:
+    """InputError for more pictures on one sheet than this machine has memory for."""
+    memory.require(_bytes_of_sheet(n, unet.image_size, unet.in_channels, False), f"{n:,} pictures on one sheet")
 
 
 def class_count(unet: UNet) -> int | None:
