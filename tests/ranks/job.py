@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from tinydiff.data import Dataset
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.ranks import world
+from tinydiff.ranks.launcher import announced
+from tinydiff.runs import checkpoint
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.trainer import Trainer
 from tinydiff.unet import UNet
@@ -24,11 +27,13 @@ from tinydiff.unet import UNet
 
 @dataclass
 class Job:
-    """config: of `TrainConfig`. resume: as of `run`. fault: None, or [what, rank, step] of something that goes wrong."""
+    """config: of `TrainConfig`. resume: as of `run`. fault: None, or [what, rank, step] of something that goes wrong.
+    dropout: of the network."""
 
     config: dict[str, Any]
     resume: bool = False
     fault: tuple[str, int, int] | None = None
+    dropout: float = 0.3
 
 
 def trainer_of(job: Job) -> Trainer:
@@ -41,12 +46,14 @@ def trainer_of(job: Job) -> Trainer:
     data = Dataset(images, np.arange(40) % 3, num_classes=3, flip=True)
     unet = UNet(
         image_size=8, in_channels=1, out_channels=1, channels=8, channel_mults=(1, 2), blocks_per_level=1,
-        attention_resolutions=(4,), groups=4, dropout=0.3, num_classes=4, null_label=3,
+        attention_resolutions=(4,), groups=4, dropout=job.dropout, num_classes=4, null_label=3,
         generator=random.Generator(0, random.INIT),
     )  # fmt: skip
     settings = {"threads": 1, "warmup": 2, "preview_every": 0, "lr": 3e-3, "clip": 0.5, "device": "cpu"} | job.config
     if here == "settings":
         settings["seed"] = 5
+    if here == "elsewhere":
+        settings["out"] += "-elsewhere"
     trainer = _Faulty(unet, Diffusion(Schedule.cosine(20)), data, TrainConfig(**settings))
     trainer.fault = job.fault if here else None
     trainer.results.finish = lambda *_: None  # drawing takes longer than all the rest
@@ -70,12 +77,20 @@ class _Faulty(Trainer):
             self.parameters[3].data[...] = np.nan
         if what == "raise":
             raise RuntimeError("something of the caller's")
+        if what == "memory":
+            raise MemoryError
+        if what == "full":
+            checkpoint.save = _no_space
         if what == "sleep":
             time.sleep(6)
         if what == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
         if what == "exit":
             sys.exit(3)
+
+
+def _no_space(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def main() -> int:
@@ -86,7 +101,7 @@ def main() -> int:
             trainer = trainer_of(job)
         trainer.run(job.resume)
     except (InputError, RunFailed) as error:
-        if world().rank == 0:
+        if announced()[0] == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, InputError) else 1
     if world().rank == 0:

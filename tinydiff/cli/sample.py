@@ -18,6 +18,7 @@ from tinydiff.cli.numbers import whole_number
 from tinydiff.cli.outputs import check_new
 from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine.terminal import tell
+from tinydiff.ranks import world
 
 _UNFIT = re.compile(r"[^\w.+-]")  # characters of a class's name that names of files had better not have
 
@@ -59,7 +60,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from tinydiff.runs import checkpoint, limits, pictures
     from tinydiff.runs.sheets import draw_sheet
 
-    a = arguments
+    a, ranks = arguments, world()
+    if ranks.size > 1 and a.folder is None:
+        with ranks.together():
+            raise InputError(f"{ranks.size} ranks would draw the same pictures; with --folder they share them out")
     if a.n is not None and a.n < 1:
         raise InputError(f"--n must be at least 1, not {a.n}")
     if not 0 <= a.seed < 2**64:
@@ -76,9 +80,10 @@ def _run(arguments: argparse.Namespace) -> int:
     steps = a.steps if a.steps is not None or sampler == "ddpm" else min(50, diffusion.schedule.T)
     if a.folder is not None:
         from tinydiff.runs.many import draw_many
+        from tinydiff.runs.shares import threads_of_rank
 
         settings = a.seed, sampler, steps, eta, label, a.guidance
-        with threads(host_threads(device, a.threads)):
+        with ranks.working(), threads(host_threads(device, threads_of_rank(a.threads, ranks))):
             draw_many(Path(a.folder), unet, diffusion, a.n, *settings)
         tell(a.folder)
         return 0

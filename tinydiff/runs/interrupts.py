@@ -25,6 +25,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.agreed_on: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -43,8 +44,8 @@ class Interrupts:
     def agreed(self, world: World, over: bool = False) -> bool:
         """Whether all ranks stop here: one of them was asked to, or rank 0 finds that it is over."""
         found = world.gather((self.received or 0, over))
-        self.received = max(received for received, _ in found) or None
-        return self.received is not None or found[0][1]
+        self.agreed_on = max(received for received, _ in found) or None  # one that came meanwhile waits for the next time
+        return self.agreed_on is not None or found[0][1]
 
     def release(self) -> None:
         """Gives all signals back to whom they belonged before."""

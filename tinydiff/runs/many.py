@@ -1,7 +1,8 @@
 """Many samples as files of a folder, for tools that judge such folders: fixed chunks, which can be resumed.
 
 Chunk c is `CHUNK` pictures, drawn together from step c of the stream of samples. So each picture is the same whatever other
-pictures are drawn, before or after it, and by however many processes one after another. What is there already stays.
+pictures are drawn, before or after it, and by however many processes, one after another or side by side: of several ranks each
+draws whole chunks. What is there already stays.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine.files import read_json
 from tinydiff.machine.terminal import is_terminal, say
 from tinydiff.random import SAMPLING, Generator
+from tinydiff.ranks import world
 from tinydiff.runs import pictures
 from tinydiff.runs.atomic import make_folder, remove_temporary, write_file, writing
 from tinydiff.runs.lock import NAME, Lock
@@ -52,25 +54,21 @@ def draw_many(
         "sampler": sampler, "steps": steps, "eta": eta, "label": label, "guidance": guidance, "seed": seed,
         "chunk": CHUNK, "weights": _fingerprint(unet, diffusion),
     }  # fmt: skip
-    with before_work():
-        _check(folder, record)
-        with writing(folder):
-            make_folder(folder)
-    lock = Lock(folder)
-    lock.acquire()
+    ranks, lock, missing = world(), Lock(folder), list[int]()
     try:
-        with before_work():
-            _check(folder, record)
-            remove_temporary(folder)
-            write_file(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
-        missing = [i for i in range(n) if not os.path.lexists(folder / name_of(i))]
+        with ranks.together(), before_work():
+            if ranks.rank == 0:
+                _take(folder, lock, record)
+                missing = [i for i in range(n) if not os.path.lexists(folder / name_of(i))]
+        missing = ranks.gather(missing)[0]
+        ranks.require_same({"models": str(record["weights"])})
         if progress and len(missing) < n:
             say(f"{n - len(missing):,} of {n:,} pictures are there already")
-        told = _Told(len(missing)) if progress else None
+        told = _Told(len(missing), ranks.size) if progress else None
         wanted: dict[int, list[int]] = {}
         for i in missing:
             wanted.setdefault(i // CHUNK, []).append(i)
-        for c, indices in wanted.items():
+        for c, indices in list(wanted.items())[ranks.rank :: ranks.size]:
             labels: Any = label
             if classes is not None:
                 labels = np.arange(c * CHUNK, (c + 1) * CHUNK) % classes
@@ -85,9 +83,21 @@ def draw_many(
                         told.one()
         if told is not None:
             told.close()
+        ranks.wait()
         return len(missing)
     finally:
         lock.release()
+
+
+def _take(folder: Path, lock: Lock, record: dict[str, Any]) -> None:
+    """Becomes the only job that writes to a folder, and leaves a record there. InputError as of `draw_many`."""
+    _check(folder, record)
+    with writing(folder):
+        make_folder(folder)
+    lock.acquire()
+    _check(folder, record)
+    remove_temporary(folder)
+    write_file(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def name_of(i: int) -> str:
@@ -123,10 +133,10 @@ def _fingerprint(unet: UNet, diffusion: Diffusion) -> str:
 
 
 class _Told:
-    """How far it is: a bar on a terminal, a line now and then elsewhere."""
+    """How far it is: a bar on a terminal, a line now and then elsewhere. at_once: processes that draw, of which this one tells."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
+    def __init__(self, total: int, at_once: int = 1) -> None:
+        self.total, self.at_once, self.done = total, at_once, 0
         self.start = self.shown = time.monotonic()
         self.bar: Any = None
         if is_terminal():
@@ -135,11 +145,12 @@ class _Told:
             self.bar = tqdm(total=total, desc="drawing", unit="picture", dynamic_ncols=True)
 
     def one(self) -> None:
-        self.done += 1
+        new = min(self.at_once, self.total - self.done)
+        self.done += new
         now = time.monotonic()
         if self.bar is not None:
             with suppress(Exception):  # the terminal may be gone
-                self.bar.update(1)
+                self.bar.update(new)
         elif now - self.shown >= _SECONDS:
             self.shown = now
             left = (now - self.start) / self.done * (self.total - self.done)

@@ -132,7 +132,7 @@ class Trainer:
                     if not interrupts.agreed(self.world):
                         interrupts.release()
                         self._finish()
-                    self.stopped_by = interrupts.received
+                    self.stopped_by = interrupts.agreed_on
         finally:
             self.folder.close()
         return self.step
