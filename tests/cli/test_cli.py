@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import tinydiff as td
 from tests.cli.commands import HOMEWORK, fails
 from tinydiff.cli import main
 from tinydiff.runs.folder import read_log
+from tinydiff.runs.lock import Lock
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -89,6 +91,27 @@ def test_info_tells_what_a_run_is(run, capsys):
     ):
         assert part in text, (part, text)
     assert "\n            channels 8\n" in text  # indented below the network
+
+
+def test_info_tells_of_a_run_that_is_still_going(run, tmp_path, capsys):
+    copy = tmp_path / "going"
+    shutil.copytree(run, copy)
+    with open(copy / "log.csv", "a") as file:
+        file.write("7,0.25,1,0.001,20.0\n8,0.2,1,0.0")  # the last row is being written
+    (copy / "config.toml").write_text((copy / "config.toml").read_text().replace("steps = 6\n", "steps = 107\n"))
+    assert main(["info", str(copy)]) == 0
+    assert "running" not in capsys.readouterr().out
+    lock = Lock(copy)
+    lock.acquire()
+    assert main(["info", str(copy)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"running:    process {os.getpid()} on .*, at step 7, loss 0.2500, \d+ images/s\n", text)
+    assert re.search(r"about \S+ left, samples included", text)
+    (copy / "log.csv").unlink()
+    assert main(["info", str(copy)]) == 0 and "before its first step" in capsys.readouterr().out
+    shutil.rmtree(copy / "checkpoint")
+    assert main(["info", str(copy)]) == 0 and "there is no checkpoint yet" in capsys.readouterr().out
+    lock.release()
 
 
 def test_sample_needs_no_flags_and_repeats_itself(run, capsys):
@@ -172,6 +195,11 @@ TRAIN_MISTAKES = {
     "no gpu": (["--device", "cuda"], "needs an NVIDIA GPU"),
     "holdout of everything": (["--holdout", "0.99999"], "leaves 0 to train on"),
     "both": (["--resume", "--force"], "one of them"),
+    "minutes": (["--minutes", "-3"], "--minutes must be greater than 0, not -3"),
+    "rate schedule": (["--lr-schedule", "linear"], "--lr-schedule must be one of constant, cosine, not linear"),
+    "noise schedule": (["--schedule", "quadratic"], "--schedule must be one of linear, cosine, sigmoid, not quadratic"),
+    "a cosine without an end": (["--lr-schedule", "cosine", "--minutes", "5"], "give --lr-steps$"),
+    "an end without a cosine": (["--lr-steps", "5"], "give --lr-schedule cosine as well$"),
     "no config": (["--config", "/nowhere.toml"], "no configuration file /nowhere.toml"),
 }
 

@@ -2,13 +2,18 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import tinydiff as td
+from tests.runs.test_trainer import tiny_unet
 from tinydiff import backend
-from tinydiff.cli import doctor, main
+from tinydiff.cli import card, doctor, main
 from tinydiff.machine import limits
+from tinydiff.runs.memory import Estimate
+from tinydiff.study import trace
 
 SMALL = [
     "--channels", "8", "--groups", "4", "--mults", "1,2", "--image-size", "8", "--attention", "4", "--timesteps", "1000",
@@ -29,9 +34,10 @@ def roomy(monkeypatch):
 def examined(tmp_path, capsys):
     """A function that runs doctor and returns its exit status, what it said, and its error."""
 
-    def run(*flags, out=tmp_path / "run"):
+    def run(*flags, out=tmp_path / "run", steps=True):
         before = sorted(tmp_path.rglob("*"))
-        status = main(["doctor", "--out", str(out), *SMALL, *map(str, flags)])
+        small = SMALL if steps else SMALL[: SMALL.index("--steps")]
+        status = main(["doctor", "--out", str(out), *small, *map(str, flags)])
         assert sorted(tmp_path.rglob("*")) == before, "doctor wrote something"
         said, error = capsys.readouterr()
         return status, said, error
@@ -82,6 +88,9 @@ WARNINGS = {
     "one pixel in each group": ((noise(9, 8, 8), None), ["--mults", "1,1,1,1", "--groups", "8"], "turns to 0"),
     "noise does not end in noise": ((noise(9, 8, 8), None), ["--timesteps", "1"], "alpha_bar_T is .* raise --timesteps"),
     "long warm-up": ((noise(9, 8, 8), None), ["--warmup", "40"], "--warmup 40 is not over"),
+    "a rate that ends early": (
+        (noise(9, 8, 8), None), ["--lr-schedule", "cosine", "--lr-steps", "9"], "the learning rate is 0 from step --lr-steps 9 on"
+    ),
     "more threads": ((noise(9, 8, 8), None), ["--threads", "99"], "--threads 99, and the process may use"),
     "a learning rate above the weights": ((noise(9, 8, 8), None), ["--lr", "0.5"], "--lr 0.5 is more than the weights"),
     "many previews": ((noise(9, 8, 8), None), ["--preview-every", "1"], "previews take longer than the training"),
@@ -97,6 +106,28 @@ def test_what_is_odd_gets_a_warning(case, examined, arrays, monkeypatch):
     assert status == 0
     warnings = [line for line in said.splitlines() if line.startswith("warning: ")]
     assert any(re.search(pattern, warning) for warning in warnings), said
+
+
+def test_a_run_that_ends_by_time(examined, monkeypatch):
+    monkeypatch.setattr(doctor, "_time", lambda *_: (0.1, 2))
+    status, said, _ = examined("--data", "glyphs", "--minutes", "2", steps=False)
+    assert status == 0 and "as many of 4 images as fit into 2 minutes" in said and ": 1200 steps 2m00s" in said
+    assert "1200 steps" in said.split("8 GB card")[1] and "predicted until run" in said
+
+
+def test_a_budget_for_a_card_of_8_gb(monkeypatch):
+    monkeypatch.setattr(card, "FLOPS", 1e12)
+    unet = tiny_unet()
+    seconds = card.seconds_of_step(unet, 10)
+    with trace(values=0) as recorded, td.no_grad():
+        unet(np.zeros((10, 8, 8, 1), np.float32), 1)
+    assert seconds == pytest.approx(3 * recorded.cost().total.flops[0] / 0.5e12, rel=0.01)
+    trainer = SimpleNamespace(unet=unet, config=td.TrainConfig(batch_size=128))
+    gib = 1 << 30
+    lines = card.predicted(trainer, Estimate(gib, gib, 2 * gib, gib, gib / 64, 5 * gib, 4 * gib), 7)
+    assert lines[0] == "predicted until run: 7.0 GiB of 7.0 GiB, fits"
+    lines = card.predicted(trainer, Estimate(gib, gib, 2 * gib, gib, gib / 32), 7)
+    assert "9.0 GiB of 7.0 GiB, does not fit; --batch-size 64 does" in lines[0]
 
 
 def test_nothing_is_odd_about_good_data(examined, arrays):

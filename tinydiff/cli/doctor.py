@@ -21,7 +21,7 @@ import numpy as np
 
 from tinydiff import backend, random
 from tinydiff.autograd.profile import Profile
-from tinydiff.cli import flags
+from tinydiff.cli import card, flags
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import tell
@@ -79,8 +79,8 @@ def examine(
     _folder(trainer, resume, force, line)
     _device(trainer, line, warnings)
     with threads.threads(backend.host_threads(trainer.device, trainer.config.threads)):
-        _memory_and_time(trainer, profile, line, warnings)
-    _disk(trainer, line)
+        steps = _memory_and_time(trainer, profile, line, warnings)
+    _disk(trainer, steps, line)
     if profile is not None:
         untried = "no step was tried, so there is no profile"
         say(f"\n{profile.table()}\n" if profile.steps else untried)
@@ -132,17 +132,24 @@ def _fit(trainer: Trainer, line: Line, warnings: list[str]) -> None:
     """The size of a step and of the run against the data."""
     config, n = trainer.config, len(trainer.data)
     per_step = config.batch_size * config.accumulate
-    epochs = config.steps * per_step / n
     parts = f" ({config.accumulate} batches of {config.batch_size})" if config.accumulate > 1 else ""
-    line("steps", f"{config.steps} of {per_step} images{parts}: each image {epochs:.3g} times on average")
     if per_step > n:
         warnings.append(f"a step takes {per_step} images and there are {n}, so it sees some of them more than once")
+    if config.last_step is None:
+        line("steps", f"as many of {per_step} images{parts} as fit into {config.minutes:g} minutes")
+        return
+    epochs = config.steps * per_step / n
+    line("steps", f"{config.steps} of {per_step} images{parts}: each image {epochs:.3g} times on average")
     if epochs < 1:
         warnings.append(
             f"{config.steps} steps see {epochs:.0%} of the images; --steps {-(-n // per_step)} see all once"
         )
     if config.warmup >= config.steps:
         warnings.append(f"--warmup {config.warmup} is not over before the run is, so --lr {config.lr:g} is never used")
+    if config.lr_schedule == "cosine" and config.lr_steps is not None and config.lr_steps < config.steps:
+        warnings.append(
+            f"the learning rate is 0 from step --lr-steps {config.lr_steps} on, so later steps of {config.steps} change nothing"
+        )
 
 
 def _network(trainer: Trainer, line: Line, warnings: list[str]) -> None:
@@ -199,7 +206,8 @@ def _folder(trainer: Trainer, resume: bool, force: bool, line: Line) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"{folder.path} cannot be written: {place} is {'read-only' if place.is_dir() else 'a file'}")
     if resume:
-        line("folder", f"{folder.path}: goes on after step {trainer.step}, {trainer.config.steps - trainer.step} to go")
+        to_go = "" if trainer.config.last_step is None else f", {trainer.config.steps - trainer.step} to go"
+        line("folder", f"{folder.path}: goes on after step {trainer.step}{to_go}")
     elif existed:
         line("folder", f"{folder.path}: the run in it will be overwritten (--force)")
     else:
@@ -226,7 +234,8 @@ def _device(trainer: Trainer, line: Line, warnings: list[str]) -> None:
         warnings.append(f"{given}, and the process may use {usable} processors: more threads than that are slower")
 
 
-def _memory_and_time(trainer: Trainer, profile: Profile | None, line: Line, warnings: list[str]) -> None:
+def _memory_and_time(trainer: Trainer, profile: Profile | None, line: Line, warnings: list[str]) -> int:
+    """Tells of both; returns the steps that are to come, which may be as many as fit into the minutes."""
     config, cuda = trainer.config, trainer.device == "cuda"
     everything: int | None
     free: int | None
@@ -265,10 +274,16 @@ def _memory_and_time(trainer: Trainer, profile: Profile | None, line: Line, warn
     speed = config.batch_size * config.accumulate / seconds
     how = f"median of {tried}" if tried else "scaled up from a small batch"
     line("speed", f"{seconds:.3g} s a step ({how}), {speed:.0f} images/s")
+    steps = config.steps - trainer.step
+    if config.minutes is not None:
+        steps = max(1, min(steps, round(60 * config.minutes / seconds)))
+    for i, text in enumerate(card.predicted(trainer, needed, steps)):
+        line("" if i else card.NAME, text)
     try:
-        _say_time(trainer, seconds, line, warnings)
+        _say_time(trainer, seconds, steps, line, warnings)
     except RunFailed as error:  # what the tried steps made of the network draws nothing
         raise InputError(f"the run would fail: {error}") from None
+    return steps
 
 
 def _time(trainer: Trainer, short: bool, profile: Profile | None) -> tuple[float, int]:
@@ -299,11 +314,9 @@ def _time(trainer: Trainer, short: bool, profile: Profile | None) -> tuple[float
     return statistics.median(settled), len(settled)
 
 
-def _say_time(trainer: Trainer, seconds: float, line: Line, warnings: list[str]) -> None:
-    config, left = trainer.config, trainer.config.steps - trainer.step
-    previews = (
-        config.steps // config.preview_every - trainer.step // config.preview_every if config.preview_every else 0
-    )
+def _say_time(trainer: Trainer, seconds: float, left: int, line: Line, warnings: list[str]) -> None:
+    config, last = trainer.config, trainer.step + left
+    previews = last // config.preview_every - trainer.step // config.preview_every if config.preview_every else 0
     preview, final = _time_of_samples(trainer)
     pictures = previews * preview + final
     line(
@@ -333,11 +346,12 @@ def _time_of_samples(trainer: Trainer) -> tuple[float, float]:
     return preview, preview * (1 if classes is None else max(1, min(5, MOST // (2 * classes))))
 
 
-def _disk(trainer: Trainer, line: Line) -> None:
+def _disk(trainer: Trainer, steps: int, line: Line) -> None:
     config, path = trainer.config, trainer.folder.path
     saved = 4 * sum(p.data.nbytes for p in trainer.parameters)  # averages, weights, and Adam's two
-    previews = config.steps // config.preview_every if config.preview_every else 0
-    needed = 2 * saved + previews * 200_000 + 2_000_000 + 60 * config.steps
+    last = trainer.step + steps
+    previews = last // config.preview_every if config.preview_every else 0
+    needed = 2 * saved + previews * 200_000 + 2_000_000 + 60 * last
     free = shutil.disk_usage(_existing(path)).free
     line("disk", f"{show(needed)}: two checkpoints of {show(saved)} while saving, pictures, log; {show(free)} are free")
     if needed > free:

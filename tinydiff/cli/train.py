@@ -40,6 +40,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if trainer.stopped_by is not None:
         say(f"stopped after step {step}; go on with: tinydiff train --resume --out {quoted(out)}")
         return INTERRUPTED + trainer.stopped_by
+    if step < trainer.config.steps:
+        say(
+            f"{trainer.config.minutes:g} minutes are over after step {step}; "
+            f"go on with: tinydiff train --resume --out {quoted(out)}"
+        )
     tell(f"done: {out} (samples.png, samples.gif, checkpoint); draw more with: tinydiff sample {quoted(out)}")
     return 0
 
@@ -54,9 +59,11 @@ def _say_what_will_happen(trainer: Any) -> None:
     for note in data.notes:
         say(f"data: {note}")
     say(f"network: {sum(p.size for p in unet.parameters()):,} parameters")
-    say(
-        f"training: {config.steps} steps of {config.batch_size * config.accumulate} images, then samples, in {config.out}"
-    )
+    steps = "steps" if config.last_step is None else f"{config.last_step} steps"
+    steps += f" of {config.batch_size * config.accumulate} images"
+    if config.minutes is not None:
+        steps += f" for {config.minutes:g} minutes" + ("" if config.last_step is None else " at most")
+    say(f"training: {steps}, then samples, in {config.out}")
     final = trainer.diffusion.schedule.alpha_bar[-1]
     if final > 0.01:
         say(f"warning: alpha_bar_T is {final:.3g}: x_T still shows the image, samples will be off; raise --timesteps")
