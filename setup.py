@@ -21,6 +21,7 @@ setup(
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes"],
         "plot": ["matplotlib"],
         "tensorboard": ["tensorboardX>=2.6"],
+        "mpi": ["mpi4py>=4"],
         "study": ["igraph"],
         "docs": ["pdoc"],
         "test": [

@@ -147,7 +147,7 @@ class _Ranks(World):
 
     def leave(self) -> None:
         """At the end of the process, before MPI is left: until the others are there as well, this rank is healthy."""
-        with suppress(RunFailed):
+        with suppress(RunFailed, KeyboardInterrupt):
             self._heartbeat.leaving = True
             self.wait()
         self._heartbeat.stop()

@@ -9,6 +9,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from tinydiff.machine.terminal import is_muted
 from tinydiff.ranks import World
 
 _AT_ONCE = (signal.SIGINT, signal.SIGTERM)
@@ -44,7 +45,9 @@ class Interrupts:
     def agreed(self, world: World, over: bool = False) -> bool:
         """Whether all ranks stop here: one of them was asked to, or rank 0 finds that it is over."""
         found = world.gather((self.received or 0, over))
-        self.agreed_on = max(received for received, _ in found) or None  # one that came meanwhile waits for the next time
+        self.agreed_on = (
+            max(received for received, _ in found) or None
+        )  # one that came meanwhile waits for the next time
         return self.agreed_on is not None or found[0][1]
 
     def release(self) -> None:
@@ -67,4 +70,5 @@ def _write(line: str) -> None:
     """A line on stderr from within a signal handler: whatever was being written there may be half done, so past Python's
     buffers, and without waiting for a terminal that may be gone."""
     with suppress(OSError, ValueError, AttributeError):
-        os.write(sys.stderr.fileno(), f"{line}\n".encode())
+        if not is_muted():
+            os.write(sys.stderr.fileno(), f"{line}\n".encode())

@@ -106,8 +106,12 @@ def inputs_of(trainer: Trainer) -> Inputs:
     return (Inputs if t.world.size == 1 else Shares)(*common)
 
 
-def share_of_batch(batch_size: int, world: World) -> int:
-    """The images of a part that each rank computes. InputError where they cannot be shared out evenly."""
+def share_of_batch(batch_size: int, device: str, world: World) -> int:
+    """The images of a part that each rank computes. InputError where they cannot be shared out evenly, and on a GPU."""
+    if world.size > 1 and device != "cpu":
+        raise InputError(
+            f"{world.size} ranks train on CPUs only, so far: give {named('device', 'cpu')}, or one process for a GPU"
+        )
     if batch_size % world.size:
         below, above = (batch_size // world.size + i for i in (0, 1))
         fitting = [str(n * world.size) for n in (below, above) if n]

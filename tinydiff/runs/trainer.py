@@ -76,7 +76,7 @@ class Trainer:
         self.device = resolve_device(self.config.device)
         self.record = record or {"data": {"data": data.source}}
         check_fit(unet, data)
-        self.batch_size = share_of_batch(self.config.batch_size, self.world)
+        self.batch_size = share_of_batch(self.config.batch_size, self.device, self.world)
         self.threads = threads_of_rank(self.config.threads, self.world)
         self.label_dropout = label_dropout(unet, self.config.label_dropout)
         self.folder = (Witness if self.world.rank else RunFolder)(self.config.out)
