@@ -7,7 +7,7 @@ many there are.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from tinydiff.machine import threads
 from tinydiff.random import Generator
 from tinydiff.ranks import World
 from tinydiff.runs.inputs import Batch, Inputs
-
-if TYPE_CHECKING:
-    from tinydiff.runs.trainer import Trainer
 
 
 class Shares(Inputs):
@@ -99,8 +96,8 @@ def _from(generator: Generator, first: int, shape: tuple[int, ...], dtype: Any, 
     return later.normal(first % 4 + math.prod(shape), dtype, device)[first % 4 :].reshape(shape)
 
 
-def inputs_of(trainer: Trainer) -> Inputs:
-    """What the steps of a trainer are computed from, on this rank."""
+def inputs_of(trainer: Any) -> Inputs:
+    """What the steps of a `Trainer` are computed from, on this rank."""
     t = trainer
     common = t.unet, t.diffusion, t.data, t.config, t.label_dropout, t.generator, t.device, t.world
     return (Inputs if t.world.size == 1 else Shares)(*common)
