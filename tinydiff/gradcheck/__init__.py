@@ -13,6 +13,7 @@ slopes.py      the first questions: are the passes pure, are the gradients those
 kinks.py       what can be asked where there is no derivative
 probes.py      what a right formula can still get wrong: strides, needs, repeated leaves, ...
 repeats.py     indices that name a row twice
+rounding.py    whether forward or backward has lost its digits at the inputs
 scaling.py     the same with one length three times as long
 sizes.py       the same at lengths 0 and 1, and with squares made oblong: notes, if not asked for
 diagnosis.py   from what was seen to a diagnosis, afterwards: evidence.py, patterns/, formula.py
