@@ -101,3 +101,25 @@ def test_rounding_moves_the_last_place_and_no_more():
     y = np.zeros(101)
     np.add(x, 1, out=y)
     assert type(y) is np.ndarray and 0 < np.abs(y - np.asarray(x) - 1).max() < 1e-14
+
+
+def test_a_norm_held_fixed_is_wrong_although_the_complex_step_agrees():
+    def cosine(a, b):
+        return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+    def backward(g, a, b):
+        return (g / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))[:, None] * b
+
+    with pytest.raises(GradientError, match="WRONG"):
+        gradcheck(cosine, [RNG.normal(size=(5, 3)), RNG.normal(size=(5, 3))], wrt=["a"], backward=backward)
+
+
+def test_a_backward_that_writes_into_its_gradient_keeps_the_checks_own():
+    def backward(g, x):
+        g *= 2 * x
+        return g
+
+    with pytest.raises(GradientError, match="returns are right"):
+        gradcheck(lambda x: x**2, [RNG.normal(size=5)], backward=backward)
+    with pytest.raises(GradientError, match="returns are wrong"):
+        gradcheck(lambda x: x**3, [RNG.normal(size=5)], backward=backward)

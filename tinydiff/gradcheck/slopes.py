@@ -147,7 +147,16 @@ def purity(check: Check) -> list[Any]:
             check.found("purity", k, "was changed in place by forward or backward", in_place)
     for i, (u, u0) in enumerate(zip(U, check.U, strict=True)):
         if u is not None and not same_bits(u, u0):
-            check.found("purity", None, f"backward changed the gradient of output {i} that it was given", in_place)
+            check.found(
+                "purity",
+                None,
+                f"backward changed the gradient of output {i} that it was given",
+                Diagnosis(
+                    "in-place",
+                    f"{_returned(check, first)}, and whatever else uses that array, as a residual "
+                    "connection does, gets the changed numbers: write dout = dout * mask for dout *= mask",
+                ),
+            )
     second = check.subject.vjp(check.arrays(), [None if u is None else u.copy() for u in check.U])
     for k, (a, b) in enumerate(zip(first, second, strict=True)):
         if a is not None and a.shape != check.point[k].shape:
@@ -157,6 +166,17 @@ def purity(check: Check) -> list[Any]:
             text = "backward draws random numbers, reads memory that it never wrote, or keeps state from an earlier run"
             check.found("repeat", k, "backward gave other bits when run again", Diagnosis("not-repeatable", text))
     return [numeric.as_host(g) for g in first]
+
+
+def _returned(check: Check, gradients: list[Any]) -> str:
+    """Whether the gradients of a backward that writes into L_Y are right themselves."""
+    check.gradients = [numeric.as_host(g) for g in gradients]
+    if not all(g is None or g.shape == x.shape for g, x in zip(check.gradients, check.point, strict=True)):
+        return "the gradients that it returns have other shapes than the inputs"
+    verdict, _ = check.test([k for k, x in enumerate(check.point) if x.size])
+    if verdict is None:
+        return "the gradients that it returns could not be checked"
+    return f"the gradients that it returns are {'right' if verdict.ok else 'wrong'}"
 
 
 def same_bits(a: Any, b: Any) -> bool:
