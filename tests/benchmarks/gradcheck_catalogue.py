@@ -177,6 +177,7 @@ def report(results, only_right=False):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="the seed to begin with; those before it come last")
     parser.add_argument("--progress", type=Path, default=Path("gradcheck_catalogue.jsonl"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=["right"], help="right passes alone: how often the innocent are accused")
@@ -188,7 +189,7 @@ def main():
         results = [r for r in results if r["seed"] < args.seeds]
     done = {r["seed"] for r in results}
     with args.progress.open("a", encoding="utf-8") as file:
-        for seed in range(args.seeds):
+        for seed in (*range(args.first, args.seeds), *range(min(args.first, args.seeds))):
             if seed not in done:
                 results.append(one_seed(seed, only_right))
                 file.write(json.dumps(results[-1]) + "\n")

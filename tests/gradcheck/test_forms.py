@@ -262,3 +262,24 @@ def test_parameters_behind_a_property():
 def test_gradients_that_are_no_numbers():
     with pytest.raises(GradientError, match="the gradient of x is no array of numbers but of <U3"):
         gradcheck(lambda x: x, [X], backward=lambda g, x: "abc")
+
+
+@pytest.mark.parametrize("gradient", [lambda g: 3 * g**2, lambda grad: 3 * grad**2, lambda dy: 3 * dy * dy])
+def test_the_gradient_of_a_loss_whose_variable_is_named_like_one(gradient):
+    assert gradcheck(lambda w: (w**3).sum(), [X], backward=gradient).ok
+    with pytest.raises(GradientError):
+        gradcheck(lambda w: (w**3).sum(), [X], backward=lambda g: 2 * gradient(g))
+
+
+def test_a_backward_that_needs_the_loss_gradient_alone():
+    assert gradcheck(lambda x: x.sum(), [X], backward=lambda g: g * np.ones(X.shape)).ok
+
+
+@pytest.mark.parametrize("factor, word", [(1, "right"), (2, "wrong")])
+def test_a_backward_that_writes_into_what_it_was_given_is_told_what_to_write(factor, word):
+    def backward(dout, x):
+        dout *= factor * (x > 0)
+        return dout
+
+    with pytest.raises(GradientError, match=rf"returns are {word},.*residual connection.*dout = dout \* mask"):
+        gradcheck(lambda x: np.maximum(x, 0), [X], backward=backward)

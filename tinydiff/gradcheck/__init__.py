@@ -11,9 +11,11 @@ numeric.py     slopes by evaluating a function only, with a bound on their error
 check.py       one subject at one point: what every question to it needs, and a record of what was seen
 slopes.py      the first questions: are the passes pure, are the gradients those that the differences find?
 kinks.py       what can be asked where there is no derivative
+rounding.py    whether forward or backward has lost its digits at the inputs
 probes.py      what a right formula can still get wrong: strides, needs, repeated leaves, ...
 repeats.py     indices that name a row twice
 scaling.py     the same with one length three times as long
+structure.py   whether an array is more than generic numbers
 sizes.py       the same at lengths 0 and 1, and with squares made oblong: notes, if not asked for
 diagnosis.py   from what was seen to a diagnosis, afterwards: evidence.py, patterns/, formula.py
 blame.py       which line is wrong: rerun.py and taps.py (other code for a while), flow.py (what a line reads), repairs.py

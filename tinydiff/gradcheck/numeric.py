@@ -40,6 +40,7 @@ class Slope:
     Jv: list[Any]
     method: str
     exact: bool = False
+    step: float = STEP
 
     @property
     def trusted(self) -> bool:
@@ -104,9 +105,8 @@ def differences(
             sigma = max(spread, resolution(d) * float(np.max(np.abs(c), initial=0)))
             noise += (sigma * float(np.linalg.norm(to_numpy(u)))) ** 2 if u is not None else 0.0
         error = 10 * noise**0.5 / step + 0.02 * norm_of_products(U, gaps)
-        slope = Slope(
-            dot(U, Jv), error, norm_of_products(U, Jv), Jv, f"central differences, steps {step:g} and {2 * step:g}"
-        )
+        method = f"central differences, steps {step:g} and {2 * step:g}"
+        slope = Slope(dot(U, Jv), error, norm_of_products(U, Jv), Jv, method, step=step)
     if not np.isfinite(slope.value + slope.error + slope.size):
         slope.error = np.inf
     return slope

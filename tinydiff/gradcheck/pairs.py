@@ -114,7 +114,21 @@ class PairSubject(Subject):
     def plan(self, ys: Sequence[Any]) -> Plan:
         """How backward is called."""
         is_number = len(ys) == 1 and ys[0].size == 1
-        return plan(self.backward, self.fn, len(ys), len(self.trees), self.cache, is_number)
+        found = plan(self.backward, self.fn, len(ys), len(self.trees), self.cache, is_number)
+        if is_number and found.parts == (("g", 0),) and len(self.trees) == 1 and self.is_gradient():
+            return Plan((("x", 0),), scaled=True)
+        return found
+
+    def is_gradient(self) -> bool:
+        """Whether backward, a plain function of one array, makes a gradient of the input and none of a single number."""
+        backward, x = self.backward, self.args[0]
+        if hasattr(backward, "__self__") or not _is_floating(x) or np.ndim(x) == 0:
+            return False
+        try:
+            with np.errstate(all="ignore"):
+                return np.shape(backward(np.ones(()))) != np.shape(backward(np.array(x))) == np.shape(x)  # type: ignore[misc]
+        except Exception:
+            return False
 
     def pull(self, ys: list[Any], cache: Any, args: Sequence[Any], cotangents: Arrays) -> list[Any]:
         L_Ys = [np.zeros(y.shape) if u is None else u for y, u in zip(ys, cotangents, strict=True)]

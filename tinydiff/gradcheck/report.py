@@ -140,6 +140,11 @@ class Finding:
         gap = np.where(np.isnan(self.expected), -1, np.where(np.isnan(gap), np.inf, gap))
         return tuple(int(i) for i in np.unravel_index(int(np.argmax(gap)), gap.shape))
 
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing was found but that the gradient cannot be checked at these inputs."""
+        return bool(self.diagnoses) and self.diagnoses[0].code == "not-differentiable"
+
     def lines(self) -> list[str]:
         from tinydiff.gradcheck.picture import draw
 
@@ -199,7 +204,8 @@ class Report:
         if self.findings:
             first = self.findings[0]
             of = f" (gradient of {first.input})" if first.input else ""
-            result = f"WRONG{of}" + (f": {first.diagnoses[0]}" if first.diagnoses else f": {first.message}")
+            word = "NOT DECIDED" if all(f.undecided for f in self.findings) else "WRONG"
+            result = f"{word}{of}" + (f": {first.diagnoses[0]}" if first.diagnoses else f": {first.message}")
         return f"gradcheck {self.name}: {result}  ({self.dtype}, seed={self.seed})"
 
     def __repr__(self) -> str:

@@ -20,6 +20,7 @@ from tinydiff.gradcheck.check import Check
 from tinydiff.gradcheck.diagnosis import explain
 from tinydiff.gradcheck.report import Diagnosis
 from tinydiff.gradcheck.slopes import settle
+from tinydiff.gradcheck.structure import is_structured
 from tinydiff.gradcheck.surroundings import surroundings
 
 Axis = tuple[int, int]  # position among the inputs, axis
@@ -99,7 +100,7 @@ def _is_generic(a: Any, axes: list[int]) -> bool:
     """Whether an array has nothing that its longer version would lack, such as rows that sum to 1."""
     x = to_numpy(a.data if isinstance(a, Tensor) else a)
     if x.dtype.kind == "f":
-        return not _is_structured(x)
+        return not is_structured(x)
     if x.dtype.kind == "b":
         return len(axes) < 2  # a triangular mask
     if x.dtype.kind not in "iu" or len(axes) > 1:
@@ -107,22 +108,6 @@ def _is_generic(a: Any, axes: list[int]) -> bool:
     ordered = x.ndim == 1 and x.size > 2 and bool(np.all(np.diff(x.astype(np.int64)) >= 0))
     distinct = bool(np.all(np.diff(np.sort(x, axes[0]), axis=axes[0]) != 0))  # indices that a longer array repeats
     return not ordered and not distinct
-
-
-def _is_structured(x: np.ndarray) -> bool:
-    if len(np.unique(np.abs(x))) < x.size:
-        return True
-    if x.ndim == 2 and x.shape[0] == x.shape[1] and np.allclose(x, x.T):
-        return True
-    for axis, n in enumerate(x.shape):
-        for y in (x, x * x):  # distributions, vectors of one length
-            sums = y.sum(axis)
-            if np.allclose(sums, 1) or (sums.size > 1 and np.allclose(sums, sums.flat[0])):
-                return True
-        steps = np.diff(x, axis=axis)
-        if n > 3 and (np.all(steps > 0) or np.all(steps < 0)):
-            return True
-    return False
 
 
 def _longer(a: Any, axes: list[int], rng: np.random.Generator, share: float) -> Any:

@@ -13,26 +13,41 @@ from tinydiff.gradcheck.check import Check, WrongShape, WrongSlope, same_values
 from tinydiff.gradcheck.kinks import at_kink
 from tinydiff.gradcheck.report import Diagnosis
 
+CALMER = 4  # other inputs that are tried where passes compute too coarsely
 MOST_SEPARATE = 8  # more arrays than this are first checked together, along one direction in all of them
 
 
 def settle(check: Check, moves: int = 4) -> bool:
     """Purity and slopes, at other inputs if fn has a kink at these. True if nothing wrong was found."""
     check.report.probes += ["repeat", "purity"]
+    coarse = moved = calmed = 0
     for attempt in range(moves + 1):
         check.gradients = purity(check) or [None] * len(check.point)
         if check.report.findings:
             return False
         if not any(x.size for x in check.point) or not any(y.size for y in check.centre if y is not None):
             return True
-        if slopes(check, last=attempt == moves):
+        check.coarse = False
+        if slopes(check, last=attempt == moves or (coarse > 0 and calmed == CALMER)):
             break
+        if check.coarse or coarse:
+            coarse += 1
+            while calmed < CALMER:
+                calmed += 1
+                if check.calm(calmed - 1):
+                    break
+            continue
         at_kink(check)
         if check.report.findings:
             return False
-        check.move(0.02 * (attempt + 1))
-    if attempt:
-        text = f"fn has no slope at the given inputs (a kink?): inputs moved by up to {3 * attempt}% were checked"
+        moved = attempt + 1
+        check.move(0.02 * moved)
+    if coarse and not check.coarse:
+        check.report.notes.append(
+            f"{COARSE} at the given inputs: calmer ones were checked, of smaller or ordinary size"
+        )
+    if moved:
+        text = f"fn has no slope at the given inputs (a kink?): inputs moved by up to {3 * moved}% were checked"
         check.report.notes.append(text)
     if "slopes" not in check.report.probes:
         check.report.probes.append("slopes")
@@ -84,7 +99,20 @@ def slopes(check: Check, last: bool) -> bool:
     return True
 
 
+COARSE = "the passes compute too coarsely to be compared"
+
+
 def _inconclusive(check: Check, k: int, slope: numeric.Slope) -> None:
+    if check.coarse:
+        check.found(
+            "slopes",
+            k,
+            f"{COARSE} at these inputs: rounding alone explains what the gradients differ by",
+            Diagnosis(
+                "not-differentiable", "digits cancel, as in log(1 - p) with p close to 1: check at calmer inputs"
+            ),
+        )
+        return
     check.found(
         "slopes",
         k,
@@ -119,7 +147,16 @@ def purity(check: Check) -> list[Any]:
             check.found("purity", k, "was changed in place by forward or backward", in_place)
     for i, (u, u0) in enumerate(zip(U, check.U, strict=True)):
         if u is not None and not same_bits(u, u0):
-            check.found("purity", None, f"backward changed the gradient of output {i} that it was given", in_place)
+            check.found(
+                "purity",
+                None,
+                f"backward changed the gradient of output {i} that it was given",
+                Diagnosis(
+                    "in-place",
+                    f"{_returned(check, first)}, and whatever else uses that array, as a residual "
+                    "connection does, gets the changed numbers: write dout = dout * mask for dout *= mask",
+                ),
+            )
     second = check.subject.vjp(check.arrays(), [None if u is None else u.copy() for u in check.U])
     for k, (a, b) in enumerate(zip(first, second, strict=True)):
         if a is not None and a.shape != check.point[k].shape:
@@ -129,6 +166,17 @@ def purity(check: Check) -> list[Any]:
             text = "backward draws random numbers, reads memory that it never wrote, or keeps state from an earlier run"
             check.found("repeat", k, "backward gave other bits when run again", Diagnosis("not-repeatable", text))
     return [numeric.as_host(g) for g in first]
+
+
+def _returned(check: Check, gradients: list[Any]) -> str:
+    """Whether the gradients of a backward that writes into L_Y are right themselves."""
+    check.gradients = [numeric.as_host(g) for g in gradients]
+    if not all(g is None or g.shape == x.shape for g, x in zip(check.gradients, check.point, strict=True)):
+        return "the gradients that it returns have other shapes than the inputs"
+    verdict, _ = check.test([k for k, x in enumerate(check.point) if x.size])
+    if verdict is None:
+        return "the gradients that it returns could not be checked"
+    return f"the gradients that it returns are {'right' if verdict.ok else 'wrong'}"
 
 
 def same_bits(a: Any, b: Any) -> bool:
