@@ -100,5 +100,9 @@ if __name__ == "__main__":
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         failures = run(Path(name), arguments.steps, arguments.threads, lambda line: print(line, flush=True))
-    print(*failures, f"{arguments.steps:,} steps asked for, {len(failures)} failures, {time.monotonic() - start:.0f} s", sep="\n")
+    print(
+        *failures,
+        f"{arguments.steps:,} steps asked for, {len(failures)} failures, {time.monotonic() - start:.0f} s",
+        sep="\n",
+    )
     raise SystemExit(bool(failures))

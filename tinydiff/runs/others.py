@@ -64,7 +64,7 @@ def check_pipeline(file: Path) -> None:
     kinds = {name: value for name, value in index.items() if isinstance(value, list) and value != [None, None]}
     odd = [name for name in kinds if name not in ("unet", "scheduler")]
     for name, known in (("unet", diffusers.NETWORKS), ("scheduler", diffusers.SCHEDULERS)):
-        kind = kinds.get(name, ["", None])[-1]
+        kind = (kinds.get(name) or [None])[-1]
         if isinstance(kind, str) and kind not in known:
             odd.append(kind)
     if odd:
