@@ -47,7 +47,13 @@ def _read_parts(index: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{index} has no weight_map, the list of files that the weights are in")
     state: dict[str, np.ndarray] = {}
     for part in sorted(set(parts.values())):
-        state |= tensorfile.read(index.parent / Path(part).name)
+        arrays = tensorfile.read(index.parent / Path(part).name)
+        lost = [name for name in parts if parts[name] == part and name not in arrays]
+        twice = [name for name in arrays if name in state or parts.get(name, part) != part]
+        if lost or twice:
+            what = f"lacks {lost[0]}" if lost else f"holds {twice[0]}, which is another file's"
+            raise InputError(f"{index} does not belong to the files beside it: {Path(part).name} {what}")
+        state |= arrays
     return state
 
 
