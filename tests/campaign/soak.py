@@ -4,7 +4,8 @@
 
 A small U-Net is trained by the real trainer, with Adam, averages, log, saves and previews. Twenty times on the way the process's
 memory, descriptors, threads and Python objects are counted. Counted as a failure, from 15 % of the way on, when all parts have been
-in use: more than 4 MiB more, any more descriptor or thread, or more than 200 more objects. Linux only.
+in use: more than 4 MiB more, any more descriptor or thread, or more than 200 more objects; and a run that ended early, as Ctrl-C
+makes it. Linux only.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def grown(first: Held, last: Held) -> list[str]:
 
 
 def run(folder: Path, steps: int, threads: int, say: Callable[[str], None] = print) -> list[str]:
-    """Trains so many steps; what grew, a line each."""
+    """Trains so many steps; what went wrong, a line each."""
     np.save(folder / "data.npy", np.random.default_rng(0).integers(0, 256, (16, 4, 4), dtype=np.uint8))
     unet = td.UNet(4, 1, channels=4, channel_mults=(1,), blocks_per_level=1, attention_resolutions=(), groups=2)
     config = td.TrainConfig(
@@ -83,9 +84,12 @@ def run(folder: Path, steps: int, threads: int, say: Callable[[str], None] = pri
     diffusion = td.diffusion.Diffusion(td.diffusion.Schedule.cosine(10))
     trainer = Watched(unet, diffusion, td.data.load(folder / "data.npy"), config)
     trainer.every, trainer.say, trainer.found = max(steps // 20, 1), say, []
-    trainer.run()
-    begun, *_, last = trainer.found[2:]  # the first preview has started the thread of the progress bars
-    return grown(begun, last)
+    done = trainer.run()
+    failures = [f"ended after {done:,} of {steps:,} steps"] if done < steps else []
+    if len(trainer.found) > 3:
+        begun, *_, last = trainer.found[2:]  # the first preview has started the thread of the progress bars
+        failures += grown(begun, last)
+    return failures
 
 
 if __name__ == "__main__":
@@ -96,5 +100,9 @@ if __name__ == "__main__":
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         failures = run(Path(name), arguments.steps, arguments.threads, lambda line: print(line, flush=True))
-    print(*failures, f"{len(failures)} failures, {time.monotonic() - start:.0f} s", sep="\n")
+    print(
+        *failures,
+        f"{arguments.steps:,} steps asked for, {len(failures)} failures, {time.monotonic() - start:.0f} s",
+        sep="\n",
+    )
     raise SystemExit(bool(failures))

@@ -3,6 +3,7 @@
 import mmap
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,7 @@ def test_what_grew_is_named():
     before, after = soak.Held(10, 1 << 20, 8, 3, 1000), soak.Held(100, 6 << 20, 9, 3, 1100)
     assert [line.split(":")[0] for line in soak.grown(before, after)] == ["memory", "descriptors"]
     assert soak.grown(before, before) == []
+
+
+def test_a_soak_that_was_stopped_is_a_failure(tmp_path):
+    assert soak.run(tmp_path, 40, 1, lambda line: signal.raise_signal(signal.SIGTERM)) == ["ended after 2 of 40 steps"]

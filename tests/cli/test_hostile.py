@@ -137,3 +137,31 @@ def test_an_evaluation_that_nobody_hears(tmp_path, error):
     with pytest.raises(type(error)) as caught:
         evaluation.run()
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("train --steps 1_000", "--steps must be a whole number"),
+        ("train --lr \u0661", "--lr must be a number"),
+        ("train --mults 1,1_0", "--mults must be whole numbers"),
+        ("train --steps=--", "--steps must not be --"),
+        ("sample run --label=--", "--label must not be --"),
+        ("sample run --n \uff11", "is not a whole number"),
+        ("sample run --eta 0_1", "is not a number"),
+        ("bench --json 1\0", "--json must not hold a zero byte"),
+        ("info run\0", "the path must not hold a zero byte"),
+        ("puzzle 0001", "there is no puzzle '0001'"),
+        ("puzzle \u0661", "there is no puzzle"),
+        ("info /", "/ cannot be read: it has no checkpoint"),
+        ("train --resume --out /", "there is no run to resume in /"),
+        ("gradcheck {file}:f --shape 9223372036854775808", "a shape may have 10,000,000 numbers"),
+        ("gradcheck {file}:f --shape " + "1x" * 40, "a shape may have 10,000,000 numbers"),
+        ("gradcheck {file}:f --shape 1_0", "a shape must be like 4,3"),
+    ],
+)
+def test_numbers_and_names_that_nobody_means(words, sentence, tmp_path, capsys):
+    (tmp_path / "homework.py").write_text("def f(x):\n    return x\n")
+    assert main([word.format(file=tmp_path / "homework.py") for word in words.split(" ")]) == 2
+    out, err = capsys.readouterr()
+    assert sentence in err and err.count("\n") == 1 and len(err) < 330 and out == ""

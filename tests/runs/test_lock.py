@@ -1,8 +1,11 @@
 """One process at a time."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,11 +89,26 @@ def test_no_command_writes_beside_a_living_run(tmp_path, flags, capsys):
     folder.close()
 
 
-def test_where_there_are_no_locks_one_line_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lock, "fcntl", None)
+@pytest.mark.parametrize("error", [None, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS])
+def test_where_there_are_no_locks_one_line_says_so(tmp_path, monkeypatch, capsys, error):
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+
+    fcntl = None if error is None else SimpleNamespace(flock=flock, LOCK_EX=0, LOCK_NB=0)
+    monkeypatch.setattr(lock, "fcntl", fcntl)
+    lock.check_free(tmp_path)
     one = Lock(tmp_path)
     one.acquire()
     assert "cannot be locked on this system or disk" in capsys.readouterr().err
+    one.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_gives_a_file_several_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_is_at", lambda descriptor, file: False)
+    one = Lock(tmp_path)
+    one.acquire()
+    assert one.held
     one.release()
 
 

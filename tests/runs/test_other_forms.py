@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import tinydiff as td
 from tinydiff.errors import InputError
@@ -94,6 +95,7 @@ def test_pipelines_and_files_that_are_no_checkpoint(tmp_path):
         ({"scheduler": ["diffusers", "ScoreSdeVeScheduler"]}, "has ScoreSdeVeScheduler, which is not supported"),
         ({"unet": ["diffusers", "UNet2DConditionModel"]}, "has UNet2DConditionModel, which is not supported"),
         ({"scheduler": ["diffusers", "PNDMScheduler"], "_class_name": "PNDMPipeline", "feature": [None, None]}, None),
+        ({"unet": [], "scheduler": []}, None),  # the files themselves say what they are
     ):
         index.write_text(json.dumps(parts | change))
         if said is None:
@@ -139,3 +141,29 @@ def test_folders_of_diffusers(tmp_path):
         td.load(tmp_path / "a")
     with pytest.raises(InputError, match="nothing is downloaded"):
         td.load("google/ddpm-cifar10-32")
+
+
+def test_weights_in_several_files(tmp_path):
+    """With one of them missing, another's, or an older one, nothing is read."""
+    pipeline().save(tmp_path / "a")
+    weights = tmp_path / "a/unet/diffusion_pytorch_model.safetensors"
+    arrays = load_file(weights)
+    names = sorted(arrays)
+    one, two = (weights.with_name(f"diffusion_pytorch_model-0000{i}-of-00002.safetensors") for i in (1, 2))
+    parts = {one: names[:5], two: names[5:]}
+    for file, of_file in parts.items():
+        save_file({name: arrays[name] for name in of_file}, file)
+    weights.unlink()
+    index = weights.with_name("diffusion_pytorch_model.safetensors.index.json")
+    index.write_text(json.dumps({"weight_map": {name: file.name for file in parts for name in parts[file]}}))
+    td.load(tmp_path / "a")
+    whole = one.read_bytes(), two.read_bytes()
+    save_file({name: arrays[name] for name in names[:7]}, one)
+    with pytest.raises(InputError, match=f"of-00002.safetensors holds {names[5]}, which is another file's"):
+        td.load(tmp_path / "a")
+    one.write_bytes(whole[1]), two.write_bytes(whole[0])
+    with pytest.raises(InputError, match=f"00001-of-00002.safetensors lacks {names[0]}"):
+        td.load(tmp_path / "a")
+    one.unlink()
+    with pytest.raises(InputError, match=r"00001-of-00002.safetensors.* cannot be read: No such file"):
+        td.load(tmp_path / "a")

@@ -1,5 +1,6 @@
 """The training loop: it learns, repeats itself to the bit, survives being killed, and says what went wrong."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -106,6 +107,15 @@ def test_resuming_equals_never_having_stopped(tmp_path):
     tiny_trainer(tmp_path / "parts", steps=2).run()
     tiny_trainer(tmp_path / "parts", steps=5).run(resume=True)
     tiny_trainer(tmp_path / "parts", steps=9, save_every=2, preview_every=2).run(resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
+    tiny_trainer(tmp_path / "whole", steps=3).run()
+    seconds = itertools.count(time.time(), -1e6)
+    monkeypatch.setattr(time, "time", lambda: next(seconds))
+    tiny_trainer(tmp_path / "parts", steps=2, preview_every=2).run()
+    tiny_trainer(tmp_path / "parts", steps=3).run(resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 

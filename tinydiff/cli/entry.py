@@ -70,6 +70,11 @@ def _flag(name: str, *value: Any) -> str:
     return f'{flag} "{text}"' if " " in text else f"{flag} {text}"
 
 
+def _called(name: str) -> str:
+    """An argument, for a sentence."""
+    return f"the {name}" if name in ("path", "target", "name") else _flag(name)
+
+
 def _drop_output() -> None:
     """So that flushing it at exit is quiet."""
     with suppress(OSError, AttributeError, ValueError):  # it may be no file, or closed
@@ -80,6 +85,9 @@ def _run(argv: Sequence[str] | None) -> int:
     # Numbers out of range are told in our own words; NumPy's would come first, with lines of source.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"tinydiff\.")
     try:
+        for word in sys.argv[1:] if argv is None else argv:
+            if word.startswith("--") and word.endswith("=--"):  # which argparse reads as a list without words
+                raise InputError(f"{word[:-3]} must not be --")
         arguments = _parser().parse_args(argv)
     except SystemExit:  # after --help and --version
         return 0
@@ -88,7 +96,9 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         for name, value in vars(arguments).items():
             if value == "":
-                raise InputError(f"{'the ' + name if name in ('path', 'target') else _flag(name)} must not be empty")
+                raise InputError(f"{_called(name)} must not be empty")
+            if isinstance(value, str) and "\0" in value:
+                raise InputError(f"{_called(name)} must not hold a zero byte")
         return arguments.run(arguments)
     except InputError as error:
         return _fail(error, 2)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import host_threads, resolve_device
-from tinydiff.cli.numbers import whole_number
+from tinydiff.cli.numbers import number, whole_number
 from tinydiff.cli.outputs import check_new
 from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine.terminal import tell
@@ -30,9 +30,9 @@ def add_command(commands: Any) -> None:
     sample.add_argument("--n", type=whole_number, help="number of pictures [16; with labels 10 for each class]")
     sample.add_argument("--sampler", help="ddpm, ddim or dpm++ [ddim]")
     sample.add_argument("--steps", type=whole_number, help="steps [50; ddpm: all T]")
-    sample.add_argument("--eta", type=float, help="noise of ddim, from 0 to 1 [0]")
+    sample.add_argument("--eta", type=number, help="noise of ddim, from 0 to 1 [0]")
     sample.add_argument("--label", help="class to draw, by name or number [all, one per row]")
-    sample.add_argument("--guidance", type=float, help="of classifier-free guidance; 1: none [2 where possible]")
+    sample.add_argument("--guidance", type=number, help="of classifier-free guidance; 1: none [2 where possible]")
     sample.add_argument("--seed", type=whole_number, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
     sample.add_argument("--threads", type=whole_number, help="CPU threads [all]")

@@ -64,6 +64,7 @@ PUZZLES = _puzzles()
 
 def puzzle(number: str) -> Puzzle:
     """The puzzle of a number. InputError where there is none."""
-    if number.isdecimal() and 1 <= int(number[:4]) <= len(PUZZLES):
-        return PUZZLES[int(number[:4]) - 1]
+    for one in PUZZLES:
+        if number.strip() == str(one.number):
+            return one
     raise InputError(f"there is no puzzle {number!r}; they are numbered 1 to {len(PUZZLES)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import math
 import sys
 import traceback
 import warnings
@@ -16,12 +17,15 @@ import numpy as np
 
 from tinydiff.autograd.function import Function
 from tinydiff.backend import is_array
-from tinydiff.errors import InputError, named
+from tinydiff.errors import InputError, named, shown
 from tinydiff.gradcheck.calling import CACHES
 from tinydiff.gradcheck.making import NoBackward, make_subject
 from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.report import GradientError, Report
 from tinydiff.gradcheck.subject import TapeSubject, positional_parameters
+from tinydiff.machine.numbers import parsed
+
+MOST_NUMBERS, MOST_AXES = 10**7, 32  # of an input that a shape asks for
 
 # Tried in this order where no shapes are given, by the number of arguments.
 GUESSES: dict[int, list[list[tuple[int, ...]]]] = {
@@ -222,13 +226,17 @@ def _array(text: str, i: int, seed: int) -> np.ndarray:
     integer = kind.strip() == "int" or sizes == "int"
     sizes = "" if sizes in ("scalar", "int") else sizes
     try:
-        shape = tuple(int(n) for n in sizes.replace("x", ",").strip("()").split(",") if n.strip())
+        shape = tuple(parsed(n, int) for n in sizes.replace("x", ",").strip("()").split(",") if n.strip())
         if kind.strip() not in ("", "int") or any(n < 0 for n in shape) or bool(sizes) != bool(shape):
             raise ValueError
     except ValueError:
         raise InputError(
             f"a shape must be like 4,3 or 4x3 or scalar, with int behind it for integers, not {text!r}"
         ) from None
+    if math.prod(shape) > MOST_NUMBERS or len(shape) > MOST_AXES:
+        raise InputError(
+            f"a shape may have {MOST_NUMBERS:,} numbers along {MOST_AXES} axes at most, and {shown(text, 60)} has more"
+        )
     return rng.integers(0, 3, shape) if integer else np.asarray(rng.normal(size=shape))
 
 

@@ -257,7 +257,7 @@ def sync(path: Path) -> None:
 def beside(target: Path) -> tuple[Path, Path]:
     """Where a new folder is written, and where the earlier one goes."""
     target = Path(os.path.abspath(target))  # "." has no name
-    return target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
+    return target.parent / f"{target.name}.new", target.parent / f"{target.name}.old"  # nor has "/"
 
 
 def is_complete(folder: Path) -> bool:

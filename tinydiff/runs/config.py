@@ -19,6 +19,7 @@ from typing import Any
 from tinydiff import optim
 from tinydiff.errors import InputError, named
 from tinydiff.machine.files import MOST_TEXT, check_text, read_bytes
+from tinydiff.machine.numbers import parsed
 from tinydiff.runs import formats, limits
 
 STEPS = 1000  # unless they or minutes are given
@@ -324,8 +325,8 @@ def parse_value(name: str, text: str) -> Any:
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     try:
         if typing.get_origin(kind) is tuple:
-            return () if text.strip().lower() in ("none", "") else tuple(int(part) for part in text.split(","))
-        return kind(text)
+            return () if text.strip().lower() in ("none", "") else tuple(parsed(part, int) for part in text.split(","))
+        return parsed(text, kind) if kind in (int, float) else kind(text)
     except ValueError:
         what = {int: "a whole number", float: "a number"}.get(kind, "whole numbers such as 1,2,2")
         raise InputError(f"{flag(name)} must be {what}, not {text!r}") from None

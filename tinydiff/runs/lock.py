@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import time
+from itertools import count
 from pathlib import Path
 
 from tinydiff.errors import InputError, shown
@@ -24,6 +25,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
+MOST_TRIES = 100  # to lock the file that is there; some file systems give one file several numbers
 
 
 class Lock:
@@ -42,12 +44,14 @@ class Lock:
         """InputError where another process has it or the folder cannot be written. A system or a disk without locks is
         told, and no obstacle."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        while self._descriptor is None:
+        for attempt in count(1):
+            if self._descriptor is not None:
+                return
             with writing(self.file):
                 descriptor = os.open(self.file, flags, 0o666)
             try:
                 self._take(descriptor)
-                if _is_at(descriptor, self.file):  # else its holder has removed it meanwhile
+                if attempt >= MOST_TRIES or _is_at(descriptor, self.file):  # else its holder has removed it meanwhile
                     os.ftruncate(descriptor, 0)
                     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                     self._descriptor, descriptor = descriptor, -1

@@ -47,7 +47,13 @@ def _read_parts(index: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{index} has no weight_map, the list of files that the weights are in")
     state: dict[str, np.ndarray] = {}
     for part in sorted(set(parts.values())):
-        state |= tensorfile.read(index.parent / Path(part).name)
+        arrays = tensorfile.read(index.parent / Path(part).name)
+        lost = [name for name in parts if parts[name] == part and name not in arrays]
+        twice = [name for name in arrays if name in state or parts.get(name, part) != part]
+        if lost or twice:
+            what = f"lacks {lost[0]}" if lost else f"holds {twice[0]}, which is another file's"
+            raise InputError(f"{index} does not belong to the files beside it: {Path(part).name} {what}")
+        state |= arrays
     return state
 
 
@@ -64,7 +70,7 @@ def check_pipeline(file: Path) -> None:
     kinds = {name: value for name, value in index.items() if isinstance(value, list) and value != [None, None]}
     odd = [name for name in kinds if name not in ("unet", "scheduler")]
     for name, known in (("unet", diffusers.NETWORKS), ("scheduler", diffusers.SCHEDULERS)):
-        kind = kinds.get(name, ["", None])[-1]
+        kind = (kinds.get(name) or [None])[-1]
         if isinstance(kind, str) and kind not in known:
             odd.append(kind)
     if odd:
