@@ -17,6 +17,7 @@ from tinydiff.diffusion.sampler import chain_of
 from tinydiff.machine.terminal import bar, say
 from tinydiff.random import Generator
 from tinydiff.runs import memory, pictures
+from tinydiff.runs.compiled import compile_sampling
 from tinydiff.runs.progress import duration
 from tinydiff.unet import UNet
 
@@ -100,6 +101,8 @@ def draw_sheet(
             guidance,
             watched=animate,
         )
+        if k == 0:  # now that all arguments are known to be right
+            compile_sampling(unet, [min(batch, n), n - (count - 1) * batch], labels, guidance)
         total = diffusion.schedule.T if steps is None else steps
         name = "sampling" if count == 1 else f"sampling, batch {k + 1} of {count}"
         batches.append(_watch(chain, total, animate, name if progress else None))
