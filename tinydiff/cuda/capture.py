@@ -115,6 +115,7 @@ def rehearsal(generators: Sequence[Generator] = ()) -> Iterator[None]:
     recording = Recording(xp.asarray)
     with _tied(recording, generators), replay.recorded_by(recording):
         yield
+    recording.finish()
 
 
 class _Step(int):

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tinydiff import backend, random
+from tinydiff import backend, random, replay
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import device_of, is_array, module_for
 from tinydiff.cuda.capture import Captured, NotCapturable, Outdated, rehearsal, wanted
@@ -42,7 +42,9 @@ def graph(step: Callable[..., Any]) -> Any:
     - What optimisers read and count: their learning rate, which is set outside, bias corrections, averages.
 
     Results are copies: arrays, or tensors without a tape. Python's own side effects, such as appending to a list, happen only
-    in the first calls. `Adam.clipped_step` returns arrays instead of numbers.
+    in the first calls. `Adam.clipped_step` returns arrays instead of numbers;
+    each replay waits for them, since an update that is not finite does not count. A decorated function inside another one
+    becomes part of its graph.
 
     NotRepeatable (a ValueError) says what a graph would repeat wrongly, and what to write instead. Where the function reads
     a value from the GPU, one line says so, and it goes on being called as it is. So it does without further words on the CPU,
@@ -65,6 +67,8 @@ class _Replayed:
         self.graphs: dict[Any, _One] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if replay.current() is not None:  # inside another graph, whose part it becomes
+            return self.step(*args, **kwargs)
         leaves: list[Any] = []
         tree = _flatten((args, kwargs), leaves)
         devices = {device_of(x) for x in _arrays(leaves)}

@@ -160,7 +160,7 @@ class Back:
         self._graphs: dict[
             tuple[bool, bool], Any
         ] = {}  # by `pattern`; None: it has computed, but not inside a rehearsal
-        self._plain = schedule.T < WORTH or type(generator) is not Generator
+        self._plain = schedule.T < WORTH or type(generator) is not Generator or replay.current() is not None
 
     def __call__(self, x: Any, x0: Any, i: int) -> tuple[Any, Any]:
         """x_{i-1} and the x0 predicted on the way, from x_i and the x0 of the step before."""
