@@ -209,7 +209,8 @@ def refuse(what: str, instead: str) -> None:
 
 def give_up(what: str, error: Exception) -> None:
     """Says in one line that `what` goes on without a graph, and why."""
-    say(f"{what} goes on without a CUDA graph: {error}")
+    reason = "the GPU has too little memory for it" if isinstance(error, MemoryError) else error
+    say(f"{what} goes on without a CUDA graph: {reason}")
 
 
 def tools() -> Any:

@@ -324,3 +324,17 @@ def test_an_error_of_the_step_while_it_is_captured_is_the_callers_and_leaves_not
         assert ours[1] == theirs[1]
         for a, b in zip(ours[0], theirs[0], strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_too_little_memory_for_a_graph(cupy, monkeypatch, capfd):
+    def full(self, size):
+        raise MemoryError
+
+    w = weights()
+    graphed = td.cuda.graph(lambda x: ops.linear(x, w))
+    if cupy.cuda.MemoryPool is not cupy_stand_in.streams.MemoryPool:
+        pytest.skip("a GPU has enough")
+    monkeypatch.setattr(cupy_stand_in.streams.MemoryPool, "take", full)
+    for y in called(graphed, on_gpu(4, 2)):
+        np.testing.assert_array_equal(y.numpy(), np.full((4, 3), 2))
+    assert capfd.readouterr().err.count("too little memory") == 1

@@ -87,7 +87,12 @@ class _Replayed:
         try:
             return one(tree, leaves, args, kwargs)
         except NotCapturable as error:
-            return self._give_up(str(error), args, kwargs)
+            reason = str(error)
+        except MemoryError:
+            if not one.capturing:
+                raise
+            reason = "the GPU has too little memory for it"
+        return self._give_up(reason, args, kwargs)  # out here, where the error no longer holds the capture's memory
 
     def _give_up(self, reason: str, args: Any, kwargs: Any) -> Any:
         self.refused = True
@@ -103,6 +108,7 @@ class _One:
         self.step, self.calls, self.captures = step, 0, 0
         self.used: list[Generator] = []  # by the first call
         self.captured: Captured | None = None
+        self.capturing = False
         self.places: list[Any] = []
 
     def __call__(self, tree: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
@@ -138,6 +144,7 @@ class _One:
         if self.captures == MOST_CAPTURES:
             raise NotCapturable("its weights, gradients or averages lie in other arrays from call to call")
         self.captures += 1
+        self.capturing = True
         xp = module_for("cuda")
         self.captured = None  # gives its memory back before another is made
         self.places = [xp.array(x) for x in _arrays(leaves)]
@@ -145,6 +152,7 @@ class _One:
         filled = [_like(x, next(free)) if _has_array(x) else x for x in leaves]
         args, kwargs = _unflatten(tree, iter(filled))
         self.captured = Captured(lambda: self.step(*args, **kwargs), generators)
+        self.capturing = False
         results: list[Any] = []
         _flatten(self.captured.result, results)
         for x in results:

@@ -191,9 +191,10 @@ class Back:
             except (tools.NotCapturable, replay.NotRepeatable, MemoryError) as error:
                 replay.give_up("sampling", error)
                 self._plain = True
-                self._compute(takes)
-                return
-        self._graphs[takes].replay()
+        if self._plain:  # out here, where the error no longer holds the capture's memory
+            self._compute(takes)
+        else:
+            self._graphs[takes].replay()
 
     def _compute(self, takes: tuple[bool, bool]) -> None:
         """The step in place. Its numbers are those of `self._i`, in each replay."""

@@ -326,7 +326,7 @@ class Trainer:
             common = self.unet, self.diffusion, self.data, self.config, self.label_dropout, self.generator, self.device
             self._inputs = Inputs(*common)
             if ahead.possible(self._inputs):
-                self._inputs = ahead.Ahead(self._inputs, self.optimizer, self.ema, self._needed)
+                self._inputs = ahead.prepared(self._inputs, self.optimizer, self.ema, self._needed)
         return self._inputs
 
     def try_batch(self, n: int) -> None:
