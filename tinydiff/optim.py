@@ -192,12 +192,23 @@ class Adam(Optimizer):
         )
         found = pieces, gradients, m, v, moving, *options
         result: Any = adam(*found) if losses is None else clipped_adam(gradients, losses, max_norm, found, prepared)
-        known = result is not None and replay.current() is None
-        if known and not np.isfinite([*result[0], result[1]]).all():
-            self.steps = [step - 1 for step in self.steps]
-        elif ema is not None:
+        if ema is not None:
             ema.updates += 1
+        if result is not None and (recording := replay.current()) is not None:
+            *result, read = result
+            recording.afterwards(lambda: self._count_back_unless_finite(read(), ema))
+            return tuple(result)
+        if result is not None:
+            self._count_back_unless_finite(result, ema)
         return result
+
+    def _count_back_unless_finite(self, result: Any, ema: EMA | None) -> None:
+        """result: losses and norm as numbers; where one is not finite, the update did not happen."""
+        if np.isfinite([*result[0], result[1]]).all():
+            return
+        self.steps = [step - 1 for step in self.steps]
+        if ema is not None:
+            ema.updates -= 1
 
     def _update(self, step: int, weights: Arrays, gradients: Arrays, m: Arrays, v: Arrays) -> None:
         adam(weights, gradients, m, v, None, *self._options(step))

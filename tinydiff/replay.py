@@ -67,6 +67,7 @@ class Recording:
         self._counters: dict[int, _Counter] = {}
         self._gradients: dict[int, _Gradient] = {}
         self._arrays: list[tuple[Callable[[], Sequence[Any]], list[Any]]] = []
+        self._afterwards: list[Callable[[], None]] = []
 
     # ------------------------------------------------------------------------------------------- told by a step
 
@@ -105,7 +106,16 @@ class Recording:
         if id(tensor) not in self._gradients:
             self._gradients[id(tensor)] = _Gradient(tensor, fresh)
 
+    def afterwards(self, work: Callable[[], None]) -> None:
+        """What the host does when the pass has been given to the GPU, each time."""
+        self._afterwards.append(work)
+
     # ---------------------------------------------------------------------------------------- around the replays
+
+    def finish(self) -> None:
+        """After a pass that computed, or a replay: what was to be done afterwards."""
+        for work in self._afterwards:
+            work()
 
     def settle(self, done: bool) -> None:
         """After the pass: the host stands where it stood before, but that gradients are those of the graph if it is
@@ -129,6 +139,7 @@ class Recording:
             counter.move(counter.moved)
         for gradient in self._gradients.values():
             gradient.tensor.grad = gradient.after
+        self.finish()
 
 
 class _Mode(threading.local):
@@ -198,7 +209,8 @@ def refuse(what: str, instead: str) -> None:
 
 def give_up(what: str, error: Exception) -> None:
     """Says in one line that `what` goes on without a graph, and why."""
-    say(f"{what} goes on without a CUDA graph: {error}")
+    reason = "the GPU has too little memory for it" if isinstance(error, MemoryError) else error
+    say(f"{what} goes on without a CUDA graph: {reason}")
 
 
 def tools() -> Any:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +26,9 @@ import numpy as np
 
 import tinydiff as td
 from tests.benchmarks import gpu, gpu_report
+from tests.benchmarks.gpu_launches import LAUNCHES, cupy_module, launches, seconds
 from tinydiff import backend, dispatch
-from tinydiff.cuda import driver, nvrtc
+from tinydiff.cuda import driver, nvrtc, source
 from tinydiff.cuda.capture import Captured, rehearsal
 from tinydiff.random import Generator
 
@@ -49,31 +50,12 @@ class Part(NamedTuple):
     must_hold: bool = False
 
 
-def seconds(work: Callable[[], Any], calls: int = 1) -> float:
-    """Of a call, by the GPU's clock: the least of five."""
-    cuda, found = _cupy().cuda, []
-    work()
-    for _ in range(5):
-        start, end = cuda.Event(), cuda.Event()
-        start.record()
-        for _ in range(calls):
-            work()
-        end.record()
-        end.synchronize()
-        found.append(cuda.get_elapsed_time(start, end) / 1e3 / calls)
-    return min(found)
-
-
-def _cupy() -> Any:
-    return backend.module_for("cuda")
-
-
 # ----------------------------------------------------------------------------------------------------------------- parts
 
 
 def machine() -> dict[str, Any]:
     """Versions, and how long it takes to compile every variant of every kernel where none is in the cache."""
-    cupy = _cupy()
+    cupy = cupy_module()
     smi = subprocess.run(["nvidia-smi"], capture_output=True, text=True).stdout if shutil.which("nvidia-smi") else ""
     start = time.perf_counter()
     variants = sorted({(name, flags) for name, flags, _ in _variants()})
@@ -91,8 +73,6 @@ def machine() -> dict[str, Any]:
 
 
 def _variants() -> list[tuple[str, tuple[str, ...], Any]]:
-    from tinydiff.cuda import source
-
     return [(name, source.flags(dict(defines)), None) for name, defines, *_ in nvrtc.variants()]
 
 
@@ -103,17 +83,36 @@ FFMA = r"""extern "C" __global__ void ffma(float* x, int rounds) {
     x[blockIdx.x * blockDim.x + threadIdx.x] = a[0] + a[1] + a[2] + a[3] + a[4] + a[5] + a[6] + a[7];
 }
 extern "C" __global__ void nothing() {}"""
+MMA = r"""
+#define PRODUCT(kind, d, a, b) asm volatile("mma.sync.aligned." kind " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " \
+    "{%0, %1, %2, %3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) \
+    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+#define KERNEL(name, kind) extern "C" __global__ void name(float* x, int rounds) { \
+    float d[8][4] = {}; \
+    const unsigned one = __float_as_uint(x[0]), a[4] = {one, one, one, one}, b[2] = {one, one}; \
+    for (int i = 0; i < rounds; i++) { \
+        _Pragma("unroll") for (int k = 0; k < 8; k++) PRODUCT(kind, d[k], a, b); \
+    } \
+    float sum = 0; \
+    _Pragma("unroll") for (int k = 0; k < 8; k++) sum += d[k][0] + d[k][1] + d[k][2] + d[k][3]; \
+    x[blockIdx.x * blockDim.x + threadIdx.x] = sum; \
+}
+KERNEL(bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+KERNEL(tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
+"""  # eight sums for each warp, so that none has to wait for the one before
+BLOCKS, ROUNDS = 132 * 16, 4096  # of these kernels, whose blocks have 8 warps
 
 
 def ceilings() -> dict[str, Any]:
-    """What the card can do: copying 1 GiB, float32 products from registers, cuBLAS, an empty launch, a graph of 1,000."""
-    cupy = _cupy()
+    """What the card can do: copying 1 GiB, products from registers (float32, and bfloat16 and TF32 on tensor cores), cuBLAS,
+    an empty launch, a graph of 1,000."""
+    cupy = cupy_module()
     found: dict[str, Any] = {"copy, TB/s": gpu.measure_peak().bytes / 1e12}
     module = cupy.RawModule(code=FFMA, options=("--std=c++17",))
-    blocks, rounds, ffma, nothing = 132 * 16, 4096, module.get_function("ffma"), module.get_function("nothing")
-    x = cupy.ones(blocks * 256, np.float32)
-    taken = seconds(lambda: ffma((blocks,), (256,), (x, np.int32(rounds))))
-    found["FFMA, TFLOP/s"] = 2 * 8 * rounds * 256 * blocks / taken / 1e12
+    ffma, nothing, x = module.get_function("ffma"), module.get_function("nothing"), cupy.ones(BLOCKS * 256, np.float32)
+    taken = seconds(lambda: ffma((BLOCKS,), (256,), (x, np.int32(ROUNDS))))
+    found["FFMA, TFLOP/s"] = 2 * 8 * ROUNDS * 256 * BLOCKS / taken / 1e12
+    found |= tensor_cores()
     found["empty launch, us"] = 1e6 * seconds(lambda: nothing((1,), (1,), ()), 1000)
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
@@ -127,6 +126,19 @@ def ceilings() -> dict[str, Any]:
         found["cuBLAS float32, TFLOP/s"] = 2 * 8192**3 / seconds(lambda: m @ m) / 1e12
     except Exception as error:
         found["cuBLAS float32, TFLOP/s"] = str(error)
+    return found
+
+
+def tensor_cores() -> dict[str, Any]:
+    """What they multiply at most by mma.sync, operands in registers. Nothing before compute capability 8.0."""
+    cupy = cupy_module()
+    if int(cupy.cuda.Device().compute_capability) < 80:
+        return {}
+    module, found = cupy.RawModule(code=MMA, options=("--std=c++17",)), {}
+    for kind, products in (("bf16", 16 * 8 * 16), ("tf32", 16 * 8 * 8)):
+        kernel, x = module.get_function(kind), cupy.zeros(BLOCKS * 256, np.float32)
+        taken = seconds(partial(kernel, (BLOCKS,), (256,), (x, np.int32(ROUNDS))))
+        found[f"mma.sync {kind}, TFLOP/s"] = 2 * products * 8 * ROUNDS * 8 * BLOCKS / taken / 1e12
     return found
 
 
@@ -229,22 +241,25 @@ def against_pytorch() -> dict[str, Any]:
     return _run([sys.executable, "-m", "tests.benchmarks.gpu", *settings])
 
 
-def profiler() -> dict[str, Any]:
-    """ncu's view of the kernels of one training step of a small network."""
+def profiler(worst: Sequence[str] = ()) -> dict[str, Any]:
+    """ncu's view of the five worst kernels of `launches` in one training step of that network."""
     if shutil.which("ncu") is None:
         return {"left out": "ncu is not installed"}
-    return _run(["ncu", "--set", "basic", "--launch-count", "200", sys.executable, "-m", __spec__.name, "--step"])
+    chosen = ["--kernel-name", f"regex:^({'|'.join(worst)})$"] if worst else []
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_first", "--step", "large"]
+    return _run(["ncu", "--set", "basic", "--launch-count", "60", *chosen, *command])
 
 
-PARTS = {
-    "machine": Part(machine, 240),
-    "ceilings": Part(ceilings, 60),
-    "tests": Part(tests, 300, must_hold=True),
-    "sanitizer": Part(sanitizer, 240, must_hold=True),
-    "replay": Part(replay, 90, must_hold=True),
-    "speed": Part(speed, 150),
-    "against_pytorch": Part(against_pytorch, 420),
-    "profiler": Part(profiler, 120),
+PARTS = {  # 20 minutes at most
+    "machine": Part(machine, 180),
+    "ceilings": Part(ceilings, 40),
+    "tests": Part(tests, 240, must_hold=True),
+    "sanitizer": Part(sanitizer, 180, must_hold=True),
+    "replay": Part(replay, 60, must_hold=True),
+    "launches": Part(launches, 70),
+    "speed": Part(speed, 110),
+    "against_pytorch": Part(against_pytorch, 240),
+    "profiler": Part(profiler, 60),
 }
 
 
@@ -283,7 +298,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; none: all")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)  # a part, in a process of its own
-    parser.add_argument("--step", action="store_true", help="only a training step of a small network")
+    parser.add_argument(
+        "--step", nargs="?", const="small", choices=("small", "large"), help="only a training step of such a network"
+    )
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.parts if name not in PARTS]:
         parser.error(f"there is no part {unknown[0]}; there are {', '.join(PARTS)}")
@@ -294,14 +311,21 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     if args.step:
-        gpu.Ours(SMALL, 2).train()
+        gpu.Ours(*((SMALL, 2) if args.step == "small" else LAUNCHES)).train()
         td.backend.synchronize()
         return 0
     if args.one:
-        Path(args.one).write_text(json.dumps(PARTS[args.parts[0]].run()), encoding="utf-8")
+        (name,) = args.parts
+        before = json.loads(args.out.read_text())["parts"] if args.out.is_file() else {}
+        worst = before.get("launches", {}).get("found", {}).get("worst", [])
+        found = profiler(worst) if name == "profiler" else PARTS[name].run()
+        Path(args.one).write_text(json.dumps(found), encoding="utf-8")
         return 0
     me = [sys.executable, "-m", "tests.benchmarks.gpu_first"]
-    return 0 if run_parts(args.parts or list(PARTS), args.out, lambda name, file: [*me, name, "--one", file]) else 1
+    out = ["--out", str(args.out)]
+    return (
+        0 if run_parts(args.parts or list(PARTS), args.out, lambda name, file: [*me, name, "--one", file, *out]) else 1
+    )
 
 
 if __name__ == "__main__":

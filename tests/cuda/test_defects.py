@@ -64,6 +64,11 @@ DEFECTS = {
         "reduction too narrow": ("for (int mask = s.columns; mask < 32;", "for (int mask = s.columns; mask < 16;"),
         "variance of the shifted values": ("squares[i] - own * sum[i] + ", "squares[i] + "),
         "mask turned round": ("uniform(word[i]) >= p", "uniform(word[i]) < p"),
+        "pixels past the last": ("if (j < left) load", "load"),
+        "the last of four pixels forgotten": (
+            "if (k + j >= count) break;\n            if (tiled)",
+            "if (k + j >= count || j == AHEAD - 1) break;\n            if (tiled)",
+        ),
         "last pixel forgotten": (
             "s.row < P ? (P - s.row - 1) / s.rows + 1 : 0;  // pixels",
             "s.row < P ? (P - 1) / s.rows : 0;  // pixels",
@@ -72,7 +77,7 @@ DEFECTS = {
     ("normalization", "group_normalize_backward, dropout"): {
         "tiles that overlap": ("(tiled ? 2 * P * slab : 0)", "(tiled ? P * slab : 0)"),
         "mean over pixels only": ("A[i] /= P * D", "A[i] /= P"),
-        "term of the variance": (" - z[i] * B[i])", ")"),
+        "term of the variance": (" - z[j][i] * B[i])", ")"),
         "images counted twice": ("n < N; n += 8", "n < N; n += 7"),
     },
     ("attention", "softmax, softmax_backward"): {

@@ -59,6 +59,7 @@ class Loop:
     def run(self, steps, before=lambda loop, k: None):
         """Everything that is there after each of so many steps."""
         noise, seen = Generator(3), []
+        self.noise = noise
         for k in range(1, steps + 1):
             noise.step = self.dropout.step = k
             self.adam.lr = 0.1 / k
@@ -263,3 +264,77 @@ def test_gradients_that_are_forgotten_outside_are_those_of_each_call():
         step(on_gpu(4, 2) * k)
         np.testing.assert_array_equal(w.grad.get(), np.full((2, 3), 4 * k))
     assert len(passes) == 4
+
+
+def test_an_update_that_is_not_finite_does_not_count():
+    """As in eager steps: the weights stay, and the next update has the number of the one that was left out."""
+    seen = {}
+    for graphed in (False, True):
+        w = weights()
+        adam, ema = optim.Adam([w], 0.1), optim.EMA([w], 0.9)
+
+        def plain(x, w=w, adam=adam, ema=ema):
+            adam.zero_grad()
+            loss = ops.mean(ops.linear(x, w) ** 2)
+            loss.backward()
+            adam.clipped_step([loss.data], 1.0, ema)
+            return loss
+
+        step, values = td.cuda.graph(plain) if graphed else plain, []
+        for k in range(1, 9):
+            step(on_gpu(4, 2) * (np.nan if k in (3, 6) else k))
+            values.append((w.data.get(), adam.steps[0], ema.updates))
+        seen[graphed] = values
+    for ours, theirs in zip(seen[True], seen[False], strict=True):
+        assert ours[1:] == theirs[1:]
+        np.testing.assert_array_equal(ours[0], theirs[0])
+    assert seen[True][-1][1:] == (6, 6)
+
+
+def test_a_graph_inside_another_becomes_a_part_of_it(capfd):
+    w, passes = weights(), []
+
+    @td.cuda.graph
+    def inner(x):
+        passes.append(None)
+        return ops.linear(x, w)
+
+    @td.cuda.graph
+    def outer(x):
+        return inner(x) * 2
+
+    for k in range(7):
+        np.testing.assert_array_equal(outer(on_gpu(4, 2) * k).numpy(), np.full((4, 3), 4 * k))
+    assert len(passes) == 4 and capfd.readouterr().err == ""
+
+
+def test_an_error_of_the_step_while_it_is_captured_is_the_callers_and_leaves_nothing_behind():
+    """The fourth call, which captures, fails; it is made again."""
+
+    def failing(loop, k):
+        if k != 4:
+            return
+        update, loop.adam.step = loop.adam.step, lambda ema: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            loop.step(on_gpu(2, 3), backend.to_device(np.array([0, 1]), "cuda"), loop.noise)
+        loop.adam.step = update
+
+    eager, loop = Loop(False).run(7), Loop(True)
+    for ours, theirs in zip(loop.run(7, failing), eager, strict=True):
+        assert ours[1] == theirs[1]
+        for a, b in zip(ours[0], theirs[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_too_little_memory_for_a_graph(cupy, monkeypatch, capfd):
+    def full(self, size):
+        raise MemoryError
+
+    w = weights()
+    graphed = td.cuda.graph(lambda x: ops.linear(x, w))
+    if cupy.cuda.MemoryPool is not cupy_stand_in.streams.MemoryPool:
+        pytest.skip("a GPU has enough")
+    monkeypatch.setattr(cupy_stand_in.streams.MemoryPool, "take", full)
+    for y in called(graphed, on_gpu(4, 2)):
+        np.testing.assert_array_equal(y.numpy(), np.full((4, 3), 2))
+    assert capfd.readouterr().err.count("too little memory") == 1

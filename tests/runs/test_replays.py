@@ -159,3 +159,43 @@ def test_a_network_that_reads_values_is_trained_without_a_graph(tmp_path, capfd)
     assert one.run() == 5
     said = capfd.readouterr().err
     assert said.count("without a CUDA graph: it reads a value from the GPU (test_replays.py:") == 1, said
+
+
+@pytest.mark.slow
+def test_saves_and_previews_between_replays_change_nothing(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(td.Trainer, "_preview", lambda self: drawn.append((self.step, state(self)[0])))
+    one, plain = (trainer(tmp_path / str(graph), steps=7, preview_every=3, save_every=5) for graph in (True, False))
+    for trained, graph in ((one, True), (plain, False)):
+        assert trained.run(graph=graph) == 7
+    assert [step for step, _ in drawn] == [3, 6, 3, 6]
+    for (_, ours), (_, theirs) in zip(drawn[:2], drawn[2:], strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert_same(state(one), state(plain))
+
+
+@pytest.mark.slow
+def test_a_profile_measures_steps_that_are_no_replays(tmp_path):
+    one = trainer(tmp_path, steps=4)
+    assert one.run(profile=True) == 4 and one._replays is None
+    assert "Conv2d" in (tmp_path / "profile.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lacks", ["graph", "tables"])
+def test_too_little_memory_for_the_graph_or_the_tables(lacks, tmp_path, monkeypatch, capfd):
+    def full(*_):
+        raise MemoryError("out of memory allocating 1,024 bytes")
+
+    if lacks == "graph":
+        monkeypatch.setattr(cupy_stand_in.streams.MemoryPool, "take", full)
+    else:
+        monkeypatch.setattr(clock.Clock, "__init__", full)
+    one, plain = trainer(tmp_path / "one", steps=4), trainer(tmp_path / "plain", steps=4)
+    assert one.run() == 4
+    said = capfd.readouterr().err
+    assert said.count("GPU has too little memory") == 1 and "without a CUDA graph" in said
+    if lacks == "graph":
+        plain.run(graph=False)
+        assert_same(state(one), state(plain))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import replay
-from tinydiff.backend import module_for
+from tinydiff.backend import PinnedArray, module_for
 from tinydiff.dispatch import uses_kernels
 from tinydiff.random import Generator
 from tinydiff.replay import NotRepeatable, Recording
@@ -55,8 +55,7 @@ class Captured:
     def __init__(self, work: Callable[[], Any], generators: Sequence[Generator] = ()) -> None:
         cupy = module_for("cuda")
         self._pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
-        self._fed, self._host, self._used = cupy.zeros(FED_BYTES, np.uint8), np.zeros(FED_BYTES, np.uint8), 0
-        self._sent: bytes | None = None
+        self._fed, self._used = cupy.zeros(FED_BYTES, np.uint8), 0
         self._recording = Recording(self._place)
         self._starts = [(g, g.seed, g.stream, g.offset) for g in generators]
         cupy.get_default_memory_pool().free_all_blocks()  # what steps before left there is now taken from the pool
@@ -77,6 +76,9 @@ class Captured:
                 self._recording.settle(done)
                 with suppress(RuntimeError) if not done else _as_not_capturable():
                     self._graph = stream.end_capture()
+        # Two, in turn: the host writes the numbers of a replay while the GPU may not yet have those of the one before.
+        self._buffers = [PinnedArray((self._used,), np.uint8) for _ in range(2)]
+        self._fed, self._sent = self._fed[: self._used], b""
 
     def _place(self, values: np.ndarray) -> Any:
         start, size = -(-self._used // _ALIGNED) * _ALIGNED, values.nbytes
@@ -90,15 +92,14 @@ class Captured:
         for generator, seed, stream, offset in self._starts:
             if (generator.seed, generator.stream) != (seed, stream) or not 0 <= generator.offset - offset < _WORD:
                 raise Outdated
-        used = 0
+        sent = bytearray()
         for compute in self._recording.feeds:
-            values = np.ascontiguousarray(compute())
-            start = -(-used // _ALIGNED) * _ALIGNED
-            used = start + values.nbytes
-            self._host[start:used] = values.reshape(-1).view(np.uint8)
-        if used and (sent := self._host[:used].tobytes()) != self._sent:
-            self._fed[:used].set(self._host[:used])
-            self._sent = sent
+            sent += bytes(-len(sent) % _ALIGNED) + np.ascontiguousarray(compute()).tobytes()
+        if sent != self._sent:
+            self._buffers.reverse()
+            self._buffers[0].writable()[:] = np.frombuffer(sent, np.uint8)
+            self._buffers[0].copy_to(self._fed)
+            self._sent = bytes(sent)
         self._graph.launch()
         self._recording.advance()
 
@@ -114,6 +115,7 @@ def rehearsal(generators: Sequence[Generator] = ()) -> Iterator[None]:
     recording = Recording(xp.asarray)
     with _tied(recording, generators), replay.recorded_by(recording):
         yield
+    recording.finish()
 
 
 class _Step(int):

@@ -15,7 +15,7 @@ import numpy as np
 
 from tinydiff import backend, replay
 from tinydiff.cuda import source
-from tinydiff.cuda.source import KernelError
+from tinydiff.cuda.source import KernelError, MemoryFull
 from tinydiff.errors import named
 
 OPTIONS = ("--std=c++17",)  # of the compiler; defines and what CuPy adds come on top
@@ -84,10 +84,12 @@ def explained(what: str) -> Iterator[None]:
     assert cupy is not None
     try:
         yield
+    except KernelError:  # of a launch inside; it says what helps
+        raise
     except cupy.cuda.compiler.CompileException as error:
         raise KernelError(f"{what} does not compile for this GPU:\n{error}") from None
     except MemoryError as error:  # CuPy's OutOfMemoryError is one
-        raise KernelError(f"{what}: {_memory_is_full()} ({error})") from None
+        raise MemoryFull(f"{what}: {_memory_is_full()} ({error})") from None
     except (cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
         raise KernelError(f"{what}: {_advice(str(error))} ({error})") from None
     except (ImportError, RuntimeError) as error:

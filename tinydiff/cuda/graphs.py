@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tinydiff import backend, random
+from tinydiff import backend, random, replay
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import device_of, is_array, module_for
 from tinydiff.cuda.capture import Captured, NotCapturable, Outdated, rehearsal, wanted
@@ -42,7 +42,9 @@ def graph(step: Callable[..., Any]) -> Any:
     - What optimisers read and count: their learning rate, which is set outside, bias corrections, averages.
 
     Results are copies: arrays, or tensors without a tape. Python's own side effects, such as appending to a list, happen only
-    in the first calls. `Adam.clipped_step` returns arrays instead of numbers.
+    in the first calls. `Adam.clipped_step` returns arrays instead of numbers;
+    each replay waits for them, since an update that is not finite does not count. A decorated function inside another one
+    becomes part of its graph.
 
     NotRepeatable (a ValueError) says what a graph would repeat wrongly, and what to write instead. Where the function reads
     a value from the GPU, one line says so, and it goes on being called as it is. So it does without further words on the CPU,
@@ -65,6 +67,8 @@ class _Replayed:
         self.graphs: dict[Any, _One] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if replay.current() is not None:  # inside another graph, whose part it becomes
+            return self.step(*args, **kwargs)
         leaves: list[Any] = []
         tree = _flatten((args, kwargs), leaves)
         devices = {device_of(x) for x in _arrays(leaves)}
@@ -83,7 +87,12 @@ class _Replayed:
         try:
             return one(tree, leaves, args, kwargs)
         except NotCapturable as error:
-            return self._give_up(str(error), args, kwargs)
+            reason = str(error)
+        except MemoryError:
+            if not one.capturing:
+                raise
+            reason = "the GPU has too little memory for it"
+        return self._give_up(reason, args, kwargs)  # out here, where the error no longer holds the capture's memory
 
     def _give_up(self, reason: str, args: Any, kwargs: Any) -> Any:
         self.refused = True
@@ -99,6 +108,7 @@ class _One:
         self.step, self.calls, self.captures = step, 0, 0
         self.used: list[Generator] = []  # by the first call
         self.captured: Captured | None = None
+        self.capturing = False
         self.places: list[Any] = []
 
     def __call__(self, tree: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
@@ -134,6 +144,7 @@ class _One:
         if self.captures == MOST_CAPTURES:
             raise NotCapturable("its weights, gradients or averages lie in other arrays from call to call")
         self.captures += 1
+        self.capturing = True
         xp = module_for("cuda")
         self.captured = None  # gives its memory back before another is made
         self.places = [xp.array(x) for x in _arrays(leaves)]
@@ -141,6 +152,7 @@ class _One:
         filled = [_like(x, next(free)) if _has_array(x) else x for x in leaves]
         args, kwargs = _unflatten(tree, iter(filled))
         self.captured = Captured(lambda: self.step(*args, **kwargs), generators)
+        self.capturing = False
         results: list[Any] = []
         _flatten(self.captured.result, results)
         for x in results:

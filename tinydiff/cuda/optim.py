@@ -57,8 +57,8 @@ def adam(
 
 def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None) -> Any:
     """See `tinydiff.ops.optim.clipped_adam`: three launches, then one copy back, which is all that waits for the GPU. The
-    device itself decides whether all is finite. While a step is recorded, losses and norm are arrays. NotImplemented for
-    arrays that are not one piece each.
+    device itself decides whether all is finite. While a step is recorded, losses and norm are arrays, and a third result is
+    the function that reads them afterwards. NotImplemented for arrays that are not one piece each.
 
     prepared: None, or an `updates.Prepared`; then step, lr and the decay of the average are not used, nothing is copied in
     either direction, and the result is None.
@@ -82,7 +82,7 @@ def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: 
     if prepared is not None:
         return None
     if replay.current() is not None:
-        return list(report[2:]), xp.sqrt(report[0])
+        return list(report[2:]), xp.sqrt(report[0]), lambda: read_report(report, note)
     return read_report(report, note)
 
 

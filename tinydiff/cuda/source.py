@@ -20,6 +20,10 @@ class KernelError(RunFailed):
     message: that sentence, of any length.
     """
 
+
+class MemoryFull(KernelError, MemoryError):
+    """A `KernelError`: the GPU's memory does not suffice."""
+
     def __init__(self, message: object = "") -> None:
         super().__init__(message, limit=None)
 

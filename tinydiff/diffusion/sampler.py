@@ -68,8 +68,8 @@ def sample(
     The images are in [-1, 1] if `diffusion.clip_x0`, otherwise they may leave that range. InputError for a sampler,
     steps, eta, labels or guidance that are impossible, or not possible for this model.
     """
-    chain = sample_steps(
-        model, diffusion, shape, generator, sampler, steps, eta, labels, guidance, x_T=x_T, device=device
+    chain = chain_of(
+        model, diffusion, shape, generator, sampler, steps, eta, labels, guidance, x_T=x_T, device=device, watched=False
     )
     if progress and sys.stderr is not None:
         from tqdm import tqdm
@@ -104,6 +104,26 @@ def sample_steps(
     the errors. Arguments are checked at the call; the work is done when steps are asked for. Between steps the model is
     in the mode that it was in before.
     """
+    return chain_of(model, diffusion, shape, generator, sampler, steps, eta, labels, guidance, x_T=x_T, device=device)
+
+
+def chain_of(
+    model: Any,
+    diffusion: Process,
+    shape: Sequence[int],
+    generator: Generator,
+    sampler: str,
+    steps: int | Sequence[int] | None,
+    eta: float,
+    labels: Any,
+    guidance: float | None,
+    *,
+    x_T: Any = None,
+    device: str | None = None,
+    watched: bool = True,
+) -> Iterator[Step]:
+    """`sample_steps`. watched: whether the images of each step are arrays of their own; else the next step may replace
+    them."""
     schedule = diffusion.schedule if steps is None else diffusion.schedule.respaced(steps)
     diffusion = replace(diffusion, schedule=schedule)
     solver = make_solver(sampler, diffusion, eta)
@@ -115,11 +135,13 @@ def sample_steps(
         x_T = x_T.data if isinstance(x_T, Tensor) else x_T if is_array(x_T) else np.asarray(x_T, np.float32)
         if x_T.shape != shape or not is_float(x_T.dtype):
             raise InputError(f"x_T must be floating point of shape {shape}, not {x_T.dtype} of shape {x_T.shape}")
-    return _steps(predict, solver, schedule, x_T, generator)
+    return _steps(predict, solver, schedule, x_T, generator, watched)
 
 
-def _steps(predict: Predictor, solver: "Solver", schedule: Schedule, x: Any, generator: Generator) -> Iterator[Step]:
-    x0, back = None, Back(predict, solver, schedule, generator)
+def _steps(
+    predict: Predictor, solver: "Solver", schedule: Schedule, x: Any, generator: Generator, watched: bool
+) -> Iterator[Step]:
+    x0, back = None, Back(predict, solver, schedule, generator, watched)
     for i in range(schedule.T, 0, -1):
         x, x0 = back(x, x0, i)
         yield Step(int(schedule.timesteps[i - 1]), x, x0)
@@ -128,14 +150,17 @@ def _steps(predict: Predictor, solver: "Solver", schedule: Schedule, x: Any, gen
 class Back:
     """Steps back of one chain. On a GPU the first two of a kind compute as they are, the others replay a CUDA graph."""
 
-    def __init__(self, predict: Predictor, solver: "Solver", schedule: Schedule, generator: Generator) -> None:
+    def __init__(
+        self, predict: Predictor, solver: "Solver", schedule: Schedule, generator: Generator, watched: bool = True
+    ) -> None:
         self._predict, self._solver, self._schedule, self._generator = predict, solver, schedule, generator
+        self._watched = watched
         self._i = 0  # the step, which replays read
         self._places: tuple[Any, Any] | None = None  # of x and x0, which a graph changes in place
         self._graphs: dict[
             tuple[bool, bool], Any
         ] = {}  # by `pattern`; None: it has computed, but not inside a rehearsal
-        self._plain = schedule.T < WORTH or type(generator) is not Generator
+        self._plain = schedule.T < WORTH or type(generator) is not Generator or replay.current() is not None
 
     def __call__(self, x: Any, x0: Any, i: int) -> tuple[Any, Any]:
         """x_{i-1} and the x0 predicted on the way, from x_i and the x0 of the step before."""
@@ -147,10 +172,10 @@ class Back:
         if self._places is None:
             self._places = x.copy(), x.copy()
         for place, given in zip(self._places, (x, x0), strict=True):
-            if given is not None:
+            if given is not None and given is not place:
                 place[...] = given
         self._go(takes)
-        return self._places[0].copy(), self._places[1].copy()
+        return (self._places[0].copy(), self._places[1].copy()) if self._watched else self._places
 
     def _go(self, takes: tuple[bool, bool]) -> None:
         """The step from what lies in the places, by a replay if it can be."""
@@ -166,9 +191,10 @@ class Back:
             except (tools.NotCapturable, replay.NotRepeatable, MemoryError) as error:
                 replay.give_up("sampling", error)
                 self._plain = True
-                self._compute(takes)
-                return
-        self._graphs[takes].replay()
+        if self._plain:  # out here, where the error no longer holds the capture's memory
+            self._compute(takes)
+        else:
+            self._graphs[takes].replay()
 
     def _compute(self, takes: tuple[bool, bool]) -> None:
         """The step in place. Its numbers are those of `self._i`, in each replay."""

@@ -16,6 +16,7 @@ from tinydiff.diffusion import Diffusion
 from tinydiff.diffusion.model import model_device
 from tinydiff.machine.terminal import say
 from tinydiff.random import Generator
+from tinydiff.runs.compiled import compile_sampling
 
 EVALUATION = 9  # the stream of random numbers for evaluation; training and sampling use others
 _PIXELS_AT_ONCE = 1 << 17
@@ -162,6 +163,7 @@ def measure_bits(
     strata = choose_steps(diffusion.schedule.T, terms, generator)
     steps = np.concatenate([s.evaluated for s in strata])
     at_once = images_at_once(images.shape[1])
+    compile_sampling(unet, [min(at_once, len(images)), len(images) % at_once or at_once], labels)
     parts = []
     for k, start in enumerate(range(0, len(images), at_once), 1):
         chosen = slice(start, start + at_once)

@@ -19,6 +19,7 @@ from tinydiff.machine.terminal import is_terminal
 from tinydiff.random import SAMPLING, Generator
 from tinydiff.runs import checkpoint
 from tinydiff.runs.building import load_data
+from tinydiff.runs.compiled import compile_sampling
 from tinydiff.runs.config import RunConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.resuming import recorded, require_data
@@ -52,6 +53,7 @@ class Subject:
         fixed = self.diffusion.variance == "learned" and diffusion.variance != "learned"
         model = _WithoutVariance(self.unet) if fixed else self.unet
         labels, batch = self._labels(n, seed), images_at_once(self.unet.image_size)
+        compile_sampling(self.unet, [min(batch, n), n % batch or batch], labels)
         parts = []
         for k, start in enumerate(range(0, n, batch)):
             chosen = slice(start, min(start + batch, n))

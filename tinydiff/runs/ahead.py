@@ -39,6 +39,17 @@ def possible(inputs: Inputs) -> bool:
     return inputs.device == "cuda" and own and uses_kernels()
 
 
+def prepared(inputs: Inputs, optimizer: optim.Adam, ema: optim.EMA, needed: int = 0) -> Inputs:
+    """`Ahead`; the inputs themselves, with a line that says so, where the GPU has too little memory for it."""
+    try:
+        return Ahead(inputs, optimizer, ema, needed)
+    except MemoryError:  # CuPy's OutOfMemoryError is one
+        say(
+            "the GPU has too little memory to prepare steps there: each is prepared by the machine, without a CUDA graph"
+        )
+    return inputs
+
+
 class Ahead(Inputs):
     """The inputs of steps, prepared on the GPU.
 

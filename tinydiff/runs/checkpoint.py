@@ -30,6 +30,7 @@ from tinydiff.machine.files import check_numbers, read_json
 from tinydiff.random import SAMPLING, Generator
 from tinydiff.runs import diffusers, drawing, formats, others, tensorfile
 from tinydiff.runs.atomic import LAST, beside, is_complete, write_folder
+from tinydiff.runs.compiled import compile_sampling
 from tinydiff.unet import UNet
 
 INDEX = LAST
@@ -76,6 +77,7 @@ class Pipeline:
         labels = self._numbers(labels)
         shape = (n, self.image_size, self.image_size, self.unet.in_channels)
         generator = Generator(seed).at(SAMPLING)
+        compile_sampling(self.unet, [n], labels, guidance)
         x = sample(self.unet, self.diffusion, shape, generator, sampler, steps, eta, labels, guidance, progress)
         return to_numpy(pixels.to_bytes(x))
 

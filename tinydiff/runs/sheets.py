@@ -12,10 +12,12 @@ import numpy as np
 
 from tinydiff.backend import to_numpy
 from tinydiff.data import pixels
-from tinydiff.diffusion import Diffusion, sample_steps
+from tinydiff.diffusion import Diffusion
+from tinydiff.diffusion.sampler import chain_of
 from tinydiff.machine.terminal import bar, say
 from tinydiff.random import Generator
 from tinydiff.runs import memory, pictures
+from tinydiff.runs.compiled import compile_sampling
 from tinydiff.runs.progress import duration
 from tinydiff.unet import UNet
 
@@ -87,7 +89,7 @@ def draw_sheet(
     batches = []
     for k in range(count):
         chosen = slice(k * batch, min((k + 1) * batch, n))
-        chain = sample_steps(
+        chain = chain_of(
             unet,
             diffusion,
             (chosen.stop - chosen.start, size, size, channels),
@@ -97,7 +99,10 @@ def draw_sheet(
             eta,
             None if labels is None else labels[chosen],
             guidance,
+            watched=animate,
         )
+        if k == 0:  # now that all arguments are known to be right
+            compile_sampling(unet, [min(batch, n), n - (count - 1) * batch], labels, guidance)
         total = diffusion.schedule.T if steps is None else steps
         name = "sampling" if count == 1 else f"sampling, batch {k + 1} of {count}"
         batches.append(_watch(chain, total, animate, name if progress else None))

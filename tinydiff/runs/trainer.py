@@ -324,7 +324,7 @@ class Trainer:
         if self._inputs is None:
             self._inputs = inputs_of(self)
             if ahead.possible(self._inputs):
-                self._inputs = ahead.Ahead(self._inputs, self.optimizer, self.ema, self._needed)
+                self._inputs = ahead.prepared(self._inputs, self.optimizer, self.ema, self._needed)
         return self._inputs
 
     def try_batch(self, n: int) -> None:
