@@ -69,7 +69,7 @@ print(f"least with {best} blocks: {live[0].max() / peaks[best]:.1f} times less t
 assert all(abs(k + 3 * DEPTH / k - peaks[k]) <= 2 for k in peaks) and best in (9, 12)
 
 # %% [markdown]
-# The U-Net of [15](15_digits.py) has no such option: its blocks are modules, and `td.recompute(block, x, t)` is all it takes.
+# A module is recomputed in the same way: `td.recompute(module, x)`. Its weights get their gradients as before.
 
 # %%
 figure, axes = panels(1, 2, 6, 4)
