@@ -35,6 +35,7 @@ setup(
             "cuda-bindings; platform_system == 'Linux'",
         ],
         "browser": ["selenium", "igraph"],
+        "notebook": ["jupytext", "nbclient", "ipykernel"],  # the examples, run as notebooks
         "parity": ["torch", "diffusers", "onnx"],
     },
     entry_points={"console_scripts": ["tinydiff = tinydiff.cli:main"]},

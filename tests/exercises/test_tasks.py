@@ -102,7 +102,7 @@ def test_model_solutions_and_mistakes(name, checked):
     for right, wrong in WRONG[name]:
         result = checked(t, changed(text, right, wrong))
         assert not result.ok, (right, wrong)
-    assert result.text.endswith(f"Hint 3 of 3: {t.hints[2]}")
+    assert any(f": {hint}" in result.text for hint in t.hints)
     result = checked(t, text)
     assert result.ok, result.text
     assert result.text.startswith("right, at attempt 4. Checked were L_")
@@ -133,8 +133,40 @@ def test_puzzles_tell_more_with_each_attempt(checked):
     texts = [checked(p.task, p.file(), help_after=4).text for _ in range(4)]
     assert texts[0] == "L_X is wrong; right: L_w, L_b. The next attempt is told more."
     assert "It looks like: what reaches the output through X.mean(axis=0)" in texts[1] and "Hint" not in texts[1]
-    assert "Hint 1 of 3" in texts[2] and "this line is wrong" not in texts[2]
-    assert "this line is wrong" in texts[3] and "Hint 2 of 3" in texts[3]
+    assert (
+        "The line: " in texts[2]
+        and "batch_norm.py:" in texts[2]
+        and "Hint 2 of 3" in texts[2]
+        and "this line is wrong" not in texts[2]
+    )
+    assert "this line is wrong" in texts[3]
+
+
+def test_a_hint_speaks_of_what_is_wrong_and_the_right_line_comes_late(checked):
+    t = task("convolution")
+    assert "Hint 1 of 3" in checked(t, changed(filled(t), "axis=(0, 1, 2)", "axis=(0, 1)")).text  # L_b
+    wrong = changed(filled(t), "] += L_Y @", "] = L_Y @")  # L_X: neither the hint of L_b nor that of L_W
+    for attempt in (2, 3, 4):
+        text = checked(t, wrong).text
+        assert "L_X[:, r:r + H, s:s + V] = L_Y @ W[r, s].T\n      this line is wrong" in text
+        assert "Hint 3 of 3" in text and "probes" not in text and "tolerance: " not in text
+        assert ("all gradients are right with" in text) == (attempt > 2)
+        assert ("--solution prints" in text) == (attempt > 3)
+
+
+def test_code_that_raises_is_no_attempt(checked, tmp_path):
+    t = task("chain_rule")
+    for right, wrong, error in [
+        ("L_v * np.cos(u)", "L_V * np.cos(u)", "NameError: name 'L_V' is not defined"),
+        ("L_u = L_v", "L_u = L_v[:, None] @ L_v[:, None]", "ValueError: matmul"),
+    ]:
+        text = checked(t, changed(filled(t), right, wrong)).text
+        assert text.startswith(f"backward raised {error}") and text.endswith("This is not counted as an attempt.")
+        assert "chain_rule.py:35: L_u = " in text and "Hint" not in text
+        assert "\n  there: " in text and " (5,)\n" in text
+    assert "first attempt" in checked(t, filled(t)).text
+    with pytest.raises(InputError, match="backward returned None, not the gradients of a, b: is its return missing"):
+        checked(t, filled(t).replace("return L_a, L_b", "L_a, L_b"))
 
 
 def test_files_hold_nothing_of_the_solution():

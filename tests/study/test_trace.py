@@ -230,6 +230,19 @@ def test_blocks_that_are_recomputed_and_graphs_from_before():
     assert [op.ran_backward for op in by_name(trace, "Sin")] == [False, True]
 
 
+def test_a_recomputed_block_keeps_its_inputs_until_it_runs_again():
+    x = td.Tensor(np.ones(4), requires_grad=True)
+    with td.trace() as trace:
+        h = td.ops.exp(x)  # keeps its result, 32 bytes
+        for _ in range(3):  # each keeps what it takes: the first the same 32 bytes, the others 32 more
+            h = td.recompute(lambda h: td.ops.tanh(td.ops.sin(h)), h)
+        kept = trace.events[-1].live
+        h.backward(np.ones(4))
+    assert kept == 3 * 32 == sum(op.saved for op in trace.operations if op.name in ("Exp", "recompute"))
+    assert trace.events[-1].live == 0
+    assert max(event.live for event in trace.events) == kept + 32  # sin's input is the block's, tanh keeps its result
+
+
 def test_the_terminal_table_fits_and_names_what_matters(traced, monkeypatch):
     trace, _, _ = traced
     gradients = [f"{L.shape}".replace(" ", "").replace(",)", ")") for op in trace.operations for L in op.L_Xs if L]

@@ -75,4 +75,6 @@ def recompute(fn: Callable[..., Any], *xs: Any) -> Any:
         for index, y in enumerate(outputs):
             if is_float(y.dtype, or_complex=True):
                 y._attach(node, index)
+        if hasattr(mode.observer, "deferred"):
+            mode.observer.deferred(node, xs)
     return outputs if several else outputs[0]

@@ -83,6 +83,7 @@ def observing(observer: Callable[[Any, str, Any, dict[str, Any]], Any]) -> Any:
 
     If the observer has these methods, they are called as well:
     `recorded(op, inputs, outputs)` after forward, with the tensors;
+    `deferred(node, inputs)` after a block that `recompute` will run again in backward, with the block's inputs;
     `sending(node, edge, L, there)` before a gradient goes from a node (None: from the start of the walk) to the edge's
     target, where the sum `there` (or None) waits for it;
     `releasing(node)` before a node forgets what was saved for it.

@@ -6,10 +6,12 @@ often a file was checked is kept beside it, in FILE.attempts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -36,8 +38,9 @@ def grade(task: Task, path: str | Path, hints: Sequence[str], help_after: int) -
     """Checks the functions that a learner wrote into a file.
 
     hints: told one at a time, from the first failure on. help_after: the failure from which on the whole report of the
-    gradient check is told, with the line that is wrong. Before it, only which gradients are wrong is told; from the
-    second failure on also what the error looks like, and the hints begin with the third.
+    gradient check is told, with the line that is wrong; what to write there, not before the third failure. Before it, only
+    which gradients are wrong is told; from the second failure on also what the error looks like, and from the third the line
+    and the hints. A hint is chosen that speaks of what is wrong. A backward pass that raises is no attempt.
 
     InputError where the file cannot be read or run, or lacks a function.
     """
@@ -51,7 +54,9 @@ def grade(task: Task, path: str | Path, hints: Sequence[str], help_after: int) -
         except GradientError as error:
             if isinstance(error.__cause__, NotImplementedError):
                 return Grade(False, f"{error.__cause__}: fill in its body in {path}")
-            return Grade(False, _failure(error.report, _count(path), hints, help_after), error.report)
+            if raised := _raised(error.report, error.__cause__):
+                return Grade(False, raised, error.report)
+            return Grade(False, _failure(task, error.report, _count(path), hints, help_after), error.report)
         names = ", ".join(f"L_{verdict.name}" for verdict in report.verdicts)
         checked = f"{names} at {len(SEEDS)} sets of inputs, and by the probes {', '.join(report.probes)}"
     attempts = _count(path)
@@ -59,23 +64,69 @@ def grade(task: Task, path: str | Path, hints: Sequence[str], help_after: int) -
     return Grade(True, f"right, at {tries}. Checked were {checked}.", report)
 
 
-def _failure(report: Report, attempts: int, hints: Sequence[str], help_after: int) -> str:
+def _failure(task: Task, report: Report, attempts: int, hints: Sequence[str], help_after: int) -> str:
     told = attempts if help_after == 1 else attempts - 2  # how many hints
+    finding = report.findings[0] if report.findings else None
     parts = []
     if attempts >= help_after:
-        parts.append(str(report))
+        parts.append(_report(report, fix=attempts > 2))
     else:
         wrong = [f"L_{v.name}" for v in report.verdicts if not v.ok]
         verb = "is" if len(wrong) == 1 else "are"
         which = f"{' and '.join(wrong)} {verb} wrong" if wrong else "it is wrong in some cases"
         right = ", ".join(f"L_{v.name}" for v in report.verdicts if v.ok)
         parts.append(f"{which}; right: {right or 'none'}. The next attempt is told more.")
-        if attempts > 1 and report.findings and report.findings[0].diagnoses:
-            parts.append(f"It looks like: {report.findings[0].diagnoses[0]}")
+        if attempts > 1 and finding and finding.diagnoses:
+            parts.append(f"It looks like: {finding.diagnoses[0]}")
+        if told > 0 and finding and finding.blame:
+            parts.append(f"The line: {finding.blame.file}:{finding.blame.line}: {finding.blame.text}")
     if told > 0:
-        number = min(told, len(hints))
-        parts.append(f"Hint{f' {number} of {len(hints)}' if len(hints) > 1 else ''}: {hints[number - 1]}")
+        parts.append(_hint(report, hints, told))
+    if help_after == 1 and attempts > 3:
+        parts.append(f"tinydiff exercise {task.name} --solution prints the model solution.")
     return "\n\n".join(parts)
+
+
+def _report(report: Report, fix: bool) -> str:
+    """The report without what only matters to the checker; fix: with the statement after which all would be right."""
+    left_out = (
+        ("  probes: ", "  tolerance: ") if fix else ("  probes: ", "  tolerance: ", "      all gradients are right")
+    )
+    return "\n".join(line for line in str(report).splitlines() if not line.startswith(left_out)).rstrip()
+
+
+def _raised(report: Report, error: BaseException | None) -> str | None:
+    """What to tell where backward raised: the error, its line and the shapes there, without a hint, as it is no attempt yet."""
+    blame = report.findings[0].blame if report.findings else None
+    if blame is None or blame.code != "raises":
+        return None
+    told = f"{report.findings[0].message}\n  {blame.file}:{blame.line}: {blame.text}"
+    frames = [frame for frame, line in walk_tb(error.__traceback__ if error else None) if line == blame.line]
+    found = frames[-1].f_locals if frames else {}
+    names = dict.fromkeys(re.findall(r"[A-Za-z_]\w*", blame.text))
+    shapes = [f"{name} {found[name].shape}" for name in names if isinstance(found.get(name), np.ndarray)]
+    there = f"\n  there: {', '.join(shapes)}" if shapes else ""
+    return f"{told}{there}\nThis is not counted as an attempt."
+
+
+def _hint(report: Report, hints: Sequence[str], told: int) -> str:
+    """The next hint: of those that name the variable of the first wrong line, if it is not a gradient of an input; else of
+    all but those that speak of gradients that are right."""
+    blame = next((f.blame for f in report.findings if f.blame), None)
+    line = re.match(r"\s*([A-Za-z_]\w*)", blame.text) if blame else None
+    right = {f"L_{v.name}" for v in report.verdicts if v.ok}
+    wrong = {f"L_{v.name}" for v in report.verdicts if not v.ok} | {f"L_{f.input}" for f in report.findings if f.input}
+
+    def naming(names: Iterable[str]) -> list[str]:
+        return [h for h in hints if any(re.search(rf"\b{re.escape(n)}(?![A-Za-z0-9])", h) for n in names)]
+
+    chosen = naming([line[1]]) if line and line[1] not in wrong else []
+    if not chosen:
+        fine, bad = naming(right - wrong), naming(wrong)
+        chosen = [h for h in hints if h in bad or h not in fine] or list(hints)
+    hint = chosen[min(told, len(chosen)) - 1]
+    number = f" {hints.index(hint) + 1} of {len(hints)}" if len(hints) > 1 else ""
+    return f"Hint{number}: {hint}"
 
 
 def _read(path: Path, task: Task) -> Any:

@@ -244,6 +244,8 @@ class PairSubject(Subject):
             if not inner and all(g is None for g in grads):
                 return found
             of = ", ".join(t.name for t in floating)
+            if len(grads) == 1 and grads[0] is None:
+                raise InputError(f"backward returned None, not the gradients of {of}: is its return missing?")
             raise InputError(
                 f"backward returned {len(grads)} gradient{'s' * (len(grads) != 1)} for {len(floating)} floating point inputs "
                 f"({of}); wrt= names those that it returns"

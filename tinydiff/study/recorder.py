@@ -176,6 +176,11 @@ class Recorder:
             operation.needs = (False,) * len(inputs)
         self.events[-1].live = self.live
 
+    def deferred(self, node: Node, inputs: Sequence[Any]) -> None:
+        self._keep(node.op, self._of(node), inputs)
+        if self.events:
+            self.events[-1].live = self.live
+
     def sending(self, node: Node | None, edge: Edge, L: Any, there: Any) -> None:
         source = None if node is None else self._of(node)
         key = id(edge.target), edge.output
@@ -318,7 +323,7 @@ class Recorder:
                 self.live += memory.nbytes
             entry[1] += 1
             held.append(id(memory))
-        operation.kept_at = len(self.events) - 1
+        operation.kept_at = max(len(self.events) - 1, 0)
         weakref.finalize(op, self._free, operation).atexit = False  # a graph that is dropped without backward
 
     def _free(self, operation: Operation) -> None:
@@ -350,7 +355,8 @@ def _arrays_of(op: Any) -> list[tuple[str, Any]]:
     found = []
     for name, value in vars(op).items():
         parts = value if isinstance(value, tuple | list) else (value,)
-        found += [("" if name == "_saved" else name, a) for a in parts if is_array(a)]
+        arrays = [part.data if isinstance(part, Tensor) else part for part in parts]
+        found += [("" if name == "_saved" else name, a) for a in arrays if is_array(a)]
     return found
 
 

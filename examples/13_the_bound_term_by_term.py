@@ -1,27 +1,29 @@
-"""The variational bound, term by term: how many bits an image costs, and where they go.
+# %% [markdown]
+# # 13. The variational bound, term by term: how many bits an image costs, and where they go
+#
+#     -log p(x_0) <= E[ L_T + sum over t > 1 of L_{t-1} + L_0 ]
+#
+# L_T is what x_T still tells of the image, L_{t-1} the distance of the reverse step from the posterior, L_0 the cost of the
+# exact bytes once x_1 is known. The data are bytes from a rounded Gaussian, whose entropy is known, and the model is exact:
+# E[eps | x_t]. So every term has a closed form, and what the bound exceeds the entropy by is the price of Gaussian steps.
 
-    python examples/5_the_bound_term_by_term.py
-
-    -log p(x_0) <= E[ L_T + sum over t > 1 of L_{t-1} + L_0 ]
-
-L_T is what x_T still tells of the image, L_{t-1} the distance of the reverse step from the posterior, L_0 the cost of the
-exact bytes once x_1 is known. The data are bytes from a rounded Gaussian, whose entropy is known, and the model is exact:
-E[eps | x_t]. So every term has a closed form, and what the bound exceeds the entropy by is the price of Gaussian steps.
-"""
-
+# %%
 import math
 
 import numpy as np
-from picture import arguments, panels, save
+from picture import options, panels, save
 
 import tinydiff as td
 
-args = arguments(__doc__)
+args = options("13_the_bound_term_by_term")
 m, s = 0.05, 0.25  # mean and standard deviation of a pixel, in image values -1..1
 schedule = td.diffusion.Schedule.linear(200, 1e-4, 0.09)
 ab, beta, posterior = schedule.alpha_bar, schedule.beta, schedule.posterior_variance
 
+# %% [markdown]
 # The data: 16 images of 20 x 20 grey pixels, and their entropy in bits per pixel.
+
+# %%
 x0 = m + s * np.random.default_rng(0).normal(size=(16, 20, 20, 1))
 x0 = np.clip(np.rint((x0 + 1) * 127.5), 0, 255) / 127.5 - 1
 edges = (np.arange(1, 256) - 0.5) / 127.5 - 1
@@ -45,6 +47,7 @@ def closed_form(t, variance):
     return (weight**2 * unknown / sigma2 + r - 1 - np.log(r)) / 2 / math.log(2)
 
 
+# %%
 t = np.arange(2, schedule.T + 1)
 results = {}
 print(f"entropy {entropy:.4f} bits per pixel")
@@ -60,6 +63,7 @@ for variance in ("beta", "posterior"):
     assert abs(steps.mean() - expected.sum()) < 5 * steps.std(ddof=1) / math.sqrt(len(x0)) + 0.002
     assert bound.total.mean() + 5 * se > entropy
 
+# %%
 figure, axes = panels(1, 3, 4.6)
 left, middle, right = axes[0]
 for variance, color in (("beta", "tab:blue"), ("posterior", "tab:orange")):
@@ -80,4 +84,4 @@ right.axhline(entropy, color="black", linestyle=":", label="entropy of the data"
 right.set(title="where the bits go, by variance", ylim=(0, 1.5 * bottom.max()))
 for axis in axes[0]:
     axis.legend(fontsize=8)
-save(figure, args.out)
+save(figure, args)

@@ -1,20 +1,24 @@
-"""Back-propagation through fully connected layers, by hand and by the tape.
+# %% [markdown]
+# # 2. Fully connected layers, by hand and by the tape
+#
+# A layer is Y = X W + 1 b with X (N, D), W (D, M), b (M,). L_Y (N, M) is the derivative of the loss by Y. To find L_X, start
+# with one element. x_ij occurs in y_im for every m, with slope w_jm, and in no other row of Y. The chain rule sums:
+#
+#     L_x_ij = sum over m of L_y_im w_jm        which is element (i, j) of L_Y W^T
+#     L_w_jm = sum over i of x_ij L_y_im        which is element (j, m) of X^T L_Y
+#     L_b_m  = sum over i of L_y_im             which is element m of 1^T L_Y
+#
+# The slopes of Y by X would be an array (N, M, N, D). Nobody builds it: a backward pass computes L_X from L_Y directly.
+#
+# Two layers with a tanh between them learn to tell two spirals apart. Every gradient is computed twice.
 
-    python examples/1_fully_connected_backward.py
-
-A layer is Y = X W + 1 b with X (N, D), W (D, M), b (M,). L_Y (N, M) is the derivative of the loss by Y, and then
-
-    L_X = L_Y W^T        L_W = X^T L_Y        L_b = 1^T L_Y
-
-Two layers with a tanh between them learn to tell two spirals apart. Every gradient is computed twice.
-"""
-
+# %%
 import numpy as np
-from picture import arguments, panels, save
+from picture import options, panels, save
 
 import tinydiff as td
 
-args = arguments(__doc__, steps=1500)
+args = options("02_fully_connected", steps=1500)
 rng = np.random.default_rng(0)
 
 # Two spirals, N points in D = 2 dimensions; the target is -1 or 1.
@@ -23,6 +27,11 @@ angle, side = rng.uniform(0.5, 6, N), rng.choice([-1.0, 1.0], N)
 X = (side * angle * np.stack([np.cos(angle), np.sin(angle)])).T / 3 + rng.normal(scale=0.04, size=(N, 2))
 target = side[:, None]
 
+
+# %% [markdown]
+# First by hand: from the loss back to the first layer.
+
+# %%
 W1, b1 = rng.normal(size=(2, H)), np.zeros(H)
 W2, b2 = rng.normal(size=(H, 1)) / np.sqrt(H), np.zeros(1)
 
@@ -43,8 +52,12 @@ def by_hand():
     return np.mean((Y - target) ** 2), (L_W1, L_b1, L_W2, L_b2)
 
 
+# %% [markdown]
+# Now by the tape: forward is written down, backward follows from it.
+
+
+# %%
 def by_tape():
-    """The same with tinydiff: forward is written down, backward follows from it."""
     w1, c1, w2, c2 = parameters = [td.Tensor(p, requires_grad=True) for p in (W1, b1, W2, b2)]
     Y = td.ops.linear(td.ops.tanh(td.ops.linear(X, w1, c1)), w2, c2)
     loss = td.ops.mse_loss(Y, target)
@@ -58,6 +71,10 @@ for name, a, b in zip(("L_W1", "L_b1", "L_W2", "L_b2"), hand, tape, strict=True)
     print(f"{name} {a.shape!s:8} largest {np.abs(a).max():.4f}, largest difference {np.abs(a - b).max():.1e}")
     assert np.allclose(a, b, rtol=1e-12, atol=1e-15)
 
+# %% [markdown]
+# Training with the gradients by hand: gradient descent with momentum.
+
+# %%
 losses, velocity = [], [np.zeros_like(p) for p in (W1, b1, W2, b2)]
 for _ in range(args.steps):
     loss, gradients = by_hand()
@@ -69,6 +86,7 @@ for _ in range(args.steps):
 right = np.mean(np.sign(forward(X)[1]) == target)
 print(f"after {args.steps} steps by hand: loss {losses[-1]:.4f}, {100 * right:.1f}% of the points on the right side")
 
+# %%
 figure, axes = panels(1, 3)
 a, b, c = axes[0]
 for name, x, y in zip(("L_W1", "L_b1", "L_W2", "L_b2"), hand, tape, strict=True):
@@ -83,4 +101,4 @@ shade = forward(grid.reshape(-1, 2))[1].reshape(grid.shape[:2])
 c.contourf(grid[..., 0], grid[..., 1], shade, levels=np.linspace(-2, 2, 21), cmap="RdBu", extend="both", alpha=0.6)
 c.scatter(*X.T, c=side, cmap="RdBu", edgecolor="black", linewidth=0.5, s=14)
 c.set(title="what the network says", aspect="equal")
-save(figure, args.out)
+save(figure, args)

@@ -1,22 +1,21 @@
-"""Level sets, eigenvectors and gradients of a quadratic, and of the Gaussian that is its exponential.
+# %% [markdown]
+# # 10. Level sets, eigenvectors and gradients of a quadratic, and of the Gaussian that is its exponential
+#
+# q(x) = x^T A x + x^T b + c with symmetric A has gradient 2 A x + b and one critical point x* = -A^-1 b / 2 where A is
+# invertible. The eigenvalues of A tell what it is: all positive, a minimum; all negative, a maximum; both, a saddle.
+# Where |grad q| equals s, x lies on an ellipse around x* with semi-axes s / (2 |lambda_i|) along the eigenvectors v_i.
+#
+# g = exp(q) has the same critical point, and its level sets are those of q: a Gaussian is the case of all negative
+# eigenvalues, A = -C^-1 / 2, where C is the covariance. But where |grad g| is constant is no ellipse.
 
-    python examples/2_quadratics_and_gaussians.py
-
-q(x) = x^T A x + x^T b + c with symmetric A has gradient 2 A x + b and one critical point x* = -A^-1 b / 2 where A is
-invertible. The eigenvalues of A tell what it is: all positive, a minimum; all negative, a maximum; both, a saddle.
-Where |grad q| equals s, x lies on an ellipse around x* with semi-axes s / (2 |lambda_i|) along the eigenvectors v_i.
-
-g = exp(q) has the same critical point, and its level sets are those of q: a Gaussian is the case of all negative
-eigenvalues, A = -C^-1 / 2, where C is the covariance. But where |grad g| is constant is no ellipse.
-"""
-
+# %%
 import numpy as np
-from picture import arguments, panels, save
+from picture import options, panels, save
 
 import tinydiff as td
 from tinydiff import ops
 
-args = arguments(__doc__)
+args = options("10_quadratics_and_gaussians")
 rotation = np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
 grid = np.stack(np.meshgrid(*[np.linspace(-3, 3, 121)] * 2), -1)
 points = grid.reshape(-1, 2)
@@ -38,6 +37,10 @@ def quadratic(A, b):
     return lambda X: ops.sum(X * (X @ A), axis=1) + X @ b
 
 
+# %% [markdown]
+# Three quadratics: their gradient by the tape is 2 A x + b, and its length is constant on the ellipse.
+
+# %%
 critical = np.array([0.4, -0.3])
 cases = [("minimum", with_eigenvalues(0.3, 1.0)), ("saddle", with_eigenvalues(0.4, -0.8))]
 cases.append(("maximum", with_eigenvalues(-0.125, -0.5)))
@@ -69,7 +72,10 @@ for axis, (name, A) in zip(axes[0], cases, strict=False):
     )
     axis.legend(loc="lower left")
 
+# %% [markdown]
 # The Gaussian of the last case: covariance -A^-1 / 2, mean x*, and the constant that makes it a density.
+
+# %%
 C = -np.linalg.inv(A) / 2
 C = (C + C.T) / 2
 log_density = td.diffusion.gaussian.log_prob(points, critical, C)
@@ -86,4 +92,4 @@ variances, V = np.linalg.eigh(C)
 for value, v in zip(variances, V.T, strict=True):
     axis.annotate("", critical + v * np.sqrt(value), critical, arrowprops={"arrowstyle": "->", "lw": 2})
 axis.set(title="g = exp(q), the last q: level sets (blue)\nand |grad g| (red), no ellipses", aspect="equal")
-save(figure, args.out)
+save(figure, args)

@@ -1,17 +1,16 @@
-"""The forward process: how a spiral becomes noise, in steps and in one go.
+# %% [markdown]
+# # 11. The forward process: how a spiral becomes noise, in steps and in one go
+#
+# One step is x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps. Any number of steps is one Gaussian,
+# x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, with alpha_bar_t the product of all 1 - beta up to t.
 
-    python examples/3_forward_process.py
-
-One step is x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps. Any number of steps is one Gaussian,
-x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, with alpha_bar_t the product of all 1 - beta up to t.
-"""
-
+# %%
 import numpy as np
-from picture import arguments, panels, save
+from picture import options, panels, save
 
 import tinydiff as td
 
-args = arguments(__doc__)
+args = options("11_forward_process")
 rng = np.random.default_rng(0)
 schedule = td.diffusion.Schedule.linear(100, 1e-3, 0.2)
 diffusion = td.diffusion.Diffusion(schedule)
@@ -20,6 +19,7 @@ n = 3000
 angle = np.sqrt(rng.uniform(0.02, 1, n)) * 3 * np.pi
 x0 = (np.stack([np.cos(angle), np.sin(angle)]) * angle / 5.5).T + rng.normal(scale=0.03, size=(n, 2))
 
+# %%
 shown = [0, 5, 15, 30, 60, 100]
 chain, x = {0: x0}, x0
 for t in range(1, schedule.T + 1):
@@ -38,6 +38,7 @@ for t in shown:
     print(f"                    {noise[0]:.4f}   {noise[1]:.4f}    {1 - ab:.4f}")
     assert all(abs(v - (1 - ab)) < 5 * np.sqrt(2 / (2 * n)) * (1 - ab) + 1e-12 for v in noise)  # 5 standard errors
 
+# %%
 figure, axes = panels(3, 6, 2.6, 2.6)
 for row, (name, samples) in enumerate([("step by step", chain), ("in one go", closed)]):
     for axis, t in zip(axes[row], shown, strict=True):
@@ -59,4 +60,4 @@ for end in (25, 50, 100):
     right.plot(np.arange(1, end + 1), schedule.noise_weights(end) ** 2, label=f"in x_{end}")
 right.set(xlabel="step that added it", title="squared weight of each step's noise")
 right.legend()
-save(figure, args.out)
+save(figure, args)

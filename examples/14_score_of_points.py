@@ -1,19 +1,18 @@
-"""A small network learns the score of points in the plane, where the exact score is known.
+# %% [markdown]
+# # 14. A small network learns the score of points in the plane, where the exact score is known
+#
+# The data are eight blobs of points on a circle. Then x_t is a mixture of eight Gaussians, and its score, the gradient
+# of log q(x_t), is the average pull of the blobs, weighted by how likely each is. The best prediction of the noise is
+# E[eps | x_t] = -sqrt(1 - alpha_bar_t) score, so a network trained on L_simple learns the score.
 
-    python examples/6_score_of_points.py                  half a minute; --steps 500 for a first look
-
-The data are eight blobs of points on a circle. Then x_t is a mixture of eight Gaussians, and its score, the gradient
-of log q(x_t), is the average pull of the blobs, weighted by how likely each is. The best prediction of the noise is
-E[eps | x_t] = -sqrt(1 - alpha_bar_t) score, so a network trained on L_simple learns the score.
-"""
-
+# %%
 import numpy as np
-from picture import arguments, panels, save
+from picture import options, panels, save
 
 import tinydiff as td
 from tinydiff import nn, ops
 
-args = arguments(__doc__, steps=8000)
+args = options("14_score_of_points", steps=3000)
 figure, axes = panels(1, 5, 3.6)
 turn, blob = 2 * np.pi * np.arange(8) / 8, 0.06  # blob: its standard deviation
 centres = np.stack([np.cos(turn), np.sin(turn)], 1) * 0.75
@@ -50,6 +49,8 @@ class Network(nn.Module):
         return self.last(h + ops.silu(self.third(h)))
 
 
+# %%
+td.nn.manual_seed(0)
 network = Network()
 optimiser = td.optim.Adam(network.parameters(), lr=3e-3)
 ema = td.optim.EMA(network.parameters(), decay=0.995)
@@ -68,7 +69,10 @@ def score(model, x, t):  # grad log q(x_t), (N, 2), which the predicted noise st
     return -model(x, np.full(len(x), t)).data / np.sqrt(schedule.one_minus_alpha_bar[t])
 
 
+# %% [markdown]
 # How far from the exact model, whose loss is the least that there is?
+
+# %%
 x0 = draw(4000)
 grid = np.stack(np.meshgrid(*[np.linspace(-1.2, 1.2, 13)] * 2), -1).reshape(-1, 2).astype(np.float32)
 with ema.applied():
@@ -98,4 +102,4 @@ axes[0, 3].set(title="1000 samples, and the centres", aspect="equal", xlim=(-1.2
 axes[0, 4].plot(np.convolve(losses, np.ones(25) / 25, "valid"))
 axes[0, 4].axhline(best, color="black", linestyle=":")
 axes[0, 4].set(title="L_simple; dotted: exact model", xlabel="step", yscale="log")
-save(figure, args.out)
+save(figure, args)

@@ -1,19 +1,18 @@
-"""The posterior q(x_{t-1} | x_t, x_0), and why a Gaussian can be a good reverse step.
+# %% [markdown]
+# # 12. The posterior q(x_{t-1} | x_t, x_0), and why a Gaussian can be a good reverse step
+#
+# Given x_0 the step back is Gaussian: the product of q(x_t | x_{t-1}), read as a function of x_{t-1}, and of
+# q(x_{t-1} | x_0). Without x_0 it is a mixture over all x_0 that may have led to x_t. For small beta_t that is nearly a
+# Gaussian, which is what p_theta(x_{t-1} | x_t) assumes; for large beta_t it is not.
 
-    python examples/4_posterior_and_reverse_step.py
-
-Given x_0 the step back is Gaussian: the product of q(x_t | x_{t-1}), read as a function of x_{t-1}, and of
-q(x_{t-1} | x_0). Without x_0 it is a mixture over all x_0 that may have led to x_t. For small beta_t that is nearly a
-Gaussian, which is what p_theta(x_{t-1} | x_t) assumes; for large beta_t it is not.
-"""
-
+# %%
 import numpy as np
-from picture import arguments, panels, save
+from picture import options, panels, save
 
 import tinydiff as td
 from tinydiff.diffusion import Diffusion, Schedule, gaussian
 
-args = arguments(__doc__)
+args = options("12_posterior_and_reverse_step")
 schedule = Schedule.linear(100, 1e-3, 0.2)
 diffusion = Diffusion(schedule, variance="posterior", clip_x0=False)
 line = np.linspace(-3, 3, 1201)
@@ -23,7 +22,10 @@ def density(x, mean, variance):
     return np.exp(gaussian.log_prob(np.reshape(x, (-1, 1)), np.reshape(mean, (-1, 1)), variance=variance))
 
 
-# 1. Three ways to the posterior at one x_0, x_t.
+# %% [markdown]
+# Three ways to the posterior at one x_0, x_t.
+
+# %%
 t, x0, xt = 12, 0.9, 0.1
 a, ab, before, beta = schedule.alpha[t], schedule.alpha_bar[t], schedule.alpha_bar[t - 1], schedule.beta[t]
 step = gaussian.change_of_variable([xt], [[np.sqrt(a)]], variance=beta)  # as a function of x_{t-1}
@@ -35,7 +37,10 @@ for name, (mean, variance) in [("product", product), ("closed form", closed), ("
     print(f"{name:12} mean {np.squeeze(mean):.12f}  variance {np.squeeze(variance):.12f}")
 assert np.allclose(np.squeeze(product[0]), closed[0]) and np.allclose(closed[0], from_eps[0])
 
-# 2. Data at -1 and 1. The reverse step from x_t = 0.3 is a mixture of two posteriors, weighted by p(x_0 | x_t).
+# %% [markdown]
+# Data at -1 and 1. The reverse step from x_t = 0.3 is a mixture of two posteriors, weighted by p(x_0 | x_t).
+
+# %%
 data = np.array([-1.0, 1.0])
 
 
@@ -55,7 +60,11 @@ def reverse(s, t, x):
     return mixture, density(line, mean, variance + share @ (means - mean) ** 2)
 
 
-# 3. With the exact model the whole way back.
+# %% [markdown]
+# With the exact model the whole way back.
+
+
+# %%
 def exact(x, t, labels=None):
     s, x0 = schedule, np.empty_like(x)
     for i, step in enumerate(t):
@@ -71,6 +80,7 @@ ends = np.abs(paths[:, -1])
 print(f"40 chains back from noise end at distance {np.abs(ends - 1).max():.1e} from the data at most, "
       f"{np.mean(paths[:, -1] > 0):.0%} of them at 1")  # fmt: skip
 
+# %%
 figure, axes = panels(1, 4)
 one, two, three, four = axes[0]
 one.plot(line, density(line, step[0], step[1][0, 0]), label="q(x_t | x_{t-1}) in x_{t-1}")
@@ -89,4 +99,4 @@ for axis, s, t, title in [(two, schedule, 40, "from x_40 to x_39"), (three, few,
     axis.legend(fontsize=8)
 four.plot(np.arange(99, -1, -1), paths.T, linewidth=0.6)
 four.set(title="back from noise with the exact model", xlabel="t", xlim=(99, 0))
-save(figure, args.out)
+save(figure, args)
