@@ -200,7 +200,8 @@ def _default_output(path: Path, a: argparse.Namespace, step: int | None = None) 
     label = None if a.label is None else _UNFIT.sub("_", a.label)[:60]
     given = {"steps": a.steps, "eta": a.eta or None, "label": label, "guidance": a.guidance, "n": a.n}
     use = a.sampler or "ddim"
-    inpaint, ends = getattr(a, "inpaint", None), getattr(a, "interpolate", None)
+    ends: list[str] | None = getattr(a, "interpolate", None)
+    inpaint: str = getattr(a, "inpaint", None) or ""
     if inpaint or ends:
         named = [_UNFIT.sub("_", Path(text).stem)[:40] for text in ends or (inpaint, a.mask)]
         use = "_".join(["ddim_interpolate" if ends else "ddpm_inpaint", *named])
