@@ -205,9 +205,11 @@ def _default_output(path: Path, a: argparse.Namespace, step: int | None = None) 
     label = None if a.label is None else _UNFIT.sub("_", a.label)[:60]
     given = {"steps": a.steps, "eta": a.eta or None, "label": label, "guidance": a.guidance, "n": a.n}
     use = a.sampler or "ddim"
-    if a.inpaint or a.interpolate:
-        named = [_UNFIT.sub("_", Path(text).stem)[:40] for text in a.interpolate or (a.inpaint, a.mask)]
-        use = "_".join(["ddim_interpolate" if a.interpolate else "ddpm_inpaint", *named])
+    ends: list[str] | None = getattr(a, "interpolate", None)
+    inpaint: str = getattr(a, "inpaint", None) or ""
+    if inpaint or ends:
+        named = [_UNFIT.sub("_", Path(text).stem)[:40] for text in ends or (inpaint, a.mask)]
+        use = "_".join(["ddim_interpolate" if ends else "ddpm_inpaint", *named])
         given |= {"jump": a.jump, "rounds": a.rounds}
     parts = [use, *(f"{name}-{value}" for name, value in given.items() if value is not None)]
     trained = [] if step is None else [f"step-{step}"]
