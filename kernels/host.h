@@ -101,6 +101,8 @@ inline float tanh_(float x) { return tanhf(x); }
 inline float sin_(float x) { return sinf(x); }
 inline float cos_(float x) { return cosf(x); }
 
+inline void keep(unsigned&) {}
+
 #define TD_MIN_MAX(type)                                          \
     inline type min(type a, type b) { return b < a ? b : a; }     \
     inline type max(type a, type b) { return a < b ? b : a; }

@@ -30,6 +30,9 @@ __device__ __forceinline__ float tanh_(float x) { return tanhf(x); }
 __device__ __forceinline__ float sin_(float x) { return sinf(x); }
 __device__ __forceinline__ float cos_(float x) { return cosf(x); }
 
+// Has a value stay in its register. The compiler would rather compute some again in each turn of a loop.
+__device__ __forceinline__ void keep(unsigned& v) { asm volatile("" : "+r"(v)); }
+
 // --- Shuffles: every lane gives a value and takes the value of another lane.
 
 template <class T> __device__ __forceinline__ T shuffle(T v, int source_lane) {
