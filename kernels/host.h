@@ -42,7 +42,7 @@ struct Array {  // shared memory: known to the runtime from the first time that 
     void* data;
 };
 
-enum Collective { SHUFFLE, LDMATRIX, MMA_BF16, MMA_TF32 };
+enum Collective { SHUFFLE, LDMATRIX, LDMATRIX_TRANS, MMA_BF16, MMA_FP16, MMA_TF32 };
 
 struct Launch;
 extern uint3 thread_index, block_index, block_size, grid_size;  // of the fiber that runs
@@ -54,6 +54,8 @@ void collective(Collective kind, Place place, const uint32_t* operands, int coun
 void copy_async(void* shared, const void* global, unsigned bytes, bool valid, Place place);
 void copy_commit();
 void copy_wait(int groups);
+void fence();
+unsigned count(unsigned* counter, Place place);
 int run(const Launch* launch, unsigned most_threads, void (*kernel)(void* const* arguments));
 
 inline unsigned lane() {
@@ -99,6 +101,8 @@ inline float tanh_(float x) { return tanhf(x); }
 inline float sin_(float x) { return sinf(x); }
 inline float cos_(float x) { return cosf(x); }
 
+inline void keep(unsigned&) {}
+
 #define TD_MIN_MAX(type)                                          \
     inline type min(type a, type b) { return b < a ? b : a; }     \
     inline type max(type a, type b) { return a < b ? b : a; }
@@ -136,13 +140,12 @@ inline void cp_async4(void* shared, const void* global, bool valid TD_CALLER) {
 inline void cp_commit() { td::copy_commit(); }
 template <int N> inline void cp_wait() { td::copy_wait(N); }
 
-inline void ldmatrix_x4(unsigned (&r)[4], const void* row TD_CALLER) {
+namespace td {
+inline void load_matrices(Collective kind, unsigned (&r)[4], const void* row, Place place) {
     const uint64_t address = reinterpret_cast<uintptr_t>(row);
     const uint32_t operands[2] = {static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32)};
-    td::collective(td::LDMATRIX, place, operands, 2, r, 4);
+    collective(kind, place, operands, 2, r, 4);
 }
-
-namespace td {
 inline void mma(Collective kind, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], Place place) {
     const uint32_t operands[10] = {a[0], a[1], a[2], a[3], b[0], b[1], bits<uint32_t>(d[0]), bits<uint32_t>(d[1]),
                                    bits<uint32_t>(d[2]), bits<uint32_t>(d[3])};
@@ -151,8 +154,17 @@ inline void mma(Collective kind, float (&d)[4], const unsigned (&a)[4], const un
     for (int i = 0; i < 4; i++) d[i] = bits<float>(results[i]);
 }
 }  // namespace td
+inline void ldmatrix_x4(unsigned (&r)[4], const void* row TD_CALLER) {
+    td::load_matrices(td::LDMATRIX, r, row, place);
+}
+inline void ldmatrix_x4_trans(unsigned (&r)[4], const void* row TD_CALLER) {
+    td::load_matrices(td::LDMATRIX_TRANS, r, row, place);
+}
 inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2] TD_CALLER) {
     td::mma(td::MMA_BF16, d, a, b, place);
+}
+inline void mma_fp16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2] TD_CALLER) {
+    td::mma(td::MMA_FP16, d, a, b, place);
 }
 inline void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2] TD_CALLER) {
     td::mma(td::MMA_TF32, d, a, b, place);
@@ -164,7 +176,35 @@ inline unsigned pack_bf16(float low, float high) {
     };
     return rounded(low) | rounded(high) << 16;
 }
+inline unsigned pack_fp16(float low, float high) {
+    const auto rounded = [](float x) -> unsigned {  // to nearest even; a NaN has all bits but the sign
+        const uint32_t u = td::bits<uint32_t>(x), sign = u >> 16 & 0x8000u, size = u & 0x7fffffffu;
+        if (x != x) return 0x7fffu;
+        if (size < 0x38800000u)  // below 2^-14 fp16 is a multiple of 2^-24, and so is every float32 from 1/2 to 1
+            return sign | (td::bits<uint32_t>(td::bits<float>(size) + 0.5f) - 0x3f000000u);
+        const uint32_t half = (size + 0xfffu + (size >> 13 & 1) - 0x38000000u) >> 13;
+        return sign | (half < 0x7c00u ? half : 0x7c00u);
+    };
+    return rounded(low) | rounded(high) << 16;
+}
 inline unsigned to_tf32(float x) {  // ties away from zero
     const uint32_t u = td::bits<uint32_t>(x);
     return x != x ? 0x7fffffffu : (u + 0x1000u) & ~0x1fffu;
 }
+
+namespace td {
+inline float half_to_float(uint32_t half) {
+    const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, mantissa = half & 0x3ffu;
+    if (exponent == 0) return bits<float>(sign | bits<uint32_t>(mantissa * 5.9604645e-8f));  // 2^-24
+    return bits<float>(sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13);
+}
+}  // namespace td
+inline float low_bf16(unsigned pair) { return __uint_as_float(pair << 16); }
+inline float high_bf16(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+inline float low_fp16(unsigned pair) { return td::half_to_float(pair & 0xffffu); }
+inline float high_fp16(unsigned pair) { return td::half_to_float(pair >> 16); }
+
+// Blocks run one after another, so a missing fence cannot show in what they read. It is a mistake to count without one.
+inline void fence() { td::fence(); }
+inline unsigned count(unsigned* counter TD_CALLER) { return td::count(counter, place); }
+inline float4 load_shared_by_blocks(const float4* p) { return *p; }

@@ -30,6 +30,9 @@ __device__ __forceinline__ float tanh_(float x) { return tanhf(x); }
 __device__ __forceinline__ float sin_(float x) { return sinf(x); }
 __device__ __forceinline__ float cos_(float x) { return cosf(x); }
 
+// Has a value stay in its register. The compiler would rather compute some again in each turn of a loop.
+__device__ __forceinline__ void keep(unsigned& v) { asm volatile("" : "+r"(v)); }
+
 // --- Shuffles: every lane gives a value and takes the value of another lane.
 
 template <class T> __device__ __forceinline__ T shuffle(T v, int source_lane) {
@@ -94,12 +97,28 @@ __device__ __forceinline__ void ldmatrix_x4(unsigned (&r)[4], const void* row) {
                  : "memory");
 }
 
+// The same, each matrix transposed: r[i] are elements 2 (l % 4) and 2 (l % 4) + 1 of column l / 4 of matrix i.
+__device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(td_shared_address(row))
+                 : "memory");
+}
+
 #if __CUDA_ARCH__ >= 800
 // D (16, 8) += A (16, 16) B (16, 8), bf16 operands, float32 sums. With g = lane / 4 and t = lane % 4 a thread holds
 //     a[0] = A[g, 2t..2t+1]    a[1] = A[g+8, 2t..]    a[2] = A[g, 2t+8..]    a[3] = A[g+8, 2t+8..]
 //     b[0] = B[2t..2t+1, g]    b[1] = B[2t+8.., g]    d = D[g, 2t], D[g, 2t+1], D[g+8, 2t], D[g+8, 2t+1]
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same with fp16 operands.
+__device__ __forceinline__ void mma_fp16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                  "{%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -114,10 +133,15 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const unsigned (&a)[4], 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Two floats as a pair of bf16 (round to nearest even), `low` in the low half; a float as TF32 (ties away from zero).
+// Two floats as a pair of bf16 or fp16 (round to nearest even), `low` in the low half; a float as TF32 (ties away from zero).
 __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
     unsigned pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+__device__ __forceinline__ unsigned pack_fp16(float low, float high) {
+    unsigned pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 }
 __device__ __forceinline__ unsigned to_tf32(float x) {
@@ -126,6 +150,25 @@ __device__ __forceinline__ unsigned to_tf32(float x) {
     return bits;
 }
 #endif
+
+// The halves of a pair as floats.
+__device__ __forceinline__ float low_bf16(unsigned pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_bf16(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ __forceinline__ float low_fp16(unsigned pair) {
+    float x;
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low; }" : "=f"(x) : "r"(pair));
+    return x;
+}
+__device__ __forceinline__ float high_fp16(unsigned pair) { return low_fp16(pair >> 16); }
+
+// --- Between blocks of one launch.
+// A block hands on what it wrote to global memory so: every thread calls fence() after its writes, a __syncthreads, and then
+// one thread calls count(). The block that finds by the counter that it is the last calls fence() again and reads by
+// load_shared_by_blocks, since the first-level cache of its multiprocessor may hold something older.
+
+__device__ __forceinline__ void fence() { __threadfence(); }
+__device__ __forceinline__ unsigned count(unsigned* counter) { return atomicAdd(counter, 1u); }  // as it was before
+__device__ __forceinline__ float4 load_shared_by_blocks(const float4* p) { return __ldcg(p); }
 
 #endif  // TD_HOST
 

@@ -134,6 +134,18 @@ void copy_wait(int groups) {
     copies.erase(copies.begin(), copies.begin() + static_cast<ptrdiff_t>(landed));
 }
 
+void fence() { current->fenced = true; }
+
+unsigned count(unsigned* counter, Place place) {
+    for (unsigned i = 0; i < threads; i++) {
+        if (!fibers[i]->fenced)
+            fail(format("count at %s, and thread %s has not called fence: what it wrote may come later than the count",
+                        show(place).c_str(), show(fibers[i]->index).c_str()));
+        fibers[i]->fenced = false;
+    }
+    return (*counter)++;
+}
+
 void fail_at(Place place, const char* what) { fail(std::string(what) + " (" + show(place) + ")"); }
 
 // Draws the order of the blocks.

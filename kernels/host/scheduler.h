@@ -83,6 +83,7 @@ bool start_fibers() {
         fiber.done = false;
         fiber.copies.clear();
         fiber.groups = 0;
+        fiber.fenced = false;
         // Stacks that all ended at the same place of their pages would compete for the same lines of the cache.
         char* top = fiber.stack + stride - i % 16 * 192;
         prepare(fiber.context, fiber.stack + page_size(), top, enter);
@@ -109,7 +110,8 @@ void barrier(Place place) {
     wait("__syncthreads", place);
 }
 
-static const char* const COLLECTIVES[] = {"a shuffle", "ldmatrix", "mma_bf16", "mma_tf32"};
+static const char* const COLLECTIVES[] = {"a shuffle", "ldmatrix", "ldmatrix_trans",
+                                         "mma_bf16",  "mma_fp16", "mma_tf32"};
 
 static void check_row(const uint32_t* operands) {
     const char* row = reinterpret_cast<const char*>(static_cast<uintptr_t>(operands[0] | uint64_t{operands[1]} << 32));
@@ -122,7 +124,7 @@ void collective(Collective kind, Place place, const uint32_t* operands, int coun
     const unsigned number = self->number / 32, lane = self->number % 32;
     if (32 * number + 32 > threads)
         fail(format("%s in warp %u, which has only %u lanes", COLLECTIVES[kind], number, threads % 32));
-    if (kind == LDMATRIX) check_row(operands);
+    if (kind == LDMATRIX || kind == LDMATRIX_TRANS) check_row(operands);
     Warp& warp = warps[number];
     memcpy(warp.operands[lane], operands, 4 * count);
     if (warp.arrived == 0) {

@@ -55,6 +55,7 @@ struct Fiber {
     Place place = {nullptr, 0};
     std::vector<Copy> copies;
     long groups = 0;  // of copies, committed so far
+    bool fenced = false;  // since it began or the block last counted
 };
 
 const Launch* launch;

@@ -32,6 +32,18 @@ inline void load_matrices(Warp& warp) {  // operands: the address of a row, in t
     }
 }
 
+inline void load_matrices_transposed(Warp& warp) {  // element (r, c) goes to where element (c, r) of the matrix would go
+    for (int lane = 0; lane < 32; lane++) {
+        const int matrix = lane / 8, r = lane % 8;
+        const uint64_t address = warp.operands[lane][0] | uint64_t{warp.operands[lane][1]} << 32;
+        const char* elements = reinterpret_cast<const char*>(static_cast<uintptr_t>(address));
+        for (int c = 0; c < 8; c++) {
+            char* pair = reinterpret_cast<char*>(&warp.results[4 * c + r / 2][matrix]);
+            memcpy(pair + 2 * (r % 2), elements + 2 * c, 2);
+        }
+    }
+}
+
 // D = A B + C for fragments of A (16, K), B (K, 8), C (16, 8). With g = lane / 4, t = lane % 4, register i of A holds row
 // g + 8 (i % 2), and `packed` elements side by side starting at column packed (t + 4 (i / 2)); B likewise, transposed.
 template <int K, int packed, class Element> inline void multiply(Warp& warp, Element element) {
@@ -60,7 +72,10 @@ inline void compute(Warp& warp) {
     switch (warp.kind) {
         case SHUFFLE: return shuffle_lanes(warp);
         case LDMATRIX: return load_matrices(warp);
+        case LDMATRIX_TRANS: return load_matrices_transposed(warp);
         case MMA_BF16: return multiply<16, 2>(warp, [](uint32_t two, int e) { return as_float(two >> 16 * e << 16); });
+        case MMA_FP16:
+            return multiply<16, 2>(warp, [](uint32_t two, int e) { return half_to_float(two >> 16 * e & 0xffffu); });
         case MMA_TF32: return multiply<8, 1>(warp, [](uint32_t one, int) { return as_float(one & ~0x1fffu); });
     }
 }

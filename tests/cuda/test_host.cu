@@ -60,25 +60,32 @@ KERNEL(copies, 32)(const float* X, float* Y, int n) {  // two groups; the second
     cp_wait<WAIT>();
     Y[288 + t] = b[t];
 }
-KERNEL(matrices, 32)(const unsigned short* X, unsigned* Y) {
+KERNEL(matrices, 32)(const unsigned short* X, unsigned* Y, int transposed) {
     SHARED(unsigned short, tile, [32][8]);
     for (int i = 0; i < 8; i++) tile[threadIdx.x][i] = X[8 * threadIdx.x + i];
     __syncthreads();
     unsigned r[4];
-    ldmatrix_x4(r, tile[threadIdx.x]);
+    if (transposed)
+        ldmatrix_x4_trans(r, tile[threadIdx.x]);
+    else
+        ldmatrix_x4(r, tile[threadIdx.x]);
     for (int i = 0; i < 4; i++) Y[4 * threadIdx.x + i] = r[i];
 }
-KERNEL(product_bf16, 32)(const float* A, const float* B, float* D) {  // (16, 16) (16, 8) + D
+KERNEL(product_16_bits, 32)(const float* A, const float* B, float* D, int fp16) {  // (16, 16) (16, 8) + D
     const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+    const auto pack = [&](float low, float high) { return fp16 ? pack_fp16(low, high) : pack_bf16(low, high); };
     unsigned a[4], b[2];
     for (int i = 0; i < 4; i++) {
         const float* row = A + 16 * (g + 8 * (i % 2)) + 2 * t + 8 * (i / 2);
-        a[i] = pack_bf16(row[0], row[1]);
+        a[i] = pack(row[0], row[1]);
     }
-    for (int i = 0; i < 2; i++) b[i] = pack_bf16(B[8 * (2 * t + 8 * i) + g], B[8 * (2 * t + 8 * i + 1) + g]);
+    for (int i = 0; i < 2; i++) b[i] = pack(B[8 * (2 * t + 8 * i) + g], B[8 * (2 * t + 8 * i + 1) + g]);
     float d[4];
     for (int i = 0; i < 4; i++) d[i] = D[8 * (g + 8 * (i / 2)) + 2 * t + i % 2];
-    mma_bf16(d, a, b);
+    if (fp16)
+        mma_fp16(d, a, b);
+    else
+        mma_bf16(d, a, b);
     for (int i = 0; i < 4; i++) D[8 * (g + 8 * (i / 2)) + 2 * t + i % 2] = d[i];
 }
 KERNEL(product_tf32, 32)(const float* A, const float* B, float* D) {  // (16, 8) (8, 8) + D
@@ -91,9 +98,31 @@ KERNEL(product_tf32, 32)(const float* A, const float* B, float* D) {  // (16, 8)
     mma_tf32(d, a, b);
     for (int i = 0; i < 4; i++) D[8 * (g + 8 * (i / 2)) + 2 * t + i % 2] = d[i];
 }
-KERNEL(rounding, 32)(const float* X, unsigned* Y) {
-    Y[2 * threadIdx.x] = pack_bf16(X[threadIdx.x], -X[threadIdx.x]);
-    Y[2 * threadIdx.x + 1] = to_tf32(X[threadIdx.x]);
+KERNEL(rounding, 32)(const float* X, unsigned* Y, float* Z) {
+    const int i = 32 * blockIdx.x + threadIdx.x;
+    const float x = X[i];
+    const unsigned bf16 = pack_bf16(x, -x), fp16 = pack_fp16(x, -x);
+    Y[3 * i] = bf16;
+    Y[3 * i + 1] = fp16;
+    Y[3 * i + 2] = to_tf32(x);
+    const float z[4] = {low_bf16(bf16), high_bf16(bf16), low_fp16(fp16), high_fp16(fp16)};
+    for (int k = 0; k < 4; k++) Z[4 * i + k] = z[k];
+}
+KERNEL(hand_on, 64)(const float* X, float* parts, float* Y, unsigned* counter, int fenced) {  // Y = the sum over all blocks
+    SHARED(unsigned, before, [1]);
+    parts[64 * blockIdx.x + threadIdx.x] = X[64 * blockIdx.x + threadIdx.x];
+    if (threadIdx.x < fenced) fence();
+    __syncthreads();
+    if (threadIdx.x == 0) before[0] = count(counter);
+    __syncthreads();
+    if (before[0] < gridDim.x - 1) return;
+    fence();
+    float sum[4] = {};
+    for (int block = 0; block < gridDim.x; block++) {
+        const float4 x = load_shared_by_blocks(reinterpret_cast<const float4*>(parts + 64 * block) + threadIdx.x % 16);
+        sum[0] += x.x, sum[1] += x.y, sum[2] += x.z, sum[3] += x.w;
+    }
+    for (int i = 0; i < 4; i++) Y[4 * (threadIdx.x % 16) + i] = sum[i];
 }
 KERNEL(functions, 32)(const float* X, float* Y) {
     const float x = X[threadIdx.x];
@@ -124,6 +153,8 @@ KERNEL(mistakes, 96)(const float* __restrict__ X, float* __restrict__ Y, int n, 
     if (which == 12) { unsigned r[4]; ldmatrix_x4(r, X); }
     if (which == 13) v = dynamic[t + n];
     if (which == 14) dynamic[t + n] = 1;
+    if (which == 16) { unsigned r[4]; ldmatrix_x4_trans(r, &line[0] + n); }
+    if (which == 17) { unsigned r[4]; ldmatrix_x4_trans(r, X); }
     if (which == 15) v = *(const float*)((const char*)X + ((long long)n << 46));
     Y[t % 32] = v;
 }

@@ -109,12 +109,13 @@ def test_copies_that_are_not_valid_read_nothing():
     assert Y[128:256].sum() == 8 and Y[288:].sum() == 8
 
 
-def test_ldmatrix():
+@pytest.mark.parametrize("transposed", [False, True])
+def test_ldmatrix(transposed):
     X, Y = np.arange(256, dtype=np.uint16).reshape(4, 8, 8), np.zeros((32, 4), np.uint32)
-    run("matrices", 1, 32, X, Y)
-    pairs = Y.view(np.uint16).reshape(32, 4, 2)
+    run("matrices", 1, 32, X, Y, np.int32(transposed))
+    pairs, matrices = Y.view(np.uint16).reshape(32, 4, 2), X.swapaxes(1, 2) if transposed else X
     for lane in range(32):
-        np.testing.assert_array_equal(pairs[lane], X[:, lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2])
+        np.testing.assert_array_equal(pairs[lane], matrices[:, lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2])
 
 
 def round_mantissa(x, bits, ties_to_even):
@@ -125,28 +126,63 @@ def round_mantissa(x, bits, ties_to_even):
     return np.ldexp(whole, exponent - bits - 1)
 
 
-def test_rounding_to_bf16_and_tf32(rng):
+def test_rounding_to_16_bits_and_tf32(rng):
     X = rng.normal(size=32).astype(np.float32)
     X.view(np.uint32)[:4] = 0x3F808000, 0x3F818000, 0x3F801000, 0x3F803000  # halfway, with even and odd neighbours
     X[4:7] = 0, -0.0, np.inf
-    Y = np.zeros((32, 2), np.uint32)
-    run("rounding", 1, 32, X, Y)
+    # fp16: the largest, halfway to the next, above, halfway between small multiples of 2^-24, half of the smallest, the
+    # largest below 2^-14, halfway to it
+    X[7:15] = 65504, 65520, -65519, 2.5 * 2**-24, 3.5 * 2**-24, 2**-25, 1023 * 2**-24, 1023.5 * 2**-24
+    Y, Z = np.zeros((32, 3), np.uint32), floats(32, 4)
+    run("rounding", 1, 32, X, Y, Z)
     low, high = (Y[:, 0] << 16).view(np.float32), (Y[:, 0] & 0xFFFF0000).view(np.float32)
     np.testing.assert_array_equal(low, round_mantissa(X, 7, ties_to_even=True))
     np.testing.assert_array_equal(high, -low)
-    np.testing.assert_array_equal(Y[:, 1].copy().view(np.float32), round_mantissa(X, 10, ties_to_even=False))
+    halves = np.ascontiguousarray(Y[:, 1]).view(np.float16).reshape(32, 2)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(halves, np.stack([X, -X], 1).astype(np.float16))
+    np.testing.assert_array_equal(Y[:, 2].copy().view(np.float32), round_mantissa(X, 10, ties_to_even=False))
+    np.testing.assert_array_equal(Z, np.stack([low, high, *halves.T.astype(np.float32)], 1))
 
 
-@pytest.mark.parametrize("kind, K", [("bf16", 16), ("tf32", 8)])
+def test_every_fp16_is_the_same_as_float32_and_back():
+    every = np.arange(2**16, dtype=np.uint32).astype(np.uint16).view(np.float16)
+    X = every[np.isfinite(every)].astype(np.float32)
+    Y, Z = np.zeros((len(X), 3), np.uint32), floats(len(X), 4)
+    run("rounding", len(X) // 32, 32, X, Y, Z)
+    np.testing.assert_array_equal(Z[:, 2], X)
+    np.testing.assert_array_equal(np.signbit(Z[:, 2]), np.signbit(X))
+    run("rounding", 1, 32, np.full(32, np.nan, np.float32), Y, Z)
+    assert np.isnan(Z[:32]).all()
+
+
+@pytest.mark.parametrize("kind, K", [("bf16", 16), ("fp16", 16), ("tf32", 8)])
 def test_products_of_matrices(rng, kind, K):
     A, B, D = (rng.normal(size=shape).astype(np.float32) for shape in ((16, K), (K, 8), (16, 8)))
     if kind == "bf16":
         a, b = (round_mantissa(x, 7, ties_to_even=True) for x in (A, B))
+    elif kind == "fp16":
+        a, b = (x.astype(np.float16).astype(float) for x in (A, B))
     else:  # the low 13 bits of an operand do not count; those of B were rounded away
         a, b = (A.view(np.uint32) & ~np.uint32(0x1FFF)).view(np.float32), round_mantissa(B, 10, ties_to_even=False)
     expected = a @ b + D
-    run(f"product_{kind}", 1, 32, A, B, D)
+    if kind == "tf32":
+        run("product_tf32", 1, 32, A, B, D)
+    else:
+        run("product_16_bits", 1, 32, A, B, D, np.int32(kind == "fp16"))
     np.testing.assert_allclose(D, expected, rtol=0, atol=2e-6)
+
+
+def test_blocks_hand_on_what_they_wrote():
+    X = np.random.default_rng(0).integers(0, 9, (5, 64)).astype(np.float32)
+    for seed in range(3):
+        Y, counter = floats(64), np.zeros(1, np.uint32)
+        with on_host(seed):
+            run("hand_on", 5, 64, X, floats(5, 64), Y, counter, np.int32(64))
+        np.testing.assert_array_equal(Y, X.sum(0))
+        assert counter[0] == 5
+    with pytest.raises(KernelError, match=r"count at test_host.cu:\d+, and thread \(63, 0, 0\) has not called fence"):
+        run("hand_on", 5, 64, X, floats(5, 64), Y, counter, np.int32(63))
 
 
 def test_functions_are_accurate(rng):
@@ -178,6 +214,8 @@ MISTAKES = {
     "a misaligned matrix": (11, 1, "ldmatrix needs rows at multiples of 16 bytes"),
     "a matrix in part outside": (11, 32, "ldmatrix reads a row outside of shared memory"),
     "a matrix in global memory": (12, 0, "ldmatrix reads a row outside of shared memory"),
+    "a misaligned matrix, transposed": (16, 1, "ldmatrix needs rows at multiples of 16 bytes"),
+    "a matrix in global memory, transposed": (17, 0, "ldmatrix reads a row outside of shared memory"),
     "past dynamic shared memory": (13, 1000000, r"shared memory \(dynamic\)\[\d+\], and it has 128"),
     "writes past dynamic shared memory": (14, 1, r"writes to shared memory \(dynamic\)\[128\]"),
     "an address of nothing": (15, 1, "belongs to none of its arrays"),

@@ -8,16 +8,19 @@ import pytest
 from tests import cupy_stand_in
 from tests.cupy_stand_in import describe
 from tinydiff import backend
-from tinydiff.cuda import driver, nvrtc, source
+from tinydiff.cuda import driver, nvrtc, source, tensor
 from tinydiff.cuda.source import KernelError
 
 pytestmark = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 
 
 def test_every_variant_compiles_without_spills():
-    """For the architecture that kernels are tuned on; and each source once for the oldest."""
-    once = {variant[0]: variant for variant in nvrtc.variants()}.values()
-    for name, defines, result in [*nvrtc.compile_variants([90]), *nvrtc.compile_variants([75], once)]:
+    """For the architecture that kernels are tuned on; and each source once for the oldest. Those for tensor cores are many:
+    test_tensor.py compiles them."""
+    most = [variant for variant in nvrtc.variants() if variant[0] != tensor.SOURCE]
+    once = {variant[0]: variant for variant in most}.values()
+    chosen = [*most, tensor.VARIANTS[-1]]
+    for name, defines, result in [*nvrtc.compile_variants([90], chosen), *nvrtc.compile_variants([75], once)]:
         assert isinstance(result, list), result
         assert {u.kernel for u in result} == set(source.kernels(source.load(name)))
         assert [u for u in result if u.spills] == [], (name, defines)
@@ -56,6 +59,7 @@ KERNEL(everywhere, 128)(const float* X, float* Y) {
     __syncthreads();
     float v = tile[4 * t] + dynamic[t] + warp_sum(X[t]) + warp_max(X[t]) + shuffle(X[t], 3) + shuffle_down(X[t], 2);
     v += shuffle_xor((int)t, 1) + shuffle_xor((unsigned)t, 2);
+    v += low_bf16(t) + high_bf16(t) + low_fp16(t) + high_fp16(t) + load_shared_by_blocks((const float4*)X).x;
     Y[t] = v + exp_(v) + log_(v) + sqrt_(v) + rsqrt_(v) + tanh_(v) + sin_(v) + cos_(v);
     if (v == INFINITY) Y[t] = 0;
 }
@@ -68,6 +72,11 @@ KERNEL(tensor_cores, 32)(const unsigned* X, float* Y) {
     ldmatrix_x4(a, tile[threadIdx.x]);
     float d[4] = {0, 0, 0, 0};
     mma_bf16(d, a, b);
+    ldmatrix_x4_trans(a, tile[threadIdx.x]);
+    b[0] = pack_fp16(1.f, 2.f);
+    mma_fp16(d, a, b);
+    fence();
+    if (X[0] == 0) Y[127] = count(reinterpret_cast<unsigned*>(Y));
     mma_tf32(d, a, b);
     for (int i = 0; i < 4; i++) Y[4 * threadIdx.x + i] = d[i];
 }

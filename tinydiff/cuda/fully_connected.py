@@ -11,7 +11,8 @@ from tinydiff.backend import array_module
 from tinydiff.cuda import products
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.products import DEFAULTS, LARGEST, MULTIPROCESSORS, Cost, sum_parts
+from tinydiff.cuda.products import DEFAULTS, LARGEST, Cost, sum_parts
+from tinydiff.cuda.tensor import MULTIPROCESSORS
 
 
 def linear_forward(X: Any, W: Any, b: Any) -> Any:

@@ -28,13 +28,14 @@ def launch(
     """Runs `kernel` of the source kernels/`name` with blocks (x, y, z) of threads in a grid (x, y, z) of blocks.
 
     args: for each parameter in order a C-contiguous array of the right dtype, None for an absent array, or a NumPy scalar
-    (int32, uint32, uint64, float32). shared: bytes of dynamic shared memory. defines: macros for the compiler. NumPy
+    (int32, uint32, uint64, float32). Where the source names a type (Element, Result), the defines say what it is. shared:
+    bytes of dynamic shared memory. defines: macros for the compiler. NumPy
     arrays run on the host, CuPy's on the current GPU. An empty grid runs nothing. Raises TypeError or ValueError where
     arguments do not fit the kernel, KernelError where it cannot be compiled or run.
     """
     defines = defines or {}
     grid, block = _triple("grid", tuple(grid)), _triple("block", tuple(block))
-    parameters = _parameters(name, kernel)
+    parameters = _parameters(name, kernel, source.types_of(defines))
     device = _check(kernel, parameters, args)
     if 0 in grid:
         return
@@ -66,9 +67,9 @@ def noting(found: set[tuple[str, tuple[str, ...]]]) -> Iterator[None]:
 
 
 @functools.cache
-def _parameters(name: str, kernel: str) -> tuple[Parameter, ...]:
+def _parameters(name: str, kernel: str, types: tuple[str, ...]) -> tuple[Parameter, ...]:
     """The kernel's parameters. ValueError where the source has no such kernel."""
-    found = source.kernels(source.load(name, host=True))
+    found = source.kernels(source.load(name, host=True), types)
     if kernel not in found:
         raise ValueError(f"{name} has no kernel {kernel}; it has {', '.join(found) or 'none'}")
     return found[kernel]

@@ -26,7 +26,9 @@ from tinydiff.cuda.source import KernelError
 from tinydiff.machine import threads
 
 ARCHITECTURES = (75, 80, 89, 90, 120)
-FAMILIES = ("pixels", "products", "convolution", "normalization", "softmax_rows", "draws", "updates", "resampling")
+FAMILIES = (
+    "pixels", "products", "tensor", "convolution", "normalization", "softmax_rows", "draws", "updates", "resampling",
+)  # fmt: skip
 # CuPy adds the last two: denormals (below 2^-126) are flushed to 0, and functions are the device's.
 FLAGS = (*driver.OPTIONS, "-ftz=true", "--device-as-default-execution-space")
 

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import address, array_module
+from tinydiff.cuda import tensor
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.tensor import MULTIPROCESSORS
 
 SLICE = 16  # TILE_K and, below, STAGES and the 8 x 8 entries of a thread, as in kernels/tile.cuh
 STAGES = 3
 _TILES = ((128, 128), (64, 64), (64, 32))
-MULTIPROCESSORS = 132  # an H100's: plans are the same for every GPU, so every GPU adds in the same order
 _SHARED_MEMORY = 228 << 10  # bytes of a multiprocessor, of which CUDA keeps _FIXED for each block
 _FIXED = 1 << 10
 _TURNS = (0, 1.8, 2.7, 3.35, 4)  # what 0 to 4 warps of a scheduler take together, if one alone never had to wait: 1
@@ -172,6 +173,8 @@ def matmul(
 def _multiply(
     A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
 ) -> None:
+    if tensor.multiply(A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart):
+        return
     M, N, K, stack = sizes
     vectors = vector(M if transpose_a else K, A), vector(N, Y, bias, None if transpose_b else B)
     p = plan(M, N, K, stack, *vectors)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.errors import RunFailed
+from tinydiff.precision import IN_MEMORY
 
 
 class KernelError(RunFailed):
@@ -43,6 +44,11 @@ ELEMENTS: dict[str, np.dtype] = {
 }
 
 
+# Types that a source names after what its macros say, and the macro for each.
+NAMED = {"Element": "PRECISION", "Result": "RESULT"}
+_MEANT = {name.upper(): dtype for name, dtype in IN_MEMORY.items()}
+
+
 class Parameter(NamedTuple):
     """One parameter of a kernel; `type` is C's, without const and the star."""
 
@@ -60,7 +66,8 @@ _INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"[^\n]*$', re.M)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _KERNEL = re.compile(r"\bKERNEL\s*\(\s*(\w+)\s*,((?:[^()]|\([^()]*\))*)\)\s*\(([^)]*)\)\s*\{")
 _PARAMETER = re.compile(
-    r"(const\s+)?((?:unsigned|long|int|float|char|short)(?:\s+(?:long|int|char|short))*)\s*(\*?)(.*)", re.S
+    r"(const\s+)?(Element|Result|(?:unsigned|long|int|float|char|short)(?:\s+(?:long|int|char|short))*)\s*(\*?)(.*)",
+    re.S,
 )
 
 
@@ -107,20 +114,26 @@ def load(name: str, host: bool = False) -> str:
 
 
 @functools.cache
-def kernels(text: str) -> dict[str, tuple[Parameter, ...]]:
-    """The kernels of a source with their parameters."""
+def kernels(text: str, types: tuple[str, ...] = ("FLOAT32", "FLOAT32")) -> dict[str, tuple[Parameter, ...]]:
+    """The kernels of a source with their parameters. types: what its Element and Result are, see `types_of`."""
+    named = {name: _MEANT[meant] for name, meant in zip(NAMED, types, strict=True)}
     found = {}
     for name, _, parameters in _KERNEL.findall(_COMMENT.sub(" ", text)):
-        found[name] = tuple(_parameter(name, p) for p in parameters.split(",") if p.strip())
+        found[name] = tuple(_parameter(name, p, named) for p in parameters.split(",") if p.strip())
     return found
 
 
-def _parameter(kernel: str, text: str) -> Parameter:
+def types_of(defines: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the macros say that a source's Element and Result are, float32 where they say nothing."""
+    return tuple(defines.get(macro, "FLOAT32") for macro in NAMED.values())
+
+
+def _parameter(kernel: str, text: str, named: Mapping[str, np.dtype]) -> Parameter:
     match = _PARAMETER.fullmatch(text.strip())
     if match:
         c_type, name = " ".join(match[2].split()), match[4].replace("__restrict__", "").strip()
         c_type = {"unsigned int": "unsigned", "long long int": "long long"}.get(c_type, c_type)
-        dtype = (ELEMENTS if match[3] else VALUES).get(c_type)
+        dtype = ({**ELEMENTS, **named} if match[3] else VALUES).get(c_type)
         if dtype is not None and name.isidentifier():
             return Parameter(name, c_type, dtype, bool(match[3]), bool(match[1]))
     raise KernelError(f"kernel {kernel} has a parameter {' '.join(text.split())!r} of a kind that launch() cannot pass")

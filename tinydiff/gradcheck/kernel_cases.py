@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from tinydiff import optim
-from tinydiff.cuda import normalization, products
+from tinydiff.cuda import normalization, products, tensor
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
@@ -25,6 +26,7 @@ from tinydiff.gradcheck.cases import (
     products_of,
 )
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
+from tinydiff.precision import in_memory, rounded
 from tinydiff.random import Generator
 
 
@@ -32,6 +34,17 @@ def _matmul(rng: np.random.Generator, run: Run) -> Pairs:
     """What the kernel can do beside a product."""
     for A, B, bias in products_of(rng):
         yield run(products.matmul, A, B, bias=bias, scale=0.5), double(A) @ double(B) / 2 + bias
+
+
+def _tensor_product(rng: np.random.Generator, run: Run, precision: str, transpose_a: bool, transpose_b: bool) -> Pairs:
+    """Products on tensor cores, of rounded operands; the inner axis ends within a slice."""
+    transposes = transpose_a, transpose_b
+    for M, N, K, stack in ((8, 16, 24, 2), (72, 80, 200, 1), (8, 72, 1200, 1)):
+        A, B, bias, Y = normal(rng, stack, M, K), normal(rng, stack, K, N), normal(rng, N), normal(rng, stack, M, N)
+        operands = (x.swapaxes(1, 2) if yes else x for x, yes in zip((A, B), transposes, strict=True))
+        a, b = (in_memory(np.ascontiguousarray(x), precision) for x in operands)
+        run(tensor.product, a, b, bias, Y, *transposes, 0.5, (M, N, K, stack), (M * K, K * N), precision)
+        yield Y, double(rounded(A, precision)) @ double(rounded(B, precision)) / 2 + bias
 
 
 def _with_dropout(rng: np.random.Generator, run: Run) -> Pairs:
@@ -90,6 +103,16 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
     "batch": {"gather_batch": _gather_batch, "tick": _tick},
     "matrix": {"matmul": _matmul},
     "normalization": {"dropout": _with_dropout},
+    "tensor_product": {
+        f"{precision}{name}": functools.partial(_tensor_product, precision=precision, transpose_a=a, transpose_b=b)
+        for precision, name, a, b in (
+            ("tf32", "", False, False),
+            ("tf32", ", A transposed", True, False),
+            ("tf32", ", B transposed", False, True),
+            ("bf16", "", False, False),
+            ("fp16", ", A transposed", True, False),
+        )
+    },
     "optimizer": {"launch_adam": _adam, "squared_norm": _squared_norm},
 }
 

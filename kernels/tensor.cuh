@@ -1,0 +1,317 @@
+// One tile of a matrix product Y = A B on tensor cores (sm_80 on), as tensor_product.cu and tensor_convolution.cu compute it.
+//
+// A tensor core multiplies small matrices: `mma` has a warp compute D (16, 8) += A (16, k) B (k, 8), where k entries of an
+// operand take 32 bytes. PRECISION says what an operand's entry is: TF32 (float32 in memory, rounded to 11 bits on the way),
+// BF16 or FP16. Sums are float32 in all of them.
+//
+// What stays where. A block computes TILE_M x TILE_N entries of Y, and each of its warps WARP_M x WARP_N of them, which it
+// holds in registers to the end: 64 x 64 are 128 floats a thread. The inner axis is walked in slices of 64 bytes of K.
+//
+//     global -> shared       a slice of A and one of B, once for all warps     64 (TILE_M + TILE_N) bytes
+//     shared -> registers    for each mma step (32 bytes of K) the warp's part of either
+//     registers              WARP_M WARP_N / 128 mma for each step
+//
+// Why 64 x 64: one step moves 32 (64 + 64) bytes from shared memory into the warp and starts 32 mma. Four warps of a
+// multiprocessor then ask for 16 KiB a step, 128 cycles of shared memory, while their 16-bit mma take 128 cycles at least.
+// Halving a warp's part to 32 x 32 halves the bytes but quarters the mma, and shared memory decides.
+//
+// STAGES slices are in shared memory. cp.async fills the place of slice k + STAGES - 1 while slice k is multiplied; there is
+// one barrier for each slice.
+//
+// How operands lie. An operand has an outer axis (m of A, n of B) and k. In memory, and so in a slice, neighbours are
+//     ALONG_K      entries of k: a slice has a row for each m or n, 64 bytes long
+//     ACROSS_K     entries of the outer axis: a slice has a row for each k
+// mma wants pairs of neighbours in k (TF32: single entries), lane (g, t) = (lane / 4, lane % 4) those of row g. ldmatrix hands
+// them out from rows ALONG_K, and its transposed form from rows ACROSS_K if an entry has 16 bits. There is no such form for
+// 32 bits, so TF32 reads these entries one by one.
+//
+// Banks. Shared memory serves 128 bytes a cycle from 32 banks: 8 chunks of 16 bytes that are read or written together must
+// lie in 8 different eighths of 128 bytes. Rows are not padded; instead chunks of a row are exchanged (`place`):
+//     64-byte rows             chunk ^ row / 2 % 4      two rows fill 128 bytes; 8 rows of one chunk meet all eighths
+//     longer rows, 16 bits     chunk ^ row % 8          the same
+//     longer rows, TF32        chunk ^ 2 (row % 4)      a warp reads rows t = 0 .. 3 of 8 entries g: 4 pairs of chunks
+// Copies write whole rows, of which an exchange changes the order only.
+
+#ifndef PRECISION
+#define PRECISION TF32
+#endif
+#ifndef RESULT  // what Y's entries are in memory: FLOAT32, BF16, FP16
+#define RESULT FLOAT32
+#endif
+#define FLOAT32 0
+#define TF32 1
+#define BF16 2
+#define FP16 3
+
+#ifndef TILE_M
+#define TILE_M 64
+#endif
+#ifndef TILE_N
+#define TILE_N 64
+#endif
+#ifndef STAGES
+#define STAGES 4
+#endif
+
+#if PRECISION == TF32
+typedef float Element;
+#else
+typedef unsigned short Element;  // the bits of one
+#endif
+#if RESULT == FLOAT32
+typedef float Result;
+#else
+typedef unsigned short Result;
+#endif
+
+#define ROLLED _Pragma("unroll 1")
+
+constexpr int WARP_M = TILE_M * TILE_N >= 128 * 128 ? 64 : 32, WARP_N = WARP_M;
+constexpr int WARPS_ACROSS = TILE_N / WARP_N, THREADS = TILE_M / WARP_M * WARPS_ACROSS * 32;
+constexpr int CHUNK = 16 / sizeof(Element);      // entries that a copy moves at once
+constexpr int TILE_K = 4 * CHUNK;                // of a slice
+constexpr int STEP_K = 2 * CHUNK;                // of an mma
+constexpr int FRAGMENTS_M = WARP_M / 16, FRAGMENTS_N = WARP_N / 8;
+static_assert(TILE_M % WARP_M == 0 && TILE_N % WARP_N == 0, "a warp has WARP_M x WARP_N entries");
+
+// The entries of Y that a thread holds. Entry (i, j, 2 h + e) is in row row_of(i, h) and column column_of(j) + e of the tile.
+typedef float Sums[FRAGMENTS_M][FRAGMENTS_N][4];
+
+__device__ __forceinline__ int warp_row() { return threadIdx.x / 32 / WARPS_ACROSS * WARP_M; }
+__device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % WARPS_ACROSS * WARP_N; }
+__device__ __forceinline__ int row_of(int i, int h) { return warp_row() + 16 * i + 8 * h + threadIdx.x % 32 / 4; }
+__device__ __forceinline__ int column_of(int j) { return warp_column() + 8 * j + threadIdx.x % 4 * 2; }
+
+enum Layout { ALONG_K, ACROSS_K };
+
+// A slice of an operand with EXTENT entries along its outer axis, and the part of it that a thread copies: chunk `chunk()` of
+// rows row(), row() + DOWN, ..
+template <Layout LAYOUT_, int EXTENT> struct Slice {
+    static constexpr Layout LAYOUT = LAYOUT_;
+    static constexpr int BYTES = 64 * EXTENT;
+    static constexpr int CHUNKS = LAYOUT == ALONG_K ? 4 : EXTENT / CHUNK;  // of a row
+    static constexpr int ROWS = LAYOUT == ALONG_K ? EXTENT : TILE_K;
+    static constexpr int ROW = CHUNKS * 16;  // bytes
+    static constexpr int DOWN = THREADS / CHUNKS, COPIES = ROWS / DOWN;
+    static_assert(THREADS % CHUNKS == 0 && ROWS % DOWN == 0, "every thread copies the same number of times");
+    static_assert(DOWN % (LAYOUT == ACROSS_K && sizeof(Element) == 4 ? 4 : 8) == 0, "a thread's rows are exchanged alike");
+
+    static __device__ __forceinline__ int chunk() { return threadIdx.x % CHUNKS; }
+    static __device__ __forceinline__ int row() { return threadIdx.x / CHUNKS; }
+
+    // Where a chunk lies, in bytes.
+    static __device__ __forceinline__ unsigned place(unsigned row, unsigned chunk) {
+        if (LAYOUT == ALONG_K) return row * ROW + (chunk ^ (row / 2 & 3)) * 16;
+        return row * ROW + (chunk ^ (sizeof(Element) == 4 ? (row & 3) * 2 : row & 7)) * 16;
+    }
+};
+
+// Fragments of a warp's part of an operand. OF_A: register i of a fragment belongs to half i / 2 of the step's k and to block
+// i % 2 of eight entries. Otherwise four registers are two fragments of B, one for each block: registers 2 block + half, since
+// an mma takes neighbouring registers. What depends on the thread alone is computed once.
+template <class S, bool OF_A> struct Fragments {
+    unsigned at[4];  // where the thread reads, by the step (ALONG_K) or by what the exchange makes of the outer axis
+
+    static __device__ __forceinline__ int block_of(int i) { return OF_A ? i % 2 : i / 2; }
+    static __device__ __forceinline__ int half_of(int i) { return OF_A ? i / 2 : i % 2; }
+
+    // first: where the warp's part begins, along the outer axis.
+    __device__ __forceinline__ Fragments(unsigned first) {
+        const unsigned lane = threadIdx.x % 32, block = block_of(lane / 8), half = half_of(lane / 8);
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+            if (S::LAYOUT == ALONG_K)
+                at[i] = first * S::ROW + S::place(8 * block + lane % 8, 2 * (i % 2) + half);
+            else if (sizeof(Element) == 2)
+                at[i] = S::place(8 * half + lane % 8, first / 8 + 2 * i + block);
+            else
+                at[i] = S::place(lane % 4, (first + 8 * i + lane / 4) / 4) + lane / 4 % 4 * 4;
+            keep(at[i]);
+        }
+    }
+
+    // r: of entries 16 i .. 16 i + 15 of the warp's part.
+    __device__ __forceinline__ void load(unsigned (&r)[4], const unsigned char* slice, int i, int step) const {
+        if (S::LAYOUT == ALONG_K) {
+            ldmatrix_x4(r, slice + at[step] + 16 * i * S::ROW);
+        } else if (sizeof(Element) == 2) {
+            ldmatrix_x4_trans(r, slice + at[i] + 16 * step * S::ROW);
+        } else {
+            UNROLL
+            for (int j = 0; j < 4; j++) {  // 32 entries are 128 bytes, which the exchange leaves as they are
+                const unsigned char* from = slice + at[i % 2 * 2 + block_of(j)] + i / 2 * 128;
+                r[j] = *reinterpret_cast<const unsigned*>(from + (8 * step + 4 * half_of(j)) * S::ROW);
+            }
+        }
+        if (sizeof(Element) == 4) {
+            UNROLL
+            for (int j = 0; j < 4; j++) r[j] = to_tf32(__uint_as_float(r[j]));
+        }
+    }
+};
+
+__device__ __forceinline__ void multiply_fragments(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if PRECISION == TF32
+    mma_tf32(d, a, b);
+#elif PRECISION == BF16
+    mma_bf16(d, a, b);
+#else
+    mma_fp16(d, a, b);
+#endif
+}
+
+// sum += the products of slices first .. last - 1. copy(k, A, B) starts the copies of slice k to shared memory; it is called
+// for one slice after the other. Between its calls for slices k and k + STAGES - 1, or later ones, lies a barrier.
+template <class A, class B, class Copy>
+__device__ __forceinline__ void multiply(unsigned char* shared, int first, int last, Copy copy, Sums& sum) {
+    constexpr int STAGE = A::BYTES + B::BYTES;
+    UNROLL
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (first + i < last) copy(first + i, shared + i * STAGE, shared + i * STAGE + A::BYTES);
+        cp_commit();
+    }
+    const Fragments<A, true> of_a(warp_row());
+    const Fragments<B, false> of_b(warp_column());
+    int now = 0, next = STAGES - 1;  // stages
+    for (int k = first; k < last; k++) {
+        cp_wait<STAGES - 2>();  // this thread's copies of slice k have arrived;
+        __syncthreads();        // everybody's have, and nobody reads slice k - 1 any more, whose place is filled next
+        unsigned char* stage = shared + next * STAGE;
+        if (k + STAGES - 1 < last) copy(k + STAGES - 1, stage, stage + A::BYTES);
+        cp_commit();
+        stage = shared + now * STAGE;
+        UNROLL
+        for (int step = 0; step < 2; step++) {
+            unsigned a[FRAGMENTS_M][4];
+            UNROLL
+            for (int i = 0; i < FRAGMENTS_M; i++) of_a.load(a[i], stage, i, step);
+            UNROLL
+            for (int j = 0; j < FRAGMENTS_N; j += 2) {
+                unsigned r[4];
+                of_b.load(r, stage + A::BYTES, j / 2, step);
+                const unsigned b[2][2] = {{r[0], r[1]}, {r[2], r[3]}};
+                UNROLL
+                for (int i = 0; i < FRAGMENTS_M; i++) {
+                    multiply_fragments(sum[i][j], a[i], b[0]);
+                    multiply_fragments(sum[i][j + 1], a[i], b[1]);
+                }
+            }
+        }
+        now = now + 1 == STAGES ? 0 : now + 1;
+        next = next + 1 == STAGES ? 0 : next + 1;
+    }
+}
+
+// This block's part of the slices, first .. last - 1: there are gridDim.z parts where tiles alone would not fill the GPU.
+__device__ __forceinline__ void slices_of_part(int length, int& first, int& last) {
+    const int slices = (length + TILE_K - 1) / TILE_K;
+    first = static_cast<int>(static_cast<long long>(slices) * blockIdx.z / gridDim.z);
+    last = static_cast<int>(static_cast<long long>(slices) * (blockIdx.z + 1) / gridDim.z);
+}
+
+// An operand that lies in memory as a matrix: (extent, length) ALONG_K, (length, extent) ACROSS_K. The tile begins at `first`
+// of the outer axis. Outside of the matrix, zeros are copied.
+template <class S> struct Matrix {
+    const Element* from;     // the thread's first chunk of the slice that comes next
+    long long down, onward;  // entries from one of its rows to the next, and to its first row in the next slice
+    int k, limit;            // of that chunk, and where the thread's rows end
+    unsigned to;             // where it goes
+
+    __device__ __forceinline__ Matrix(const Element* matrix, int first, int extent, int length, int slice) {
+        const int row = S::row(), chunk = S::chunk() * CHUNK;
+        to = S::place(row, S::chunk());
+        keep(to);
+        if (S::LAYOUT == ALONG_K) {
+            k = slice * TILE_K + chunk;
+            from = matrix + static_cast<long long>(first + row) * length + k;
+            down = static_cast<long long>(S::DOWN) * length, onward = TILE_K;
+            limit = extent - first - row;
+        } else {
+            k = slice * TILE_K + row;
+            from = matrix + static_cast<long long>(k) * extent + first + chunk;
+            down = static_cast<long long>(S::DOWN) * extent, onward = static_cast<long long>(TILE_K) * extent;
+            limit = first + chunk < extent ? length : 0;
+        }
+    }
+
+    __device__ __forceinline__ void copy(unsigned char* slice, int length) {
+        UNROLL
+        for (int i = 0; i < S::COPIES; i++) {
+            const bool valid = S::LAYOUT == ALONG_K ? k < length && i * S::DOWN < limit : k + i * S::DOWN < limit;
+            cp_async16(slice + to + i * S::DOWN * S::ROW, from + i * down, valid);
+        }
+        from += onward;
+        k += TILE_K;
+    }
+};
+
+// Adds up the parts: whether this block then has the whole sum of its tile, which is the case for one block of each tile.
+//
+// A block writes its sums to its slot of `parts` (tiles, gridDim.z, TILE_M TILE_N), every thread 16 bytes at once in an order of
+// its own, since threads of the same number read them. The last one to arrive of a group of 8 neighbouring parts adds the 8 in
+// order; of the groups, of which there are at most 8, the last one adds the groups' sums. So the same numbers are added in the
+// same order whichever block is last. Groups, because one block reads no more than some 100 GB/s.
+// arrived (tiles, 9): how many blocks of a group, or groups, have come; zeros before and after.
+constexpr int GROUP = 8, MOST_PARTS = GROUP * GROUP;
+
+__device__ __forceinline__ void add_slot(Sums& sum, const float* slot) {
+    const float4* from = reinterpret_cast<const float4*>(slot) + threadIdx.x;
+    UNROLL
+    for (int i = 0; i < FRAGMENTS_M; i++) {
+        UNROLL
+        for (int j = 0; j < FRAGMENTS_N; j++) {
+            const float4 x = load_shared_by_blocks(from + (i * FRAGMENTS_N + j) * THREADS);
+            float(&d)[4] = sum[i][j];
+            d[0] += x.x, d[1] += x.y, d[2] += x.z, d[3] += x.w;
+        }
+    }
+}
+
+__device__ __forceinline__ bool add_parts(Sums& sum, float* parts, unsigned* arrived) {
+    if (gridDim.z == 1) return true;
+    SHARED(unsigned, before, [1]);
+    const long long tile = static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x;
+    parts += tile * gridDim.z * (TILE_M * TILE_N);
+    arrived += tile * (1 + GROUP);
+    int index = blockIdx.z, count_of = gridDim.z;
+    for (int apart = 1; count_of > 1; apart *= GROUP) {  // of sums that are added now, in parts
+        float4* to = reinterpret_cast<float4*>(parts + static_cast<long long>(index) * apart * (TILE_M * TILE_N)) + threadIdx.x;
+        UNROLL
+        for (int i = 0; i < FRAGMENTS_M; i++) {
+            UNROLL
+            for (int j = 0; j < FRAGMENTS_N; j++) {
+                const float(&d)[4] = sum[i][j];
+                to[(i * FRAGMENTS_N + j) * THREADS] = make_float4(d[0], d[1], d[2], d[3]);
+            }
+        }
+        const int group = index / GROUP, members = min(GROUP, count_of - group * GROUP);
+        unsigned* counter = arrived + (count_of > GROUP ? 1 + group : 0);
+        fence();
+        __syncthreads();
+        if (threadIdx.x == 0) before[0] = count(counter);
+        __syncthreads();
+        if (before[0] < members - 1) return false;
+        fence();
+        if (threadIdx.x == 0) *counter = 0;  // for the next launch, which may be a replay of this one
+        UNROLL
+        for (int i = 0; i < FRAGMENTS_M * FRAGMENTS_N * 4; i++) sum[i / 4 / FRAGMENTS_N][i / 4 % FRAGMENTS_N][i % 4] = 0.f;
+        ROLLED
+        for (int i = 0; i < members; i++) {
+            const long long slot = static_cast<long long>(group * GROUP + i) * apart;
+            add_slot(sum, parts + slot * (TILE_M * TILE_N));
+        }
+        index = group, count_of = (count_of + GROUP - 1) / GROUP;
+    }
+    return true;
+}
+
+// Two neighbouring entries of a result in memory.
+__device__ __forceinline__ float2 load_pair(const float* p) { return *reinterpret_cast<const float2*>(p); }
+__device__ __forceinline__ void store_pair(float* p, float2 y) { *reinterpret_cast<float2*>(p) = y; }
+__device__ __forceinline__ float2 load_pair(const unsigned short* p) {
+    const unsigned pair = *reinterpret_cast<const unsigned*>(p);
+    return RESULT == FP16 ? make_float2(low_fp16(pair), high_fp16(pair)) : make_float2(low_bf16(pair), high_bf16(pair));
+}
+__device__ __forceinline__ void store_pair(unsigned short* p, float2 y) {
+    *reinterpret_cast<unsigned*>(p) = RESULT == FP16 ? pack_fp16(y.x, y.y) : pack_bf16(y.x, y.y);
+}

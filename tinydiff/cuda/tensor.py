@@ -1,0 +1,178 @@
+"""Products of matrices on tensor cores (sm_80 on), by the kernel in kernels/tensor_product.cu; sums are float32.
+
+`precision` has the products of a thread use it: float32 operands, rounded to TF32 on the way. `product` takes operands of any
+precision of `tinydiff.precision` as they lie in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinydiff.backend import address, array_module
+from tinydiff.cuda.launch import launch
+from tinydiff.precision import IN_MEMORY
+
+SOURCE = "tensor_product.cu"
+OLDEST = 80  # architecture with these instructions
+MULTIPROCESSORS = 132  # an H100's: plans are the same for every GPU, so every GPU adds in the same order
+STAGES, SLICE = 4, 64  # as in kernels/tensor.cuh: slices in shared memory, and bytes of K in one
+GROUP, MOST_PARTS = 8, 64
+_LEAST_SLICES = 6  # of a part: fewer would spend most of their time on filling the pipeline
+_COUNTERS = 1 << 16
+
+# Of each tile: how many blocks a multiprocessor holds, and the cycles in which all of them multiply a slice. Predicted from
+# the machine code for an H100 (tensor cores, issue slots and shared memory, whichever takes longest), with operands of 16
+# bits and TF32. Registers bound the blocks.
+TILES = {
+    (128, 256): (1, 826, 826),
+    (256, 128): (1, 826, 826),
+    (128, 128): (2, 826, 826),
+    (64, 64): (5, 960, 1152),
+}
+
+
+class Plan(NamedTuple):
+    """A product in tiles of m x n entries, its inner axis in `parts`."""
+
+    m: int
+    n: int
+    parts: int
+
+    @property
+    def threads(self) -> int:
+        return self.m * self.n // (128 if self.m * self.n >= 128 * 128 else 32)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory: 96 KiB at most, which every GPU from sm_80 on has."""
+        return STAGES * SLICE * (self.m + self.n)
+
+    def tiles(self, M: int, N: int) -> int:
+        return -(-M // self.m) * -(-N // self.n)
+
+
+@functools.lru_cache(4096)
+def plan(M: int, N: int, K: int, stack: int = 1, bytes_each: int = 4) -> Plan:
+    """How to multiply `stack` times (M, K) by (K, N) with operands of some bytes: the plan that should take the fewest cycles.
+
+    Parts are considered up to one round of blocks. What adding them takes is bound by one block, which reads its group's
+    sums at some 64 bytes a cycle.
+    """
+    slices, best = -(-K * bytes_each // SLICE), None
+    for (m, n), (held, *cycles) in TILES.items():
+        tiles = stack * -(-M // m) * -(-N // n)
+        places = MULTIPROCESSORS * held
+        most = min(MOST_PARTS, slices // _LEAST_SLICES, places // tiles, _COUNTERS // ((1 + GROUP) * tiles))
+        for parts in range(1, max(1, most) + 1):
+            each, full, rest = -(-slices // parts) + STAGES, *divmod(tiles * parts, places)
+            alone = -(-rest // MULTIPROCESSORS) / held  # of a multiprocessor's blocks, in the last round
+            time = cycles[bytes_each == 4] * each * (full + (min(1.0, 1.3 * alone) if rest else 0))
+            if parts > 1:
+                sums = min(parts, GROUP) + (-(-parts // GROUP) if parts > GROUP else 0)
+                time += 1500 + sums * 4 * m * n / 64
+            if best is None or time < best[0]:
+                best = time, Plan(m, n, parts)
+    assert best is not None
+    return best[1]
+
+
+class _Mode(threading.local):
+    precision = "float32"
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """A block in which this thread's products of float32 matrices are computed in a precision, "float32" or "tf32"; where the
+    kernels for it do not take the arrays, in float32. ValueError for another name."""
+    if name not in ("float32", "tf32"):
+        raise ValueError(f"the precision of float32 arrays is float32 or tf32, not {name!r}")
+    before, _mode.precision = _mode.precision, name
+    try:
+        yield
+    finally:
+        _mode.precision = before
+
+
+def multiply(
+    A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
+) -> bool:
+    """Whether the product was launched: in this thread's precision, if that is one for tensor cores and they take the arrays."""
+    return _mode.precision != "float32" and product(
+        A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart, _mode.precision
+    )
+
+
+def product(
+    A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any,
+    precision: str,
+) -> bool:  # fmt: skip
+    """Y = scale A B + 1 bias for a stack of contiguous matrices: whether it was launched, else nothing is done.
+
+    A (M, K) or transposed (K, M), B (K, N) or transposed (N, K), not both transposed, as `precision.IN_MEMORY` says; Y (M, N)
+    float32 or as they are; bias (N,) float32 or None. sizes: M, N, K and how many matrices Y has. apart: entries from
+    one matrix of A and of B to the next, 0 where there is one. Their rows must be whole pieces of 16 bytes.
+    """
+    (M, N, K, stack), dtype = sizes, IN_MEMORY[precision]
+    chunk = 16 // dtype.itemsize
+    rows = (M if transpose_a else K, K if transpose_b else N, N)
+    if any(length % chunk for length in rows) or any(x is not None and address(x) % 16 for x in (A, B, bias, Y)):
+        return False
+    assert A.dtype == B.dtype == dtype
+    p = plan(M, N, K, stack, dtype.itemsize)
+    xp, tiles, parts = array_module(Y), p.tiles(M, N), None
+    if p.parts > 1:
+        parts = xp.empty((stack * tiles * p.parts, p.m * p.n), np.float32)
+    launch(
+        SOURCE,
+        "tensor_product",
+        (tiles, stack, p.parts),
+        (p.threads, 1, 1),
+        (A, B, bias, Y, parts, None if parts is None else _arrived(xp), *map(np.int32, (M, N, K)),
+         *map(np.uint64, apart), np.float32(scale)),
+        p.shared,
+        defines(p, precision, "float32" if Y.dtype == np.float32 else precision, transpose_a, transpose_b),
+    )  # fmt: skip
+    return True
+
+
+def defines(p: Plan, precision: str, result: str, transpose_a: bool, transpose_b: bool) -> Mapping[str, Any]:
+    """The macros of the kernel for a plan, its operands and its result."""
+    return {
+        "PRECISION": precision.upper(),
+        "RESULT": result.upper(),
+        "TILE_M": p.m,
+        "TILE_N": p.n,
+        "TRANSPOSED_A": int(transpose_a),
+        "TRANSPOSED_B": int(transpose_b),
+    }
+
+
+_counters: dict[Any, Any] = {}
+
+
+def _arrived(xp: Any) -> Any:
+    """Counters for `add_parts`: zeros whenever no kernel is running. One array for each stream, since launches of several may
+    run at once; it is kept, since a graph may hold its address."""
+    key = "host" if xp is np else (xp.cuda.Device().id, xp.cuda.get_current_stream().ptr)
+    if key not in _counters:
+        _counters[key] = xp.zeros(_COUNTERS, np.uint32)
+    return _counters[key]
+
+
+_RESULTS = (("tf32", ("float32",)), ("bf16", ("bf16", "float32")), ("fp16", ("fp16", "float32")))
+VARIANTS = tuple(
+    (SOURCE, defines(Plan(*tile, 1), precision, result, a, b), OLDEST)
+    for precision, results in _RESULTS
+    for result in results
+    for tile in TILES
+    for a, b in ((False, False), (False, True), (True, False))
+)
