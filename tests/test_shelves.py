@@ -30,6 +30,7 @@ FOUNDATIONS = {
         "resampling",
         "softmax_rows",
         "source",
+        "tensor",
         "updates",
     },
 }

@@ -35,7 +35,7 @@ class Expected(NamedTuple):
     kernel: str
     least: Mapping[str, float]
     most: Mapping[str, float] = {}
-    defines: Mapping[str, int] = {}
+    defines: Mapping[str, int | str] = {}
 
 
 FOURS = {"VECTOR_A": 4, "VECTOR_B": 4}  # arrays that are moved in vectors of four
@@ -43,6 +43,8 @@ FOUR = {"VECTOR": 4}
 # Of an inner loop: its share of multiplications, and operands that come by asynchronous copies alone.
 PRODUCT = {"warps": 16, "loop FFMA": 1024, "loop share": 0.845, "wide stores": 16, "loop wide copies": 1}
 CONVOLUTION = {**PRODUCT, "loop share": 0.78, "loop wide copies": 2}
+# On tensor cores: 64 products of fragments for each slice of 64 bytes of K, and other blocks see the parts before the count.
+TENSOR = {"warps": 8, "loop HMMA": 64, "loop wide copies": 6, "wide stores": 8, "fenced": 1}
 WITHOUT_LOADS = {"loop LDG": 0, "loop SHFL": 0}
 
 EXPECTED = (
@@ -95,6 +97,21 @@ EXPECTED = (
     ),
     Expected("batch.cu", "gather_batch", {"warps": 64, "wide stores": 1}),
     Expected("batch.cu", "tick", {"warps": 64}),
+    Expected(
+        "tensor_product.cu",
+        "tensor_product",
+        TENSOR | {"warps": 20, "loop HMMA": 16, "loop wide copies": 4},
+        WITHOUT_LOADS | {"loop": 220},
+        {"TILE_M": 64, "TILE_N": 64},
+    ),
+    Expected(
+        "tensor_product.cu",
+        "tensor_product",
+        TENSOR,
+        WITHOUT_LOADS | {"loop": 350, "loop LDSM": 16},
+        {"PRECISION": "TF32"},
+    ),
+    Expected("tensor_product.cu", "tensor_product", TENSOR, WITHOUT_LOADS | {"loop": 210, "loop LDSM": 16}),
 )
 
 
@@ -174,6 +191,24 @@ def in_flight(instructions: Iterable[Instruction]) -> int:
     return most
 
 
+def fenced(instructions: Iterable[Instruction]) -> bool:
+    """Whether a fence for the whole GPU stands between each atomic addition and the stores before it, and between it and the
+    loads of what other blocks have stored."""
+    stored = counted = False
+    for i in instructions:
+        if i.kind == "MEMBAR" and "GPU" in i.name:
+            stored = counted = False
+        elif i.kind == "STG":
+            stored = True
+        elif i.kind == "ATOMG" and stored:
+            return False
+        elif i.kind == "ATOMG":
+            counted = True
+        elif i.kind == "LDG" and counted and "STRONG" in i.name:
+            return False
+    return True
+
+
 def figures_of(instructions: Sequence[Instruction], loops: Sequence[Loop], usage: nvrtc.Usage) -> dict[str, float]:
     """What is counted of a kernel. warps: how many of a multiprocessor its registers allow. "loop ...": in the loop that
     multiplies most, if there is one."""
@@ -187,6 +222,8 @@ def figures_of(instructions: Sequence[Instruction], loops: Sequence[Loop], usage
         "wide stores": sum(i.kind == "STG" and i.wide for i in instructions),
         "in flight": in_flight(instructions),
     }
+    if any(i.kind == "ATOMG" for i in instructions):
+        found["fenced"] = fenced(instructions)
     if hot.count("FFMA", "HMMA"):
         found |= {
             "loop": len(hot.body),

@@ -58,6 +58,21 @@ def test_what_does_not_hold_is_named(monkeypatch):
     assert "no row" in sass.misses("a.cu", {"VECTOR": 1}, "scale", found)[0]
 
 
+@pytest.mark.parametrize(
+    ("names", "holds"),
+    [
+        ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD MEMBAR.SC.GPU LDG.E.128.STRONG.GPU", True),
+        ("STG.E ATOMG.E.ADD MEMBAR.SC.GPU LDG.E.STRONG.GPU", False),
+        ("STG.E MEMBAR.SC.GPU STG.E ATOMG.E.ADD", False),
+        ("STG.E MEMBAR.SC.CTA ATOMG.E.ADD", False),  # a fence for the block alone
+        ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD LDG.E.STRONG.GPU", False),
+        ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD LDG.E.CONSTANT", True),
+    ],
+)
+def test_fences_around_what_blocks_hand_on(names, holds):
+    assert sass.fenced([sass.Instruction(i, "", name, "") for i, name in enumerate(names.split())]) == holds
+
+
 def test_every_kernel_has_a_row():
     for name, defines, _ in nvrtc.variants():
         for kernel in source.kernels(source.load(name)):

@@ -31,7 +31,7 @@ def test_sampling_launches_what_was_compiled_before(monkeypatch):
         run(name, kernel, grid, block, args, shared, defines)
 
     monkeypatch.setattr(driver, "run", noted)
-    monkeypatch.setattr(sheets, "_PIXELS_AT_ONCE", 32)
+    monkeypatch.setattr(sheets, "PIXELS_AT_ONCE", 32)
     unet = small(num_classes=3, null_label=2).to("cuda")
     passes = []
     unet.register_forward_hook(lambda *_: passes.append(None))

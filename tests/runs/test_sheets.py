@@ -22,7 +22,7 @@ def draw(n, seed=7, **options):
 
 
 def test_more_pictures_than_a_batch(monkeypatch, capsys):
-    monkeypatch.setattr(sheets, "_PIXELS_AT_ONCE", 3 * 64)
+    monkeypatch.setattr(sheets, "PIXELS_AT_ONCE", 3 * 64)
     sheet = draw(7)
     assert sheet.frames[-1].shape == (7, 8, 8, 1) and sheet.frames[-1].dtype == np.uint8
     first, last = draw(3).frames[-1], draw(6).frames[-1]
@@ -45,7 +45,7 @@ def test_more_pictures_than_there_is_memory_for(monkeypatch):
 
 
 def test_long_sampling_is_announced(monkeypatch, capsys):
-    monkeypatch.setattr(sheets, "_PIXELS_AT_ONCE", 3 * 64)
+    monkeypatch.setattr(sheets, "PIXELS_AT_ONCE", 3 * 64)
     times = iter([0.0, 50.0, 100.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(times, 1e9))
     draw(7)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, named
 from tinydiff.exercises.task import Task
 from tinydiff.gradcheck import GradientError, gradcheck
 from tinydiff.gradcheck.report import Report
@@ -83,7 +83,7 @@ def _failure(task: Task, report: Report, attempts: int, hints: Sequence[str], he
     if told > 0:
         parts.append(_hint(report, hints, told))
     if help_after == 1 and attempts > 3:
-        parts.append(f"tinydiff exercise {task.name} --solution prints the model solution.")
+        parts.append(f"tinydiff exercise {task.name} {named('solution', True)} prints the model solution.")
     return "\n\n".join(parts)
 
 

@@ -56,12 +56,16 @@ class Board:
         with self._told():
             for path in files_in(self.folder):
                 _keep_until(path, step)
-            name = f"{PREFIX}{int(time.time()):010d}.{os.getpid()}"
-            self._file = RecordWriter(str(self.folder / f"{name}{SUFFIX}"))
+            self._file = RecordWriter(str(self.folder / f"{PREFIX}{self._number():010d}.{os.getpid()}{SUFFIX}"))
             self._write(0, file_version="brain.Event:2")
             if step:  # a TensorBoard that is open has read what is gone now: this tells it so
                 self._write(step + 1, session_log=_protos().SessionLog(status=_protos().SessionLog.START))
             self.flush()
+
+    def _number(self) -> int:
+        """The seconds of now, or what comes behind all files that are there: also within a second, and on a clock set back."""
+        found = [path.name.removeprefix(PREFIX).partition(".")[0] for path in files_in(self.folder)]
+        return max([int(time.time()), *(int(text) + 1 for text in found if text.isascii() and text.isdecimal())])
 
     def add(self, step: int, values: Mapping[str, float | None]) -> None:
         """Numbers of a step, by tag; None is left out."""

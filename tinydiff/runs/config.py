@@ -81,7 +81,10 @@ class TrainConfig:
 
     out: str = _setting("runs/run", "training", "folder of the run", metavar="DIR")
     steps: int = _setting(
-        None, "training", "training steps in all [1000; with --minutes: as many as fit]", _from_to(1, limits.STEPS)
+        None,
+        "training",
+        "training steps in all [1000; where minutes are given: as many as fit]",
+        _from_to(1, limits.STEPS),
     )
     minutes: float | None = _setting(
         None, "training", "minutes of training after which to save and end; a resume goes on", _above(0)
@@ -117,9 +120,7 @@ class TrainConfig:
     precision: str = _setting("float32", "training", "arithmetic: float32", _one_of("float32"))
     save_every: int = _setting(500, "training", "steps between checkpoints", _at_least(1))
     preview_every: int = _setting(500, "training", "steps between previews; 0: none", _at_least(0))
-    holdout_every: int = _setting(
-        100, "training", "steps between losses on the images of --holdout; 0: none", _at_least(0)
-    )
+    holdout_every: int = _setting(100, "training", "steps between losses on the images held out; 0: none", _at_least(0))
     grad_norm_every: int = _setting(
         0, "training", "steps between rows of grad_norms.csv, gradient norms by module; 0: none", _at_least(0)
     )
