@@ -74,8 +74,10 @@ def train(device, steps=3, given_noise=False, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"predict": "v"}, {"predict": "x0", "variance": "posterior"}, {"variance": "learned", "out_channels": 4},
-        {"min_snr": 5.0}, {"given_noise": True},
+        {}, {"variance": "learned", "out_channels": 4}, {"given_noise": True},
+        *(pytest.param(options, marks=pytest.mark.slow) for options in (
+            {"predict": "v"}, {"predict": "x0", "variance": "posterior"}, {"min_snr": 5.0}
+        )),
     ],
     ids=str,
 )  # fmt: skip

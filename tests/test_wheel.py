@@ -70,6 +70,7 @@ def test_the_extras_bring_the_libraries_of_cuda(installed):
         assert needed in metadata.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_trains_and_samples(installed, tmp_path):
     def python(*words):
         return run(sys.executable, *words, cwd=tmp_path, PYTHONPATH=str(installed))

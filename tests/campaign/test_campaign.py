@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the campaign follows descriptors in Linux's /proc")
 def test_kills_and_power_cuts():
     """In a process of its own, which forks."""
-    command = [sys.executable, "-m", "tests.campaign.crashes", "--seed", "4", "--share", "0.02", "--kills", "1"]
+    command = [sys.executable, "-m", "tests.campaign.crashes", "--seed", "4", "--share", "0.01", "--kills", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -175,6 +175,7 @@ def test_a_folder_in_the_way(examined, tmp_path):
     assert status == 2 and "precious.txt is a file" in error
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_or_overwritten(examined, tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main(["train", "--out", out, *SMALL, "--steps", "3", "--preview-every", "0"]) == 0

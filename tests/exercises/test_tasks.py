@@ -151,7 +151,7 @@ def test_a_hint_speaks_of_what_is_wrong_and_the_right_line_comes_late(checked):
         assert "L_X[:, r:r + H, s:s + V] = L_Y @ W[r, s].T\n      this line is wrong" in text
         assert "Hint 3 of 3" in text and "probes" not in text and "tolerance: " not in text
         assert ("all gradients are right with" in text) == (attempt > 2)
-        assert ("--solution prints" in text) == (attempt > 3)
+        assert ("solution=True prints" in text) == (attempt > 3)
 
 
 def test_code_that_raises_is_no_attempt(checked, tmp_path):

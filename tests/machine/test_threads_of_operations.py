@@ -285,6 +285,7 @@ print(sorted(done))
 """
 
 
+@pytest.mark.slow
 def test_two_trainers_in_two_threads(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", TWO_TRAINERS, str(tmp_path)], capture_output=True, text=True, timeout=PATIENCE

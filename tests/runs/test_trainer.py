@@ -79,6 +79,7 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(Results, "missing", lambda self, step: False)
 
 
+@pytest.mark.slow
 def test_overfits_four_images(tmp_path):
     data = tiny_data(n=4, size=8)
     data.flip = False
