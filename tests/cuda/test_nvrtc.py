@@ -106,7 +106,9 @@ def test_spills_are_seen(tmp_path):
         }
     """)
     (usage,) = nvrtc.compile_source(str(path), {}, 75)
-    assert usage.spills > 0 and usage.registers == 64
+    assert usage.spills > 0 and usage.registers == 64 and usage.too_many
+    known = usage._replace(kernel="tensor_product", architecture=120, spills=80)
+    assert not known.too_many and known._replace(spills=81).too_many and known._replace(architecture=90).too_many
 
 
 def test_errors_name_source_flags_and_line(tmp_path):
