@@ -333,8 +333,8 @@ def warmup(lr: float, step: int, warmup_steps: int) -> float:
 
 
 def cosine(lr: float, step: int, steps: int, warmup_steps: int = 0) -> float:
-    """The learning rate of training step 1, 2, ...: after `warmup` it falls to 0 at step `steps` along half a cosine, and stays
-    as it is then (Loshchilov & Hutter, 2017, eq. 5, without restarts):
+    """The learning rate of training step 1, 2, ...: after `warmup_steps` it falls to 0 at step `steps` along half a cosine, and
+    stays as it is then (Loshchilov & Hutter, 2017, eq. 5, without restarts):
 
         lr (1 + cos(pi (step - warmup_steps) / (steps - warmup_steps))) / 2
 
@@ -342,6 +342,8 @@ def cosine(lr: float, step: int, steps: int, warmup_steps: int = 0) -> float:
     """
     if steps < 1:
         raise ValueError(f"cosine: steps must be at least 1, not {steps}")
+    if min(step, warmup_steps) < 0:
+        raise ValueError(f"cosine: steps must not be negative, not step {step} and {warmup_steps} of warm-up")
     step = min(step, steps)
     if step <= warmup_steps:
         return warmup(lr, step, warmup_steps)

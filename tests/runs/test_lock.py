@@ -23,7 +23,7 @@ def test_one_at_a_time_even_in_one_process(tmp_path):
     one, other = Lock(tmp_path), Lock(tmp_path)
     one.acquire()
     for attempt in (other.acquire, lambda: lock.check_free(tmp_path)):
-        with pytest.raises(InputError, match=rf"{tmp_path} is in use: process \d+ on .* is training in it"):
+        with pytest.raises(InputError, match=rf"{tmp_path} is in use: process \d+ on .* is writing to it"):
             attempt()
     one.release()
     assert not (tmp_path / ".lock").exists()

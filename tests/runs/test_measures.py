@@ -220,3 +220,23 @@ def test_without_tensorboardx_a_sentence_says_what_to_install(tmp_path, monkeypa
     monkeypatch.setattr(board, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'log="tensorboard" needs tensorboardX, .* pip install'):
         tiny_trainer(tmp_path / "run", log="tensorboard")
+
+
+def test_a_cosine_of_another_run_does_not_end_this_one(tmp_path):
+    from tinydiff.cli import flags
+
+    file = tmp_path / "config.toml"
+    RunConfig(lr_schedule="cosine", steps=10, lr_steps=10).save(file)
+    assert flags.read({"config": str(file)}).config.lr_steps == 10
+    assert flags.read({"config": str(file), "steps": "50"}).config.lr_steps is None
+    constant = flags.read({"config": str(file), "lr_schedule": "constant"}).config
+    assert constant.lr_steps is None and constant.lr_schedule == "constant"
+    with pytest.raises(ValueError, match="must not be negative"):
+        td.optim.cosine(1.0, 3, 10, -5)
+
+
+def test_a_cosine_with_a_record_of_the_callers_is_resumed(tmp_path):
+    for steps in (2, 3):
+        one = tiny_trainer(tmp_path, steps=steps, lr_schedule="cosine")
+        one.record = {"notes": {"a": 1}}
+        assert one.run(resume=steps == 3) == steps

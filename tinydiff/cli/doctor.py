@@ -25,6 +25,7 @@ from tinydiff.cli import card, flags
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import tell
+from tinydiff.ranks import world
 from tinydiff.runs import memory
 from tinydiff.runs.memory import show
 from tinydiff.runs.progress import duration
@@ -51,6 +52,9 @@ def add_command(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    with world().together():
+        if world().size > 1:
+            raise InputError("doctor looks at one process: start it without mpiexec")
     wish = flags.read(vars(arguments))
     trainer = flags.build(wish)
     examine(trainer, wish.resume, wish.force, Profile() if wish.profile else None)

@@ -71,6 +71,8 @@ def read(given: Mapping[str, Any]) -> Wish:
         if f.name in given
     }
     from_file = configuration.load(Path(given["config"])) if "config" in given else {}
+    if not resume and "lr_steps" not in flags and {"steps", "lr_schedule"} & set(flags):
+        from_file.pop("lr_steps", None)  # the end of another run's cosine, which nobody asked for here
     settings = from_file | flags
     config = _resumed(settings) if resume else RunConfig(**settings)
     _check_init(config, flags)

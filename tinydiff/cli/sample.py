@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -17,9 +18,11 @@ from tinydiff.backend import host_threads, resolve_device
 from tinydiff.cli.numbers import number, whole_number
 from tinydiff.cli.outputs import check_new
 from tinydiff.errors import InputError, at_work, before_work
+from tinydiff.machine.files import read_bytes
 from tinydiff.machine.terminal import tell
 from tinydiff.ranks import world
 
+_MOST_BYTES = 1 << 30  # of a picture's file
 _UNFIT = re.compile(r"[^\w.+-]")  # characters of a class's name that names of files had better not have
 
 
@@ -71,11 +74,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if a.threads is not None and not 1 <= a.threads <= limits.THREADS:
         raise InputError(f"--threads must be at least 1 and at most {limits.THREADS}, not {a.threads}")
     _check_uses(a)
-    pipeline = checkpoint.load(a.path, raw=a.raw)
-    unet, diffusion = pipeline.unet, pipeline.diffusion
-    device = resolve_device(a.device)
-    unet.to(device)
-    label = None if a.label is None else _label(a.label, unet, pipeline.class_names)
+    with ranks.together():
+        pipeline = checkpoint.load(a.path, raw=a.raw)
+        unet, diffusion = pipeline.unet, pipeline.diffusion
+        device = resolve_device(a.device)
+        unet.to(device)
+        label = None if a.label is None else _label(a.label, unet, pipeline.class_names)
     sampler, eta = a.sampler or "ddim", a.eta or 0.0
     steps = a.steps if a.steps is not None or sampler == "ddpm" else min(50, diffusion.schedule.T)
     if a.folder is not None:
@@ -196,6 +200,13 @@ def _label(text: str, unet: Any, names: Sequence[str] | None) -> int:
     return class_number(text, unet, names, f"--label {text}")
 
 
+def _name(text: str) -> str:
+    """A seed, or of a file its name and a few digits that tell its content from that of others of this name."""
+    if not os.path.isfile(text):
+        return _UNFIT.sub("_", text)[:40]
+    return f"{_UNFIT.sub('_', Path(text).stem)[:40]}-{zlib.crc32(read_bytes(text, _MOST_BYTES)):08x}"
+
+
 def _default_output(path: Path, a: argparse.Namespace, step: int | None = None) -> Path:
     """A file that is named by all that decides what is drawn, the training step included, so that no other samples are
     overwritten."""
@@ -208,7 +219,7 @@ def _default_output(path: Path, a: argparse.Namespace, step: int | None = None) 
     ends: list[str] | None = getattr(a, "interpolate", None)
     inpaint: str = getattr(a, "inpaint", None) or ""
     if inpaint or ends:
-        named = [_UNFIT.sub("_", Path(text).stem)[:40] for text in ends or (inpaint, a.mask)]
+        named = [_name(text) for text in ends or (inpaint, a.mask)]
         use = "_".join(["ddim_interpolate" if ends else "ddpm_inpaint", *named])
         given |= {"jump": a.jump, "rounds": a.rounds}
     parts = [use, *(f"{name}-{value}" for name, value in given.items() if value is not None)]

@@ -64,6 +64,8 @@ def _say_what_will_happen(trainer: Any) -> None:
     if config.minutes is not None:
         steps += f" for {config.minutes:g} minutes" + ("" if config.last_step is None else " at most")
     say(f"training: {steps}, then samples, in {config.out}")
+    if config.lr_schedule == "cosine" and config.lr_steps is not None and config.lr_steps < (config.last_step or 0):
+        say(f"warning: the learning rate is 0 from step {config.lr_steps} on, where the cosine ends")
     final = trainer.diffusion.schedule.alpha_bar[-1]
     if final > 0.01:
         say(f"warning: alpha_bar_T is {final:.3g}: x_T still shows the image, samples will be off; raise --timesteps")

@@ -96,8 +96,8 @@ def explains(check: Any, v: list[Any], slope: numeric.Slope, claimed: float) -> 
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
-                spread = max(spread, abs(_numerical(check, v, slope, rng) - slope.value))
-                spread = max(spread, abs(_analytic(check, v, rng) - claimed))
+                found = _numerical(check, v, slope, rng) - slope.value, _analytic(check, v, rng) - claimed
+                spread = float(np.max(np.abs([spread, *found])))  # NaN, if one is
         except Exception:
             return False  # a pass that takes plain arrays only: nothing is known
         if not np.isfinite(spread):

@@ -51,7 +51,7 @@ class Heartbeat:
             while self._comm.Iprobe(self._before):
                 self._comm.Recv(byte, self._before)
                 heard = now
-                if byte[0] == _LEAVING and not self.leaving:
+                if byte[0] == _LEAVING:
                     self.left = self.left or (self._before, now)
             if now - heard > self._patience:
                 self._lost(self._before, now - heard)

@@ -67,6 +67,7 @@ class _Ranks(World):
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         local = self._comm.Split_type(mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
+        self._at_end = self._comm.Dup()  # of its own, so that a rank at its end does not pass for one that goes on
         self._agreed: BaseException | None = None  # what all ranks raise
         self._heartbeat = Heartbeat(mpi, self._comm.Dup(), self._silent)
 
@@ -79,10 +80,13 @@ class _Ranks(World):
         sum_in_order(self._mpi, self._comm, arrays)
 
     def wait(self) -> None:
+        self._wait(self._comm)
+
+    def _wait(self, comm: Any) -> None:
         # A blocking call of MPI would keep a processor busy, perhaps for as long as rank 0 draws or saves.
-        request, start = self._comm.Ibarrier(), time.monotonic()
+        request, start, at_end = comm.Ibarrier(), time.monotonic(), comm is self._at_end
         while not request.Test():
-            if self._heartbeat.left is not None and time.monotonic() - self._heartbeat.left[1] > _LEFT:
+            if not at_end and self._heartbeat.left is not None and time.monotonic() - self._heartbeat.left[1] > _LEFT:
                 raise RunFailed(f"rank {self._heartbeat.left[0]} has ended before the others")
             if time.monotonic() - start > _SPIN:
                 time.sleep(_NAP)
@@ -130,9 +134,7 @@ class _Ranks(World):
         raise AssertionError from error
 
     def _silent(self, rank: int, seconds: float) -> None:
-        self._end(
-            f"nothing has been heard of rank {rank} for {seconds:.0f} s; the last checkpoint is intact", 1, self.rank
-        )
+        self._end(f"nothing has been heard of rank {rank} for {seconds:.0f} s; what was saved is intact", 1, self.rank)
 
     def _end(self, text: str, status: int, rank: int | None = None) -> None:
         with suppress(OSError, ValueError, AttributeError):
@@ -147,9 +149,9 @@ class _Ranks(World):
 
     def leave(self) -> None:
         """At the end of the process, before MPI is left: until the others are there as well, this rank is healthy."""
-        with suppress(RunFailed, KeyboardInterrupt):
+        with suppress(KeyboardInterrupt):
             self._heartbeat.leaving = True
-            self.wait()
+            self._wait(self._at_end)
         self._heartbeat.stop()
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.errors import InputError, named
+from tinydiff.errors import InputError, RunFailed, named
 from tinydiff.machine.terminal import say
 from tinydiff.runs.atomic import write_file
 
@@ -34,6 +34,10 @@ def require() -> None:
         raise InputError(
             f"{named('log', 'tensorboard')} needs tensorboardX, which is not installed: pip install 'tinydiff[tensorboard]'"
         )
+    try:
+        _protos(), _summaries()
+    except Exception as error:  # of another package, protobuf above all
+        raise InputError(f"{named('log', 'tensorboard')}: tensorboardX cannot be loaded: {error}") from None
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -111,7 +115,7 @@ class Board:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, InputError) as error:
+        except (OSError, InputError, RunFailed) as error:
             self._file = None
             reason = getattr(error, "strerror", None) or error
             say(f"warning: events for TensorBoard cannot be written ({reason}); the run goes on without them")

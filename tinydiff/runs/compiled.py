@@ -13,24 +13,23 @@ from tinydiff.diffusion.model import Predictor
 from tinydiff.dispatch import uses_kernels
 from tinydiff.unet import UNet
 
-_done: WeakKeyDictionary[Any, set[tuple[int, bool]]] = WeakKeyDictionary()  # of each network
+_done: WeakKeyDictionary[Any, set[tuple[int, bool, bool]]] = WeakKeyDictionary()  # of each network
 
 
 def compile_sampling(unet: Any, sizes: list[int], labels: Any = None, guidance: float | None = None) -> None:
     """Compiles the kernels that the network launches for batches of these sizes, on all cores, with a bar where it takes long.
-    Nothing is done on a CPU, for other models, and for
-    what was compiled before.
+    Nothing is done on a CPU, for other models, and for what was compiled before.
 
     labels, guidance: as for `diffusion.sample`; whether there are any is what counts.
     """
     if not isinstance(unet, UNet) or unet.conv_in.weight.device != "cuda" or not uses_kernels():
         return
-    done, guided = _done.setdefault(unet, set()), guidance not in (None, 1)
-    sizes = [n for n in dict.fromkeys(sizes) if (n, guided) not in done]
+    done, how = _done.setdefault(unet, set()), (labels is not None, guidance not in (None, 1))
+    sizes = [n for n in dict.fromkeys(sizes) if (n, *how) not in done]
     if sizes:
         label = None if labels is None else 0
         compile_for([lambda n=n: _predict(unet, n, label, guidance) for n in sizes], ("draws",))  # type: ignore[misc]
-        done.update((n, guided) for n in sizes)
+        done.update((n, *how) for n in sizes)
 
 
 def _predict(unet: UNet, n: int, label: int | None, guidance: float | None) -> None:

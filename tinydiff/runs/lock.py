@@ -90,7 +90,7 @@ def check_free(folder: Path) -> None:
     except (OSError, ValueError):
         return
     try:
-        if _lock(descriptor) is False:
+        if _lock(descriptor, shared=True) is False:  # so that those who look do not meet
             raise InputError(_refusal(folder / NAME, descriptor))
     finally:
         os.close(descriptor)
@@ -130,7 +130,7 @@ def _is_at(descriptor: int, file: Path) -> bool:
 
 
 def _refusal(file: Path, descriptor: int) -> str:
-    return f"{file.parent} is in use: {_who(descriptor)} is training in it; wait until it ends, or stop it"
+    return f"{file.parent} is in use: {_who(descriptor)} is writing to it; wait until it ends, or stop it"
 
 
 def _who(descriptor: int) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from tinydiff.backend import to_numpy
 from tinydiff.data import pixels
 from tinydiff.diffusion import Diffusion, sample
+from tinydiff.diffusion.sampler import chain_of
 from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine.files import read_json
 from tinydiff.machine.terminal import is_terminal, say
@@ -58,6 +59,10 @@ def draw_many(
     try:
         with ranks.together(), before_work():
             if ranks.rank == 0:
+                shape, one = (1, unet.image_size, unet.image_size, unet.in_channels), 0 if labelled else None
+                chain_of(
+                    unet, diffusion, shape, Generator(seed), sampler, steps, eta, one, guidance
+                )  # InputError, if any
                 _take(folder, lock, record)
                 missing = [i for i in range(n) if not os.path.lexists(folder / name_of(i))]
         missing = ranks.gather(missing)[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def with_lr_steps(asked: TrainConfig, metadata: dict[str, str] | None = None) ->
     if asked.lr_schedule != "cosine" or asked.lr_steps is not None:
         return asked
     text = (metadata or {}).get(SETTINGS)
-    known = config.parse(text, checkpoint.TRAINING_STATE).get("lr_steps") if text else None
+    known = tomllib.loads(text).get("training", {}).get("lr_steps") if text else None
     return dataclasses.replace(asked, lr_steps=known or asked.steps)
 
 

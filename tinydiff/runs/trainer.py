@@ -116,7 +116,8 @@ class Trainer:
         InputError where the folder does not allow it or another process writes to it; RunFailed for a loss that is not
         finite, where the last checkpoint stays as it was, and for a disk that is full. What data, network or an overridden
         method raise reaches the caller as it is. Before any failure but a loss that is not finite the state is saved, unless
-        it struck while the weights were being changed. What is not the checkpoint, such as pictures, may fail with a warning.
+        it struck while the weights were being changed, or another of several ranks. What is not the checkpoint, such as
+        pictures, may fail with a warning.
         """
         self.profile = Profile() if profile else None
         self.stopped_by: int | None = None
@@ -132,7 +133,7 @@ class Trainer:
                     if not interrupts.agreed(self.world):
                         interrupts.release()
                         self._finish()
-                    self.stopped_by = interrupts.agreed_on
+                    self.stopped_by = interrupts.agreed_on or interrupts.received
         finally:
             self.folder.close()
         return self.step
@@ -173,7 +174,7 @@ class Trainer:
                 self._needed = needed.total(self.batch_size) - needed.weights - needed.average
         with self.world.together(), before_work():
             self.folder.acquire()
-            if self.world.rank == 0 or resume:
+            if self.world.rank == 0:
                 self.check_start(resume, force, data_changed)  # now that nobody else can change anything
             self.config = resuming.with_lr_steps(self.config)
             if resume:
