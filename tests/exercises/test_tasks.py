@@ -131,7 +131,7 @@ def test_puzzles(number, checked):
 def test_puzzles_tell_more_with_each_attempt(checked):
     p = puzzle("8")
     texts = [checked(p.task, p.file(), help_after=4).text for _ in range(4)]
-    assert texts[0] == "L_X is wrong; right: L_w, L_b. The next attempt is told more."
+    assert texts[0] == "L_X is wrong; right: L_w, L_b. The next attempt tells more."
     assert "It looks like: what reaches the output through X.mean(axis=0)" in texts[1] and "Hint" not in texts[1]
     assert (
         "The line: " in texts[2]
@@ -154,6 +154,36 @@ def test_a_hint_speaks_of_what_is_wrong_and_the_right_line_comes_late(checked):
         assert ("solution=True prints" in text) == (attempt > 3)
 
 
+def test_hints_leave_out_what_is_right(checked):
+    chain = task("chain_rule")
+    one_way = checked(
+        chain, changed(filled(chain), "L_u * b + L_y", "L_u * b")
+    ).text  # neither the hint of L_v nor that of L_u
+    assert (
+        "L_v, L_u before it are right" in one_way
+        and "Hint 3 of 3" in one_way
+        and "differences with step" not in one_way
+    )
+    unweighted = checked(chain, changed(filled(chain), "L_y * 2 * v", "2 * v")).text
+    assert "does not multiply by L_y, the gradient that comes in" in unweighted and "L_Y" not in unweighted
+
+
+@pytest.mark.usefixtures("unexplained")
+@pytest.mark.parametrize(
+    "name, right, wrong, hints",
+    [
+        ("convolution", "axis=(0, 1, 2)", "axis=0", (1, 1)),  # of a wrong shape: the others are not looked at
+        ("fully_connected", "X.T @ L_Y", "2 * X.T @ L_Y", (2, 2)),
+        ("broadcasting", ", keepdims=True", "", (1, 3)),
+        ("relu", "L_y * x).sum()", "L_y * x)", (2, 3)),
+    ],
+)
+def test_hints_are_of_the_gradient_that_is_wrong(name, right, wrong, hints, checked):
+    t = task(name)
+    for number in hints:
+        assert f"Hint {number} of 3" in checked(t, changed(filled(t), right, wrong)).text
+
+
 def test_code_that_raises_is_no_attempt(checked, tmp_path):
     t = task("chain_rule")
     for right, wrong, error in [
@@ -161,7 +191,9 @@ def test_code_that_raises_is_no_attempt(checked, tmp_path):
         ("L_u = L_v", "L_u = L_v[:, None] @ L_v[:, None]", "ValueError: matmul"),
     ]:
         text = checked(t, changed(filled(t), right, wrong)).text
-        assert text.startswith(f"backward raised {error}") and text.endswith("This is not counted as an attempt.")
+        assert (
+            text.startswith(f"backward raised {error}") and "\nThis is not counted as an attempt. For a hint," in text
+        )
         assert "chain_rule.py:35: L_u = " in text and "Hint" not in text
         assert "\n  there: " in text and " (5,)\n" in text
     assert "first attempt" in checked(t, filled(t)).text
@@ -172,12 +204,14 @@ def test_code_that_raises_is_no_attempt(checked, tmp_path):
 def test_files_hold_nothing_of_the_solution():
     for t in tasks():
         head, _, body = t.file().partition("def backward")
+        assert head.count('"""\n\nimport numpy as np\n\nimport tinydiff as td\n\n\n') == 1
         assert "HINTS" not in head and "WRITE" not in head and head.startswith(f'"""Exercise {t.number}: {t.title}')
         assert not any(line in body for line in t.solution().split("\n")[1:] if line.strip())
 
 
-def test_a_learners_file_is_a_test(tmp_path, monkeypatch):
-    t = task("diffusion")
+@pytest.mark.parametrize("name", ["diffusion_loss", "fully_connected"])
+def test_a_learners_file_is_a_test(name):
+    t = task(name)
     for text, error in ((filled(t), None), (t.file(), AssertionError)):
         space = {"__name__": "learner"}
         exec(compile(text, "learner.py", "exec"), space)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -55,8 +56,10 @@ def grade(task: Task, path: str | Path, hints: Sequence[str], help_after: int) -
             if isinstance(error.__cause__, NotImplementedError):
                 return Grade(False, f"{error.__cause__}: fill in its body in {path}")
             if raised := _raised(error.report, error.__cause__):
-                return Grade(False, raised, error.report)
-            return Grade(False, _failure(task, error.report, _count(path), hints, help_after), error.report)
+                stuck = " For a hint, write zeros of the right shape there." if help_after == 1 else ""
+                return Grade(False, raised + stuck, error.report)
+            failure = _failure(task, error.report, _count(path), hints, help_after)
+            return Grade(False, _renamed(task, failure), error.report)
         names = ", ".join(f"L_{verdict.name}" for verdict in report.verdicts)
         checked = f"{names} at {len(SEEDS)} sets of inputs, and by the probes {', '.join(report.probes)}"
     attempts = _count(path)
@@ -75,23 +78,29 @@ def _failure(task: Task, report: Report, attempts: int, hints: Sequence[str], he
         verb = "is" if len(wrong) == 1 else "are"
         which = f"{' and '.join(wrong)} {verb} wrong" if wrong else "it is wrong in some cases"
         right = ", ".join(f"L_{v.name}" for v in report.verdicts if v.ok)
-        parts.append(f"{which}; right: {right or 'none'}. The next attempt is told more.")
+        parts.append(f"{which}; right: {right or 'none'}. The next attempt tells more.")
         if attempts > 1 and finding and finding.diagnoses:
             parts.append(f"It looks like: {finding.diagnoses[0]}")
         if told > 0 and finding and finding.blame:
             parts.append(f"The line: {finding.blame.file}:{finding.blame.line}: {finding.blame.text}")
     if told > 0:
-        parts.append(_hint(report, hints, told))
+        parts.append(_hint(task, report, hints, told))
     if help_after == 1 and attempts > 3:
         parts.append(f"tinydiff exercise {task.name} {named('solution', True)} prints the model solution.")
     return "\n\n".join(parts)
 
 
+def _renamed(task: Task, text: str) -> str:
+    """A gradient check calls what comes in L_Y; here it has the name that the exercise gives it."""
+    inputs = signature(task.forward).parameters
+    given = [name for name in signature(task.module.backward).parameters if name not in inputs]
+    return re.sub(r"\bL_Y\b", given[0], text) if len(given) == 1 else text
+
+
 def _report(report: Report, fix: bool) -> str:
     """The report without what only matters to the checker; fix: with the statement after which all would be right."""
-    left_out = (
-        ("  probes: ", "  tolerance: ") if fix else ("  probes: ", "  tolerance: ", "      all gradients are right")
-    )
+    later = () if fix else ("      all gradients are right",)
+    left_out = ("  probes: ", "  tolerance: ", "    differences with step h", *later)
     return "\n".join(line for line in str(report).splitlines() if not line.startswith(left_out)).rstrip()
 
 
@@ -109,20 +118,20 @@ def _raised(report: Report, error: BaseException | None) -> str | None:
     return f"{told}{there}\nThis is not counted as an attempt."
 
 
-def _hint(report: Report, hints: Sequence[str], told: int) -> str:
+def _hint(task: Task, report: Report, hints: Sequence[str], told: int) -> str:
     """The next hint: of those that name the variable of the first wrong line, if it is not a gradient of an input; else of
-    all but those that speak of gradients that are right."""
+    all but those that speak of other gradients only, or say how to compute what is right already."""
     blame = next((f.blame for f in report.findings if f.blame), None)
     line = re.match(r"\s*([A-Za-z_]\w*)", blame.text) if blame else None
-    right = {f"L_{v.name}" for v in report.verdicts if v.ok}
     wrong = {f"L_{v.name}" for v in report.verdicts if not v.ok} | {f"L_{f.input}" for f in report.findings if f.input}
 
-    def naming(names: Iterable[str]) -> list[str]:
-        return [h for h in hints if any(re.search(rf"\b{re.escape(n)}(?![A-Za-z0-9])", h) for n in names)]
+    def naming(names: Iterable[str], end: str = "(?![A-Za-z0-9])") -> list[str]:
+        return [h for h in hints if any(re.search(rf"\b{re.escape(n)}{end}", h) for n in names)]
 
     chosen = naming([line[1]]) if line and line[1] not in wrong else []
     if not chosen:
-        fine, bad = naming(right - wrong), naming(wrong)
+        others = {f"L_{name}" for name in signature(task.forward).parameters} - wrong if wrong else set()
+        fine, bad = naming(others) + naming(blame.right if blame else (), " = "), naming(wrong)
         chosen = [h for h in hints if h in bad or h not in fine] or list(hints)
     hint = chosen[min(told, len(chosen)) - 1]
     number = f" {hints.index(hint) + 1} of {len(hints)}" if len(hints) > 1 else ""

@@ -16,6 +16,8 @@ from tinydiff.exercises.tasks import ORDER
 
 _SETTINGS = ("WRITE", "WRT", "HINTS")
 
+IMPORTS = "\n\nimport numpy as np\n\nimport tinydiff as td"
+
 TEST = """
 
 def test_backward():  # for pytest
@@ -87,14 +89,14 @@ def learner_file(task: Task, source: str, title: str, empty: bool) -> str:
         first, last = node.lineno - 1, node.end_lineno or node.lineno
         text = "\n".join(lines[first:last])
         if isinstance(node, ast.Expr):
-            text = text.replace('"""', f'"""{title}', 1)
+            text = text.replace('"""', f'"""{title}', 1) + IMPORTS  # also where the task itself needs none
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in _SETTINGS:
             continue
         elif isinstance(node, ast.FunctionDef) and node.name in task.to_write and empty:
             head = "\n".join(lines[first : node.body[0].lineno - 1])
             text = f'{head}\n    raise NotImplementedError("{node.name} is to be written")'
         elif isinstance(node, ast.Import):
-            text += "\n\nimport tinydiff as td"
+            continue
         before = "\n\n\n" if isinstance(node, ast.FunctionDef) else "\n\n"
         kept.append((before if kept else "") + text)
     wrt = f", wrt={task.wrt!r}".replace("'", '"') if task.wrt else ""

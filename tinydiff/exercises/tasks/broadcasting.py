@@ -10,9 +10,9 @@ Shapes: X, Y and L_Y (N, D), s (D,), c (N, 1).
 
 WRITE = ["backward"]
 HINTS = [
-    "First pretend that s and c have the shape of X. Their gradients would be L_Y X and L_Y X^2, elementwise.",
-    "s has one number for each column: its gradient sums over the rows, axis 0.",
-    "c has the shape (N, 1). Sum over axis 1 and keep the axis: keepdims=True.",
+    "Elementwise: L_X is L_Y times the slope of y in x. If s and c had the shape of X, L_s would be L_Y X, and L_c L_Y X^2.",
+    "s has one number for each column: L_s sums over the rows, axis 0.",
+    "c has the shape (N, 1): L_c sums over axis 1 and keeps the axis, with keepdims=True.",
 ]
 
 

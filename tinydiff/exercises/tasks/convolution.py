@@ -4,6 +4,7 @@
 
 A filter of R x S pixels moves over the image; at each place it is a fully connected layer on the pixels below it. `backward`
 returns L_X, L_W and L_b. Take the loop of forward: each of its lines is a product like that of a fully connected layer.
+`patch.reshape(-1, C)` is the matrix of that product: one row of C numbers for each place of each image.
 
 Shapes: X (N, H, W, C), W (R, S, C, K), b (K,), Y and L_Y (N, H-R+1, W-S+1, K).
 """

@@ -10,8 +10,8 @@ Shapes: X (N, D), W (D, M), b (M,), Y and L_Y (N, M). A gradient has the shape o
 
 WRITE = ["backward"]
 HINTS = [
-    "x_ij occurs in y_im for every m, with slope w_jm: L_x_ij = sum_m L_y_im w_jm. Which product is this?",
-    "The shapes leave one way only: (N, D) from (N, M) and (D, M), and (D, M) from (N, D) and (N, M).",
+    "An element x_ij occurs in y_im for every m, with slope w_jm: L_X_ij = sum_m L_Y_im w_jm. Which product is this?",
+    "The shapes leave one way only: L_X (N, D) from (N, M) and (D, M), and L_W (D, M) from (N, D) and (N, M).",
     "b_m is added to every row of Y, so L_b is the sum of L_Y over the rows.",
 ]
 

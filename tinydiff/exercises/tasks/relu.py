@@ -12,9 +12,9 @@ import numpy as np
 
 WRITE = ["backward"]
 HINTS = [
-    "The slope of y in x is 1 where x > 0 and s elsewhere. np.where chooses between the two.",
-    "s is used at every element that is not positive, and its gradient is a single number: a sum over all of them.",
-    "Where x <= 0, the slope of y in s is x.",
+    "L_x: the slope of y in x is 1 where x > 0 and s elsewhere. np.where chooses between the two.",
+    "s is used at every element that is not positive, and L_s is a single number: a sum over all of them.",
+    "Where x <= 0, the slope of y in s is x. So L_s adds up L_y x there.",
 ]
 
 
