@@ -2,8 +2,8 @@
 # # 1. A tape in 40 lines
 #
 # Back-propagation needs three things: a list of what was computed, in the order in which it was computed; for each entry, how
-# to turn the derivative of the loss by its result into derivatives by its inputs; and a walk back over the list. Here are
-# all three. [autograd/tape.py](../tinydiff/autograd/tape.py) does the same for arrays, with the same names.
+# to turn the derivative of the loss with respect to its result into derivatives with respect to its inputs; and a walk back
+# over the list. Here are all three. [autograd/tape.py](../tinydiff/autograd/tape.py) does the same for arrays.
 
 # %%
 import itertools
@@ -16,8 +16,8 @@ import tinydiff as td
 args = options("01_a_tape_in_40_lines")
 
 # %% [markdown]
-# A `Node` is an entry of the tape. `parents` are the nodes that it was computed from. `slopes` are its derivatives by each of
-# them, known as soon as the value is. `number` says when it was made: a node is always newer than its parents.
+# A `Node` is an entry of the tape. `parents` are the nodes that it was computed from. `slopes` are its derivatives with
+# respect to each of them, known as soon as the value is. `number` says when it was made: a node is always newer than its parents.
 
 # %%
 numbers = itertools.count()

@@ -1,14 +1,16 @@
 # %% [markdown]
 # # 2. Fully connected layers, by hand and by the tape
 #
-# A layer is Y = X W + 1 b with X (N, D), W (D, M), b (M,). L_Y (N, M) is the derivative of the loss by Y. To find L_X, start
-# with one element. x_ij occurs in y_im for every m, with slope w_jm, and in no other row of Y. The chain rule sums:
+# A layer is Y = X W + 1 b with X (N, D), W (D, M), b (M,). L_Y (N, M) is the derivative of the loss with respect
+# to Y. To find L_X, start with one element. x_ij occurs in y_im for every m, with slope w_jm, and in no other row of Y. The
+# chain rule sums:
 #
 #     L_x_ij = sum over m of L_y_im w_jm        which is element (i, j) of L_Y W^T
 #     L_w_jm = sum over i of x_ij L_y_im        which is element (j, m) of X^T L_Y
 #     L_b_m  = sum over i of L_y_im             which is element m of 1^T L_Y
 #
-# The slopes of Y by X would be an array (N, M, N, D). Nobody builds it: a backward pass computes L_X from L_Y directly.
+# The derivatives of Y with respect to X would be an array (N, M, N, D). Nobody builds it: a backward pass computes L_X from
+# L_Y directly.
 #
 # Two layers with a tanh between them learn to tell two spirals apart. Every gradient is computed twice.
 

@@ -6,11 +6,13 @@
 #
 #     p_k = exp(x_k) / sum_j exp(x_j)           loss = -log p_y
 #
-# Softmax alone has the Jacobian dp_k/dx_j = p_k (1[k = j] - p_j). So for any L_p
+# Softmax alone has the Jacobian, the matrix of all derivatives, dp_k/dx_j = p_k (1[k = j] - p_j), where 1[k = j] is 1 if k = j
+# and 0 if not. So for any L_p
 #
 #     L_x = p * (L_p - sum_k p_k L_p_k)
 #
-# With the loss, L_p is -1/p_y at y and 0 elsewhere, and nearly everything cancels: L_x = p - 1[y].
+# With the loss, L_p is -1/p_y at y and 0 elsewhere, and nearly everything cancels: L_x = p - 1[y], where 1[y] is the
+# vector with 1 at y and 0 elsewhere.
 
 # %%
 import numpy as np

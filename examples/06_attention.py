@@ -61,7 +61,8 @@ assert not v.grad[2:].any() and not k.grad[2:].any() and v.grad[:2].all()
 
 # %% [markdown]
 # Can attention learn to look something up? Each example has six pairs of a key and a value, and asks for the value of one of the
-# keys. Keys lie among noise, in a space in which only a part matters: two matrices must learn where to look.
+# keys. Keys lie among noise, in a space in which only a part matters: two matrices must learn where to look. Adam is
+# gradient descent with a step length of its own for each weight.
 
 # %%
 M, D = 6, 8

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 9. A gradient through a random draw
 #
-# The loss is a mean over draws, J = E[f(z)] with z ~ N(m, s²), and its gradient by m and s is wanted. A draw is no function of
-# m and s that could be differentiated. Written as
+# The loss is a mean over draws, J = E[f(z)] with z ~ N(m, s²), and its gradient with respect to m and s is wanted. A draw is
+# no function of m and s that could be differentiated. Written as
 #
 #     z = m + s e,   e ~ N(0, 1)
 #
@@ -54,11 +54,14 @@ for name, right in exact.items():
     assert b.var() > 3 * a.var()
 
 # %% [markdown]
-# The difference is what makes it possible to train a diffusion model with one draw of noise an image: the loss
-# `mse(model(x_t), e)` with x_t = sqrt(a) x_0 + sqrt(1 - a) e is differentiated through its draw, and e is a constant.
+# A variational autoencoder is trained through such draws: a network says m and s. The noisy image of a diffusion model has the
+# same form, x_t = sqrt(a) x_0 + sqrt(1 - a) e, but no weight of the network enters a or e. So its loss `mse(model(x_t), e)` is an
+# ordinary function of the weights once e is drawn.
 #
 # Here a Gaussian N(m, s²) is fitted to a density p(z) that is known up to its constant, by minimising
-# KL = E[log N(z; m, s²) - log p(z)], eight draws a step. p is N(1.5, 0.4²): m and s must arrive there.
+# KL = E[log N(z; m, s²) - log p(z)], the Kullback-Leibler divergence, with eight draws a step. p is N(1.5, 0.4²): m and s must
+# arrive there. On the way the score function makes the wilder steps. At the end both spread alike: there the bracket is
+# nearly the same number in each draw, and the score function is at its best.
 
 # %%
 target_mean, target_s, steps = 1.5, 0.4, 400

@@ -10,7 +10,6 @@ import pytest
 
 import tinydiff as td
 from tinydiff.cuda import host, nvrtc
-from tinydiff.cuda.source import KernelError
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "kernels"
 FILES = sorted(FOLDER.glob("*.cu"))
@@ -83,8 +82,15 @@ def test_a_mistake_is_found(rung, right, wrong, tmp_path, monkeypatch):
         (tmp_path / file.name).write_text(text.replace(right, wrong), encoding="utf-8")
     assert any(right in file.read_text(encoding="utf-8") for file in FILES)
     monkeypatch.setitem(ladder["product"].__globals__, "HERE", tmp_path)
-    with pytest.raises((KernelError, AssertionError)):
-        ladder["check"](rung)
+    with pytest.raises(SystemExit, match=f"^{rung}: ."):
+        ladder["main"](rung)
+
+
+@on_host
+def test_a_rung_that_is_not_there(capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        ladder["main"]("product_9")
+    assert capsys.readouterr().err.startswith("there is no rung product_9; they are product_1_naive, ")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import tinydiff as td
 from tinydiff import backend
 from tinydiff.cuda import host
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.source import KernelError
 
 HERE = Path(__file__).parent
 
@@ -30,6 +31,7 @@ RUNGS = {  # tile of a block, cycles of reading per multiplication of a warp
     "convolution_1_naive": Rung((1, 256), 2),
     "convolution_2_implicit": Rung((64, 64), 8 / 16),
 }
+WRONG = "the kernel computes wrong numbers: an index is wrong, or a barrier is missing"
 THREADS = {"product_2_shared": 1024}
 SHAPES = {"4096 x 4096 x 4096": (4096, 4096, 4096), "a weight gradient, 128 x 128 x 131072": (128, 128, 131072)}
 
@@ -121,10 +123,10 @@ def check(rung, parts=None):
         reference, options = td.ops.matmul, {}
     inputs = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
     expected = reference(*[x.astype(float) for x in inputs], **options).data
-    assert np.abs(layer.apply(*inputs).data - expected).max() < 1e-4
+    assert np.abs(layer.apply(*inputs).data - expected).max() < 1e-4, WRONG
     if not rung.startswith("convolution"):
         odd = [x[:33, :19] if i == 0 else x[:19, :67] for i, x in enumerate(inputs)]
-        assert np.abs(layer.apply(*odd).data - odd[0].astype(float) @ odd[1]).max() < 1e-4
+        assert np.abs(layer.apply(*odd).data - odd[0].astype(float) @ odd[1]).max() < 1e-4, WRONG
     return td.gradcheck(layer, inputs, dtype=np.float32)
 
 
@@ -147,8 +149,15 @@ def main(chosen):
     card, gpu = Card(), backend.cupy() is not None and backend.cupy().is_available()
     if not gpu and (reason := host.missing()):
         sys.exit(reason)
-    for rung in [name for name in RUNGS if name.startswith(chosen)]:
-        report = check(rung)
+    rungs = [name for name in RUNGS if name.startswith(chosen)]
+    if not rungs:
+        print(f"there is no rung {chosen}; they are {', '.join(RUNGS)}", file=sys.stderr)
+        sys.exit(2)
+    for rung in rungs:
+        try:
+            report = check(rung)
+        except (AssertionError, KernelError) as error:
+            sys.exit(f"{rung}: {error}")
         print(f"{rung}: {', '.join(f'L_{v.name}' for v in report.verdicts)} right, by the kernel in {rung}.cu")
         for shape, sizes in SHAPES.items() if rung.startswith("product") else ():
             seconds, bound = predict(RUNGS[rung], *sizes, card)
