@@ -25,7 +25,10 @@ def options(name, **numbers):
     parser.add_argument("--out", default=f"{name}.png", help=f"the picture (default: {name}.png)")
     for option, value in numbers.items():
         parser.add_argument(f"--{option}", type=int, default=value, help=f"(default: {value})")
-    return parser.parse_args([] if in_notebook() else None)
+    args = parser.parse_args([] if in_notebook() else None)
+    if Path(args.out).is_dir() or not Path(args.out).absolute().parent.is_dir():
+        parser.error(f"--out must name a file in a folder that is there, not {args.out}")
+    return args
 
 
 def panels(rows, columns, width=4.0, height=3.8, **settings):

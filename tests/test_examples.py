@@ -78,6 +78,13 @@ def test_a_script_runs_and_draws_its_picture(script, run, capsys):
     assert list(picture.parent.iterdir()) == [picture]
 
 
+@pytest.mark.parametrize("out", [".", "none/a.png"])
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(out, run, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(PATH[0], "--out", out)
+    assert f"--out must name a file in a folder that is there, not {out}\n" in capsys.readouterr().err
+
+
 def small(path):
     """A picture in grey, reduced so that letters are blurred."""
     with Image.open(path) as image:

@@ -88,7 +88,7 @@ def test_a_mistake_is_found(rung, right, wrong, tmp_path, monkeypatch):
 
 @on_host
 def test_a_rung_that_is_not_there(capsys):
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         ladder["main"]("product_9")
     assert capsys.readouterr().err.startswith("there is no rung product_9; they are product_1_naive, ")
 

@@ -39,7 +39,8 @@ def test_a_puzzle(capsys, tmp_path):
     assert "puzzle 2: L_b is wrong; right: L_X, L_W" in capsys.readouterr().out
     (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text().replace("L_Y.mean(axis=0)", "L_Y.sum(axis=0)"))
     assert main(["puzzle", "2", "--check", "mine.py"]) == 0
-    assert "puzzle 2: right, at attempt 2" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "puzzle 2: right, at attempt 2" in told and told.endswith("\nThe next one: tinydiff puzzle 3\n")
 
 
 def test_nothing_is_overwritten(capsys, tmp_path):

@@ -69,7 +69,8 @@ def _puzzle(arguments: argparse.Namespace) -> int:
     if arguments.check is None:
         return _write(arguments, f"puzzle_{chosen.number}.py", chosen.file(), f"puzzle {chosen.number}")
     result = grade(chosen.task, arguments.check, [chosen.hint], help_after=4)
-    tell(f"puzzle {chosen.number}: {result.text}")
+    after = f"\nThe next one: tinydiff puzzle {chosen.number + 1}" if result.ok and chosen.number < len(PUZZLES) else ""
+    tell(f"puzzle {chosen.number}: {result.text}{after}")
     return 0 if result.ok else 1
 
 
