@@ -130,6 +130,48 @@ class Affine:
         return dout @ self.W.T
 
 
+class Called:
+    """A layer that is called, and keeps its gradients under names of its own."""
+
+    def __init__(self, share=1.0):
+        self.w, self.b, self.share = W.copy(), B.copy(), share
+
+    def __call__(self, x):
+        self.x = x
+        return x @ self.w + self.b
+
+    def backward(self, g):
+        self.w_g, self.b_g = self.share * self.x.T @ g, g.sum(0)
+        return g @ self.w.T
+
+
+class Keeps:
+    """A base class whose call keeps what backward needs, and hands on to forward."""
+
+    def __call__(self, *inputs):
+        self.inputs = inputs
+        return self.forward(*inputs)
+
+    def backward(self, g):
+        return self.slopes(g, *self.inputs)
+
+
+class Squares(Keeps):
+    def forward(self, guess, target):
+        return ((guess - target) ** 2).mean()
+
+    def slopes(self, g, guess, target):
+        d = 2 * g * (guess - target) / guess.size
+        return d, -d
+
+
+def test_layers_that_are_called():
+    assert names(gradcheck(Called(), [X], parameters=["w", "b"])) == ["x", "w", "b"]
+    with pytest.raises(GradientError, match="gradient of w"):
+        gradcheck(Called(0.5), [X], parameters=["w", "b"])
+    assert names(gradcheck(Squares(), [X, X + 1])) == ["guess", "target"]
+
+
 class Adding(Affine):
     """Adds to the gradients it has, as layers do between two steps."""
 

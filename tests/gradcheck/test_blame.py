@@ -328,3 +328,78 @@ def test_files_in_a_folder_that_is_called_as_the_package_is(folder, tmp_path):
     spec.loader.exec_module(sheet)
     found = failure(sheet.forward, sheet.backward, [n(4, 3), n(3, 2)]).findings[0].blame
     assert found is not None and (found.line, found.file.rsplit("/")[-1]) == (6, "sheet.py")
+
+
+# --- Losses that return their gradients.
+
+
+def regression_turned(W, b, X, y, penalty):
+    scores = X @ W + b
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    P = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
+    rows = np.arange(len(y))
+    loss = -np.log(P[rows, y]).mean() + penalty * np.sum(W * W)
+    P[rows, y] -= 1
+    P /= len(y)
+    return loss, (X.T @ P + penalty * W, P.sum(axis=0))  # wrong
+
+
+def regression_in_place(W, b, X, y, penalty):
+    scores = X @ W + b
+    P = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    rows = np.arange(len(y))
+    loss = -np.log(P[rows, y]).mean() + penalty * np.sum(W * W)
+    P[rows, y] += 1  # wrong
+    dscores = P / len(y)
+    return loss, (X.T @ dscores + 2 * penalty * W, dscores.sum(axis=0))
+
+
+def recurrent(U, h, steps):
+    hs = {-1: h}
+    for t in range(steps):
+        hs[t] = np.tanh(U @ hs[t - 1])
+    loss = 0.5 * np.sum(hs[steps - 1] ** 2)
+    dU, dh = np.zeros_like(U), hs[steps - 1]
+    for t in reversed(range(steps)):
+        da = (1 - hs[t] ** 2) * dh
+        dU += np.outer(da, hs[t])  # wrong
+        dh = U.T @ da
+    return loss, (dU, dh)
+
+
+_data = [n(4, 3), n(3), n(5, 4), np.array([0, 2, 1, 2, 0]), 0.3]
+
+
+@pytest.mark.parametrize(
+    "loss, inputs", [(regression_turned, _data), (regression_in_place, _data), (recurrent, [n(4, 4), n(4), 3])]
+)
+def test_the_wrong_line_of_a_loss_is_named(loss, inputs):
+    code = loss.__code__
+    found = failure(loss, None, inputs).findings[0].blame
+    assert found is not None and found.line == wrong_line(loss) and found.fix
+    assert loss.__code__ is code
+
+
+def test_no_change_of_the_loss_itself_is_proposed():
+    """Both places lack a factor 2: with another loss its gradient would be right, too."""
+
+    def loss(w):
+        s = np.sin(w)
+        return 0.5 * np.sum(s**2), 2 * s * np.cos(w)  # wrong
+
+    found = failure(loss, None, [n(4)]).findings[0].blame
+    assert (
+        found is not None and found.line == wrong_line(loss) and found.fix.startswith("return (0.5 * np.sum(s ** 2),")
+    )
+
+
+def test_a_copy_that_lacks_a_change_in_place_accuses_no_reader():
+    def loss(S, W, y):
+        Z = S @ W
+        P = np.exp(Z) / np.exp(Z).sum(axis=1, keepdims=True)
+        value = -np.log(P[np.arange(len(y)), y]).sum()
+        dZ = P
+        return value, (dZ @ W.T, S.T @ dZ)
+
+    found = failure(loss, None, [n(5, 4), n(4, 3), np.array([0, 2, 1, 2, 0])]).findings[0].blame
+    assert found is None or "dZ = P" in found.text

@@ -17,6 +17,10 @@ from tinydiff.gradcheck.repairs import repairs
         ("d[i] += g", "np.add.at(d, i, g)", "overwritten"),
         ("d = g.T @ x", "d = x.T @ g", "transposed"),
         ("d = a - b", "d = a + b", "sign"),
+        ("d = a - b", "d = 2.0 * a - b", "ratio"),
+        ("d = a + b", "d = a + 0.5 * b", "ratio"),
+        ("d = g * h[t]", "d = g * h[t - 1]", "shifted"),
+        ("d = np.maximum(g, 0) @ x", "d = g @ x", "missing"),
         ("d[:, y] -= 1", "d[np.arange(len(y)), y] -= 1", "misplaced"),
     ],
 )

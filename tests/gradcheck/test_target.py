@@ -63,6 +63,13 @@ class Sized(Layer):
     def __init__(self, factor):
         self.factor = factor
 
+class Called:
+    def __call__(self, x):
+        self.x = x
+        return x ** 2
+    def backward(self, g):
+        return 2 * self.x * g
+
 layer, triple = Layer(), Sized(3)
 
 def raises(x):
@@ -140,6 +147,7 @@ def test_other_kinds_of_targets(homework):
     assert check_target(f"{homework}:split,join").ok
     assert check_target(f"{homework}:test_of_ones_own").diagnosis == "ratio"
     assert check_target(f"{homework}:Layer").ok and check_target(f"{homework}:layer").ok
+    assert check_target(f"{homework}:Called").ok
     assert check_target(f"{homework}:triple").diagnosis == "ratio"
     assert check_target(f"{homework}:layer.forward,layer.backward").ok
     assert check_target("tinydiff.ops:conv2d", shapes=["2,5,6,3", "3x3x3x2"]).ok

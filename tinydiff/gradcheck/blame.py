@@ -28,7 +28,7 @@ import numpy as np
 from tinydiff.gradcheck import numeric, taps
 from tinydiff.gradcheck.calling import cache_first
 from tinydiff.gradcheck.check import Check
-from tinydiff.gradcheck.flow import Flow, suspects
+from tinydiff.gradcheck.flow import Flow, lines_of_loss, suspects
 from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.reindex import windows as of_forward
 from tinydiff.gradcheck.repairs import Repair, repairs
@@ -59,6 +59,7 @@ class _Search(Rerun):
     def __init__(self, check: Check) -> None:
         super().__init__(check)
         self.sources = taps.sources(self.functions())
+        self.is_loss = isinstance(self.subject, PairSubject) and self.subject.loss  # one function makes all
         self.backward_events: list[Event] = []
         self.kept: dict[str, list[np.ndarray]] = {}  # values of forward's variables
         for name, x in zip(check.names, check.point, strict=True):
@@ -93,6 +94,8 @@ class _Search(Rerun):
         flow = self.flow
         if flow is None or not flow.copies(line):
             return self._blame(line, name)
+        if self.is_loss:
+            return None  # what reads it in place may be missing just as well
         readers = [s for s in flow.readers(name) if s.lineno != line]
         if len(readers) != 1 or isinstance(readers[0], ast.Return):
             return None
@@ -121,13 +124,13 @@ class _Search(Rerun):
         """What each statement of backward reads and changes."""
         subject = self.subject
         owner: Any = subject if isinstance(subject, PairSubject) else subject.function
-        function = taps.plain(owner.backward)
+        function = self._forward_function() if self.is_loss else taps.plain(owner.backward)
         source = self.sources.get(function) if function is not None else None
         if source is None:
             return None
         parameters = [a.arg for a in source.node.args.args]
         parameters = parameters[1:] if parameters[:1] == ["self"] else parameters
-        outputs = sum(y is not None for y in self.check.centre)
+        outputs = 0 if self.is_loss else sum(y is not None for y in self.check.centre)
         if isinstance(subject, PairSubject) and subject.cache and cache_first(subject.backward, subject.fn):
             parameters = parameters[1:]
         helpers = {f.__name__ for f in self.sources if f is not function}
@@ -151,7 +154,12 @@ class _Search(Rerun):
     def _follow(self) -> list[int] | None:
         """The lines of backward one of which must be wrong: all other operands of what is wrong are right."""
         got, flow = self.gradients({}), self.flow
-        if flow is None or got is None or (isinstance(self.subject, PairSubject) and self.subject.slots):
+        if (
+            flow is None
+            or got is None
+            or self.is_loss
+            or (isinstance(self.subject, PairSubject) and self.subject.slots)
+        ):
             return None
         wrong = self.truth.wrong(got, self.check.point)
         results = flow.returned()
@@ -296,21 +304,22 @@ class _Search(Rerun):
         """A change that makes all gradients right: its source, itself, and other lines where one would do as well."""
         right = {line for lines in self.right.values() for line in lines} - {line for _, line, _, _ in self.wrong}
         shapes = {name: value.shape for name, _, value in self.backward_events}
-        tried: list[tuple[int, int, types.FunctionType, Repair]] = []
+        tried: list[tuple[tuple[int, bool], int, types.FunctionType, Repair]] = []
         forward = self._forward_function()
         windows = [w for source in taps.sources([forward] if forward else []).values() for w in of_forward(source.node)]
         for f, source in self.sources.items():
             if any(isinstance(n, ast.While) for n in _walk(source)):
                 continue
             alike, names = self._names(f, shapes)
+            late = lines_of_loss(source.node) if self.is_loss and f is self._forward_function() else set()
             for i, repair in enumerate(repairs(source.node, alike, names, windows)):
                 if lines is not None and repair.line not in lines:
                     continue
                 if repair.line not in right and (proven is None or repair.line <= proven[1] or len(self.sources) > 1):
-                    tried.append((repair.rank, i, f, repair))
+                    tried.append(((repair.rank, repair.line in late), i, f, repair))
         tried.sort(key=lambda t: t[:2])
         size = sum(x.size for x in self.check.point) + sum(y.size for y in self.check.centre if y is not None)
-        most, rank = min(MOST_REPAIRS, MOST_WORK // max(size, 1)), 99
+        most, rank = min(MOST_REPAIRS, MOST_WORK // max(size, 1)), (99, True)
         found: list[tuple[types.FunctionType, Repair]] = []
         for r, _, f, repair in tried[:most]:
             if found and r > rank:

@@ -48,6 +48,9 @@ def changes(e: ast.expr, path: tuple[str, ...], alike: Callable[[str, str], bool
         y = e.elts[1].id if isinstance(e.elts[1], ast.Name) else ""
         rows = ast.parse(f"np.arange(len({y}))", mode="eval").body  # d[:, y] for d[np.arange(len(y)), y]
         yield "misplaced", 0, ast.Tuple([rows, e.elts[1]], ast.Load()) if y else None
+    if isinstance(e, ast.Name) and path[-1:] == ("slice",) and isinstance(e.ctx, ast.Load):
+        for near in (ast.Sub(), ast.Add()):  # the step before, or after
+            yield "shifted", 1, ast.BinOp(e, near, ast.Constant(1))
     if isinstance(e, ast.Name) and inside_index and isinstance(e.ctx, ast.Load):
         for other in _others(e.id, alike):
             yield "misplaced", 3, ast.BinOp(e, ast.Mult(), ast.Name(other, ast.Load()))
@@ -93,6 +96,10 @@ def _of_operators(e: ast.BinOp) -> Iterator[Change]:
         yield kind, 1, e.left
         if isinstance(e.op, ast.Mult | ast.Add | ast.Sub):
             yield kind, 1, e.right
+    if isinstance(e.op, ast.Add | ast.Sub):
+        for number in (2.0, 0.5):
+            yield "ratio", 2, ast.BinOp(ast.BinOp(ast.Constant(number), ast.Mult(), e.left), e.op, e.right)
+            yield "ratio", 2, ast.BinOp(e.left, e.op, ast.BinOp(ast.Constant(number), ast.Mult(), e.right))
     if isinstance(e.op, ast.Sub):
         yield "sign", 0, ast.BinOp(e.right, e.op, e.left)
         yield "missing", 1, ast.UnaryOp(ast.USub(), e.right)
@@ -159,6 +166,8 @@ def _of_calls(e: ast.Call) -> Iterator[Change]:
         yield "transposed", 0, ast.Call(e.func, [e.args[1], e.args[0]], [])
     if e.func.attr in ("where", "maximum") and len(e.args) == 3:
         yield "mask", 0, ast.Call(e.func, [e.args[0], e.args[2], e.args[1]], [])
+    if e.func.attr in ("maximum", "minimum", "clip") and len(e.args) > 1:
+        yield "missing", 0, e.args[0]
     pairs = {"cos": "sin", "sin": "cos", "zeros_like": "ones_like", "tanh": "cosh", "log": "exp", "exp": "log"}
     if e.func.attr in pairs:
         yield (

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Collection, Sequence
 
-from tinydiff.gradcheck.source import Definition, changed_by
+from tinydiff.gradcheck.source import Definition, changed_by, names_in
 
 # Calls that hand on what forward has computed as it is.
 PLAIN = {
@@ -189,3 +189,21 @@ def _sources(flow: Flow, e: ast.AST) -> set[str]:
         if len(writers) == 1:
             queue += flow.reads(writers[0])
     return found
+
+
+def lines_of_loss(node: Definition) -> set[int]:
+    """Lines of a function that returns (loss, gradients) on which the loss depends, as far as names tell: a slip in its
+    gradients is rather elsewhere."""
+    assignments = [n for n in ast.walk(node) if isinstance(n, ast.Assign | ast.AugAssign)]
+    queue: list[ast.AST] = [
+        n.value.elts[0] for n in ast.walk(node) if isinstance(n, ast.Return) and isinstance(n.value, ast.Tuple)
+    ]
+    lines: set[int] = set()
+    while queue:
+        read = {n.id for n in ast.walk(queue.pop()) if isinstance(n, ast.Name)}
+        for a in assignments:
+            targets = a.targets if isinstance(a, ast.Assign) else [a.target]
+            if a.lineno not in lines and read & {name for t in targets for name in names_in(t)}:
+                lines.add(a.lineno)
+                queue.append(a)
+    return lines

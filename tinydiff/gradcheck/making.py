@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ def make_subject(
             f"inputs must be a sequence with one entry for each argument of fn, not {type(inputs).__name__}"
         )
     if backward is None and _is_layer(fn):
-        fn, backward = fn.forward, fn.backward
+        fn, backward = forward_of(fn), fn.backward
     _check_count(fn, inputs)
     torch_inputs = any(type(x).__module__.partition(".")[0] == "torch" and hasattr(x, "detach") for x in inputs)
     if backward is None and (torch_inputs or _is_torch(fn)):
@@ -335,13 +336,26 @@ def _by_name(
 
 
 def _is_layer(fn: Any) -> bool:
-    """Whether fn is an object with methods forward and backward on plain arrays."""
+    """Whether fn is an object with methods forward (or __call__) and backward on plain arrays."""
     return (
         not isinstance(fn, type)
         and not hasattr(fn, "named_parameters")
-        and all(callable(getattr(fn, name, None)) for name in ("forward", "backward"))
+        and callable(forward_of(fn))
+        and callable(getattr(fn, "backward", None))
         and not _is_torch(fn)
     )
+
+
+def forward_of(fn: Any) -> Any:
+    """The forward pass of an object with a backward: its method of that name, or what a call of it does where there is no
+    such method, or where the call also keeps what backward needs."""
+    called = getattr(fn, "__call__", None)  # noqa: B004 - the method, bound
+    forward = getattr(fn, "forward", None)
+    if not inspect.ismethod(called):
+        return forward
+    code = getattr(called.__func__, "__code__", None)
+    keeps = code is not None and any(i.opname == "STORE_ATTR" for i in dis.get_instructions(code))
+    return called if keeps or forward is None else forward
 
 
 def _is_torch(fn: Any) -> bool:

@@ -87,23 +87,36 @@ class Rerun:
         """The subject with something around its backward pass."""
         subject = copy.copy(self.subject)
         if isinstance(subject, PairSubject):
-            wrapped: Any = inside(subject.backward)  # type: ignore[arg-type]
-            if hasattr(subject.backward, "__self__"):
-                wrapped.__self__ = subject.backward.__self__  # type: ignore[union-attr]
-            subject.backward = wrapped
+            made: Any = subject.fn if subject.loss else subject.backward
+            wrapped: Any = inside(self.same_loss(made) if subject.loss else made)
+            if hasattr(made, "__self__"):
+                wrapped.__self__ = made.__self__
+            setattr(subject, "fn" if subject.loss else "backward", wrapped)
         else:
             cls: Any = subject.function
             sub = type(cls.__name__, (cls,), {"backward": inside(cls.backward)})
             subject.fn = lambda *xs: sub.apply(*xs)  # type: ignore[attr-defined]
         return subject
 
+    def same_loss(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that returns its loss and gradients, and raises where the loss is another one: a change that moves it
+        is not made in the part that computes gradients."""
+        loss, stored = np.asarray(self.check.centre[0]), getattr(self.subject, "stored", False)
+
+        @functools.wraps(fn)
+        def call(*args: Any, **options: Any) -> Any:
+            result = fn(*args, **options)
+            value = np.asarray(numeric.as_host(result if stored else result[0]))
+            if not np.allclose(value.ravel(), loss.ravel(), 1e-9, 0):  # sums may be rounded otherwise from call to call
+                raise ValueError("the loss has changed")
+            return result
+
+        return call
+
     def functions(self) -> list[types.FunctionType]:
-        """The functions of the user that backward runs."""
+        """The functions of the user that backward runs, or the function that returns a loss and gradients."""
         subject = self.subject
-        if isinstance(subject, PairSubject):
-            if subject.backward is None:
-                return []
-        elif subject.function is None:
+        if isinstance(subject, TapeSubject) and subject.function is None:
             return []
         found: list[types.FunctionType] = []
 

@@ -82,7 +82,8 @@ def _tell(check: Check, variant: Check, n: int) -> None:
     for finding in variant.report.findings:
         if finding.probe == "slopes" and not any(d.code == "not-differentiable" for d in finding.diagnoses):
             text = (
-                f"the gradient is right only at the given sizes: {n}, a length of the inputs, is written into backward"
+                f"the gradient is right only at the given sizes: {n}, a length of the inputs, is written into backward, or "
+                "longer inputs reach what these do not, such as an element that is used twice"
             )
             finding.probe, finding.message = "sizes", f"with length {FACTOR * n} instead of {n}, {finding.message}"
             finding.diagnoses.insert(0, Diagnosis("fixed-size", text))

@@ -208,6 +208,8 @@ def named_tensors(parameters: Any) -> dict[str, Tensor]:
 def input_names(fn: Any, count: int) -> list[str]:
     """The names of fn's parameters where each input has one of its own, else input 0, input 1, ..."""
     names = [p.name for p in positional_parameters(fn)[0]]
+    if not names and getattr(fn, "__name__", "") == "__call__":  # of a base class, which hands on *inputs
+        names = [p.name for p in positional_parameters(getattr(fn.__self__, "forward", None))[0]]
     return names[:count] + [f"input {i}" for i in range(len(names), count)]
 
 

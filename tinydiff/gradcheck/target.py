@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import itertools
 import math
 import sys
@@ -19,7 +20,7 @@ from tinydiff.autograd.function import Function
 from tinydiff.backend import is_array
 from tinydiff.errors import InputError, named, shown
 from tinydiff.gradcheck.calling import CACHES
-from tinydiff.gradcheck.making import NoBackward, make_subject
+from tinydiff.gradcheck.making import NoBackward, forward_of, make_subject
 from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.report import GradientError, Report
 from tinydiff.gradcheck.subject import TapeSubject, positional_parameters
@@ -47,8 +48,8 @@ def check_target(
     """The report on "MODULE:FUNCTION" or, for a backward pass written by hand, on "MODULE:FORWARD,BACKWARD".
 
     MODULE is a module's name or the path of a .py file. FUNCTION is a function of tensors, a `td.Function`, a module, or
-    an object or class with methods forward and backward on plain arrays; one that takes no arguments is called and
-    returns (fn, inputs) or (fn, inputs, options for gradcheck). FORWARD may return (output, cache) where BACKWARD takes
+    an object or class with methods forward (or __call__) and backward on plain arrays; one that takes no arguments is
+    called and returns (fn, inputs) or (fn, inputs, options for gradcheck). FORWARD may return (output, cache) where BACKWARD takes
     two arguments. shapes: one for each argument, like "4,3" or "4x3" or "scalar", with "int" behind it for integers 0, 1
     and 2: "4 int". Without shapes, common ones are tried. kernels: as for gradcheck. InputError where all this makes
     nothing to check, or where what is checked raises by itself.
@@ -169,9 +170,10 @@ def member(module: Any, name: str, where: str) -> Any:
 
 
 def _methods(value: Any, target: str) -> list[Any] | None:
-    """[forward, backward] of an object that has them on plain arrays, or of a class whose objects do."""
+    """[forward or __call__, backward] of an object that has them on plain arrays, or of a class whose objects do."""
     kind = value if isinstance(value, type) else type(value)
-    if issubclass(kind, Function) or not all(callable(getattr(kind, name, None)) for name in ("forward", "backward")):
+    forward = getattr(kind, "forward", kind.__call__ if inspect.isfunction(kind.__call__) else None)
+    if issubclass(kind, Function) or not callable(forward) or not callable(getattr(kind, "backward", None)):
         return None
     if isinstance(value, type):
         try:
@@ -180,7 +182,7 @@ def _methods(value: Any, target: str) -> list[Any] | None:
             raise InputError(
                 f"{target} cannot be made without arguments ({where_raised(error)}): name an object of this class"
             ) from error
-    return [value.forward, value.backward]
+    return [forward_of(value), value.backward]
 
 
 def _readings(forward: Any, backward: Any, inputs: Sequence[Any], names: str) -> tuple[bool, ...]:
