@@ -1,9 +1,11 @@
 """Pictures in archives: read as from a folder, bounded, and nothing is unpacked to the disk."""
 
+import gzip
 import io
 import os
 import shutil
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -152,6 +154,7 @@ def test_what_an_archive_may_hold_is_bounded(tmp_path, monkeypatch):
     assert load(zipped, report=lambda line: None).skipped == [
         ("x.png", "more than the 1,000 bytes that are read of a file in an archive")
     ]
+    monkeypatch.setattr(sources, "_MOST_HEADER", 3000)
     tar(tmp_path / "long.tar", ("x" * 5000 + ".png", png(1)))
     with pytest.raises(InputError, match="a header says that it has 5,"):
         load(tmp_path / "long.tar")
@@ -162,3 +165,70 @@ def test_what_an_archive_may_hold_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_MOST_MEMBERS", 9)
     with pytest.raises(InputError, match="more than fits into a quarter of the memory; unpack it"):
         load(path)
+
+
+@pytest.mark.parametrize("packed", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_little_of_a_member_is_unpacked_at_once(tmp_path, packed):
+    """zipfile unpacks as many packed bytes as it was asked for, whatever comes of them, and by bzip2 much comes of few."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", packed) as archive:
+        archive.writestr("x.png", png(1))
+        archive.writestr("large.png", bytes(80 << 20 if packed == zipfile.ZIP_BZIP2 else 9000))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", packed) as archive, archive.open("images.npy", "w") as file:
+        np.save(file, np.zeros((9, 40, 40), np.uint8))
+    tracemalloc.start()
+    with (
+        zipfile.ZipFile(tmp_path / "x.zip") as archive,
+        sources.open_member(archive, archive.getinfo("large.png")) as member,
+    ):
+        assert member.read(sources.UNPACKED_AT_ONCE) == bytes(sources.UNPACKED_AT_ONCE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_LARGEST", 8000)
+        assert len(load(tmp_path / "x.zip", report=lambda line: None)) == 1 and len(load(tmp_path / "x.npz")) == 9
+
+
+def test_names_that_no_file_could_have(tmp_path):
+    names = ("a/" * 101 + "x.png", "x" * 5000 + ".png", "a/" * 30 + "x.png")
+    tar(tmp_path / "x.tar.gz", *[(name, png(1)) for name in names], mode="w:gz")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, png(1))
+    for file in ("x.zip", "x.tar.gz"):
+        data = load(tmp_path / file, report=lambda line: None)
+        assert len(data) == 1 and "more than 4096 characters or 100 folders" in data.skipped[0][1]
+
+
+def test_a_tar_file_that_unpacks_to_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_MOST_UNPACKED", (1 << 20, 2))
+    for size, file in ((1 << 40, "claims.tar.gz"), (2 << 20, "has.tar.gz")):
+        info = tarfile.TarInfo("x.txt")
+        info.size = size
+        content = info.tobuf(tarfile.GNU_FORMAT) + bytes(min(size, 2 << 20)) + bytes(1024)
+        (tmp_path / file).write_bytes(gzip.compress(content))
+        with pytest.raises(InputError, match="more than the 1,048,576 bytes that are unpacked"):
+            load(tmp_path / file)
+
+
+def test_a_tar_file_of_remarks(tmp_path):
+    """Each member gets a copy of what is said of all."""
+    remarks = {f"k{i}": "v" for i in range(101)}
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT, pax_headers=remarks) as archive:
+        archive.addfile(tarfile.TarInfo("x.png"))
+    with pytest.raises(InputError, match="more than 100 things"):
+        load(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("x.webp", b"RIFF\xff\xff\xff\x7fWEBPVP8L"), ("x.png", png(1)[:33] + b"\x7f\xff\xff\x00tEXt")],
+    ids=["webp", "png"],
+)
+def test_of_a_file_full_of_holes_little_is_read(tmp_path, monkeypatch, name, start):
+    monkeypatch.setattr(sources.Metered, "left", 4 << 20)
+    with open(tmp_path / name, "wb") as file:
+        file.write(start)
+        file.truncate(1 << 31)
+    with pytest.raises(InputError, match="more bytes than such a picture may need"):
+        load(tmp_path, report=lambda line: None)

@@ -117,3 +117,14 @@ def test_a_folder_of_somebody_is_left_as_it_was(tmp_path):
     with pytest.raises(InputError, match="not a run"):
         RunFolder(tmp_path).check_free(force=True)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_stands_at_the_name_of_the_lock_stays_as_it_is(tmp_path):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    for name, make in (("fifo", os.mkfifo), ("link", lambda path: os.link(precious, path))):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / lock.NAME)
+        with pytest.raises(InputError, match=r"\.lock is not the plain file that a run leaves there"):
+            lock.Lock(tmp_path / name).acquire()
+    assert precious.read_text() == "precious"

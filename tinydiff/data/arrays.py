@@ -6,18 +6,20 @@ import math
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from tinydiff.data.dataset import Dataset, scaled_from
 from tinydiff.data.layouts import Classes, Layout, Unfit, classes, layout, on_white, to_bytes
 from tinydiff.data.pixels import resize
+from tinydiff.data.sources import UNPACKED_AT_ONCE, open_member
 from tinydiff.errors import InputError, named
 from tinydiff.machine import limits
 from tinydiff.machine.files import open_file
 
 _STEP = 1 << 20  # bytes
+_BY_STEPS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED  # members of which no more is unpacked than was asked for
 _LONG = 700  # characters of a message with a line to copy
 # Names that others give, in small letters and digits: Keras, MedMNIST, scikit-learn, NumPy.
 _IMAGES = (
@@ -84,14 +86,15 @@ def _read(path: Path, file: BinaryIO, labels: bool | None, image_size: int | Non
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         headers = {}
         for name, info in members.items():
-            with archive.open(info) as member:
+            with open_member(archive, info) as member:
                 if member.read(6) == b"\x93NUMPY":
-                    with archive.open(info) as again:
-                        headers[name] = _header(cast(BinaryIO, again))
+                    with open_member(archive, info) as again:
+                        headers[name] = _header(again)
 
         def read(name: str) -> np.ndarray:
-            with archive.open(members[name]) as member:
-                return _array(path, cast(BinaryIO, member), _header(cast(BinaryIO, member)))
+            with open_member(archive, members[name]) as member:
+                step = _STEP if members[name].compress_type in _BY_STEPS else UNPACKED_AT_ONCE
+                return _array(path, member, _header(member), step)
 
         chosen, label_name = _choose(path, headers)
         count = None if label_name is None or labels is False else headers[label_name].shape[:1]
@@ -167,13 +170,13 @@ def _header(file: BinaryIO) -> _Header:
     return header
 
 
-def _array(path: Path, file: BinaryIO, header: _Header) -> np.ndarray:
-    """The array behind its header, and no memory for more than there is."""
+def _array(path: Path, file: BinaryIO, header: _Header, step: int = _STEP) -> np.ndarray:
+    """The array behind its header, and no memory for more than there is. step: bytes to read at once."""
     everything, _ = limits.memory()
     if everything is not None and header.size > everything // 2:
         raise InputError(f"{path} holds {header.size:,} bytes in one array, more than fit into memory")
     pieces, have = [], 0
-    while have < header.size and (piece := file.read(min(_STEP, header.size - have))):
+    while have < header.size and (piece := file.read(min(step, header.size - have))):
         pieces.append(piece)
         have += len(piece)
     file.read(1)  # the end of an archived file, where its sum is checked

@@ -22,7 +22,7 @@ from tinydiff.data.decode import (
     what_it_is,
     white_of,
 )
-from tinydiff.data.sources import Folder, Skip, Source, opened, refused
+from tinydiff.data.sources import Folder, Metered, Skip, Source, opened, refused
 from tinydiff.data.tiff import parse
 from tinydiff.errors import LONGEST, InputError, named, shown
 from tinydiff.machine import limits
@@ -314,6 +314,8 @@ def _decode(
         if (count := width * height) * each > _BUDGET:
             raise ValueError(f"{count:,} pixels, more than the {_BUDGET // each:,} that are read of {kind}")
         take(count * each)
+        if isinstance(content, Metered):
+            content.allow(count * each)
 
     with source.open(path) as content:
         try:

@@ -4,11 +4,13 @@ so no name in it leads anywhere."""
 from __future__ import annotations
 
 import bz2
+import copy
 import gzip
 import io
 import lzma
 import os
 import stat
+import sys
 import tarfile
 import threading
 import zipfile
@@ -28,7 +30,12 @@ Skip = Callable[[PurePath, str], None]
 
 _DEEPEST = 100  # folders in each other
 _MOST_VISITS = 16  # of one folder, by different links
-_LARGEST = 64 << 20  # bytes of a picture's file in an archive, and of a name in a tar file
+_LARGEST = 64 << 20  # bytes of a picture's file in an archive, and of what comes before the pixels in any
+_LONGEST_NAME = 4096  # characters, as in a file system
+_MOST_HEADER = 4 << 20  # bytes of what a tar file says of a member: names, maps of holes
+_MOST_SHARED = 100  # remarks in a tar file on all members that follow; each of them gets a copy
+_MOST_UNPACKED = 256 << 20, 200  # bytes that any packed tar file may have, and how many times its size a larger one
+UNPACKED_AT_ONCE = 4096  # bytes to ask of a member: zipfile unpacks as many packed ones whole, by LZMA to 30 MB
 _MOST_MEMBERS = 5_000_000
 _PACKED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _ZIPS, _TARS = (".zip",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -102,15 +109,45 @@ class Folder:
     def open(self, name: PurePath) -> BinaryIO:
         if not stat.S_ISREG(os.stat(self.path / name).st_mode):
             raise ValueError("not a file")  # reading a pipe would wait forever
-        return open_file(self.path / name)
+        return Metered(cast(Any, open_file(self.path / name)).detach())
+
+
+class Metered(io.BufferedReader):
+    """A file of which at most `left` bytes are read from now on: Pillow takes some formats, and remarks in others, whole."""
+
+    left = _LARGEST
+
+    def allow(self, count: int) -> None:
+        """At most `count` bytes for pixels, and some for what comes after them."""
+        self.left = count + _LARGEST
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        most = self.left + 1
+        content = super().read(most if size is None or size < 0 else min(size, most))
+        self.left -= len(content)
+        if self.left < 0:
+            self.left = 0
+            raise ValueError("its file has more bytes than such a picture may need")
+        return content
 
 
 class _Archive:
     """Members by name; of several with one name the last, as when they are unpacked."""
 
     members: dict[PurePosixPath, Any]
+    too_long: str | None = None  # the beginning of a name that no file could have
+
+    def place(self, name: str) -> PurePosixPath | None:
+        """The name of a member, relative; None for one that is too long, or too deep."""
+        if len(name) > _LONGEST_NAME or name.count("/") > _DEEPEST:
+            self.too_long = self.too_long or name[:60]
+            return None
+        return PurePosixPath(name.lstrip("/"))
 
     def names(self, skip: Skip) -> Iterator[PurePath]:
+        if self.too_long is not None:
+            far = f"more than {_LONGEST_NAME} characters or {_DEEPEST} folders"
+            skip(PurePosixPath(self.too_long), f"a name, maybe one of several, has {far}")
         folders = {parent for name in self.members for parent in name.parents}
         runs = {name.parent for name in self.members if name.name == "config.toml" and name.parent.name}
         runs = {run for run in runs if run / "checkpoint" in folders}
@@ -135,14 +172,29 @@ class _Zip(_Archive):
     def __init__(self, file: BinaryIO) -> None:
         self.archive, self.members = zipfile.ZipFile(file), {}
         for info in self.archive.infolist():
-            if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
-                self.members[_plain(_zip_name(info))] = info
+            link = stat.S_ISLNK(info.external_attr >> 16)
+            if not info.is_dir() and not link and (name := self.place(_zip_name(info))) is not None:
+                self.members[name] = info
 
     def read(self, name: PurePosixPath) -> bytes:
         if self.members[name].flag_bits & 1:
             raise ValueError("encrypted")
-        with self.archive.open(self.members[name]) as member:
-            return member.read(_LARGEST + 1)
+        content = io.BytesIO()
+        with open_member(self.archive, self.members[name]) as member:
+            while content.tell() <= _LARGEST and (piece := member.read(UNPACKED_AT_ONCE)):
+                content.write(piece)
+        return content.getvalue()
+
+
+def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> BinaryIO:
+    """A member of a zip, to be read by `UNPACKED_AT_ONCE` bytes: then little is unpacked at once, also by bzip2, whose 2,000 bytes
+    may be 2 GB, which zipfile would unpack whole."""
+    if info.compress_type != zipfile.ZIP_BZIP2:
+        return cast(BinaryIO, archive.open(info))
+    packed = copy.copy(info)
+    packed.compress_type, packed.file_size = zipfile.ZIP_STORED, info.compress_size
+    cast(Any, packed).CRC = None  # bzip2 has its own sums
+    return cast(BinaryIO, bz2.open(archive.open(packed)))
 
 
 class _Tar(_Archive):
@@ -150,17 +202,25 @@ class _Tar(_Archive):
     endings."""
 
     def __init__(self, file: BinaryIO, packed: Any, wanted: Collection[str], path: Path) -> None:
-        content = _Bounded(file if packed is None else packed(file))
+        size, (most, times) = os.fstat(file.fileno()).st_size, _MOST_UNPACKED
+        end = sys.maxsize if packed is None else max(most, times * size)
+        self.content = content = _Bounded(file if packed is None else packed(file), end)
         self.archive, self.members = tarfile.TarFile(fileobj=cast(Any, content)), {}
-        self.lock, self.path = threading.Lock(), path
+        self.lock, self.path, count = threading.Lock(), path, 0
         everything, _ = limits.memory()
         left = (4 << 30 if everything is None else everything) // 4
-        for count, info in enumerate(self.archive):
-            if count == _MOST_MEMBERS:
+        while (info := self.archive.next()) is not None:
+            cast(Any, self.archive).members.clear()  # else it keeps what is not wanted as well
+            content.left = _MOST_HEADER
+            if (count := count + 1) > _MOST_MEMBERS:
                 raise _too_much(path, f"more than {_MOST_MEMBERS:,} files")
-            name = _plain(info.name)
+            if len(self.archive.pax_headers) > _MOST_SHARED:
+                raise tarfile.ReadError(f"it says more than {_MOST_SHARED} things of all its files")
+            if (name := self.place(info.name)) is None:
+                continue
             if info.islnk():  # another name of an earlier file
-                self.members[name] = self.members.get(_plain(info.linkname))
+                target = self.place(info.linkname)
+                self.members[name] = None if target is None else self.members.get(target)
             elif info.isreg():
                 self.members[name] = info
                 if packed is not None:
@@ -169,13 +229,16 @@ class _Tar(_Archive):
                     if left < 0:
                         raise _too_much(path, "more than fits into a quarter of the memory")
         content.seek(self.archive.offset)
-        end = content.read(512)
-        if not end or any(end):
+        last = content.read(512)
+        if not last or any(last):
             raise tarfile.ReadError("it does not end as a tar file does")
 
     def _content(self, info: tarfile.TarInfo) -> bytes:
         with self.lock, cast(Any, self.archive.extractfile(info)) as member:
-            return cast(bytes, member.read(_LARGEST + 1))
+            self.content.left = _LARGEST + _MOST_HEADER
+            content = cast(bytes, member.read(_LARGEST + 1))
+            self.content.left = _MOST_HEADER
+            return content
 
     def read(self, name: PurePosixPath) -> bytes:
         member = self.members[name]
@@ -185,15 +248,25 @@ class _Tar(_Archive):
 
 
 class _Bounded:
-    """A file of which no header makes somebody read much at once."""
+    """A file of which no header makes somebody read much. end: bytes that may be unpacked. left: bytes that may be read now."""
 
-    def __init__(self, file: Any) -> None:
-        self.file, self.seek, self.tell, self.close = file, file.seek, file.tell, file.close
+    def __init__(self, file: Any, end: int) -> None:
+        self.file, self.tell, self.close = file, file.tell, file.close
+        self.end, self.left = end, _MOST_HEADER
+
+    def seek(self, place: int) -> int:
+        if place > self.end:
+            raise tarfile.ReadError(f"it has more than the {self.end:,} bytes that are unpacked")
+        return cast(int, self.file.seek(place))
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _LARGEST + 512:
-            raise tarfile.ReadError(f"a header says that it has {size:,} bytes")
-        return cast(bytes, self.file.read(size))
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise tarfile.ReadError(f"a header says that it has {size:,} bytes, or is one of too many")
+        content = cast(bytes, self.file.read(size))
+        if self.file.tell() > self.end:
+            raise tarfile.ReadError(f"it has more than the {self.end:,} bytes that are unpacked")
+        return content
 
 
 @contextmanager
@@ -253,11 +326,6 @@ def _too_much(path: Path, what: str) -> InputError:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _NOT_DATA
-
-
-def _plain(name: str) -> PurePosixPath:
-    """The name of a member, relative."""
-    return PurePosixPath(name.lstrip("/"))
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:

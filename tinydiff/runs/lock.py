@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import time
 from itertools import count
 from pathlib import Path
@@ -50,6 +51,9 @@ class Lock:
             with writing(self.file):
                 descriptor = os.open(self.file, flags, 0o666)
             try:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # never one of ours
+                    raise InputError(f"{self.file} is not the plain file that a run leaves there: move it away")
                 self._take(descriptor)
                 if attempt >= MOST_TRIES or _is_at(descriptor, self.file):  # else its holder has removed it meanwhile
                     os.ftruncate(descriptor, 0)
