@@ -30,6 +30,7 @@ setup(
             "import-linter",
             "igraph",
             "tensorboardX>=2.6",
+            "ml_dtypes",
             "setuptools>=70.1",
             "nvidia-cuda-nvrtc; platform_system == 'Linux'",
             "cuda-bindings; platform_system == 'Linux'",

@@ -302,3 +302,16 @@ def test_bfloat16_has_gradients_and_is_checked():
     np.testing.assert_array_equal(x.grad.astype(np.float32), [2, 4, 12])
     with td.check_finite(), np.errstate(all="ignore"), pytest.raises(td.autograd.tape.NonFiniteError):
         x * np.array(np.inf, bfloat16)
+
+
+def test_bfloat16_in_layers_and_traces():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    layer = td.nn.Linear(3, 2, generator=td.random.Generator(1)).astype(bfloat16)
+    assert layer.weight.dtype == bfloat16
+    layer.load_state_dict({"weight": np.full((3, 2), 1.5, bfloat16), "bias": np.zeros(2, bfloat16)})
+    assert layer.astype(np.float32).weight.dtype == np.float32 and (layer.weight.data == 1.5).all()
+    x = td.Tensor(np.array([3, 4], bfloat16), requires_grad=True)
+    with td.trace() as trace:
+        (x * x).backward(np.ones(2, bfloat16))
+    assert "|10|" in str(trace), trace  # of the gradient (6, 8)
+    assert td.ops.mean(td.Tensor(np.full(1000, 3, bfloat16))).data == 3

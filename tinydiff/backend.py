@@ -170,6 +170,9 @@ def array_module(x: Any) -> ModuleType:
     return sys.modules["cupy"] if _is_cupy(x) else np
 
 
+HALVES = "eE"  # NumPy's character for float16, and that of ml_dtypes for bfloat16
+
+
 def is_float(dtype: Any, or_complex: bool = False) -> bool:
     """Whether numbers of a dtype are floating point, so that they may have gradients and be NaN. bfloat16, which is not
     NumPy's own but that of the package ml_dtypes, is; NumPy calls it a "void". or_complex: whether complex numbers count."""
@@ -177,13 +180,13 @@ def is_float(dtype: Any, or_complex: bool = False) -> bool:
 
 
 def widened(x: Any) -> Any:
-    """x in float32 if it is an array of half precision, else x itself: counts, squares and sums soon leave half's range
-    (65504) or its 11 bits."""
-    return x.astype("float32") if is_array(x) and x.dtype.char == "e" else x
+    """x in float32 if it is an array of 16-bit floating point numbers, else x itself: counts, squares and sums soon leave
+    half's range (65504) or its 11 bits, or the 8 bits of bfloat16."""
+    return x.astype("float32") if is_array(x) and x.dtype.char in HALVES else x
 
 
 def widened_dtype(dtype: Any) -> Any:
-    """float32 for half precision, else the dtype itself."""
+    """float32 for 16-bit floating point numbers, else the dtype itself."""
     return np.result_type(dtype, np.float32)
 
 

@@ -28,8 +28,8 @@ def cupy(monkeypatch):
         yield module
 
 
-def trainer(out, classes=3, dropout=0.1, **settings):
-    """Of a small network for images of 4 x 4."""
+def trainer(out, classes=3, dropout=0.1, kept=0.0, **settings):
+    """Of a small network for images of 4 x 4. kept: share of the images that are held out."""
     settings = {
         "steps": 6,
         "batch_size": 2,
@@ -49,6 +49,7 @@ def trainer(out, classes=3, dropout=0.1, **settings):
     data = td.data.Dataset(
         rng.integers(0, 256, (5, 4, 4, 1)).astype(np.uint8), labels, name="tiny", source="tiny", flip=True
     )
+    data = data.hold_out(kept, td.random.Generator(1)) if kept else data
     config = td.TrainConfig(device="cuda", out=str(out), **settings)
     return td.Trainer(unet, Diffusion(Schedule.cosine(50), predict="v", min_snr=5.0), data, config)
 
@@ -124,7 +125,8 @@ def test_nothing_after_a_nan_changes_the_weights(tmp_path, monkeypatch):
     assert one.step == 3 and one.optimizer.steps == before[1][1] and one.ema.updates == before[1][2]
 
 
-def test_a_signal_saves_what_was_done_and_a_resume_goes_on(tmp_path, monkeypatch, request):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_what_was_done_and_a_resume_goes_on(number, tmp_path, monkeypatch, request):
     whole = trainer(tmp_path / "whole")
     whole.run(graph=False)
     one, launch = trainer(tmp_path / "one"), cupy_stand_in.streams.Graph.launch
@@ -133,13 +135,14 @@ def test_a_signal_saves_what_was_done_and_a_resume_goes_on(tmp_path, monkeypatch
     def counted(self, stream=None):
         launches.append(None)
         if len(launches) == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return launch(self, stream)
 
     monkeypatch.setattr(cupy_stand_in.streams.Graph, "launch", counted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    assert one.run() == 4 and one.stopped_by == signal.SIGINT and one.saved_step == 4
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, usual)  # a shell may have had it ignored
+    request.addfinalizer(lambda: signal.signal(number, before))
+    assert one.run() == 4 and one.stopped_by == number and one.saved_step == 4
     again = trainer(tmp_path / "one")
     assert again.run(resume=True) == 6
     ours, theirs = state(again), state(whole)
@@ -172,6 +175,20 @@ def test_saves_and_previews_between_replays_change_nothing(tmp_path, monkeypatch
     for (_, ours), (_, theirs) in zip(drawn[:2], drawn[2:], strict=True):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a, b)
+    assert_same(state(one), state(plain))
+
+
+@pytest.mark.slow
+def test_measures_between_replays_are_those_between_eager_steps(tmp_path):
+    def run(out, graph):
+        one = trainer(tmp_path / out, kept=0.4, steps=8, holdout_every=4, grad_norm_every=3, warmup=0)
+        assert one.run(graph=graph) == 8
+        rows = [row.split(",") for row in (tmp_path / out / "log.csv").read_text().splitlines()]
+        return one, [row[:4] + row[5:] for row in rows], (tmp_path / out / "grad_norms.csv").read_text()
+
+    (one, rows, norms), (plain, *expected) = run("graph", True), run("plain", False)
+    assert [rows, norms] == expected and norms.count("\n") == 3
+    assert [row[0] for row in rows[1:] if row[4]] == ["4", "8"]
     assert_same(state(one), state(plain))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from tinydiff.autograd.conversion import to_array
 from tinydiff.autograd.tape import Node, edge_to, is_recording, mode, note_inputs, refuse_non_finite
-from tinydiff.backend import array_module, device_of, is_array, is_float, refuse_missing_library, widened
+from tinydiff.backend import HALVES, array_module, device_of, is_array, is_float, refuse_missing_library, widened
 from tinydiff.machine.threads import operation
 
 _tensor_type: Any = None
@@ -53,8 +53,8 @@ class Function:
     `gives_new = True` promises that backward returns new arrays, a different one for each input, or an L_Y as it came: the
     tape then adds to them in place where gradients meet.
 
-    `widens_half = True` has arrays of half precision come to forward and backward as float32; outputs and gradients are
-    rounded to half again.
+    `widens_half = True` has arrays of 16-bit floating point numbers come to forward and backward as float32; outputs and
+    gradients are rounded again.
     """
 
     gives_new: ClassVar[bool] = False
@@ -64,7 +64,7 @@ class Function:
     shapes: tuple[Any, ...]
     _saved: tuple[Any, ...] = ()
     _watched: tuple[tuple[Version, int], ...] = ()
-    rounds_to_half: bool = False  # of widened inputs, whose result NumPy would give in half precision
+    rounds_to: Any = None  # the dtype of 16 bits that NumPy would give the result of widened inputs
 
     @classmethod
     def apply(cls, *inputs: Any, **options: Any) -> Any:
@@ -82,7 +82,7 @@ class Function:
             op.needs = (False,) * len(inputs)
 
         if half and cls.widens_half:
-            op.rounds_to_half = np.result_type(*[a.dtype for a in arrays if is_array(a)]) == "float16"
+            op.rounds_to = _half_of([a.dtype for a in arrays if is_array(a)])
             arrays = [widened(a) for a in arrays]
         observer = mode.observer
         try:
@@ -97,8 +97,8 @@ class Function:
         results = results if several else (results,)
         if not all([isinstance(y, np.ndarray) for y in results]):
             results = _as_arrays(results, arrays, cls.__name__)
-        if op.rounds_to_half:
-            results = tuple([y.astype("float16") if y.dtype == "float32" else y for y in results])
+        if op.rounds_to is not None:
+            results = tuple([y.astype(op.rounds_to) if y.dtype == "float32" else y for y in results])
         refuse_non_finite(results, cls.__name__)
 
         outputs = tuple([_tensor_type._wrap(y, _version(y, tensors)) for y in results])
@@ -143,8 +143,17 @@ class Function:
         self.__dict__.clear()
 
 
+def _half_of(dtypes: list[Any]) -> Any:
+    """The dtype of 16 bits that NumPy gives a result of arrays of these dtypes; None where it is another one."""
+    try:
+        dtype = np.result_type(*dtypes)
+    except TypeError:  # of float16 and bfloat16, say
+        return None
+    return dtype if dtype.char in HALVES else None
+
+
 def _read(inputs: tuple[Any, ...], name: str) -> tuple[list[Any], list[Any], tuple[Any, ...], bool]:
-    """The tensors among the inputs, the plain arrays of all inputs, their shapes, and whether one is of half precision; in
+    """The tensors among the inputs, the plain arrays of all inputs, their shapes, and whether one is of `HALVES`; in
     one loop, as it runs for every operation. Numbers beside an array stay numbers, so that they take its dtype."""
     tensors, arrays, shapes, usual, half = [], [], [], True, False
     for x in inputs:
@@ -154,7 +163,7 @@ def _read(inputs: tuple[Any, ...], name: str) -> tuple[list[Any], list[Any], tup
         arrays.append(x)
         if isinstance(x, np.ndarray):
             shapes.append(x.shape)
-            half = half or x.dtype.char == "e"
+            half = half or x.dtype.char in HALVES
         else:
             shapes.append(None)
             usual = usual and x is None
@@ -170,7 +179,7 @@ def _read(inputs: tuple[Any, ...], name: str) -> tuple[list[Any], list[Any], tup
                     f"{name}: the .data of a tensor is a tensor; write w.data = y.data instead of w.data = y"
                 )
             arrays[i] = np.asarray(a) if isinstance(a, np.generic) else to_array(a, name)
-    half = any(is_array(a) and a.dtype.char == "e" for a in arrays)
+    half = any(is_array(a) and a.dtype.char in HALVES for a in arrays)
     return tensors, arrays, tuple([None if a is None else getattr(a, "shape", ()) for a in arrays]), half
 
 

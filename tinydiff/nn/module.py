@@ -206,7 +206,7 @@ class Module:
         if not is_float(dtype):
             raise TypeError(f"weights must be floating point, not {dtype}")
         for _, tensor in self._named_tensors():
-            if tensor.dtype.kind == "f":
+            if is_float(tensor.dtype):
                 tensor.data, tensor.grad = tensor.data.astype(dtype, copy=False), None
         return self
 
@@ -251,7 +251,7 @@ class Module:
             shape = tuple(parameter.shape[axis] for axis in axes)
             if array.shape != shape:
                 raise InputError(f"weight {name} has shape {array.shape}, but this {type(self).__name__} needs {shape}")
-            if array.dtype.kind not in "fiu":
+            if array.dtype.kind not in "iu" and not is_float(array.dtype):
                 raise InputError(f"weight {name} must be numbers, not {array.dtype}")
             changes.append((parameter, array.transpose(np.argsort(axes))))
         for parameter, array in changes:

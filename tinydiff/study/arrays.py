@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import to_numpy
+from tinydiff.backend import to_numpy, widened
 
 _CHUNK = 1 << 16  # elements that are widened to float64 at a time
 _SIDE = 16  # rows and columns of the sample of a large array
@@ -66,13 +66,14 @@ class Summarizer:
 
     def __call__(self, array: Any) -> Summary:
         a = to_numpy(array) if hasattr(array, "dtype") else np.asarray(array)
+        dtype, a = str(a.dtype), widened(a) if a.dtype.name == "bfloat16" else a
         norm, low, high, non_finite = _measure(a)
         if a.size <= self.each and (a.size <= _SIDE * _SIDE or a.nbytes <= self.left):
             values, index = np.array(a), ""
         else:
             part = _sample(a.shape)
             values, index = np.array(a[part]), ", ".join(map(_written, part))
-        made = Summary(a.shape, str(a.dtype), norm, low, high, non_finite, values, index)
+        made = Summary(a.shape, dtype, norm, low, high, non_finite, values, index)
         before = self._last.get(id(array))
         if before is not None and before.equals(made):
             return before  # a weight, or the output of one operation that is the input of the next
