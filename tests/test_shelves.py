@@ -18,6 +18,7 @@ FOUNDATIONS = {
     "cuda": {
         "clock",
         "compiling",
+        "doubling",
         "draws",
         "driver",
         "capture",

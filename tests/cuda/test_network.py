@@ -71,7 +71,7 @@ def test_a_training_step_runs_on_kernels_alone(taken, predict):
     needed = {"convolve", "convolve_input_gradient", "convolve_weight_gradient", "group_normalize", "attend",
               "group_normalize_backward", "attend_backward", "q_sample", "mse_loss", "adam", "clip", "gathered", "cut",
               "linear_forward", "linear_input_gradient", "linear_weight_gradient", "join", "sum_rows",
-              "repeat_pixels", "sum_pixel_blocks"}  # fmt: skip
+              "upsample_convolve", "upsample_convolve_input_gradient", "upsample_convolve_weight_gradient"}  # fmt: skip
     assert needed <= taken, f"not on kernels: {needed - taken}"
     exact = step(make(np.float64), diffusion, nullcontext())
     plain = step(make(), diffusion, nullcontext())
@@ -101,5 +101,5 @@ def test_sampling_runs_on_kernels_alone(taken):
 
     with on_host():
         ours = draw()
-    assert {"normal", "reverse_step", "convolve", "repeat_pixels"} <= taken
+    assert {"normal", "reverse_step", "convolve", "upsample_convolve"} <= taken
     np.testing.assert_allclose(ours, draw(), rtol=0, atol=1e-4)

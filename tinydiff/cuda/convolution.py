@@ -2,7 +2,8 @@
 
 `convolve`, `convolve_input_gradient` and `convolve_weight_gradient` are fast versions of those in
 tinydiff/ops/convolution.py, which define what is computed. They take any window with one group of channels. They return
-NotImplemented for groups, other dtypes, and images of 2^14 pixels or more along an axis.
+NotImplemented for groups, other dtypes, and images of 2^14 pixels or more along an axis. So do those for doubled pixels, which
+never see the doubled image: kernels/doubling.cu tells why.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.cuda.doubling import filters_of_parities, sum_gradient, turned_filters
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.fully_connected import sum_rows, sum_rows_cost
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_parts, vector
+from tinydiff.ops.windows import Window
 
 SOURCE = "convolution.cu"
 VARIANTS = tuple((SOURCE, p.defines) for p in PLANS)
+DOUBLING = Window(
+    (4, 4), (2, 2), ((1, 1), (1, 1)), (1, 1)
+)  # of the convolution that takes L_Y of a doubled image to L_X
 
 
 class _Map(NamedTuple):
@@ -99,6 +105,42 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: A
         p.defines,
     )
     return L_W if p.parts == 1 else sum_parts(SOURCE, p.defines, to, L_W)
+
+
+def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
+    """The 3x3 convolution of X with its pixels doubled: X (N, H, W, C), W (3, 3, C, K), b (K,) or None ->
+    (N, 2 H, 2 W, K). The outputs of each parity are a convolution of X with 2 x 2 taps."""
+    N, height, width, C = X.shape
+    if not _takes(1, DOUBLING, (N, 2 * height, 2 * width, C), X, W, b):
+        return NotImplemented
+    xp = array_module(X)
+    X, W, b = (None if a is None else xp.ascontiguousarray(a) for a in (X, W, b))
+    Y = xp.empty((N, 2 * height, 2 * width, W.shape[3]), np.float32)
+    V = filters_of_parities(W)
+    for down, across in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        place = _Map(height, width, 2 * height, 2 * width, (2, 2), (down, across))
+        _forward(X, V[down, across], (b, None, None), Y, (2, 2), (1, 1), (1, 1), (1 - down, 1 - across), place)
+    return Y
+
+
+def upsample_convolve_input_gradient(L_Y: Any, W: Any) -> Any:
+    """L_Y (N, 2 H, 2 W, K), W (3, 3, C, K) -> L_X (N, H, W, C): a convolution of L_Y with stride 2."""
+    if not _takes(1, DOUBLING, L_Y.shape, L_Y, W):
+        return NotImplemented
+    return convolve(L_Y, turned_filters(array_module(W).ascontiguousarray(W)), None, DOUBLING)
+
+
+def upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
+    """X (N, H, W, C), L_Y (N, 2 H, 2 W, K) -> L_W (3, 3, C, K): from the weight gradient of that convolution."""
+    C, K = X.shape[3], L_Y.shape[3]
+    if not _takes(1, DOUBLING, L_Y.shape, X, L_Y):
+        return NotImplemented
+    L_W = new_gradient(array_module(X), (3, 3, C, K))
+    L_T = convolve_weight_gradient(L_Y, X, (4, 4, K, C), DOUBLING)
+    if L_T is NotImplemented:
+        return L_T
+    sum_gradient(L_T, L_W)
+    return L_W
 
 
 def sum_pixels(X: Any) -> Any:

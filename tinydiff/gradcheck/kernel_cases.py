@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import optim
-from tinydiff.cuda import normalization, products, tensor
+from tinydiff.cuda import doubling, normalization, products, tensor
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
@@ -99,8 +99,29 @@ def _tick(rng: np.random.Generator, run: Run) -> Pairs:
         yield clock, np.array([step, 9], np.uint32)
 
 
+def _filters(rng: np.random.Generator, run: Run) -> Pairs:
+    for C, K in ((40, 70), (1, 3)):
+        W = normal(rng, 3, 3, C, K)
+        double, V = np.zeros((4, 4, C, K)), run(doubling.filters_of_parities, W)
+        for i, j in np.ndindex(4, 4):  # tap i of 4 is the sum of those of 3 that it covers
+            double[i, j] = W[max(0, 2 - i) : 4 - i, max(0, 2 - j) : 4 - j].sum((0, 1), np.float64)
+        yield run(doubling.turned_filters, W), double.swapaxes(2, 3)
+        for a, b, i, j in np.ndindex(2, 2, 2, 2):
+            yield V[a, b, i, j], double[3 - a - 2 * i, 3 - b - 2 * j]
+
+
+def _filters_backward(rng: np.random.Generator, run: Run) -> Pairs:
+    for C, K in ((40, 70), (1, 3)):
+        L_T, L_W, double = normal(rng, 4, 4, K, C), np.zeros((3, 3, C, K), np.float32), np.zeros((3, 3, C, K))
+        run(doubling.sum_gradient, L_T, L_W)
+        for r, s in np.ndindex(3, 3):
+            double[r, s] = L_T[2 - r : 4 - r, 2 - s : 4 - s].sum((0, 1), np.float64).T
+        yield L_W, double
+
+
 OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond the definitions
     "batch": {"gather_batch": _gather_batch, "tick": _tick},
+    "doubling": {"filters": _filters, "their gradient": _filters_backward},
     "matrix": {"matmul": _matmul},
     "normalization": {"dropout": _with_dropout},
     "tensor_product": {

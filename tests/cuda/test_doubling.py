@@ -1,0 +1,72 @@
+"""Convolutions of images with doubled pixels, which the kernels never see, against the definition in float64."""
+
+import numpy as np
+import pytest
+
+from tests.cuda.test_convolution import doubles, error, normal
+from tinydiff.cuda import convolution
+from tinydiff.ops import convolution as definition
+
+CASES = {
+    "several tiles": (3, 7, 5, 16, 72),
+    "one pixel": (2, 1, 1, 4, 8),
+    "3 channels": (2, 3, 4, 3, 36),
+    "3 filters": (2, 4, 3, 36, 3),
+    "odd channels": (1, 5, 2, 13, 7),
+    "many images": (40, 2, 2, 8, 12),
+}
+
+
+def three(device, X, W, b, L_Y, **options):
+    return (
+        device.run(convolution.upsample_convolve, X, W, b, **options),
+        device.run(convolution.upsample_convolve_input_gradient, L_Y, W, **options),
+        device.run(convolution.upsample_convolve_weight_gradient, X, L_Y, **options),
+    )
+
+
+def defined(X, W, b, L_Y):
+    return (
+        definition.upsample_convolve.definition(X, W, b),
+        definition.upsample_convolve_input_gradient.definition(L_Y, W),
+        definition.upsample_convolve_weight_gradient.definition(X, L_Y),
+    )
+
+
+def arrays(N, H, W, C, K):
+    return normal(N, H, W, C), normal(3, 3, C, K), normal(K), normal(N, 2 * H, 2 * W, K)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_the_convolution_and_both_gradients(device, case):
+    given = arrays(*case)
+    for ours, truth in zip(three(device, *given), defined(*doubles(*given)), strict=True):
+        assert error(ours, truth) < 2e-6
+
+
+def test_without_a_bias_and_with_arrays_that_are_not_contiguous(device):
+    X, W, _, L_Y = arrays(2, 3, 4, 8, 12)
+    given = X[:, ::-1], W.transpose(1, 0, 2, 3), None, L_Y.transpose(0, 2, 1, 3)[:, :6].transpose(0, 2, 1, 3)
+    X64, W64, L64 = doubles(*(np.array(a) for a in (given[0], given[1], given[3])))
+    ours = three(device, X[:, ::-1, :3], given[1], None, given[3])
+    for y, truth in zip(ours, defined(X64[:, :, :3], W64, None, L64), strict=True):
+        assert error(y, truth) < 2e-6
+
+
+def test_no_images_and_no_channels(device):
+    for case in ((0, 3, 4, 8, 12), (2, 3, 4, 0, 8), (2, 3, 4, 8, 0)):
+        given = arrays(*case)
+        for y, truth in zip(three(device, *given), defined(*given), strict=True):
+            np.testing.assert_array_equal(y, truth)
+
+
+def test_the_same_bits_whatever_the_order_of_threads(device):
+    given = arrays(2, 5, 6, 20, 12)
+    for one, other in zip(three(device, *given, seed=1), three(device, *given, seed=2), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_left_to_the_definition(device):
+    X, W, b, L_Y = arrays(1, 2, 2, 4, 4)
+    for y in three(device, *doubles(X, W, b, L_Y)):
+        assert y is NotImplemented
