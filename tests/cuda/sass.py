@@ -65,7 +65,7 @@ EXPECTED = (
     Expected("convolution.cu", "conv_finish", {"warps": 64}),
     Expected("convolution.cu", "sum_parts", {"warps": 64}),
     Expected("doubling.cu", "filters_of_parities", {"warps": 64}),
-    Expected("doubling.cu", "sum_taps_turned", {"warps": 64}),
+    Expected("doubling.cu", "sum_taps_turned", {"warps": 48}),
     # three blocks of 8 warps by registers, as many as shared memory has room for
     Expected("normalization.cu", "group_norm_forward", {"warps": 32, "in flight": 4, "wide stores": 2}, {}, FOUR),
     Expected("normalization.cu", "group_norm_backward", {"warps": 24, "in flight": 4, "wide stores": 2}, {}, FOUR),
