@@ -315,3 +315,33 @@ __device__ __forceinline__ float2 load_pair(const unsigned short* p) {
 __device__ __forceinline__ void store_pair(unsigned short* p, float2 y) {
     *reinterpret_cast<unsigned*>(p) = RESULT == FP16 ? pack_fp16(y.x, y.y) : pack_bf16(y.x, y.y);
 }
+
+// What becomes of the thread's sums: write(m, y) for each of its rows m < M, with the pairs of neighbouring entries that it has
+// there, of which pair j is in columns n and n + 1. The tile begins at row m0.
+typedef float2 Pairs[FRAGMENTS_N];
+
+template <class Write> __device__ __forceinline__ void write_tile(const Sums& sum, int m0, int M, Write write) {
+    UNROLL
+    for (int i = 0; i < FRAGMENTS_M; i++) {
+        UNROLL
+        for (int h = 0; h < 2; h++) {
+            const int m = m0 + row_of(i, h);
+            if (m >= M) continue;
+            Pairs y;
+            UNROLL
+            for (int j = 0; j < FRAGMENTS_N; j++) y[j] = make_float2(sum[i][j][2 * h], sum[i][j][2 * h + 1]);
+            write(m, y);
+        }
+    }
+}
+
+// pair(j, n) for each pair of a row that lies in columns n < N. The tile begins at column n0.
+template <class Pair> __device__ __forceinline__ void each_pair(int n0, int N, Pair pair) {
+    UNROLL
+    for (int j = 0; j < FRAGMENTS_N; j++) {
+        const int n = n0 + column_of(j);
+        if (n < N) pair(j, n);
+    }
+}
+
+__device__ __forceinline__ void add(float2& y, float2 x) { y.x += x.x, y.y += x.y; }

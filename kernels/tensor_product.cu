@@ -41,20 +41,11 @@ KERNEL(tensor_product, THREADS)
     if (!add_parts(sum, parts, arrived)) return;
 
     Y += static_cast<long long>(blockIdx.y) * M * N;
-    UNROLL
-    for (int i = 0; i < FRAGMENTS_M; i++) {
-        UNROLL
-        for (int h = 0; h < 2; h++) {
-            const int m = m0 + row_of(i, h);
-            if (m >= M) continue;
-            Result* row = Y + static_cast<long long>(m) * N;
-            UNROLL
-            for (int j = 0; j < FRAGMENTS_N; j++) {
-                const int n = n0 + column_of(j);
-                if (n >= N) continue;
-                const float2 more = bias ? load_pair(bias + n) : make_float2(0.f, 0.f);
-                store_pair(row + n, make_float2(sum[i][j][2 * h] * scale + more.x, sum[i][j][2 * h + 1] * scale + more.y));
-            }
-        }
-    }
+    write_tile(sum, m0, M, [&](int m, Pairs& y) {
+        Result* row = Y + static_cast<long long>(m) * N;
+        each_pair(n0, N, [&](int j, int n) {
+            const float2 more = bias ? load_pair(bias + n) : make_float2(0.f, 0.f);
+            store_pair(row + n, make_float2(y[j].x * scale + more.x, y[j].y * scale + more.y));
+        });
+    });
 }

@@ -31,7 +31,9 @@ FOUNDATIONS = {
         "resampling",
         "softmax_rows",
         "source",
+        "taps",
         "tensor",
+        "tensor_convolution",
         "updates",
     },
 }

@@ -45,6 +45,7 @@ PRODUCT = {"warps": 16, "loop FFMA": 1024, "loop share": 0.845, "wide stores": 1
 CONVOLUTION = {**PRODUCT, "loop share": 0.78, "loop wide copies": 2}
 # On tensor cores: 64 products of fragments for each slice of 64 bytes of K, and other blocks see the parts before the count.
 TENSOR = {"warps": 8, "loop HMMA": 64, "loop wide copies": 6, "wide stores": 8, "fenced": 1}
+SMALL_TENSOR = TENSOR | {"warps": 20, "loop HMMA": 16, "loop wide copies": 4}  # warps of 32 x 32
 WITHOUT_LOADS = {"loop LDG": 0, "loop SHFL": 0}
 
 EXPECTED = (
@@ -102,7 +103,7 @@ EXPECTED = (
     Expected(
         "tensor_product.cu",
         "tensor_product",
-        TENSOR | {"warps": 20, "loop HMMA": 16, "loop wide copies": 4},
+        SMALL_TENSOR,
         WITHOUT_LOADS | {"loop": 220},
         {"TILE_M": 64, "TILE_N": 64},
     ),
@@ -114,6 +115,15 @@ EXPECTED = (
         {"PRECISION": "TF32"},
     ),
     Expected("tensor_product.cu", "tensor_product", TENSOR, WITHOUT_LOADS | {"loop": 210, "loop LDSM": 16}),
+    *(
+        Expected(f"{kernel}.cu", kernel, *bounds)
+        for kernel, *most in (("tensor_convolution", 220, 350, 210), ("tensor_weight_gradient", 340, 480, 300))
+        for bounds in (
+            (SMALL_TENSOR, WITHOUT_LOADS | {"loop": most[0]}, {"TILE_M": 64, "TILE_N": 64}),
+            (TENSOR, WITHOUT_LOADS | {"loop": most[1], "loop LDSM": 16}, {"PRECISION": "TF32"}),
+            (TENSOR, WITHOUT_LOADS | {"loop": most[2], "loop LDSM": 16}),
+        )
+    ),
 )
 
 

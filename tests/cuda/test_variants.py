@@ -49,9 +49,8 @@ def plans(monkeypatch):
             yield forced
 
 
-@pytest.mark.parametrize(
-    "family", [f for f in BY_SOURCE if f != "tensor_product"]
-)  # whose variants test_tensor.py runs
+# Those for tensor cores: test_tensor.py and test_tensor_convolution.py run every variant.
+@pytest.mark.parametrize("family", [f for f in BY_SOURCE if not f.startswith("tensor")])
 def test_every_variant_agrees_with_float64(family, launched, monkeypatch):
     for plan in plans(monkeypatch) if family in ("matrix", "convolution") else ["as planned"]:
         for name, check in BY_SOURCE[family].items():

@@ -23,8 +23,16 @@ def test_the_cpu(check, seed):
     assert not failure and error < backends.TOLERANCE
 
 
+def of_kernels():
+    """Every check. Each on tensor cores is a second of the C++ compiler, so convolutions in 16 bits are slow ones."""
+    for source, checks in BY_SOURCE.items():
+        for name, check in checks.items():
+            slow = source in ("tensor_convolution", "tensor_weight_gradient") and not name.startswith("tf32")
+            yield pytest.param(check, id=f"{source} {name}", marks=[pytest.mark.slow] * slow)
+
+
 @pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
-@pytest.mark.parametrize("check", [pytest.param(c, id=n) for checks in BY_SOURCE.values() for n, c in checks.items()])
+@pytest.mark.parametrize("check", of_kernels())
 def test_the_kernels(check):
     outcome = backends.run_check(check, seed=3)
     assert not outcome.failure and outcome.kernels

@@ -1,4 +1,5 @@
-"""Convolutions of NHWC images, by the kernels in kernels/convolution.cu; all float32.
+"""Convolutions of NHWC images, by the kernels in kernels/convolution.cu; all float32. In a block of `tensor.precision` tensor
+cores are asked first.
 
 `convolve`, `convolve_input_gradient` and `convolve_weight_gradient` are fast versions of those in
 tinydiff/ops/convolution.py, which define what is computed. They take any window with one group of channels. They return
@@ -9,35 +10,24 @@ never see the doubled image: kernels/doubling.cu tells why.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tinydiff.backend import array_module
+from tinydiff.cuda import tensor, tensor_convolution
 from tinydiff.cuda.doubling import filters_of_parities, sum_gradient, turned_filters
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.fully_connected import sum_rows, sum_rows_cost
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_parts, vector
+from tinydiff.cuda.taps import Place, Taps, gradient_products, taps_of
 from tinydiff.ops.windows import Window
 
 SOURCE = "convolution.cu"
 VARIANTS = tuple((SOURCE, p.defines) for p in PLANS)
-DOUBLING = Window(
-    (4, 4), (2, 2), ((1, 1), (1, 1)), (1, 1)
-)  # of the convolution that takes L_Y of a doubled image to L_X
-
-
-class _Map(NamedTuple):
-    """How the pixels of a product lie in Y: Ho x Wo of them in an image of height x width, at start, start + step, .."""
-
-    Ho: int
-    Wo: int
-    height: int
-    width: int
-    step: tuple[int, int] = (1, 1)
-    start: tuple[int, int] = (0, 0)
+# Of the convolution that takes L_Y of a doubled image to L_X.
+DOUBLING = Window((4, 4), (2, 2), ((1, 1), (1, 1)), (1, 1))
 
 
 def convolve(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None, R: Any = None) -> Any:
@@ -48,41 +38,31 @@ def convolve(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None
     xp, (Ho, Wo) = array_module(X), window.output_size(X.shape)
     Y = xp.empty((X.shape[0], Ho, Wo, W.shape[3]), np.float32)
     X, W, b, E, R = (None if a is None else xp.ascontiguousarray(a) for a in (X, W, b, E, R))
-    top, left = (before for before, _ in window.padding)
-    _forward(X, W, (b, E, R), Y, W.shape[:2], window.stride, window.dilation, (top, left), _Map(Ho, Wo, Ho, Wo))
+    _convolve(X, W, (b, E, R), Y, taps_of(window), Place(Ho, Wo, Ho, Wo))
     return Y
 
 
 def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Any, groups: int = 1) -> Any:
-    """L_X = patches^T(L_Y W^T): L_Y (N, Ho, Wo, K), W (R, S, C, K) -> L_X of the given shape (N, H, W, C).
-
-    Output p reads pixel h of X through tap r where h + top = p stride + r dilation. So the same taps, r0, r0 + step,
-    .., reach all pixels with the same remainder of (h + top) / stride, and a later tap belongs to an earlier output.
-    Each such class of pixels is a convolution of L_Y with these taps in reverse order. With stride 1 there is one
-    class.
-    """
+    """L_X = patches^T(L_Y W^T): L_Y (N, Ho, Wo, K), W (R, S, C, K) -> L_X of the given shape (N, H, W, C)."""
     if not _takes(groups, window, shape, L_Y, W):
         return NotImplemented
     xp, (_, S, C, K) = array_module(L_Y), W.shape
     L_Y, W, L_X = xp.ascontiguousarray(L_Y), xp.ascontiguousarray(W), xp.empty(shape, np.float32)
-    for down in _classes(window, shape, 0):
-        for across in _classes(window, shape, 1):
-            taps, step = (down.taps, across.taps), (down.dilation, across.dilation)
-            turned = W if 0 in taps else xp.empty((*taps, K, C), np.float32)
-            p = _plan(
-                shape[0] * down.pixels * across.pixels, C, math.prod(taps) * K, K, L_Y, turned, (None, None, None), L_X
-            )
-            launch(
-                SOURCE,
-                "conv_turn",
-                (-(-C // 32), -(-K // 32), math.prod(taps)),
-                (32, 8, 1),
-                (W, turned, *map(np.int32, (S, C, K, across.taps, down.last, across.last, down.step, across.step))),
-                defines=p.defines,
-            )
-            place = _Map(down.pixels, across.pixels, shape[1], shape[2], window.stride, (down.start, across.start))
-            corner = (-down.first_output, -across.first_output)
-            _forward(L_Y, turned, (None, None, None), L_X, taps, (1, 1), step, corner, place)
+    if tensor_convolution.convolve_input_gradient(L_Y, W, L_X, window, tensor.chosen()):
+        return L_X
+    for taps, place, turned in gradient_products(window, shape):
+        count = math.prod(taps.size)
+        T = W if not count else xp.empty((*taps.size, K, C), np.float32)
+        p = _plan(shape[0] * place.Ho * place.Wo, C, count * K, K, L_Y, T, (None, None, None), L_X)
+        launch(
+            SOURCE,
+            "conv_turn",
+            (-(-C // 32), -(-K // 32), count),
+            (32, 8, 1),
+            (W, T, *map(np.int32, (S, C, K, taps.size[1], *turned.last, *turned.step))),
+            defines=p.defines,
+        )
+        _forward(L_Y, T, (None, None, None), L_X, taps, place)
     return L_X
 
 
@@ -92,9 +72,12 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: A
         return NotImplemented
     xp, (R, S, C, K), (N, Ho, Wo, _) = array_module(X), shape, L_Y.shape
     X, L_Y, L_W = xp.ascontiguousarray(X), xp.ascontiguousarray(L_Y), new_gradient(xp, shape)
+    taps = taps_of(window)
+    if tensor_convolution.convolve_weight_gradient(X, L_Y, L_W, taps, tensor.chosen()):
+        return L_W
     p = plan(R * S * C, K, N * Ho * Wo, 1, vector(C, X), vector(K, L_Y, L_W))
     to = L_W if p.parts == 1 else xp.empty((p.parts, *shape), np.float32)
-    sizes = (*X.shape, K, R, S, Ho, Wo, *window.stride, *window.dilation, *(before for before, _ in window.padding))
+    sizes = (*X.shape, K, R, S, Ho, Wo, *taps.stride, *taps.dilation, *taps.padding)
     launch(
         SOURCE,
         "conv_weight_gradient",
@@ -118,8 +101,9 @@ def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
     Y = xp.empty((N, 2 * height, 2 * width, W.shape[3]), np.float32)
     V = filters_of_parities(W)
     for down, across in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        place = _Map(height, width, 2 * height, 2 * width, (2, 2), (down, across))
-        _forward(X, V[down, across], (b, None, None), Y, (2, 2), (1, 1), (1, 1), (1 - down, 1 - across), place)
+        taps = Taps((2, 2), (1, 1), (1, 1), (1 - down, 1 - across))
+        place = Place(height, width, 2 * height, 2 * width, (2, 2), (down, across))
+        _convolve(X, V[down, across], (b, None, None), Y, taps, place)
     return Y
 
 
@@ -178,16 +162,20 @@ def sum_pixels_cost(X: Any) -> Cost:
     return sum_rows_cost(X.reshape(len(X), X.shape[1] * X.shape[2], X.shape[3]))
 
 
-def _forward(
-    X: Any, W: Any, added: Any, Y: Any, taps: Any, stride: Any, dilation: Any, corner: Any, place: _Map
-) -> None:
-    """Launches conv_forward; X (N, H, W, C) and W (taps, C, K) contiguous, `corner` the padding at the top and left."""
+def _convolve(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place) -> None:
+    """Y = P W + 1 b + E + R, all contiguous, on tensor cores where they are chosen and take the arrays."""
+    if not tensor_convolution.convolve(X, W, added, Y, taps, place, tensor.chosen()):
+        _forward(X, W, added, Y, taps, place)
+
+
+def _forward(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place) -> None:
+    """Launches conv_forward; X (N, H, W, C) and W (taps, C, K) contiguous."""
     (N, H, W_, C), K, (Ho, Wo) = X.shape, Y.shape[3], place[:2]
-    M, inner = N * Ho * Wo, math.prod(taps) * C
+    M, inner = N * Ho * Wo, math.prod(taps.size) * C
     p = _plan(M, K, inner, C, X, W, added, Y)
     output = (Ho, Wo, place.height, place.width, *place.step, *place.start)
     parts = p.parts > 1 and array_module(X).empty((p.parts, M, K), np.float32)
-    sizes = (N, H, W_, C, K, *taps, Ho, Wo, *stride, *dilation, *corner)
+    sizes = (N, H, W_, C, K, *taps.size, Ho, Wo, *taps.stride, *taps.dilation, *taps.padding)
     launch(
         SOURCE,
         "conv_forward",
@@ -211,29 +199,6 @@ def _forward(
 
 def _plan(M: int, K: int, inner: int, C: int, X: Any, W: Any, added: Any, Y: Any) -> Plan:
     return plan(M, K, inner, 1, vector(C, X), vector(K, W, Y, *added))
-
-
-class _Class(NamedTuple):
-    """Along one axis, the pixels start, start + stride, .. of X, and the taps last, last - step, .. that reach them."""
-
-    start: int
-    pixels: int
-    taps: int
-    last: int
-    step: int
-    first_output: int  # that the last tap connects with the first pixel
-    dilation: int  # outputs from one tap to the next
-
-
-def _classes(window: Any, shape: tuple[int, ...], axis: int) -> Iterator[_Class]:
-    stride, dilation, before = window.stride[axis], window.dilation[axis], window.padding[axis][0]
-    common = math.gcd(stride, dilation)
-    for start in range(min(stride, shape[1 + axis])):
-        pixels = len(range(start, shape[1 + axis], stride))
-        taps = [r for r in range(window.size[axis]) if (start + before - r * dilation) % stride == 0]
-        last = taps[-1] if taps else 0
-        first = (start + before - last * dilation) // stride
-        yield _Class(start, pixels, len(taps), last, stride // common, first, dilation // common)
 
 
 def _takes(groups: int, window: Any, shape: tuple[int, ...], *arrays: Any) -> bool:

@@ -1,7 +1,7 @@
 """Products of matrices on tensor cores (sm_80 on), by the kernel in kernels/tensor_product.cu; sums are float32.
 
-`precision` has the products of a thread use it: float32 operands, rounded to TF32 on the way. `product` takes operands of any
-precision of `tinydiff.precision` as they lie in memory.
+`precision` has the products and convolutions of a thread use tensor cores: float32 operands, rounded to TF32 on the way. `product`
+takes operands of any precision of `tinydiff.precision` as they lie in memory; for convolutions see `tensor_convolution.py`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def plan(M: int, N: int, K: int, stack: int = 1, bytes_each: int = 4) -> Plan:
     """
     slices, best = -(-K * bytes_each // SLICE), None
     for (m, n), (held, *cycles) in TILES.items():
-        tiles = stack * -(-M // m) * -(-N // n)
+        tiles = max(1, stack * -(-M // m) * -(-N // n))
         places = MULTIPROCESSORS * held
         most = min(MOST_PARTS, slices // _LEAST_SLICES, places // tiles, _COUNTERS // ((1 + GROUP) * tiles))
         for parts in range(1, max(1, most) + 1):
@@ -91,8 +91,8 @@ _mode = _Mode()
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """A block in which this thread's products of float32 matrices are computed in a precision, "float32" or "tf32"; where the
-    kernels for it do not take the arrays, in float32. ValueError for another name."""
+    """A block in which this thread's products of float32 matrices, and its convolutions, are computed in a precision,
+    "float32" or "tf32"; where the kernels for it do not take the arrays, in float32. ValueError for another name."""
     if name not in ("float32", "tf32"):
         raise ValueError(f"the precision of float32 arrays is float32 or tf32, not {name!r}")
     before, _mode.precision = _mode.precision, name
@@ -100,6 +100,11 @@ def precision(name: str) -> Iterator[None]:
         yield
     finally:
         _mode.precision = before
+
+
+def chosen() -> str:
+    """The precision of this thread's products."""
+    return _mode.precision
 
 
 def multiply(
@@ -128,16 +133,14 @@ def product(
         return False
     assert A.dtype == B.dtype == dtype
     p = plan(M, N, K, stack, dtype.itemsize)
-    xp, tiles, parts = array_module(Y), p.tiles(M, N), None
-    if p.parts > 1:
-        parts = xp.empty((stack * tiles * p.parts, p.m * p.n), np.float32)
+    tiles = p.tiles(M, N)
     launch(
         SOURCE,
         "tensor_product",
         (tiles, stack, p.parts),
         (p.threads, 1, 1),
-        (A, B, bias, Y, parts, None if parts is None else _arrived(xp), *map(np.int32, (M, N, K)),
-         *map(np.uint64, apart), np.float32(scale)),
+        (A, B, bias, Y, *slots(array_module(Y), p, stack * tiles), *map(np.int32, (M, N, K)), *map(np.uint64, apart),
+         np.float32(scale)),
         p.shared,
         defines(p, precision, "float32" if Y.dtype == np.float32 else precision, transpose_a, transpose_b),
     )  # fmt: skip
@@ -157,6 +160,13 @@ def defines(p: Plan, precision: str, result: str, transpose_a: bool, transpose_b
 
 
 _counters: dict[Any, Any] = {}
+
+
+def slots(xp: Any, p: Plan, tiles: int) -> tuple[Any, Any]:
+    """Where `add_parts` of kernels/tensor.cuh keeps the sums of a plan's parts, and counts them; None and None for one part."""
+    if p.parts == 1:
+        return None, None
+    return xp.empty((tiles * p.parts, p.m * p.n), np.float32), _arrived(xp)
 
 
 def _arrived(xp: Any) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from tinydiff import optim
-from tinydiff.cuda import doubling, normalization, products, tensor
+from tinydiff.cuda import doubling, normalization, products, tensor, tensor_convolution
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.taps import Place, taps_of
 from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
 from tinydiff.gradcheck.cases import (
@@ -25,8 +27,10 @@ from tinydiff.gradcheck.cases import (
     pairs,
     products_of,
 )
+from tinydiff.ops import convolution
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
-from tinydiff.precision import in_memory, rounded
+from tinydiff.ops.windows import Window
+from tinydiff.precision import from_memory, in_memory, rounded
 from tinydiff.random import Generator
 
 
@@ -45,6 +49,56 @@ def _tensor_product(rng: np.random.Generator, run: Run, precision: str, transpos
         a, b = (in_memory(np.ascontiguousarray(x), precision) for x in operands)
         run(tensor.product, a, b, bias, Y, *transposes, 0.5, (M, N, K, stack), (M * K, K * N), precision)
         yield Y, double(rounded(A, precision)) @ double(rounded(B, precision)) / 2 + bias
+
+
+_CONVOLUTIONS = (  # images, channels, filters, window
+    ((2, 6, 5), 32, 32, Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))),
+    ((1, 8, 9), 32, 64, Window((3, 3), (2, 2), ((0, 1), (0, 1)), (1, 1))),
+    ((2, 9, 8), 96, 64, Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))),
+    ((2, 9, 11), 32, 32, Window((3, 2), (2, 3), ((1, 2), (3, 0)), (3, 4))),
+)
+_ROUNDED = {
+    "tf32": 0,
+    "fp16": 2**-11,
+    "bf16": 2**-8,
+}  # off by rounding, relative to a result, which is float32 for TF32
+
+
+def _on_tensor_cores(rng: np.random.Generator, precision: str) -> Iterator[Any]:
+    """Windows, images X, filters W and L_Y, those as they lie in memory and as the float64 numbers that they are then."""
+    for shape, C, K, window in _CONVOLUTIONS:
+        X, W = normal(rng, *shape, C), normal(rng, *window.size, C, K) / 8
+        arrays = X, W, normal(rng, len(X), *window.output_size(X.shape), K)
+        yield window, [in_memory(x, precision) for x in arrays], [double(rounded(x, precision)) for x in arrays]
+
+
+def _compared(ours: Any, truth: Any, precision: str) -> tuple[Any, Any]:
+    """A result, and the number nearest to what it should be of those that are rounded to it."""
+    ours = double(from_memory(ours))
+    half = np.abs(ours) * _ROUNDED[precision]
+    return np.clip(truth, ours - half, ours + half), truth
+
+
+def _tensor_convolution(rng: np.random.Generator, run: Run, precision: str, backward: bool) -> Pairs:
+    for window, (X, W, L_Y), (x, w, l_y) in _on_tensor_cores(rng, precision):
+        Y = np.zeros_like(X if backward else L_Y)
+        if backward:
+            run(tensor_convolution.convolve_input_gradient, L_Y, W, Y, window, precision)
+            truth = defined(convolution.convolve_input_gradient, l_y, w, X.shape, window)
+        else:
+            b, E, R = normal(rng, Y.shape[3]), normal(rng, len(Y), Y.shape[3]), normal(rng, *Y.shape)
+            place = Place(*Y.shape[1:3], *Y.shape[1:3])
+            added = b, E, in_memory(R, precision)
+            run(tensor_convolution.convolve, X, W, added, Y, taps_of(window), place, precision)
+            truth = defined(convolution.convolve, x, w, b, window) + E[:, None, None] + from_memory(added[2])
+        yield _compared(Y, truth, precision)
+
+
+def _tensor_weight_gradient(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
+    for window, (X, W, L_Y), (x, _, l_y) in _on_tensor_cores(rng, precision):
+        L_W = normal(rng, *W.shape)
+        run(tensor_convolution.convolve_weight_gradient, X, L_Y, L_W, taps_of(window), precision)
+        yield L_W, defined(convolution.convolve_weight_gradient, x, l_y, W.shape, window)
 
 
 def _with_dropout(rng: np.random.Generator, run: Run) -> Pairs:
@@ -133,6 +187,17 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
             ("bf16", "", False, False),
             ("fp16", ", A transposed", True, False),
         )
+    },
+    "tensor_convolution": {
+        f"{precision}{', backward' if backward else ''}": functools.partial(
+            _tensor_convolution, precision=precision, backward=backward
+        )
+        for precision in ("tf32", "bf16", "fp16")
+        for backward in (False, True)
+    },
+    "tensor_weight_gradient": {
+        precision: functools.partial(_tensor_weight_gradient, precision=precision)
+        for precision in ("tf32", "bf16", "fp16")
     },
     "optimizer": {"launch_adam": _adam, "squared_norm": _squared_norm},
 }
