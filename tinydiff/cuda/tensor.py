@@ -102,6 +102,11 @@ def precision(name: str) -> Iterator[None]:
         _mode.precision = before
 
 
+def present() -> str:
+    """The precision of the present block of `precision`, "float32" outside of any."""
+    return _mode.precision
+
+
 def multiply(
     A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
 ) -> bool:
