@@ -265,6 +265,11 @@ def synchronize() -> None:
         module.cuda.get_current_stream().synchronize()
 
 
+def compute_capability() -> int:
+    """That of the current GPU, such as 90 for 9.0."""
+    return int(module_for("cuda").cuda.Device().compute_capability)
+
+
 def gpu_memory() -> tuple[int, int]:
     """(all, free) bytes of the GPU's memory. Free is what no program holds, and what CuPy's pool holds unused."""
     module = module_for("cuda")

@@ -385,9 +385,10 @@ def test_samples_do_not_overwrite_those_of_other_settings(tmp_path, monkeypatch)
         "n": None,
         "raw": False,
         "seed": 0,
+        "precision": "float32",
     }
     changes = [{}, {"n": 4}, {"guidance": -3.0}, {"label": "3"}, {"label": "3", "guidance": 3.0}, {"steps": 6}, {"eta": 0.5},
-               {"raw": True}, {"seed": 1}, {"sampler": "ddpm"}]  # fmt: skip
+               {"raw": True}, {"precision": "tf32"}, {"seed": 1}, {"sampler": "ddpm"}]  # fmt: skip
     files = {_default_output(tmp_path, argparse.Namespace(**plain | change)) for change in changes}
     assert len(files) == len(changes)
     monkeypatch.chdir(tmp_path)

@@ -218,6 +218,7 @@ def test_a_gpu_is_shown(monkeypatch):
 
     monkeypatch.setattr(backend, "gpu_memory", lambda: (8 << 30, 6 << 30))
     lines = []
-    trainer = SimpleNamespace(device="cuda", config=SimpleNamespace(threads=None, device="auto"))
+    config = SimpleNamespace(threads=None, device="auto", precision="float32")
+    trainer = SimpleNamespace(device="cuda", config=config)
     doctor._device(trainer, lambda *line: lines.append(line), [])
     assert lines == [("device", "GPU with 8.0 GiB of memory, 6.0 GiB free")]

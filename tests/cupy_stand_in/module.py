@@ -89,6 +89,7 @@ def make_cuda():
             CUDARuntimeError=streams.CUDARuntimeError,
             memGetInfo=lambda: (8 << 30, 16 << 30),
             runtimeGetVersion=lambda: 13000,
+            getDeviceProperties=lambda device: {"name": b"NVIDIA H100 80GB HBM3"},
         ),
     )
 

@@ -292,6 +292,7 @@ class Device(contextlib.nullcontext):
 
     __hash__ = None  # as CuPy's
 
+    compute_capability = "90"
     attributes = {"MaxSharedMemoryPerBlockOptin": 232448, "MultiProcessorCount": 132}  # noqa: RUF012
 
     @of_cuda("Device.synchronize")

@@ -4,7 +4,7 @@ import pytest
 
 import tinydiff as td
 from tests import cupy_stand_in
-from tinydiff.cuda import compiling, driver, source
+from tinydiff.cuda import compiling, driver, source, tensor
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.random import Generator
 from tinydiff.runs import compiled, sheets
@@ -39,6 +39,10 @@ def test_sampling_launches_what_was_compiled_before(monkeypatch):
     assert launched and len(passes) == 2 + 2 * 2  # batches of 2 images and of 1
     compiled.compile_sampling(unet, [2, 1], [0], 2.0)
     assert len(passes) == 6
+    assert not any(name == tensor.SOURCE for name, _ in ready)
+    with tensor.precision("tf32"):
+        compiled.compile_sampling(unet, [2, 1], [0], 2.0)
+    assert len(passes) == 8 and any(name == tensor.SOURCE for name, _ in ready)
 
 
 def test_nothing_is_done_on_a_cpu_and_for_other_models(monkeypatch):

@@ -26,7 +26,7 @@ from tinydiff.errors import InputError, RunFailed
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import tell
 from tinydiff.ranks import world
-from tinydiff.runs import memory
+from tinydiff.runs import arithmetic, memory
 from tinydiff.runs.memory import show
 from tinydiff.runs.progress import duration
 
@@ -223,7 +223,9 @@ def _device(trainer: Trainer, line: Line, warnings: list[str]) -> None:
     count = wish or threads.available()
     if trainer.device == "cuda":
         total, free = backend.gpu_memory()
-        line("device", f"GPU with {show(total)} of memory, {show(free)} free")
+        precision = arithmetic.used(trainer.config.precision, "cuda")
+        computing = "" if precision == "float32" else f"; products in {precision}"
+        line("device", f"GPU with {show(total)} of memory, {show(free)} free{computing}")
         return
     reason = backend.no_cuda() if trainer.config.device == "auto" else None
     line("device", f"CPU, {limits.processor_name()}, {count} thread{'s' * (count > 1)}")

@@ -109,6 +109,8 @@ def _resumed(changes: dict[str, Any]) -> RunConfig:
     out = Path(changes.get("out", RunConfig.out))
     lock.check_free(out)
     before = RunConfig(**resuming.recorded(out))
+    if changes.get("precision") == "auto":  # whatever the run was made in
+        changes = changes | {"precision": before.precision}
     if "data" not in changes:
         resuming.require_data(before, out)
     after = dataclasses.replace(before, **changes)

@@ -39,6 +39,7 @@ def add_command(commands: Any) -> None:
     sample.add_argument("--seed", type=whole_number, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
     sample.add_argument("--threads", type=whole_number, help="CPU threads [all]")
+    sample.add_argument("--precision", default="float32", help="of products on a GPU: float32, tf32 or auto [float32]")
     sample.add_argument("--out", metavar="FILE.png", help="where to [RUN/samples/..., or samples.png for a checkpoint]")
     sample.add_argument("--gif", metavar="FILE.gif", help="an animation of the denoising as well")
     sample.add_argument("--force", action="store_true", help="overwrite the files that --out and --gif name")
@@ -60,7 +61,7 @@ def add_command(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from tinydiff.machine.threads import threads
     from tinydiff.random import SAMPLING, Generator
-    from tinydiff.runs import checkpoint, limits, pictures
+    from tinydiff.runs import arithmetic, checkpoint, limits, pictures
     from tinydiff.runs.sheets import draw_sheet
 
     a, ranks = arguments, world()
@@ -78,6 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
         pipeline = checkpoint.load(a.path, raw=a.raw)
         unet, diffusion = pipeline.unet, pipeline.diffusion
         device = resolve_device(a.device)
+        a.precision = arithmetic.require(a.precision, device)
         unet.to(device)
         label = None if a.label is None else _label(a.label, unet, pipeline.class_names)
     sampler, eta = a.sampler or "ddim", a.eta or 0.0
@@ -87,7 +89,8 @@ def _run(arguments: argparse.Namespace) -> int:
         from tinydiff.runs.shares import threads_of_rank
 
         settings = a.seed, sampler, steps, eta, label, a.guidance
-        with ranks.working(), threads(host_threads(device, threads_of_rank(a.threads, ranks))):
+        several = threads(host_threads(device, threads_of_rank(a.threads, ranks)))
+        with ranks.working(), several, arithmetic.computing(a.precision, device):
             draw_many(Path(a.folder), unet, diffusion, a.n, *settings)
         tell(a.folder)
         return 0
@@ -98,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
         pictures.check_place(out, ".png")
         if a.gif:
             pictures.check_place(a.gif, ".gif")
-    with threads(host_threads(device, a.threads)):
+    with threads(host_threads(device, a.threads)), arithmetic.computing(a.precision, device):
         if a.inpaint or a.interpolate:
             sheet = _inpainted(a, pipeline, label) if a.inpaint else _interpolated(a, pipeline, label)
         else:
@@ -215,6 +218,7 @@ def _default_output(path: Path, a: argparse.Namespace, step: int | None = None) 
         return next(name for name in names if not os.path.lexists(name))
     label = None if a.label is None else _UNFIT.sub("_", a.label)[:60]
     given = {"steps": a.steps, "eta": a.eta or None, "label": label, "guidance": a.guidance, "n": a.n}
+    given |= {"precision": None if a.precision == "float32" else a.precision}
     use = a.sampler or "ddim"
     ends: list[str] | None = getattr(a, "interpolate", None)
     inpaint: str = getattr(a, "inpaint", None) or ""

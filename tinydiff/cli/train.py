@@ -50,6 +50,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _say_what_will_happen(trainer: Any) -> None:
+    from tinydiff.runs import arithmetic
+
     data, unet, config = trainer.data, trainer.unet, trainer.config
     height, width = data.image_size
     classes = f" in {data.num_classes} classes" if unet.num_classes else ""
@@ -63,6 +65,8 @@ def _say_what_will_happen(trainer: Any) -> None:
     steps += f" of {config.batch_size * config.accumulate} images"
     if config.minutes is not None:
         steps += f" for {config.minutes:g} minutes" + ("" if config.last_step is None else " at most")
+    precision = arithmetic.used(config.precision, trainer.device)
+    steps += "" if precision == "float32" else f" in {precision}"
     say(f"training: {steps}, then samples, in {config.out}")
     if config.lr_schedule == "cosine" and config.lr_steps is not None and config.lr_steps < (config.last_step or 0):
         say(f"warning: the learning rate is 0 from step {config.lr_steps} on, where the cosine ends")

@@ -103,7 +103,7 @@ def precision(name: str) -> Iterator[None]:
 
 
 def chosen() -> str:
-    """The precision of this thread's products."""
+    """The precision of this thread's products: that of the present block of `precision`, "float32" outside of any."""
     return _mode.precision
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from tinydiff.evaluation.neighbours import MEMORISED, Neighbours, memorised, nea
 from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import is_terminal, say, tell
-from tinydiff.runs import limits, memory, pictures
+from tinydiff.runs import arithmetic, limits, memory, pictures
 from tinydiff.runs.atomic import check_outside, check_place
 from tinydiff.runs.folder import EVALUATION as RESULTS
 from tinydiff.runs.folder import RunFolder
@@ -42,7 +42,7 @@ class Settings:
     samples: drawn for distance and neighbours by `sampler` in `steps`. each: samples for each way in the comparison,
     step_counts its
         steps.
-    seed: of images, steps and noise. device, threads: as for training.
+    seed: of images, steps and noise. device, threads, precision: as for training.
     out: the folder for results; None: evaluation/ in the run. force: whether to overwrite files of their names in another
         folder than that.
     png_folder: a new folder for the samples as files.
@@ -63,6 +63,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    precision: str = "float32"
     out: str | None = None
     force: bool = False
     png_folder: str | None = None
@@ -101,6 +102,7 @@ def evaluate(
     pixels, most = subject.unet.image_size**2 * subject.unet.in_channels, max(settings.samples, settings.each)
     memory.require(2 * most * pixels, f"{most:,} samples")  # twice, where batches are joined
     device = resolve_device(settings.device)
+    settings = replace(settings, precision=arithmetic.require(settings.precision, device))
     subject.unet.to(device)
     is_run = settings.out is None and RunFolder(path).config_file.exists()
     folder = path / "evaluation" if is_run else Path(settings.out or "evaluation")
@@ -109,7 +111,7 @@ def evaluate(
     _make_folder(folder)
     if settings.png_folder is not None:
         _make_folder(Path(settings.png_folder), empty=True)
-    with threads.threads(host_threads(device, settings.threads)):
+    with threads.threads(host_threads(device, settings.threads)), arithmetic.computing(settings.precision, device):
         return _Evaluation(path, subject, settings, folder, report).run()
 
 
@@ -135,7 +137,8 @@ class _Evaluation:
     def _run(self) -> Path:
         only, subject = self.settings.only, self.subject
         clipped = "clipped to [-1, 1]" if subject.diffusion.clip_x0 else "not clipped"
-        self.say(f"{self.path}: {subject.weights}, predicted x0 {clipped}")
+        computed = "" if self.settings.precision == "float32" else f", computed in {self.settings.precision}"
+        self.say(f"{self.path}: {subject.weights}, predicted x0 {clipped}{computed}")
         if subject.test.fitted:
             self.say(
                 f"The {subject.test_name} were {subject.test.fitted} to fit the network: the figures are not those of the "

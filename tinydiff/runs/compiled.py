@@ -8,12 +8,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from tinydiff.backend import module_for
+from tinydiff.cuda import tensor
 from tinydiff.cuda.compiling import compile_for
 from tinydiff.diffusion.model import Predictor
 from tinydiff.dispatch import uses_kernels
 from tinydiff.unet import UNet
 
-_done: WeakKeyDictionary[Any, set[tuple[int, bool, bool]]] = WeakKeyDictionary()  # of each network
+_done: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()  # of each network
 
 
 def compile_sampling(unet: Any, sizes: list[int], labels: Any = None, guidance: float | None = None) -> None:
@@ -24,7 +25,7 @@ def compile_sampling(unet: Any, sizes: list[int], labels: Any = None, guidance: 
     """
     if not isinstance(unet, UNet) or unet.conv_in.weight.device != "cuda" or not uses_kernels():
         return
-    done, how = _done.setdefault(unet, set()), (labels is not None, guidance not in (None, 1))
+    done, how = _done.setdefault(unet, set()), (labels is not None, guidance not in (None, 1), tensor.chosen())
     sizes = [n for n in dict.fromkeys(sizes) if (n, *how) not in done]
     if sizes:
         label = None if labels is None else 0

@@ -70,7 +70,8 @@ class TrainConfig:
     label_dropout: share of labels left out, for guidance, in [0, 1); None: 0.1 where the network has a null label.
     seed: of all random numbers, in 0..2^64-1.
     device: "auto", "cpu" or "cuda". threads: CPU threads; None: all that the process may use.
-    precision: "float32".
+    precision: of products on a GPU: "float32", "tf32" (on tensor cores, from compute capability 8.0 on), or "auto", the faster of
+        the two that the device offers. A run records which one it was; see `tinydiff.precision`.
     save_every, preview_every: steps between checkpoints and between sheets of samples; preview_every=0: no sheets.
     holdout_every: steps between losses on the held-out images, if there are some; 0: none.
     grad_norm_every: steps between rows of grad_norms.csv, the norm of the gradient by module; 0: none.
@@ -117,7 +118,13 @@ class TrainConfig:
     threads: int | None = _setting(
         None, "training", "CPU threads (all that the process may use)", _from_to(1, limits.THREADS)
     )
-    precision: str = _setting("float32", "training", "arithmetic: float32", _one_of("float32"))
+    precision: str = _setting(
+        "float32",
+        "training",
+        "of products on a GPU: float32; tf32, on tensor cores, from compute capability 8.0 on; auto, the faster of the two that "
+        "the device offers. fp16 and bf16 are not offered yet",
+        _one_of("float32", "tf32", "auto"),
+    )
     save_every: int = _setting(500, "training", "steps between checkpoints", _at_least(1))
     preview_every: int = _setting(500, "training", "steps between previews; 0: none", _at_least(0))
     holdout_every: int = _setting(100, "training", "steps between losses on the images held out; 0: none", _at_least(0))

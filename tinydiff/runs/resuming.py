@@ -20,7 +20,7 @@ from tinydiff.data import Dataset
 from tinydiff.errors import InputError, named
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import say
-from tinydiff.runs import checkpoint, config, fingerprint
+from tinydiff.runs import arithmetic, checkpoint, config, fingerprint
 from tinydiff.runs.config import FREE_ON_RESUME, SINCE_0_1_0, RunConfig, TrainConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.version import __version__
@@ -64,14 +64,24 @@ def recorded(out: Path) -> dict[str, Any]:
     return carried | written
 
 
-def with_lr_steps(asked: TrainConfig, metadata: dict[str, str] | None = None) -> TrainConfig:
-    """The settings with an end to their cosine: what they say, what the checkpoint with this metadata carries, or the number of
-    steps, which are those of the first start then."""
-    if asked.lr_schedule != "cosine" or asked.lr_steps is not None:
-        return asked
+def settled(asked: TrainConfig, device: str, metadata: dict[str, str] | None = None) -> TrainConfig:
+    """The settings with an end to their cosine and with a precision: what they say, what the checkpoint with this metadata
+    carries, or the number of steps, which are those of the first start then, and the best precision of the resolved device.
+    InputError where there is no checkpoint yet and the device does not offer the precision."""
     text = (metadata or {}).get(SETTINGS)
-    known = tomllib.loads(text).get("training", {}).get("lr_steps") if text else None
-    return dataclasses.replace(asked, lr_steps=known or asked.steps)
+    known = tomllib.loads(text).get("training", {}) if text else {}
+    if asked.lr_schedule == "cosine" and asked.lr_steps is None:
+        asked = dataclasses.replace(asked, lr_steps=known.get("lr_steps") or asked.steps)
+    if metadata is None or asked.precision == "auto":
+        precision = known.get("precision") or arithmetic.require(asked.precision, device)
+        asked = dataclasses.replace(asked, precision=precision)
+    return asked
+
+
+def metadata_of(run: Path) -> dict[str, str] | None:
+    """That of the newest checkpoint of the run in the folder `run`, None if there is none."""
+    found = checkpoint.find_own(run)
+    return None if found is None else checkpoint.load_training_state(found, arrays=False)[1]
 
 
 def require_data(settings: RunConfig, out: Path) -> None:
@@ -86,8 +96,7 @@ def require_data(settings: RunConfig, out: Path) -> None:
 
 def knows_data(out: Path) -> bool:
     """Whether the checkpoint of the run in `out` carries a fingerprint of its data."""
-    found = checkpoint.find_own(out)
-    return found is not None and fingerprint.NAME in checkpoint.load_training_state(found, arrays=False)[1]
+    return fingerprint.NAME in (metadata_of(out) or {})
 
 
 def _carried(run: Path) -> dict[str, Any] | None:
@@ -141,6 +150,13 @@ def versions() -> str:
 def in_common(settings: TrainConfig, record: dict[str, dict[str, Any]]) -> dict[str, str]:
     """What the ranks of a run must have in common before they begin, as texts by name. record: as for `Trainer`."""
     return {"versions": versions(), "settings": settings.text(record, (*LEFT_OUT, "device", "threads"))}
+
+
+def compare_environment(metadata: dict[str, str], device: str, n_threads: int | None) -> None:
+    """Says so where the checkpoint with this metadata was saved in another environment than the present one."""
+    here, there = environment(device, n_threads), metadata.get("environment", "an unknown environment")
+    if there != here:
+        say(f"the run was made with {there}; with {here}, rounding may differ")
 
 
 def environment(device: str, n_threads: int | None) -> str:

@@ -28,7 +28,7 @@ from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import say
 from tinydiff.ranks import world
-from tinydiff.runs import ahead, board, checkpoint, fingerprint, lock, memory, resuming, state
+from tinydiff.runs import ahead, arithmetic, board, checkpoint, fingerprint, lock, memory, resuming, state
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.gradients import Gradients
@@ -126,7 +126,8 @@ class Trainer:
             with self.world.working(), Interrupts() as interrupts:
                 self._begin(resume, force, data_changed)
                 self.working = True
-                with threads.threads(host_threads(self.device, self.threads)):
+                computing = arithmetic.computing(self.config.precision, self.device)
+                with threads.threads(host_threads(self.device, self.threads)), computing:
                     if graph and not profile and wanted() and isinstance(self.inputs, ahead.Ahead):
                         self._replays = Replays(self.inputs, self._step)
                     self._train(interrupts)
@@ -145,6 +146,7 @@ class Trainer:
         if not self.folder.locked:
             lock.check_free(self.folder.path)
         if not resume:
+            self.config = resuming.settled(self.config, self.device)
             self.folder.check_free(force, self.config.called)
             return
         self.folder.check_resumable()
@@ -163,6 +165,7 @@ class Trainer:
             if resume:  # so far: the rest is looked at below, once
                 with before_work():
                     self.folder.check_resumable()
+                    self.config = resuming.settled(self.config, self.device, resuming.metadata_of(self.folder.path))
             else:
                 self.check_start(force=force)
             if self.device == "cuda":
@@ -176,7 +179,6 @@ class Trainer:
             self.folder.acquire()
             if self.world.rank == 0:
                 self.check_start(resume, force, data_changed)  # now that nobody else can change anything
-            self.config = resuming.with_lr_steps(self.config)
             if resume:
                 self.folder.put_in_order()
                 if self.saved_step is None:  # with what `.starting.toml` says
@@ -317,7 +319,8 @@ class Trainer:
 
     def gradients(self, step: int) -> list[Any]:
         """The losses of the parts of a step, arrays (); the gradient of their mean is left in the parameters."""
-        return self._gradients(step)
+        with arithmetic.computing(self.config.precision, self.device):
+            return self._gradients(step)
 
     @property
     def inputs(self) -> Inputs:
@@ -330,7 +333,8 @@ class Trainer:
 
     def try_batch(self, n: int) -> None:
         """Computes the gradients for n images and drops them: what a batch costs, without training."""
-        self._gradients.drop(inputs_of(self), n)
+        with arithmetic.computing(self.config.precision, self.device):
+            self._gradients.drop(inputs_of(self), n)
 
     def memory_of_step(self) -> memory.Estimate:
         """How much memory a step needs, from small batches."""
@@ -378,14 +382,13 @@ class Trainer:
         known = metadata, found, data_changed
         changed = resuming.compare_data(self.folder.path, self.data, self._data_fingerprint, *known)
         self.step, metadata = state.load(found, self.unet, self.optimizer, self.ema)
-        self.config = resuming.with_lr_steps(self.config, metadata)
+        self.config = resuming.settled(self.config, self.device, metadata)
         self.saved_step = self.step
         if changed is not None:
             self.data_changes.append(f"from step {self.step + 1} on: {changed}")
             say(f"the data have changed: {changed}; from here on the run is not what it would have been with the old")
-        here = resuming.environment(self.device, self.threads)
-        if (there := metadata.get("environment", "an unknown environment")) != here:
-            say(f"the run was made with {there}; with {here}, rounding may differ")
+        resuming.compare_environment(metadata, self.device, self.threads)
+        arithmetic.tell(self.config.precision, self.device)
 
     # ------------------------------------------------------------------------------------------------- pictures
 
