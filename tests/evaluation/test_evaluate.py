@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinydiff.errors import InputError
+from tinydiff.errors import InputError, RunFailed
 from tinydiff.evaluation.evaluate import Settings, evaluate
 from tinydiff.evaluation.subject import load_subject
 
@@ -177,3 +177,18 @@ def test_input_that_does_not_fit(run, tmp_path, pictures):
             evaluate(run, dataclasses.replace(SMALL, **changes))
     with pytest.raises(InputError, match="no such file"):
         evaluate(tmp_path / "nowhere", SMALL)
+
+
+def test_a_model_of_nan_is_told_in_a_sentence(run, monkeypatch):
+    def broken(*arguments):
+        subject = load_subject(*arguments)
+        next(iter(subject.unet.parameters())).data[...] = np.nan
+        return subject
+
+    monkeypatch.setattr("tinydiff.evaluation.evaluate.load_subject", broken)
+    for part, sentence in (
+        ("bits", "the bound is nan: the model"),
+        ("samplers", "the model draws no pictures but NaN"),
+    ):
+        with pytest.raises(RunFailed, match=sentence):
+            evaluate(run, dataclasses.replace(SMALL, only=(part,)), lambda _: None)

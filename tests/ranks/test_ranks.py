@@ -59,6 +59,8 @@ def test_ranks_are_one_process_that_accumulates_bit_for_bit(n, tmp_path):
     assert f"step 4 of {n} ranks" in out
     assert_equal(one, several)
     assert log_of_one == log_of_several and len(log_of_one) == 4
+    rows = read_log(tmp_path / "several/log.csv")
+    assert {row["ranks"] for row in rows} == {str(n)} and "ranks" not in read_log(tmp_path / "one/log.csv")[0]
 
 
 def test_a_launcher_that_starts_one_process_changes_nothing(tmp_path):
@@ -78,6 +80,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
     done(4, tmp_path / "parts", steps=4, resume=True, dropout=0.0)
     parts, log, _ = done(None, tmp_path / "parts", steps=6, resume=True, dropout=0.0)
     assert len(log) == 6
+    assert [row["ranks"] for row in read_log(tmp_path / "parts/log.csv")] == ["2", "2", "4", "4", "1", "1"]
     for name, array in whole.items():
         np.testing.assert_allclose(parts[name], array, rtol=2e-3, atol=2e-5, err_msg=name)
     done(2, tmp_path / "again", steps=2, dropout=0.0)

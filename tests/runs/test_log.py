@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from tinydiff.runs.log import COLUMNS, HOLDOUT, Log, read_log
+from tinydiff.runs.folder import RunFolder
+from tinydiff.runs.log import COLUMNS, HOLDOUT, RANKS, Log, read_log
 
 HEADER = ",".join(COLUMNS) + "\n"
 
@@ -61,8 +62,8 @@ def test_an_old_log_gets_the_new_column_and_keeps_it(tmp_path):
     path.write_text(HEADER + "1,0.5,1,0.1,9.0\n2,0.4,1,0.1,9.0\n")
     log = Log(path, (*COLUMNS, HOLDOUT))
     log.open(1)
-    log.add(2, 0.25, 1, 0.1, 8, 0.75)
-    log.add(3, 0.25, 1, 0.1, 8, float("nan"))
+    log.add(2, 0.25, 1, 0.1, 8, holdout_loss=0.75)
+    log.add(3, 0.25, 1, 0.1, 8, holdout_loss=float("nan"))
     log.close()
     log = Log(path)
     log.open(3)
@@ -73,6 +74,24 @@ def test_an_old_log_gets_the_new_column_and_keeps_it(tmp_path):
         "1,0.5,1,0.1,9.0,\n2,0.25,1,0.1,8.0,0.75\n3,0.25,1,0.1,8.0,\n4,0.125,1,0.1,8.0,\n"
     )
     assert [row.get(HOLDOUT) for row in read_log(path)] == [None, "0.75", None, None]
+
+
+def test_a_log_says_how_many_ranks_there_were_once_there_were_several(tmp_path):
+    """Written by one process, by two ranks with held-out losses, by one process again."""
+    folder = RunFolder(tmp_path)
+    for step, ranks, held in ((1, 1, None), (2, 2, 0.75), (3, 1, None)):
+        folder.open_log(step - 1, holdout=held is not None, ranks=ranks)
+        folder.log(step, 0.5, 1, 0.1, 8, held)
+        folder.close()
+        if step == 1:
+            assert folder.log_file.read_text() == HEADER + "1,0.5,1,0.1,8.0\n"
+    assert folder.log_file.read_text() == (
+        "step,loss,grad_norm,lr,images_per_second,ranks,holdout_loss\n"
+        "1,0.5,1,0.1,8.0,,\n2,0.5,1,0.1,8.0,2,0.75\n3,0.5,1,0.1,8.0,1,\n"
+    )
+    rows = read_log(folder.log_file)
+    assert [row.get(RANKS) for row in rows] == [None, "2", "1"] and [row.get(HOLDOUT) for row in rows][1] == "0.75"
+    assert not (tmp_path / "log.csv.damaged").exists()
 
 
 def test_a_log_can_be_read_while_it_is_written(tmp_path, monkeypatch):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from typing import Any, NoReturn
 
 from tinydiff.backend import missing_library
@@ -17,8 +18,16 @@ from tinydiff.cli import bench, doctor, evaluate, exercise, gradcheck, info, sam
 from tinydiff.cli.numbers import INTERRUPTED
 from tinydiff.errors import InputError, RunFailed, of_system, spelling
 from tinydiff.machine import starting
-from tinydiff.machine.terminal import escaped, is_muted
+from tinydiff.machine.terminal import escaped, is_muted, mute, say
+from tinydiff.ranks import announced, stay_alone
 from tinydiff.version import __version__
+
+_BY_RANKS = (
+    "train",
+    "sample",
+    "evaluate",
+    "doctor",
+)  # commands that know of other ranks; of any other, one does the work
 
 # What writing to a pipe, a file or a terminal may say, with no name of a file.
 _OF_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -84,15 +93,27 @@ def _drop_output() -> None:
 def _run(argv: Sequence[str] | None) -> int:
     # Numbers out of range are told in our own words; NumPy's would come first, with lines of source.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"tinydiff\.")
+    (rank, size), muted = announced(), is_muted()
+    mute(muted or rank > 0)  # all ranks would say the same
     try:
         for word in sys.argv[1:] if argv is None else argv:
             if word.startswith("--") and word.endswith("=--"):  # which argparse reads as a list without words
                 raise InputError(f"{word[:-3]} must not be --")
-        arguments = _parser().parse_args(argv)
+        with redirect_stdout(io.StringIO()) if rank else nullcontext():
+            arguments = _parser().parse_args(argv)
     except SystemExit:  # after --help and --version
         return 0
     except InputError as error:
         return _fail(error, 2)
+    finally:
+        mute(muted)
+    if size > 1 and arguments.command not in _BY_RANKS:
+        if rank:
+            return 0
+        stay_alone()
+        say(
+            f"tinydiff {arguments.command} works in one process: rank 0 of {size} does it; TINYDIFF_RANKS=0 makes each do it"
+        )
     try:
         for name, value in vars(arguments).items():
             if value == "":

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from tinydiff.cli.numbers import whole_number
+from tinydiff.ranks import world
 
 
 def add_command(commands: Any) -> None:
@@ -48,7 +49,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from tinydiff.evaluation.evaluate import Settings, evaluate
 
     names = {field.name for field in dataclasses.fields(Settings)}
-    evaluate(arguments.path, Settings(**{n: v for n, v in vars(arguments).items() if n in names}))
+    with world().together():
+        settings = Settings(**{n: v for n, v in vars(arguments).items() if n in names})
+    evaluate(arguments.path, settings)
     return 0
 
 

@@ -32,7 +32,7 @@ def describe(path: Path) -> str:
 
     from tinydiff.runs import checkpoint, config, lock
     from tinydiff.runs.folder import RunFolder, read_log
-    from tinydiff.runs.log import HOLDOUT
+    from tinydiff.runs.log import HOLDOUT, RANKS
     from tinydiff.runs.sheets import class_count
 
     running = lock.holder(path)
@@ -83,7 +83,9 @@ def describe(path: Path) -> str:
             if held := [row for row in rows if HOLDOUT in row]:
                 line("", f"{float(held[-1][HOLDOUT]):.4f} on held-out images at step {held[-1]['step']}")
             speeds = np.array([float(row["images_per_second"]) for row in rows[1:] or rows])
-            line("speed", f"{np.median(speeds):.0f} images/s")
+            ranks = list(dict.fromkeys(row.get(RANKS, "1") for row in rows))
+            by = f", by {' and then '.join(ranks)} ranks" if ranks != ["1"] else ""
+            line("speed", f"{np.median(speeds):.0f} images/s{by}")
         if running:
             for text in _running(settings, rows, running, unet, diffusion):
                 line("" if lines[-1].startswith("running:") else "running", text)

@@ -16,10 +16,11 @@ from tinydiff.diffusion import Diffusion
 from tinydiff.diffusion.model import model_device
 from tinydiff.machine.terminal import say
 from tinydiff.random import Generator
+from tinydiff.ranks import even_parts, share_out, world
 from tinydiff.runs.compiled import compile_sampling
 
 EVALUATION = 9  # the stream of random numbers for evaluation; training and sampling use others
-_PIXELS_AT_ONCE = 1 << 17
+_IMAGES_AT_ONCE, _PIXELS_AT_ONCE = 64, 1 << 17
 
 
 class Stratum(NamedTuple):
@@ -158,19 +159,22 @@ def measure_bits(
 
     terms: about how many of the steps to evaluate, at least 3 (see `choose_steps`); None: all. Images are taken in
     batches; batch k draws its noise from step k = 1, 2, ... of the evaluation stream of `seed`, as `Diffusion.vlb` does.
+    Several ranks share the batches out, and all get the result.
     """
     generator = Generator(seed).at(EVALUATION)
     strata = choose_steps(diffusion.schedule.T, terms, generator)
     steps = np.concatenate([s.evaluated for s in strata])
-    at_once = images_at_once(images.shape[1])
-    compile_sampling(unet, [min(at_once, len(images)), len(images) % at_once or at_once], labels)
-    parts = []
-    for k, start in enumerate(range(0, len(images), at_once), 1):
-        chosen = slice(start, start + at_once)
+    batches = even_parts(len(images), images_at_once(images.shape[1]))
+    compile_sampling(unet, sorted({b.stop - b.start for b in batches}), labels)
+
+    def terms_of(batch: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = batches[batch]
         x0 = module_for(model_device(unet)).asarray(to_float(images[chosen]))
         some = None if labels is None else labels[chosen]
-        bound = diffusion.vlb(unet, x0, generator.at(EVALUATION, k), some, steps, progress=progress)
-        parts.append((bound.L_T, bound.L_t[:, steps - 1]))
+        bound = diffusion.vlb(unet, x0, generator.at(EVALUATION, batch + 1), some, steps, progress=progress)
+        return bound.L_T, bound.L_t[:, steps - 1]
+
+    parts = share_out(world(), range(len(batches)), terms_of)
     L_T, L_t = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return BitsPerDim(L_T, L_t, strata)
 
@@ -198,8 +202,9 @@ def choose_steps(T: int, terms: int | None, generator: Generator) -> list[Stratu
 
 
 def images_at_once(size: int) -> int:
-    """How many images of size x size to give to a network at a time: more take memory and no less time."""
-    return max(1, _PIXELS_AT_ONCE // size**2)
+    """How many images of size x size to give to a network at a time, at most: more take memory and no less time, and are no
+    pieces to share out."""
+    return max(1, min(_IMAGES_AT_ONCE, _PIXELS_AT_ONCE // size**2))
 
 
 def _error_of_mean(values: np.ndarray) -> float:

@@ -1,7 +1,12 @@
-"""Everything that `tinydiff evaluate` does: the parts in order, the text they print, and the files they write."""
+"""Everything that `tinydiff evaluate` does: the parts in order, the text they print, and the files they write.
+
+Several ranks share out what the network computes: the terms of the bound, the samples. The rest is done by rank 0, which alone
+writes and prints.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,10 +26,13 @@ from tinydiff.evaluation.neighbours import MEMORISED, Neighbours, memorised, nea
 from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import is_terminal, say, tell
-from tinydiff.runs import arithmetic, limits, memory, pictures
+from tinydiff.ranks import world
+from tinydiff.runs import arithmetic, fingerprint, limits, memory, pictures
 from tinydiff.runs.atomic import check_outside, check_place
 from tinydiff.runs.folder import EVALUATION as RESULTS
 from tinydiff.runs.folder import RunFolder
+from tinydiff.runs.many import fingerprint_of
+from tinydiff.runs.shares import threads_of_rank
 
 PARTS = ("bits", "frechet", "neighbours", "samplers")
 
@@ -96,22 +104,32 @@ def evaluate(
     settings: None: the defaults. InputError for a run without the images that are needed, for settings that do not fit
     it, and for more samples than this machine has memory for.
     """
-    path, settings = Path(path), settings or Settings()
+    path, settings, ranks = Path(path), settings or Settings(), world()
     with_training = set(settings.only) != {"bits"} or settings.png_folder is not None
-    subject = load_subject(path, settings.data, settings.training_images, settings.raw, settings.clip, with_training)
-    pixels, most = subject.unet.image_size**2 * subject.unet.in_channels, max(settings.samples, settings.each)
-    memory.require(2 * most * pixels, f"{most:,} samples")  # twice, where batches are joined
-    device = resolve_device(settings.device)
-    settings = replace(settings, precision=arithmetic.require(settings.precision, device))
-    subject.unet.to(device)
-    is_run = settings.out is None and RunFolder(path).config_file.exists()
-    folder = path / "evaluation" if is_run else Path(settings.out or "evaluation")
-    if not is_run and not settings.force:
-        _check_new(folder)
-    _make_folder(folder)
-    if settings.png_folder is not None:
-        _make_folder(Path(settings.png_folder), empty=True)
-    with threads.threads(host_threads(device, settings.threads)), arithmetic.computing(settings.precision, device):
+    with ranks.together():
+        given = settings.data, settings.training_images, settings.raw, settings.clip, with_training
+        subject = load_subject(path, *given)
+        pixels, most = subject.unet.image_size**2 * subject.unet.in_channels, max(settings.samples, settings.each)
+        memory.require(2 * most * pixels * ranks.local_size, f"{most:,} samples")  # twice, where batches are joined
+        device = resolve_device(settings.device)
+        settings = replace(settings, precision=arithmetic.require(settings.precision, device))
+        subject.unet.to(device)
+        is_run = settings.out is None and RunFolder(path).config_file.exists()
+        folder = path / "evaluation" if is_run else Path(settings.out or "evaluation")
+        if ranks.rank == 0:
+            if not is_run and not settings.force:
+                _check_new(folder)
+            _make_folder(folder)
+            if settings.png_folder is not None:
+                _make_folder(Path(settings.png_folder), empty=True)
+    several = threads.threads(host_threads(device, threads_of_rank(settings.threads, ranks)))
+    with ranks.working(), several, arithmetic.computing(settings.precision, device):
+        if ranks.size > 1:
+            model, images = (
+                fingerprint_of(subject.unet, subject.diffusion),
+                fingerprint.of(subject.test, subject.test.labels is not None),
+            )
+            ranks.require_same({"settings": repr(settings), "models": model, "images": images.text()})
         return _Evaluation(path, subject, settings, folder, report).run()
 
 
@@ -122,6 +140,7 @@ class _Evaluation:
         self, path: Path, subject: Subject, settings: Settings, folder: Path, report: Callable[[str], None]
     ) -> None:
         self.path, self.subject, self.settings, self.folder, self._report = path, subject, settings, folder, report
+        self.first = world().rank == 0  # the others help to compute
         self.text: list[str] = []
         self._unheard: Exception | None = None  # why `report` failed
 
@@ -150,15 +169,16 @@ class _Evaluation:
             self.bits()
         if {"frechet", "neighbours"} & set(only) or self.settings.png_folder is not None:
             self.draw()
-        if {"frechet", "samplers"} & set(only):
+        if {"frechet", "samplers"} & set(only) and self.first:
             self.prepare_distance()
-        if "frechet" in only:
+        if "frechet" in only and self.first:
             self.frechet()
-        if "neighbours" in only:
+        if "neighbours" in only and self.first:
             self.neighbours()
         if "samplers" in only:
             self.samplers()
-        pictures.write_file(self.folder / "report.txt", ("\n".join(self.text) + "\n").encode())
+        if self.first:
+            pictures.write_file(self.folder / "report.txt", ("\n".join(self.text) + "\n").encode())
         self._tell(f"\nresults: {self.folder}")
         return self.folder
 
@@ -167,6 +187,8 @@ class _Evaluation:
         self.text.append(text)
 
     def _tell(self, text: str) -> None:
+        if not self.first:
+            return
         try:
             self._report(text)
         except Exception as error:  # the caller's, or of an output that nobody reads: no failure of the work
@@ -182,6 +204,10 @@ class _Evaluation:
             subject.unet, subject.diffusion, test.images, test.labels, settings.terms, settings.seed,
             progress=is_terminal(),
         )  # fmt: skip
+        if not math.isfinite(result.total().bits):
+            raise RunFailed(f"the bound is {result.total().bits}: the model predicts NaN or infinity")
+        if not self.first:
+            return
         of = "" if len(test) == len(subject.test) else f" of {len(subject.test)}"
         self.say(f"\nBits per dimension (upper bound) of {len(test)}{of} {subject.test_name}")
         if not subject.held_out:
@@ -212,7 +238,7 @@ class _Evaluation:
         say(f"drawing {s.samples} samples")
         self.drawn = self.subject.draw(s.samples, s.sampler, steps, s.seed)
         self.how_drawn = f"{s.samples} samples by {s.sampler} in {steps} steps"
-        if s.png_folder is not None:
+        if s.png_folder is not None and self.first:
             for i, picture in enumerate(self.drawn):
                 pictures.save_png(Path(s.png_folder) / f"{i:06d}.png", picture)
             self.say(f"\n{self.how_drawn}, as PNG files: {s.png_folder}")
@@ -224,7 +250,9 @@ class _Evaluation:
         self.reference = moments(self.extract(training.images))
 
     def distance(self, pictures: np.ndarray) -> float:
-        """The Frechet distance of images uint8 (n, H, W, C) to the training images."""
+        """The Frechet distance of images uint8 (n, H, W, C) to the training images; NaN on ranks that only help."""
+        if not self.first:
+            return math.nan
         return frechet_distance(*moments(self.extract(pictures)), *self.reference)
 
     def frechet(self) -> None:
@@ -266,6 +294,8 @@ class _Evaluation:
         s = self.settings
         say(f"comparing samplers: {s.each} samples each")
         results = samplers.compare(self.subject, self.distance, s.step_counts, s.each, s.seed)
+        if not self.first:
+            return
         self.say(f"\nSamplers from the same noise, {s.each} samples each: Frechet {samplers.table(results)}")
         if self.subject.held_out and len(self.subject.test) > 1:
             test = choose(self.subject.test, s.each, s.seed)

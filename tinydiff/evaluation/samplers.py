@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tinydiff.evaluation.subject import Subject
+from tinydiff.evaluation.subject import Subject, Way
 from tinydiff.runs import pictures
 
 _SHOWN = 10  # images of each row on the sheet
@@ -42,16 +41,16 @@ def compare(
     """
     T = subject.diffusion.schedule.T
     variances = ["beta", "posterior"] + ["learned"] * (subject.diffusion.variance == "learned")
-    ways = [("ddpm", variance) for variance in variances] + [("ddim", ""), ("dpm++", "")]
-    results = []
-    for sampler, variance in ways:
-        diffusion = replace(subject.diffusion, variance=variance or subject.diffusion.variance)
-        for steps in sorted({min(steps, T) for steps in step_counts}):
-            start = time.perf_counter()
-            pictures = subject.draw(n, sampler, steps, seed, diffusion)
-            seconds = time.perf_counter() - start
-            results.append(Comparison(sampler, variance, steps, pictures, distance(pictures), seconds))
-    return results
+    kinds = [("ddpm", variance) for variance in variances] + [("ddim", ""), ("dpm++", "")]
+    chosen = [(*kind, steps) for kind in kinds for steps in sorted({min(steps, T) for steps in step_counts})]
+    ways = [
+        Way(sampler, steps, replace(subject.diffusion, variance=variance or subject.diffusion.variance))
+        for sampler, variance, steps in chosen
+    ]
+    return [
+        Comparison(sampler, variance, steps, pictures, distance(pictures), seconds)
+        for (sampler, variance, steps), (pictures, seconds) in zip(chosen, subject.draw_by(ways, n, seed), strict=True)
+    ]
 
 
 def table(results: Sequence[Comparison]) -> str:

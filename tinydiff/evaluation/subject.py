@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinydiff import data, nn
-from tinydiff.backend import to_numpy
+from tinydiff.backend import array_module, to_numpy
 from tinydiff.data import Dataset
 from tinydiff.data.pixels import to_bytes
 from tinydiff.diffusion import Diffusion, sample
-from tinydiff.errors import InputError, named
+from tinydiff.errors import InputError, RunFailed, named
 from tinydiff.evaluation.bits import EVALUATION, images_at_once
 from tinydiff.machine.terminal import is_terminal
 from tinydiff.random import SAMPLING, Generator
+from tinydiff.ranks import even_parts, share_out, world
 from tinydiff.runs import checkpoint
 from tinydiff.runs.building import load_data
 from tinydiff.runs.compiled import compile_sampling
@@ -25,6 +28,15 @@ from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.resuming import recorded, require_data
 from tinydiff.runs.sheets import class_count
 from tinydiff.unet import UNet
+
+
+class Way(NamedTuple):
+    """A way to draw samples: a sampler, its steps, and a diffusion instead of the model's own. A network with learned variance
+    can be sampled with a fixed one: its variance channels are then left out."""
+
+    sampler: str
+    steps: int
+    diffusion: Diffusion | None = None
 
 
 @dataclass(frozen=True)
@@ -43,32 +55,41 @@ class Subject:
     held_out: bool
     training: Dataset | None
 
-    def draw(self, n: int, sampler: str, steps: int, seed: int, diffusion: Diffusion | None = None) -> np.ndarray:
-        """n samples, uint8 (n, H, W, C). Their labels, for a labelled model, are as frequent as in the training data.
+    def draw(self, n: int, sampler: str, steps: int, seed: int) -> np.ndarray:
+        """n samples, uint8 (n, H, W, C). Their labels, for a labelled model, are as frequent as in the training data."""
+        ((drawn, _),) = self.draw_by([Way(sampler, steps)], n, seed)
+        return drawn
 
-        diffusion: instead of the model's own. A network with learned variance can be sampled with a fixed one: its
-        variance channels are then left out.
-        """
-        diffusion = diffusion or self.diffusion
+    def draw_by(self, ways: Sequence[Way], n: int, seed: int) -> list[tuple[np.ndarray, float]]:
+        """n samples of each way, all from the same x_T with the same labels, and the seconds that they took. They are drawn in
+        batches, batch k from step k of the stream of samples. Several ranks share the batches out, and all get the result."""
+        batches = even_parts(n, images_at_once(self.unet.image_size))
+        labels = self._labels(n, seed)
+        compile_sampling(self.unet, sorted({b.stop - b.start for b in batches}), labels)
+        jobs = [(way, k) for way in range(len(ways)) for k in range(len(batches))]
+        jobs.sort(key=lambda job: -ways[job[0]].steps)  # the longest first
+
+        def one(job: tuple[int, int]) -> tuple[np.ndarray, float]:
+            start = time.perf_counter()
+            way, k = job
+            some = None if labels is None else labels[batches[k]]
+            drawn = self._draw(ways[way], batches[k].stop - batches[k].start, some, Generator(seed).at(SAMPLING, k))
+            return drawn, time.perf_counter() - start
+
+        found = dict(zip(jobs, share_out(world(), jobs, one), strict=True))
+        of_ways = [[found[way, k] for k in range(len(batches))] for way in range(len(ways))]
+        return [(np.concatenate([x for x, _ in of_way]), sum(s for _, s in of_way)) for of_way in of_ways]
+
+    def _draw(self, way: Way, n: int, labels: np.ndarray | None, generator: Generator) -> np.ndarray:
+        diffusion = way.diffusion or self.diffusion
         fixed = self.diffusion.variance == "learned" and diffusion.variance != "learned"
         model = _WithoutVariance(self.unet) if fixed else self.unet
-        labels, batch = self._labels(n, seed), images_at_once(self.unet.image_size)
-        compile_sampling(self.unet, [min(batch, n), n % batch or batch], labels)
-        parts = []
-        for k, start in enumerate(range(0, n, batch)):
-            chosen = slice(start, min(start + batch, n))
-            x = sample(
-                model,
-                diffusion,
-                (chosen.stop - start, self.unet.image_size, self.unet.image_size, self.unet.in_channels),
-                Generator(seed).at(SAMPLING, k),
-                sampler,
-                steps,
-                labels=None if labels is None else labels[chosen],
-                progress=is_terminal(),
-            )
-            parts.append(to_numpy(to_bytes(x)))
-        return np.concatenate(parts)
+        shape = n, self.unet.image_size, self.unet.image_size, self.unet.in_channels
+        how = generator, way.sampler, way.steps
+        x = sample(model, diffusion, shape, *how, labels=labels, progress=is_terminal())
+        if not bool(array_module(x).isfinite(x).all()):
+            raise RunFailed(f"the model draws no pictures but NaN or infinity ({way.sampler}, {way.steps} steps)")
+        return to_numpy(to_bytes(x))
 
     def _labels(self, n: int, seed: int) -> np.ndarray | None:
         classes = class_count(self.unet)

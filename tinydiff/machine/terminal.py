@@ -14,10 +14,10 @@ from tinydiff.machine.files import name_bytes
 _muted = False
 
 
-def mute() -> None:
-    """From now on this process says and tells nothing: another one speaks for it."""
+def mute(muted: bool = True) -> None:
+    """From now on this process says and tells nothing: another one speaks for it. muted: whether that is so."""
     global _muted
-    _muted = True
+    _muted = muted
 
 
 def is_muted() -> bool:

@@ -7,6 +7,8 @@ A step is a pure function of the weights and its number, so the number of ranks 
 with another one.
 """
 
-from tinydiff.ranks.world import World, world
+from tinydiff.ranks.launcher import announced
+from tinydiff.ranks.sharing import even_parts, share_out
+from tinydiff.ranks.world import World, stay_alone, world
 
-__all__ = ["World", "world"]
+__all__ = ["World", "announced", "even_parts", "share_out", "stay_alone", "world"]

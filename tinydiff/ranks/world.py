@@ -25,6 +25,7 @@ from tinydiff.ranks.launcher import announced
 from tinydiff.ranks.sums import sum_in_order
 
 _SPIN, _NAP = 2e-3, 5e-4  # seconds: how long to wait at full speed, and the naps after that
+_FIRST = 1.0  # seconds that a rank which was interrupted leaves to rank 0, which was as well if the whole job was
 _LEFT = 10.0  # seconds after which a rank that waits at its end is not waiting for us to come there as well
 
 
@@ -130,6 +131,9 @@ class _Ranks(World):
 
     def abort(self, error: BaseException) -> NoReturn:
         """Says what this rank died of, and ends all."""
+        if isinstance(error, KeyboardInterrupt) and self.rank:
+            with suppress(KeyboardInterrupt):
+                time.sleep(_FIRST)
         self._end(_sentence(error), signal.SIGINT + 128 if isinstance(error, KeyboardInterrupt) else 1)
         raise AssertionError from error
 
@@ -167,6 +171,12 @@ def world() -> World:
         rank, size = announced()
         _world = _ALONE if size == 1 else _join(rank, size)
     return _world
+
+
+def stay_alone() -> None:
+    """From now on this process is for itself, whatever a launcher has started."""
+    global _world
+    _world = _ALONE
 
 
 def _join(rank: int, size: int) -> World:

@@ -42,7 +42,7 @@ from tinydiff.runs.atomic import (
     writing,
 )
 from tinydiff.runs.config import TrainConfig
-from tinydiff.runs.log import COLUMNS, HOLDOUT, Log, read_log
+from tinydiff.runs.log import COLUMNS, HOLDOUT, RANKS, Log, read_log
 
 __all__ = ["COLUMNS", "RunFolder", "read_log"]
 
@@ -81,7 +81,7 @@ class RunFolder:
         self._lock, self._log = lock.Lock(self.path), Log(self.log_file)
         self._norms: Log | None = None
         self._board: board.Board | None = None
-        self._was_locked = False
+        self._ranks, self._was_locked = 1, False
 
     # ------------------------------------------------------------------------------------------- what is there
 
@@ -221,13 +221,14 @@ class RunFolder:
     # -------------------------------------------------------------------------------------------------- the files
 
     def open_log(
-        self, step: int, holdout: bool = False, modules: Sequence[str] = (), tensorboard: bool = False
+        self, step: int, holdout: bool = False, modules: Sequence[str] = (), tensorboard: bool = False, ranks: int = 1
     ) -> None:
         """Opens the logs behind the row of `step`: rows and previews of later steps, which a resumed run makes again, go.
         holdout: whether log.csv has a column for the loss on held-out images. modules: those whose gradients have rows in
-        grad_norms.csv. tensorboard: whether its event files are written, too."""
-        if holdout:
-            self._log.columns = (*COLUMNS, HOLDOUT)
+        grad_norms.csv. tensorboard: whether its event files are written, too. ranks: how many train; log.csv says so from the first
+        time on that they are several."""
+        self._ranks = ranks
+        self._log.columns = (*COLUMNS, *[RANKS] * (ranks > 1), *[HOLDOUT] * holdout)
         norms_file = self.path / "grad_norms.csv"
         self._norms = Log(norms_file, ("step", *modules)) if modules else None
         self._board = board.Board(self.path) if tensorboard else None
@@ -245,7 +246,7 @@ class RunFolder:
         holdout_loss: float | None = None, norms: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         """Adds a row. Losses and norms are written so that equal floats are equal text. norms: of the modules."""
-        self._log.add(step, loss, grad_norm, lr, images_per_second, holdout_loss)
+        self._log.add(step, loss, grad_norm, lr, images_per_second, ranks=self._ranks, holdout_loss=holdout_loss)
         if self._norms is not None and norms is not None:
             self._norms.add(step, *norms)
         if self._board is not None:

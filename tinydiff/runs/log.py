@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import product
 from pathlib import Path
 
 from tinydiff.errors import InputError, RunFailed
@@ -17,7 +17,10 @@ from tinydiff.machine.terminal import say
 from tinydiff.runs.atomic import write_file
 
 COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_second")
+RANKS = "ranks"  # a column of runs that several ranks have worked on; empty in older rows, which one process made
 HOLDOUT = "holdout_loss"  # a last column, of runs that measure it; empty in most rows
+_SOMETIMES = RANKS, HOLDOUT  # columns that not every log has, in this order, and that may be empty
+_SOME = tuple(product((False, True), repeat=len(_SOMETIMES)))  # which of them a log may have
 _DIGITS = {"images_per_second": ".1f"}
 _AT_ONCE, _OFTEN = 8192, 2.0  # bytes of rows that wait to be written, and seconds that they wait at most
 _MOST_WAITING = 64 << 20  # bytes, where they cannot be
@@ -42,8 +45,9 @@ class Log:
             damaged = False
             if os.path.lexists(self.path):
                 rows, damaged = _parse(self.path, self.columns)
-            if HOLDOUT not in self.columns and any(HOLDOUT in row for row in rows):  # measured before, and now no more
-                self.columns += (HOLDOUT,)
+            known = {*self.columns, *(c for row in rows for c in row)}  # what was measured before, and now no more
+            always = tuple(c for c in self.columns if c not in _SOMETIMES)
+            self.columns = always + tuple(c for c in _SOMETIMES if c in known)
             if damaged:
                 aside = self.path.with_name(self.path.name + ".damaged")
                 os.replace(self.path, aside)
@@ -54,10 +58,15 @@ class Log:
         except (OSError, InputError, RunFailed) as error:
             self._tell(error)
 
-    def add(self, step: int, *numbers: float | None) -> None:
-        """Adds the row of a step, see `columns`: losses, norms and rates are written so that equal floats are equal text. None
-        and what is not finite become empty, and so do the last columns where nothing is given."""
-        pairs = zip_longest(self.columns[1:], numbers[: len(self.columns) - 1])
+    def add(self, step: int, *numbers: float | None, **sometimes: float | None) -> None:
+        """Adds the row of a step: losses, norms and rates are written so that equal floats are equal text. None and what is not
+        finite become empty.
+
+        numbers: of the columns behind the step's that every log has. sometimes: of others, by name, which are left out where
+        the log has no such column."""
+        always = [c for c in self.columns[1:] if c not in _SOMETIMES]
+        others = [c for c in self.columns if c in _SOMETIMES]
+        pairs = [*zip(always, numbers, strict=True), *((c, sometimes.get(c)) for c in others)]
         texts = ["" if x is None or not math.isfinite(x) else format(x, _DIGITS.get(c, ".9g")) for c, x in pairs]
         self._waiting += f"{step},{','.join(texts)}\n".encode()
         full = len(self._waiting) >= _AT_ONCE or time.monotonic() - self._written >= _OFTEN
@@ -102,7 +111,8 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """The complete rows of the log.csv at a path, which may be written to meanwhile, with a held-out loss where there is one.
+    """The complete rows of the log.csv at a path, which may be written to meanwhile, with held-out loss and number of ranks where
+    they are there.
     Whatever else is in it, such as a row that a crash cut short, is left out; a missing file and one that cannot be read have
     none."""
     try:
@@ -115,8 +125,9 @@ def _parse(path: Path, columns: tuple[str, ...]) -> tuple[list[dict[str, str]], 
     """The rows, by column, and whether anything else is in the file but the start of a last row."""
     with files.open_file(path) as file:
         *lines, _ = file.read().split(b"\n")  # what has no end is not complete
-    plain = tuple(c for c in columns if c != HOLDOUT)
-    headers = {",".join(names).encode(): names for names in (plain, (*plain, HOLDOUT))}
+    plain = tuple(c for c in columns if c not in _SOMETIMES)
+    known = [(*plain, *(c for c, there in zip(_SOMETIMES, some, strict=True) if there)) for some in _SOME]
+    headers = {",".join(names).encode(): names for names in known}
     columns = headers.get(lines[0].strip() if lines else b"", plain)
     rows, odd = [], False
     for line in lines:
@@ -134,7 +145,7 @@ def _row(line: bytes, columns: tuple[str, ...]) -> dict[str, str] | None:
         step = fields[0]
         if len(fields) != len(columns) or not step.isdecimal() or len(step) > 18:
             return None
-        found = {name: text for name, text in zip(columns, fields, strict=True) if text or name != HOLDOUT}
+        found = {name: text for name, text in zip(columns, fields, strict=True) if text or name not in _SOMETIMES}
         return found if all(math.isfinite(float(text)) for text in found.values()) else None
     except ValueError:
         return None

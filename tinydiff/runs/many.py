@@ -53,7 +53,7 @@ def draw_many(
         guidance = GUIDANCE
     record = {
         "sampler": sampler, "steps": steps, "eta": eta, "label": label, "guidance": guidance, "seed": seed,
-        "chunk": CHUNK, "weights": _fingerprint(unet, diffusion),
+        "chunk": CHUNK, "weights": fingerprint_of(unet, diffusion),
     }  # fmt: skip
     ranks, lock, missing = world(), Lock(folder), list[int]()
     try:
@@ -127,7 +127,7 @@ def _check(folder: Path, record: dict[str, Any]) -> None:
         raise InputError(f"{folder} holds something else than samples of tinydiff: choose a new folder")
 
 
-def _fingerprint(unet: UNet, diffusion: Diffusion) -> str:
+def fingerprint_of(unet: UNet, diffusion: Diffusion) -> str:
     """What a model is: weights, schedule and the rest that its samples depend on."""
     digest = hashlib.sha256(repr([diffusion.predict, diffusion.variance, diffusion.clip_x0]).encode())
     digest.update(diffusion.schedule.beta.tobytes())

@@ -188,7 +188,8 @@ class Trainer:
                 self.folder.begin(self.config, self.record, force)
                 self.save()
                 self.folder.begun()
-            self.folder.open_log(self.step, *self.measures.wanted, self.config.log == "tensorboard")
+            wanted = *self.measures.wanted, self.config.log == "tensorboard"
+            self.folder.open_log(self.step, *wanted, self.world.size)
         with self.world.together():
             if self.world.rank:
                 self.folder.check_seen()
