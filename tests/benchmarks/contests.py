@@ -1,5 +1,6 @@
 """tinydiff's network and PyTorch's with the same weights and batches, and contests between them."""
 
+import contextlib
 import sys
 import time
 
@@ -9,6 +10,9 @@ import tinydiff as td
 from tinydiff import ops, optim
 from tinydiff.bench.timing import Work, race
 from tinydiff.bench.torch import diffusers_unet
+
+LAYOUTS = "channels first", "channels last"
+TIMES_TOO_SLOW = 3  # bf16 has one turn where it takes so many times as long as float32: there it is emulated
 
 
 def progress(text):
@@ -73,7 +77,13 @@ def torch_batch(settings, n, layout):
     return x, eps, torch.from_numpy(t - 1)
 
 
-def torch_step(network, settings, n, layout):
+def _autocast(bf16):
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def torch_step(network, settings, n, layout, bf16=False):
     import torch
 
     x, eps, t = torch_batch(settings, n, layout)
@@ -81,7 +91,8 @@ def torch_step(network, settings, n, layout):
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.mse_loss(network(x, t).sample, eps)
+        with _autocast(bf16):
+            loss = torch.nn.functional.mse_loss(network(x, t).sample, eps)
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -89,34 +100,40 @@ def torch_step(network, settings, n, layout):
     return step
 
 
-def torch_forward(network, settings, n, layout):
+def torch_forward(network, settings, n, layout, bf16=False):
     import torch
 
     x, _, t = torch_batch(settings, n, layout)
 
     def forward():
-        with torch.no_grad():
-            return network(x, t).sample.permute(0, 2, 3, 1).numpy()
+        with torch.no_grad(), _autocast(bf16):
+            return network(x, t).sample.permute(0, 2, 3, 1).float().numpy()
 
     return forward
 
 
-def compare(name, settings, n, what, threads, rounds=5, compiled=False):
-    """One contest as a row: medians in seconds, how far the first results are apart, how many times as fast."""
+def compare(name, settings, n, what, threads, rounds=5, compiled=False, bf16=False):
+    """One contest as a row: medians in seconds, how far the first results are apart, how many times as fast.
+
+    threads: None leaves both libraries as they are, as in a loop that says nothing about threads. bf16: PyTorch computes
+    under torch.autocast in bfloat16 as well.
+    """
     import torch
 
     unet = tinydiff_network(settings)
     ours, theirs = (tinydiff_step, torch_step) if what == "step" else (tinydiff_forward, torch_forward)
-    layouts = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
     contests = {"tinydiff": ours(unet, settings, n)}
-    for layout_name, layout in layouts.items():
-        contests[layout_name] = theirs(torch_network(unet, settings).to(memory_format=layout), settings, n, layout)
+    for prefix in ("", "bf16, ") if bf16 else ("",):
+        for layout_name, layout in zip(LAYOUTS, (torch.contiguous_format, torch.channels_last), strict=True):
+            network = torch_network(unet, settings).to(memory_format=layout)
+            contests[prefix + layout_name] = theirs(network, settings, n, layout, bool(prefix))
     if compiled:
         network = torch.compile(torch_network(unet, settings))
         contests["torch.compile"] = theirs(network, settings, n, torch.contiguous_format)
-    td.set_threads(threads)
-    torch.set_num_threads(threads)
-    first = {}
+    if threads is not None:
+        td.set_threads(threads)
+        torch.set_num_threads(threads)
+    first, once = {}, {}
     for key, contest in list(contests.items()):
         try:
             first[key] = np.asarray(contest(), np.float64)
@@ -125,18 +142,27 @@ def compare(name, settings, n, what, threads, rounds=5, compiled=False):
                 raise
             progress(f"torch.compile does not work here: {str(error).splitlines()[0]}")
             del contests[key]
+            continue
+        start = time.perf_counter()
+        contest()
+        once[key] = time.perf_counter() - start
+        if key.startswith("bf16") and once[key] > TIMES_TOO_SLOW * min(once[layout] for layout in LAYOUTS):
+            del contests[key]
     apart = float(np.abs(first["tinydiff"] - first["channels first"]).max() / np.abs(first["channels first"]).max())
     assert apart < 1e-3, f"{name}: the two compute different things, {apart:.1e} apart"
     times = race({key: Work(contest) for key, contest in contests.items()}, rounds, 1e9)
-    best = min(times["channels first"].forward, times["channels last"].forward)
+    seconds = {key: times[key].forward if key in times else once[key] for key in once}
     row = {
         "name": name,
         "batch": n,
-        "threads": threads,
-        "seconds": {key: t.forward for key, t in times.items()},
+        "threads": "as they are" if threads is None else threads,
+        "seconds": seconds,
+        "one turn only": sorted(set(once) - set(times)),
         "apart": apart,
-        "times_torch": best / times["tinydiff"].forward,
+        "times_torch": min(seconds[key] for key in LAYOUTS) / seconds["tinydiff"],
     }
-    shown = ", ".join(f"{key} {1e3 * seconds:.0f} ms" for key, seconds in row["seconds"].items())
+    if bf16:
+        row["times_bf16"] = min(seconds[f"bf16, {key}"] for key in LAYOUTS) / seconds["tinydiff"]
+    shown = ", ".join(f"{key} {1e3 * value:.0f} ms" for key, value in seconds.items())
     progress(f"{name}: {shown}; {row['times_torch']:.2f} times PyTorch")
     return row

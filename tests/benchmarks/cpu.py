@@ -1,12 +1,17 @@
-"""tinydiff against PyTorch on the CPU: training steps, forward passes, sampling, memory, start-up, scaling.
+"""tinydiff against PyTorch on the CPU: training steps, small batches, forward passes, memory, start-up, sampling, scaling.
 
-    python -m tests.benchmarks.cpu [--only steps,forward,sampling,memory,import,scaling] [--threads 2] [--compile]
+    python -m tests.benchmarks.cpu [--only steps,small,forward,memory,import,sampling,scaling] [--rounds 7] [--threads N]
 
 Needs PyTorch and diffusers (the extra `parity`). The competitor is diffusers' UNet2DModel with the weights of the tinydiff
-network, the same batch and the same number of threads; of eager PyTorch in its usual layout and in channels-last the
-faster counts. tinydiff's loop is a user's own, told nothing but `td.set_threads`. Competitors have turns in one process, and
-figures are medians of at least five turns. Prints tables and writes tests/benchmarks/results/cpu.json. On two cores it takes
-some ten minutes; nothing else should run meanwhile.
+network and the same batch. Of eager PyTorch in its usual layout and in channels-last the faster counts, in float32, and for
+training steps under torch.autocast in bfloat16 too. tinydiff's loop is a user's own without a special call: neither library
+is told a number of threads, unless by --threads. Competitors have turns in one process, and figures are medians. Prints
+tables and writes a file in tests/benchmarks/results: cpu.json, or cpu_avx2.json where OpenBLAS does not use AVX-512. Nothing
+else should run meanwhile. On two cores steps, small, forward and memory take some seven minutes, the rest as long again.
+
+With AVX-512, this measures what the other file holds, with --json for its name:
+
+    OPENBLAS_CORETYPE=Haswell ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python -m tests.benchmarks.cpu
 """
 
 import argparse
@@ -21,15 +26,21 @@ from pathlib import Path
 import numpy as np
 
 import tinydiff as td
-from tests.benchmarks.contests import compare, progress, tinydiff_network, tinydiff_step, torch_step
+from tests.benchmarks.contests import LAYOUTS, compare, progress, tinydiff_network, tinydiff_step, torch_step
 from tinydiff.bench.torch import diffusers_unet
 from tinydiff.cli.bench import describe
+from tinydiff.cpu.blas import has_small_products
 from tinydiff.diffusion import Diffusion, Schedule
+from tinydiff.machine.threads import available
 from tinydiff.runs.memory import show
 
 ROOT = Path(__file__).parents[2]
-RESULT = ROOT / "tests/benchmarks/results/cpu.json"
-SECTIONS = ("steps", "forward", "sampling", "memory", "import", "scaling")
+RESULTS = ROOT / "tests/benchmarks/results"
+SECTIONS = ("steps", "small", "forward", "memory", "import", "sampling", "scaling")
+W0 = {
+    "image_size": 28, "in_channels": 1, "channels": 32, "channel_mults": (1, 2, 2), "blocks_per_level": 1,
+    "attention_resolutions": (14,),
+}  # fmt: skip
 W1 = {
     "image_size": 32, "in_channels": 1, "channels": 32, "channel_mults": (1, 2, 2), "blocks_per_level": 2,
     "attention_resolutions": (16,),
@@ -38,27 +49,33 @@ W2 = {
     "image_size": 32, "in_channels": 3, "channels": 128, "channel_mults": (1, 2, 2, 2), "blocks_per_level": 2,
     "attention_resolutions": (16,),
 }  # fmt: skip
-NETWORKS = {"W1": (W1, 64), "W2": (W2, 8)}  # settings, and the batch to train with
+NETWORKS = {"W0": (W0, 32), "W1": (W1, 64), "W2": (W2, 8)}  # settings, and the batch to train with
+SMALL_BATCHES = 1, 2, 4, 8  # of W1
 
 
 # ----------------------------------------------------------------------------------------------------------- the sections
 
 
 def steps(options):
-    return [
-        compare(
-            f"{name} training step, batch {n}", settings, n, "step", options.threads, options.rounds, options.compile
-        )
-        for name, (settings, n) in NETWORKS.items()
-    ]
+    return [_compare(options, name, settings, n, "step", bf16=True) for name, (settings, n) in NETWORKS.items()]
+
+
+def small(options):
+    """Training steps of W1 with few images."""
+    return [_compare(options, "W1", NETWORKS["W1"][0], n, "step") for n in SMALL_BATCHES]
 
 
 def forward(options):
     return [
-        compare(f"{name} forward, batch {n}", settings, n, "forward", options.threads, options.rounds, options.compile)
+        _compare(options, name, settings, n, "forward")
         for name, (settings, batch) in NETWORKS.items()
         for n in (batch, 1)
     ]
+
+
+def _compare(options, network, settings, n, what, bf16=False):
+    name = f"{network} {'training step' if what == 'step' else what}, batch {n}"
+    return compare(name, settings, n, what, options.threads, options.rounds, options.compile, bf16)
 
 
 SAMPLE_WITH_DIFFUSERS = """
@@ -84,30 +101,30 @@ Image.fromarray(sheet.numpy()).save(sys.argv[2])
 
 def sampling(options):
     """64 glyphs in 50 steps of DDIM, as whole commands with their start-up, from one checkpoint folder."""
-    settings = {**W1, "image_size": 28, "blocks_per_level": 1, "attention_resolutions": (14,)}
+    threads = options.threads or available()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "glyphs"
-        td.checkpoint.Pipeline(tinydiff_network(settings), Diffusion(Schedule.linear(), "v")).save(place)
+        td.checkpoint.Pipeline(tinydiff_network(W0), Diffusion(Schedule.linear(), "v")).save(place)
         words = [
             "--n",
             "64",
             "--steps",
             "50",
             "--threads",
-            str(options.threads),
+            str(threads),
             "--out",
             str(Path(folder) / "ours.png"),
         ]
         commands = {"tinydiff": [sys.executable, "-m", "tinydiff", "sample", str(place), *words]}
-        for layout in ("channels first", "channels last"):
-            arguments = [str(place), str(Path(folder) / "theirs.png"), str(options.threads), layout]
+        for layout in LAYOUTS:
+            arguments = [str(place), str(Path(folder) / "theirs.png"), str(threads), layout]
             commands[layout] = [sys.executable, "-c", SAMPLE_WITH_DIFFUSERS, *arguments]
         once = alternate(commands, 1)
-        slower = max(("channels first", "channels last"), key=once.get)
+        slower = max(LAYOUTS, key=once.get)
         del commands[slower]  # to save minutes; its one turn is reported
         seconds = {slower: once[slower]} | alternate(commands, options.rounds)
-    row = {"name": "64 glyphs, 50 steps, whole command", "threads": options.threads, "seconds": seconds}
-    row["times_torch"] = min(seconds["channels first"], seconds["channels last"]) / seconds["tinydiff"]
+    row = {"name": "64 glyphs, 50 steps, whole command", "threads": threads, "seconds": seconds}
+    row["times_torch"] = min(seconds[layout] for layout in LAYOUTS) / seconds["tinydiff"]
     progress(f"sampling: {seconds}; {row['times_torch']:.2f} times PyTorch")
     return [row]
 
@@ -141,7 +158,8 @@ def peak_of_steps(settings, n, threads, who):
     if who == "tinydiff":
         from tinydiff.runs import trainer  # noqa: F401  what a run imports
 
-        td.set_threads(threads)
+        if threads is not None:
+            td.set_threads(threads)
         before = limits.resident()
         step = tinydiff_step(tinydiff_network(settings), settings, n)
         for _ in range(3):
@@ -152,7 +170,8 @@ def peak_of_steps(settings, n, threads, who):
     layout = torch.channels_last if who == "channels last" else torch.contiguous_format
     network = diffusers_unet({**settings, "channels": 32, "channel_mults": (1,), "attention_resolutions": ()})
     del network  # diffusers imports what it needs when the first network is made
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     before = limits.resident()
     step = torch_step(diffusers_unet(settings).to(memory_format=layout), settings, n, layout)
     for _ in range(3):
@@ -160,7 +179,7 @@ def peak_of_steps(settings, n, threads, who):
     return limits.peak_resident() - before
 
 
-COMPETITORS = ("tinydiff", "channels first", "channels last")
+COMPETITORS = ("tinydiff", *LAYOUTS)
 
 
 def memory(options, cases=None, competitors=COMPETITORS):
@@ -207,7 +226,7 @@ def scaling(options):
             settings, n = make(value)
             row = compare(f"{what} {value}", settings, n, "step", options.threads, options.rounds)
             peaks = memory(options, {f"{what} {value}": (settings, n)}, COMPETITORS[:2])[0]["bytes"]
-            best = min(("channels first", "channels last"), key=lambda key: row["seconds"][key])
+            best = min(LAYOUTS, key=lambda key: row["seconds"][key])
             rows.append({
                 "value": value, "batch": n, "times_torch": row["times_torch"],
                 "seconds_per_image": {"tinydiff": row["seconds"]["tinydiff"] / n, "torch": row["seconds"][best] / n},
@@ -255,20 +274,23 @@ def table(section, rows):
             for name, exponent in part.get("exponents", {}).items():
                 lines.append(f"            {name:<32} grows as {part['what']}^{exponent:.2f}")
     else:
-        lines += [f"  {row['name']:<36}" + "".join(f"{who} {1e3 * s:7.0f} ms   " for who, s in row["seconds"].items())
-                  + f"{row['times_torch']:.2f} times PyTorch" for row in rows]  # fmt: skip
+        for row in rows:
+            times = "".join(f"{who} {1e3 * s:7.0f} ms   " for who, s in row["seconds"].items())
+            bf16 = f", {row['times_bf16']:.2f} times its bf16" if "times_bf16" in row else ""
+            lines.append(f"  {row['name']:<36}{times}{row['times_torch']:.2f} times PyTorch{bf16}")
     return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, of " + ",".join(SECTIONS))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="for both [as many as each takes when it is told nothing]")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="turns of each competitor, at least 5 for figures to quote"
+        "--rounds", type=int, default=7, help="turns of each competitor, at least 7 for figures to quote [7]"
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile as well, which takes minutes to compile")
-    parser.add_argument("--json", type=Path, default=RESULT, help="where to write [tests/benchmarks/results/cpu.json]")
+    result_file = RESULTS / ("cpu.json" if has_small_products() else "cpu_avx2.json")
+    parser.add_argument("--json", type=Path, default=result_file, help="where to write [%(default)s]")
     options = parser.parse_args()
     chosen = options.only.split(",")
     if unknown := sorted(set(chosen) - set(SECTIONS)):
@@ -276,10 +298,10 @@ def main():
     import diffusers
     import torch
 
-    about = describe("cpu", options.threads, torch) | {"diffusers": diffusers.__version__}
+    about = describe("cpu", options.threads or available(), torch) | {"diffusers": diffusers.__version__}
     result = {"command": "python -m tests.benchmarks.cpu " + " ".join(sys.argv[1:]), "machine": about, "sections": {}}
-    functions = {"steps": steps, "forward": forward, "sampling": sampling, "memory": memory, "import": start_up,
-                 "scaling": scaling}  # fmt: skip
+    functions = {"steps": steps, "small": small, "forward": forward, "memory": memory, "import": start_up,
+                 "sampling": sampling, "scaling": scaling}  # fmt: skip
     begun = time.perf_counter()
     for section in (name for name in SECTIONS if name in chosen):
         progress(f"== {section}")

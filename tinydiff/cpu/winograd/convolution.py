@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.autograd.tape import is_recording
-from tinydiff.cpu.blas import MULTIPLICATIONS_OF_A_SMALL_PRODUCT
+from tinydiff.cpu.blas import MULTIPLICATIONS_OF_A_SMALL_PRODUCT, has_small_products
 from tinydiff.cpu.patches import result_type
 from tinydiff.cpu.winograd.plan import Panel, Plan
 from tinydiff.cpu.winograd.tiles import aligned
@@ -227,6 +227,8 @@ def _multiply_transposed(V: Array, Z: Array) -> Array:
     """V^T (F F, C, T) times Z (F F, T, k), in products of equal numbers of channels."""
     (F, T, C), k = V.shape, Z.shape[2]
     D = aligned("L_U", (F,), C * k).reshape(F, C, k)
+    if not has_small_products():
+        return np.matmul(V.swapaxes(1, 2), Z, out=D)
     c = C
     while c > 16 and c % 2 == 0 and c * T * k > MULTIPLICATIONS_OF_A_SMALL_PRODUCT:
         c //= 2

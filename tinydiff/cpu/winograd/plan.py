@@ -2,18 +2,24 @@
 
 Images go through all steps in blocks whose V and M stay in the cache. Workers take images, or rows of tiles of an
 image, and share the transformed filters. Where there are few tiles for many filters, each worker instead transforms all
-images but only some of the filters. In both cases they meet once. The product for each frequency is cut into some rows
-and panels of filters, because OpenBLAS does not copy the operands of small products.
+images but only some of the filters. In both cases they meet once. Where OpenBLAS does not copy the operands of small
+products, the product for each frequency is cut into some rows and panels of filters. Where it does, a product takes all
+rows of a block and many filters.
 
 Measured on 2 cores with AVX-512 and OpenBLAS 0.3.31:
 - A fork and join takes 50 to 80 microseconds, as long as a small convolution. A second thread pays from 0.25 ms of
-work. - Stacks of products of up to 10^6 multiplications run at 105 to 115 GFLOP/s a core. With a transposed second
-matrix they run at
-  100, and only up to 2^18 multiplications. Copying filters in order to turn them costs more where they meet up to 32
-  tiles.
+  work.
+- Stacks of products of up to 10^6 multiplications run at 105 to 115 GFLOP/s a core. With a transposed second matrix
+  they run at 100, and only up to 2^18 multiplications. Copying filters in order to turn them costs more where they meet
+  up to 32 tiles.
 - In batches of 1 to 8 images, workers that take filters win up to 0.5 tiles for each filter: twice as many filters as
-tiles
-  are transformed in a time. In weight gradients the limit is 2, because workers that take images have to add up sums.
+  tiles are transformed in a time. In weight gradients the limit is 2, because workers that take images have to add up
+  sums.
+
+Measured on one core with AVX2 and OpenBLAS's code for Haswell, forward and both gradients together: uncut products, wide
+panels and large blocks take 41 instead of 54 ms with 256 channels (8 images of 16x16), 47 instead of 51 ms with 128 (8
+of 32x32), and as long as before with 32 or 64. Forward with few tiles, narrow panels that stay in the cache are faster:
+10.7 instead of 12.0 ms from 512 to 256 channels (8 images of 8x8); weight gradients are not.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydiff.cpu.blas import MULTIPLICATIONS_OF_A_SMALL_PRODUCT
+from tinydiff.cpu.blas import MULTIPLICATIONS_OF_A_SMALL_PRODUCT, has_small_products
 from tinydiff.cpu.winograd.tiles import Axis, Reader, Writer, frequencies
 from tinydiff.cpu.winograd.transforms import TRANSFORMS
 
@@ -32,11 +38,43 @@ Array = np.ndarray
 Size = tuple[int, int]
 Shape = tuple[int, ...]
 
-ROWS_OF_A_PRODUCT = 64  # tiles, at most
-MULTIPLICATIONS_OF_A_TRANSPOSED_PRODUCT = 1 << 18  # at most, where its second matrix is a transposed one
+
+class Limits(NamedTuple):
+    """How much is multiplied at once, at most. A panel is (entries of U_f, filters)."""
+
+    rows: int  # of a product, which are tiles
+    multiplications: int  # of a product
+    transposed_multiplications: int  # of one whose second matrix is a transposed one
+    panel: Size
+    panel_for_few_tiles: Size
+    gradient_panel_for_few_tiles: Size
+    block_of_many_filters: int  # how many times as large as others a block is, where there are many pairs of channels
+
+
+# where small products are not copied
+SMALL = Limits(
+    rows=64,
+    multiplications=MULTIPLICATIONS_OF_A_SMALL_PRODUCT,
+    transposed_multiplications=1 << 18,
+    panel=(1 << 14, 64),
+    panel_for_few_tiles=(1 << 15, 128),
+    gradient_panel_for_few_tiles=(1 << 15, 128),
+    block_of_many_filters=1,
+)
+# where all products are: to copy filters, and to transform sums over tiles back, shall serve many tiles
+LARGE = Limits(
+    rows=1 << 20,
+    multiplications=1 << 40,
+    transposed_multiplications=1 << 40,
+    panel=(1 << 16, 1 << 11),
+    panel_for_few_tiles=(1 << 14, 64),
+    gradient_panel_for_few_tiles=(1 << 16, 1 << 11),
+    block_of_many_filters=4,
+)
+FEW_TILES = 64  # of a worker, at most
+FILTERS_OF_A_PANEL = 32  # at least
+PAIRS_OF_MANY_FILTERS = 1 << 14  # of channels C K
 TILES_FOR_TRANSPOSED_FILTERS = 32  # at most
-ENTRIES_OF_A_PANEL = 1 << 14  # of U_f, at most; twice as many where all tiles are the rows of one product
-FILTERS_OF_A_PANEL = 32, 64  # at least and at most; at most twice as many there too
 ENTRIES_OF_A_BLOCK = 1 << 19  # of V or M
 MULTIPLICATIONS_PER_TRANSFORMED_ENTRY = 12  # for one frequency, in the time of transforming an entry of V, M or U
 MULTIPLICATIONS_WORTH_A_THREAD = 400_000  # for one frequency, that pay for a second thread
@@ -89,10 +127,12 @@ class Plan:
         self.tiles = shape[0] * self.vertical.tiles * self.horizontal.tiles
         self.transposed = use == "turned" and self.tiles <= TILES_FOR_TRANSPOSED_FILTERS  # U, if it was not kept
         self.parts = self._parts(count, TILES_PER_FILTER_IN_A_GRADIENT if use == "gradient" else TILES_PER_FILTER)
+        self.limits = SMALL if has_small_products() else LARGE
         most = max(_length(part.images) * _length(part.rows) for part in self.parts) * self.horizontal.tiles
-        self.wide = 1 + (
-            most <= ROWS_OF_A_PRODUCT
-        )  # of panels; those of all parts are alike, since workers share filters
+        self.panel = self.limits.panel  # at most; those of all parts are alike, since workers share filters
+        if most <= FEW_TILES:
+            gradient = use == "gradient"
+            self.panel = self.limits.gradient_panel_for_few_tiles if gradient else self.limits.panel_for_few_tiles
         self.steps = [[*self._steps(i, part, use == "gradient")] for i, part in enumerate(self.parts)]
         self.by_filters = self.parts[-1].filters != self.parts[0].filters
         blocks = max(sum(len(step.blocks) for step in steps) for steps in self.steps)
@@ -119,7 +159,8 @@ class Plan:
         """Images of the part in blocks whose V and M stay in the cache; the last may have fewer."""
         (images, rows, k), B_T, A_T = part, self.transform.B_T, self.transform.A_T
         F, tiles, C, K = len(B_T), _length(rows), self.inputs[3], _length(k)
-        most = max(1, ENTRIES_OF_A_BLOCK // (36 * tiles * self.horizontal.tiles * max(C, K)))
+        entries = ENTRIES_OF_A_BLOCK * (self.limits.block_of_many_filters if C * K >= PAIRS_OF_MANY_FILTERS else 1)
+        most = max(1, entries // (36 * tiles * self.horizontal.tiles * max(C, K)))
         n = -(-_length(images) // -(-_length(images) // most))
         blocks = [slice(i, min(i + n, images.stop)) for i in range(images.start, images.stop, n)]
         whole = len(blocks) - (_length(blocks[-1]) < n)
@@ -141,19 +182,22 @@ class Plan:
             yield Step(same, _flat(V), self._panels(part, _flat(V), _flat(M)), reader, other)
 
     def _panels(self, part: Part, V: Array, M: Array) -> list[Panel]:
-        K, first, (least, most) = _length(part.filters), part.filters.start, FILTERS_OF_A_PANEL
-        width = min(max(self.wide * ENTRIES_OF_A_PANEL // self.inputs[3], least), self.wide * most)
-        limit = MULTIPLICATIONS_OF_A_TRANSPOSED_PRODUCT if self.transposed else MULTIPLICATIONS_OF_A_SMALL_PRODUCT
+        K, first, limits = _length(part.filters), part.filters.start, self.limits
+        entries, most = self.panel
+        width = min(max(entries // self.inputs[3], FILTERS_OF_A_PANEL), most)
+        multiplications = limits.transposed_multiplications if self.transposed else limits.multiplications
         return [
-            Panel(slice(k.start + first, k.stop + first), M[..., k], _pieces(V, M[..., k], limit))
+            Panel(
+                slice(k.start + first, k.stop + first), M[..., k], _pieces(V, M[..., k], limits.rows, multiplications)
+            )
             for k in _cut(K, -(-K // width))
         ]
 
 
-def _pieces(V: Array, M: Array, limit: int) -> list[tuple[Array, Array]]:
-    """V (F F, T, C) and M (F F, T, k) in small products of equal numbers of rows, and one of what is left."""
+def _pieces(V: Array, M: Array, most: int, multiplications: int) -> list[tuple[Array, Array]]:
+    """V (F F, T, C) and M (F F, T, k) in products of equal numbers of rows within these limits, and one of what is left."""
     (F, T, C), k = V.shape, M.shape[2]
-    rows = max(1, min(ROWS_OF_A_PRODUCT, limit // (C * k)))
+    rows = max(1, min(most, multiplications // (C * k)))
     rows = -(-T // -(-T // rows))
     whole = T // rows * rows
     cut = (F, whole // rows, rows)
