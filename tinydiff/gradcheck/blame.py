@@ -33,8 +33,9 @@ from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.reindex import windows as of_forward
 from tinydiff.gradcheck.repairs import Repair, repairs
 from tinydiff.gradcheck.report import Blame
-from tinydiff.gradcheck.rerun import CLOSE, Codes, Rerun, Truth, size_of
+from tinydiff.gradcheck.rerun import CLOSE, Rerun, Truth, size_of
 from tinydiff.gradcheck.source import Source, short
+from tinydiff.gradcheck.taps import Codes
 from tinydiff.gradcheck.trees import base_of
 
 MOST_REPAIRS, MOST_WORK = 600, 2 * 10**7  # backward passes; numbers that they read
