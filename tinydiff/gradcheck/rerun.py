@@ -50,7 +50,7 @@ class Truth:
 
 
 def size_of(g: np.ndarray, v: np.ndarray) -> float:
-    return float(np.sum((g * v) ** 2)) ** 0.5
+    return float(np.sum(np.abs(g * v) ** 2)) ** 0.5
 
 
 class Rerun:

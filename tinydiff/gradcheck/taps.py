@@ -147,3 +147,7 @@ def sources(functions: list[types.FunctionType]) -> dict[types.FunctionType, Sou
 
 def is_floating(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.floating | float) and np.asarray(value).dtype.kind == "f"
+
+
+def is_complex(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "c"
