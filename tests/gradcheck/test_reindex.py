@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tinydiff.gradcheck.reindex import idle, relatives, windows
+from tinydiff.gradcheck.reindex import constants, idle, relatives, windows
 from tinydiff.gradcheck.repairs import repairs
 
 FORWARD = ast.parse("def f(x):\n    out[2 * i : 2 * i + k] += x[i]\n    return out").body[0]
@@ -37,6 +37,11 @@ def changed(line, names=(), loop=""):
         ("a = p * (d - s)", "a = p * d - s", "factor"),
         ("dx = dq @ Wq.T", "dx = dq @ Wq.T + dk @ Wk.T", "missing"),
         ("x, w = cache", "w, x = cache", "exchanged"),
+        ("a = d[:, i, 2 * k]", "a = d[:, k, 2 * i]", "misplaced"),
+        ("a[i, k] += d", "a[k, i] += d", "misplaced"),
+        ("a = d.transpose(0, 1, 3, 2, 4)", "a = d.transpose(0, 1, 2, 3, 4)", "axis"),
+        ("a = p + d * i", "a = d * i - p", "sign"),
+        ("a = 1 + p ** 2", "a = 1 + 3 * p ** 2", "local-derivative"),
         ("a = p", "a = np.exp(p)", "local-derivative"),
     ],
 )
@@ -59,3 +64,10 @@ def test_terms_that_are_like_another():
 def test_what_is_computed_and_not_used():
     lines = "def f(d, T):\n    a, b = d\n    c = 0\n    e = a + 1\n    for t in range(T):\n        c = a\n    return c"
     assert idle(ast.parse(lines).body[0]) == {"e": 4, "c": 6}
+
+
+def test_constants_of_forward():
+    forward = ast.parse(
+        "def f(x):\n    u = np.sqrt(2 / np.pi) * (x + 0.04 * x**3)\n    return 0.5 * x + np.sqrt(2 / np.pi)"
+    )
+    assert constants(forward) == ["np.sqrt(2 / np.pi)"]

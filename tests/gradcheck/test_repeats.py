@@ -44,6 +44,38 @@ def test_a_row_that_is_named_twice(ids):
     assert gradcheck(lookup, [W, ids], backward=adds_once, skip="repeats").ok
 
 
+def bag(W, i):
+    return W[i].mean(1)
+
+
+def test_a_row_that_is_named_twice_within_a_column():
+    """None is in this one, though one is named in two columns."""
+
+    def column_by_column(g, W, i, add):
+        d = np.zeros_like(W)
+        for j in range(i.shape[1]):
+            add(d, i[:, j], g / i.shape[1])
+        return d
+
+    def once(d, i, g):
+        d[i] += g
+
+    inputs = [W, np.array([[0, 1], [1, 2], [4, 0]])]
+    with pytest.raises(GradientError, match="there twice"):
+        gradcheck(bag, inputs, backward=lambda g, W, i: column_by_column(g, W, i, once))
+    assert gradcheck(bag, inputs, backward=lambda g, W, i: column_by_column(g, W, i, np.add.at)).notes == []
+
+
+def test_the_largest_of_each_column_are_distinct():
+    def backward(g, x, i):
+        d = np.zeros_like(x)
+        np.put_along_axis(d, i, g, 0)
+        return d
+
+    largest = np.argsort(W, 0)[:4]
+    assert gradcheck(lambda x, i: np.take_along_axis(x, i, 0), [W, largest], backward=backward).ok
+
+
 def test_a_permutation_need_not_repeat():
     order = np.array([2, 0, 1, 6, 5, 4, 3])
     report = gradcheck(lookup, [W, order], backward=adds_once)

@@ -11,7 +11,7 @@ numeric.py     slopes by evaluating a function only, with a bound on their error
 check.py       one subject at one point: what every question to it needs, and a record of what was seen
 slopes.py      the first questions: are the passes pure, are the gradients those that the differences find?
 kinks.py       what can be asked where there is no derivative
-rounding.py    whether forward or backward has lost its digits at the inputs
+rounding.py    whether forward or backward has lost its digits at the inputs; inexact.py: what rounds
 probes.py      what a right formula can still get wrong: strides, needs, repeated leaves, ...
 repeats.py     indices that name a row twice
 scaling.py     the same with one length three times as long

@@ -30,11 +30,13 @@ from tinydiff.gradcheck.calling import cache_first
 from tinydiff.gradcheck.check import Check
 from tinydiff.gradcheck.flow import Flow, lines_of_loss, suspects
 from tinydiff.gradcheck.pairs import PairSubject
+from tinydiff.gradcheck.reindex import constants
 from tinydiff.gradcheck.reindex import windows as of_forward
 from tinydiff.gradcheck.repairs import Repair, repairs
 from tinydiff.gradcheck.report import Blame
-from tinydiff.gradcheck.rerun import CLOSE, Codes, Rerun, Truth, size_of
+from tinydiff.gradcheck.rerun import CLOSE, Rerun, Truth, size_of
 from tinydiff.gradcheck.source import Source, short
+from tinydiff.gradcheck.taps import Codes
 from tinydiff.gradcheck.trees import base_of
 
 MOST_REPAIRS, MOST_WORK = 600, 2 * 10**7  # backward passes; numbers that they read
@@ -74,6 +76,7 @@ class _Search(Rerun):
         proven = self._substitute()
         followed = self._follow()
         is_copy = proven is not None and self.flow is not None and self.flow.copies(proven[1])
+        is_copy = is_copy and not self._copies_another(*(proven or ("", 0)))
         found = self._repair(None if is_copy else proven, followed)  # a line that only names what is given is not wrong
         if found is not None:
             source, repair, others = found
@@ -89,10 +92,17 @@ class _Search(Rerun):
         source = next(s for s in self.sources.values() if s.node.lineno <= line <= (s.node.end_lineno or 0))
         return Blame(short(source.file), line, source.line(line), None, code, self._right_before(line), [], variable)
 
+    def _copies_another(self, name: str, line: int) -> bool:
+        """Whether a line gives a variable the right value of the gradient of something else: dhn = dan."""
+        flow = self.flow
+        found = [s for s in flow.statements if s.lineno == line] if flow is not None else []
+        value = found[0].value if len(found) == 1 and isinstance(found[0], ast.Assign) else None
+        return isinstance(value, ast.Name) and value.id in self.right and all(n != value.id for n, *_ in self.wrong)
+
     def _first_wrong(self, name: str, line: int) -> Blame | None:
         """Blames the line that makes a wrong value; where that only takes a part of L_Y, the one line that uses it."""
         flow = self.flow
-        if flow is None or not flow.copies(line):
+        if flow is None or not flow.copies(line) or self._copies_another(name, line):
             return self._blame(line, name)
         if self.is_loss:
             return None  # what reads it in place may be missing just as well
@@ -192,43 +202,45 @@ class _Search(Rerun):
         events = self.backward_events
 
         def note(name: str, line: int, value: Any) -> Any:
-            if taps.is_floating(value):
-                events.append((name, line, np.array(value, np.float64)))
+            if taps.is_floating(value) or taps.is_complex(value):
+                events.append((name, line, np.array(value, np.complex128 if taps.is_complex(value) else np.float64)))
             return value
 
         self.gradients(codes, note)
         forward = self._forward()
         if forward is None or not events:
             return
-        seen: list[tuple[str, tuple[int, ...]]] = []
+        seen: list[tuple[str, tuple[int, ...], bool]] = []
 
         def list_them(name: str, line: int, value: Any) -> Any:
-            if taps.is_floating(value):
-                seen.append((name, np.shape(value)))
+            if taps.is_floating(value) or taps.is_complex(value):
+                seen.append((name, np.shape(value), taps.is_complex(value)))
                 self.kept.setdefault(name, []).append(np.array(value))
             return value
 
         self.values({forward[0]: forward[1]}, list_them)
-        known = {name for name, _ in seen}
+        known = {name for name, *_ in seen}
         self.forward_code = forward
         cache: dict[int, list[tuple[np.ndarray, float, float]]] = {}
         for name, line, value in events:
             base = self.check.given_names.get(name) or base_of(name, known.__contains__)
             if base is None or base == name:
                 continue
-            places = [i for i, (other, shape) in enumerate(seen) if other == base and shape == value.shape]
+            kind = taps.is_complex(value)
+            places = [i for i, what in enumerate(seen) if what == (base, value.shape, kind)]
             if not places or len(places) > 8:
                 continue
             for i in places:
                 if i not in cache:
-                    cache[i] = [self._slope(i, value.shape) for _ in range(2)]
+                    cache[i] = [self._slope(i, value.shape, kind) for _ in range(2)]
             matches = [
-                all(abs(float(np.vdot(value, v)) - s) <= a + CLOSE * size_of(value, v) for v, s, a in cache[i])
+                all(abs(float(np.vdot(g, v).real) - s) <= a + CLOSE * size_of(g, v) for v, s, a in cache[i])
                 for i in places
+                for g in ((value, value.conj()) if kind else (value,))
             ]
             if any(matches):
                 self.right.setdefault(name, []).append(line)
-            elif len(places) == 1:
+            elif len(places) == 1 and not kind:  # of complex numbers there are other conventions
                 self.wrong.append((name, line, base, places[0]))
 
     def values(self, codes: Codes, tap: taps.Tap) -> list[Any]:
@@ -241,16 +253,16 @@ class _Search(Rerun):
 
         def move(name: str, line: int, value: Any) -> Any:
             nonlocal count
-            if not taps.is_floating(value):
+            if not (taps.is_floating(value) or taps.is_complex(value)):
                 return value
             count += 1
             return value + by if count == place else value
 
         return self.values({self.forward_code[0]: self.forward_code[1]}, move)
 
-    def _slope(self, place: int, shape: tuple[int, ...]) -> tuple[np.ndarray, float, float]:
+    def _slope(self, place: int, shape: tuple[int, ...], is_complex: bool) -> tuple[np.ndarray, float, float]:
         """A direction in an intermediate, the loss's slope along it, and its error."""
-        v = self.check.random(shape)
+        v = self.check.random(shape) + (1j * self.check.random(shape) if is_complex else 0)
         slopes = []
         for h in (1e-5, 2e-5):
             above, below = (self._moved(place, s * h * v) for s in (1, -1))
@@ -349,15 +361,22 @@ class _Search(Rerun):
 
     def _names(self, f: types.FunctionType, shapes: dict[str, tuple[int, ...]]) -> tuple[Any, list[str]]:
         """Whether two variables are alike, and expressions that may be missing."""
+        given: dict[str, tuple[int, ...]] = {}  # of L_Y
+        if self.flow is not None and self.flow.node is self.sources[f].node:
+            outputs = [u.shape for u in self.check.U if u is not None]
+            given = dict(zip(self.flow.cotangents_in_order, outputs, strict=False))
         variables = [n for n in f.__code__.co_varnames if n not in ("self", "cache", "ctx", "_")]
 
         def alike(a: str, b: str) -> bool:
-            return shapes[a] == shapes[b] if a in shapes and b in shapes else a not in shapes and b not in shapes
+            known = given | shapes
+            return known[a] == known[b] if a in known and b in known else a not in shapes and b not in shapes
 
         alike.names = variables  # type: ignore[attr-defined]
         parts = {ast.unparse(n) for n in _walk(self.sources[f]) if isinstance(n, ast.Subscript) and _is_read(n)}
         forms = ("{}", "len({})", "{}.shape[1]", "{}.size", "({} > 0)", "(1 - {} ** 2)", "({} * (1 - {}))", "{} ** 2")
-        return alike, [*(form.replace("{}", n) for form in forms for n in variables), *sorted(parts)]
+        forward = self._forward_function()
+        fixed = [c for source in taps.sources([forward] if forward else []).values() for c in constants(source.node)]
+        return alike, [*(form.replace("{}", n) for form in forms for n in variables), *sorted(parts), *fixed]
 
     def _right_before(self, line: int) -> list[str]:
         return [name for name, lines in self.right.items() if max(lines) < line]

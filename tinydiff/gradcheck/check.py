@@ -95,6 +95,7 @@ class Check:
         self.cause: Exception | None = None  # what backward raised first
         self.quiet = False  # no line of source is looked for
         self.coarse = False  # whether rounding may be all that a gradient and the differences differ by here
+        self.rounded_codes: Any = None  # functions of the passes with code that rounds at random, when it is needed
         self.columns = 0  # of Jacobians, computed so far for explanations
         self.draw()
 
@@ -125,8 +126,12 @@ class Check:
         return directions
 
     def forward(self, arrays: list[Any]) -> list[Any]:
-        """The outputs of what the differences are taken of, with 0 where the output is not finite at the point."""
-        ys = self.ground.forward(self.grounded(arrays))
+        """The outputs of what the differences are taken of, with 0 where the output is not finite at the point. Where a step
+        leaves fn's domain, and fn raises as math.log does, they are NaN, as those of np.log would be."""
+        try:
+            ys = self.ground.forward(self.grounded(arrays))
+        except (ValueError, ArithmeticError):
+            ys = [None if y is None else np.full(y.shape, np.nan) for y in self.centre]
         return [y if f is None or f.all() else np.where(f, y, 0) for y, f in zip(ys, self.finite, strict=True)]
 
     def grounded(self, arrays: Sequence[Any]) -> list[Any]:

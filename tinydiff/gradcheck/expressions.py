@@ -100,6 +100,8 @@ def _of_operators(e: ast.BinOp) -> Iterator[Change]:
         for number in (2.0, 0.5):
             yield "ratio", 2, ast.BinOp(ast.BinOp(ast.Constant(number), ast.Mult(), e.left), e.op, e.right)
             yield "ratio", 2, ast.BinOp(e.left, e.op, ast.BinOp(ast.Constant(number), ast.Mult(), e.right))
+    if isinstance(e.op, ast.Add):
+        yield "sign", 0, ast.BinOp(e.right, ast.Sub(), e.left)
     if isinstance(e.op, ast.Sub):
         yield "sign", 0, ast.BinOp(e.right, e.op, e.left)
         yield "missing", 1, ast.UnaryOp(ast.USub(), e.right)
@@ -116,6 +118,8 @@ def _of_operators(e: ast.BinOp) -> Iterator[Change]:
             inner = ast.BinOp(e.left.right, ast.Pow(), e.right)
             yield "local-derivative", 0, ast.BinOp(e.left.left, e.left.op, inner)
         yield "factor", 0, e.left
+        if isinstance(e.right, ast.Constant) and isinstance(e.right.value, int):  # x^2 for 3 x^2
+            yield "local-derivative", 1, ast.BinOp(ast.Constant(e.right.value + 1), ast.Mult(), e)
         yield "sign", 1, ast.BinOp(e.left, ast.Pow(), ast.UnaryOp(ast.USub(), e.right))
     elif isinstance(e.op, ast.Sub | ast.Add) and isinstance(e.left, ast.Constant):
         yield "local-derivative", 0, ast.BinOp(e.left, e.op, _squared(e.right))

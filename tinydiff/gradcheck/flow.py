@@ -55,7 +55,7 @@ class Flow:
             for s in self.statements:
                 if self.reads(s) & self.carrying:
                     self.carrying |= changed_by(s)
-        self.cotangents = set(cotangents)
+        self.cotangents, self.cotangents_in_order = set(cotangents), list(cotangents)
 
     def reads(self, statement: ast.AST) -> set[str]:
         """Variables whose values a statement reads; those that it only adds to are not among them."""
@@ -138,12 +138,14 @@ def _is_plain(statement: ast.stmt, shared: Collection[str]) -> bool:
     value = getattr(statement, "value", None)
     if value is None or not isinstance(statement, ast.Assign) or _writes_inside(statement):
         return False
+    if isinstance(value, ast.Subscript) and any(isinstance(t, ast.Tuple | ast.List) for t in statement.targets):
+        return False  # b, a = places[i, j]: nothing else would tell that they are exchanged
     for n in ast.walk(value):
         if isinstance(n, ast.BinOp | ast.UnaryOp | ast.Compare | ast.BoolOp):
             return isinstance(n, ast.UnaryOp) and isinstance(n.operand, ast.Constant)
         if isinstance(n, ast.Call):
             name = n.func.attr if isinstance(n.func, ast.Attribute) else getattr(n.func, "id", "")
-            if name not in PLAIN and name not in shared:
+            if name == "divmod" or (name not in PLAIN and name not in shared):
                 return False
     return True
 

@@ -15,6 +15,7 @@ from tinydiff.gradcheck.source import Definition
 
 Change = tuple[str, int, ast.expr]  # the code of the diagnosis, the rank, the new expression
 MOST_WINDOWS, MOST_FAMILY = 12, 6  # of forward that are tried; renamed terms for one expression
+MOST_EXCHANGED, MOST_CONSTANTS = 6, 4  # names in an index, any two of which are exchanged; constants of forward
 
 
 def windows(forward: ast.AST) -> list[ast.expr]:
@@ -26,6 +27,20 @@ def windows(forward: ast.AST) -> list[ast.expr]:
     return list(found.values())[:MOST_WINDOWS]
 
 
+def constants(forward: ast.AST) -> list[str]:
+    """What forward computes of numbers alone, such as np.sqrt(2 / np.pi): the largest such expressions."""
+    found: list[str] = []
+    queue: list[ast.AST] = [forward]
+    while queue:
+        n = queue.pop(0)
+        if isinstance(n, ast.BinOp | ast.Call) and _names(n) <= {"np", "numpy", "math"}:
+            if any(isinstance(c, ast.Constant) for c in ast.walk(n)):
+                found.append(ast.unparse(n))
+            continue
+        queue += ast.iter_child_nodes(n)
+    return list(dict.fromkeys(found))[:MOST_CONSTANTS]
+
+
 def of_subscripts(e: ast.Subscript, known: Sequence[str], borrowed: Sequence[ast.expr]) -> Iterator[Change]:
     """Another window for a window, and a sum over axes for one index in each."""
     names = set(known)
@@ -33,6 +48,9 @@ def of_subscripts(e: ast.Subscript, known: Sequence[str], borrowed: Sequence[ast
         alike = type(window) is type(e.slice) and len(getattr(window, "elts", ())) == len(getattr(e.slice, "elts", ()))
         if alike and ast.unparse(window) != ast.unparse(e.slice) and _names(window) <= names:
             yield "misplaced", 1, ast.Subscript(e.value, window, e.ctx)
+    inside = sorted(_names(e.slice) & names) if isinstance(e.slice, ast.Tuple) else []
+    for a, b in itertools.combinations(inside, 2) if len(inside) <= MOST_EXCHANGED else ():
+        yield "misplaced", 1, ast.Subscript(e.value, _Exchanged(a, b).visit(copy.deepcopy(e.slice)), e.ctx)
     if not isinstance(e.ctx, ast.Load):
         return
     parts = e.slice.elts if isinstance(e.slice, ast.Tuple) else [e.slice]
@@ -50,13 +68,13 @@ def of_axes(e: ast.Call) -> Iterator[Change]:
     if e.func.attr == "transpose":
         order = [p.value for p in lengths if isinstance(p, ast.Constant) and isinstance(p.value, int)]
         inner = e.func.value
-        if len(order) != len(lengths) or sorted(order) != list(range(len(order))) or not 2 <= len(order) <= 4:
+        if len(order) != len(lengths) or sorted(order) != list(range(len(order))) or not 2 <= len(order) <= 6:
             return
         if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and inner.func.attr == "reshape":
             sizes = _arguments(inner)
             if len(sizes) == len(order):  # the elements are taken in the order in which they lie
                 yield "axis", 0, _method(inner.func.value, "reshape", [sizes[i] for i in order])
-        for other in itertools.permutations(range(len(order))):
+        for other in itertools.permutations(range(len(order))) if len(order) <= 4 else _exchanges(order):
             if list(other) != order:
                 yield "axis", 2, _method(inner, "transpose", [ast.Constant(i) for i in other])
     if e.func.attr == "reshape" and 2 <= len(lengths) <= 5:
@@ -68,6 +86,13 @@ def of_axes(e: ast.Call) -> Iterator[Change]:
             swapped = _method(e.func.value, "reshape", sizes)
             yield "axis", 2, _method(swapped, "transpose", [ast.Constant(p) for p in order])
             yield "axis", 2, swapped
+
+
+def _exchanges(order: Sequence[int]) -> Iterator[list[int]]:
+    for i, j in itertools.combinations(range(len(order)), 2):
+        other = list(order)
+        other[i], other[j] = order[j], order[i]
+        yield other
 
 
 def of_order(e: ast.BinOp) -> Iterator[Change]:
@@ -157,6 +182,14 @@ class _Scaled(ast.NodeTransformer):
         if not self.inside or node.id not in self.names:
             return node
         return ast.BinOp(ast.parse(self.factor, mode="eval").body, ast.Mult(), node)
+
+
+class _Exchanged(ast.NodeTransformer):
+    def __init__(self, a: str, b: str) -> None:
+        self.other = {a: b, b: a}
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(self.other.get(node.id, node.id), node.ctx)
 
 
 class _Renamed(ast.NodeTransformer):

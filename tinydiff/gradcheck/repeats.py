@@ -16,6 +16,7 @@ from tinydiff.gradcheck.diagnosis import explain
 from tinydiff.gradcheck.report import Diagnosis
 from tinydiff.gradcheck.slopes import holds, settle
 
+UNLIKELY = 0.05  # so seldom would columns of an index be without repetition by chance
 DISTINCT = (
     "perm",
     "order",
@@ -32,10 +33,10 @@ DISTINCT = (
 
 def repeats(check: Check) -> None:
     for i, a in enumerate(check.subject.args):
-        if not is_array(a) or a.dtype.kind not in "iu" or a.size < 2 or len(np.unique(to_numpy(a))) < a.size:
+        axis = _free_axis(to_numpy(a)) if is_array(a) and a.dtype.kind in "iu" else None
+        if axis is None:
             continue
         b, name = a.copy(), check.subject.input_names[i]
-        axis = next(axis for axis, n in enumerate(b.shape) if n > 1)
         part: tuple[slice | int, ...] = (slice(None),) * axis
         b[(*part, 1)] = b[(*part, 0)]
         with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -51,6 +52,16 @@ def repeats(check: Check) -> None:
         _tell(check, variant, name, _must_be_distinct(check, to_numpy(a), name))
         if check.report.findings:
             return
+
+
+def _free_axis(a: np.ndarray) -> int | None:
+    """The axis along which a row can be repeated: the first of an array of distinct values, or of one whose columns name
+    nothing twice, d[a[:, j]] += ..."""
+    axis = next((axis for axis, n in enumerate(a.shape) if n > 1), None)
+    if axis is None or len(np.unique(a)) == a.size:
+        return axis
+    distinct = np.all(np.diff(np.sort(a, axis), axis=axis) != 0)
+    return axis if axis == 0 and a.ndim > 1 and distinct else None
 
 
 def _tell(check: Check, variant: Check, name: str, noted: bool) -> None:
@@ -83,5 +94,9 @@ def _must_be_distinct(check: Check, a: np.ndarray, name: str) -> bool:
     """Whether an index may be one that names every row once, or that must grow."""
     if any(word in name.lower() for word in DISTINCT):
         return True
+    if len(np.unique(a)) < a.size:  # only within columns: by chance, or because each ranks something?
+        values = int(a.max()) - int(a.min()) + 1
+        chance = np.prod(1 - np.arange(len(a)) / values) ** (a.size / len(a))
+        return bool(chance < UNLIKELY)
     lengths = {n for x in check.point for n in x.shape}
     return a.size in lengths and bool(np.array_equal(np.sort(a, None), np.arange(a.size)))

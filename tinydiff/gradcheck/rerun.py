@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,9 @@ from tinydiff.gradcheck import numeric, taps
 from tinydiff.gradcheck.check import Check
 from tinydiff.gradcheck.pairs import PairSubject
 from tinydiff.gradcheck.subject import TapeSubject
+from tinydiff.gradcheck.taps import Codes
 
 CLOSE = 1e-6
-
-Codes = Mapping[types.FunctionType, types.CodeType]
 
 
 class Truth:
@@ -51,7 +50,7 @@ class Truth:
 
 
 def size_of(g: np.ndarray, v: np.ndarray) -> float:
-    return float(np.sum((g * v) ** 2)) ** 0.5
+    return float(np.sum(np.abs(g * v) ** 2)) ** 0.5
 
 
 class Rerun:

@@ -8,25 +8,22 @@ places; one whose digits cancel changes as much as it is uncertain.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from tinydiff.backend import is_array, to_numpy
-from tinydiff.gradcheck import numeric
+from tinydiff.gradcheck import inexact, numeric, taps
 
 RUNS = 6
 SURE = 1000  # times the spread of two runs: a discrepancy so large is no rounding
 AGREE = 1e-3  # of its size: a complex step that is as close has the same value
 FINER = 1000  # times as short a step shows whether the differences agree with each other
 MARGIN = 10  # times the spread of all runs: one so small may be
-
-# These choose among numbers, or change a sign, and round nothing.
-EXACT = {
-    np.maximum, np.minimum, np.fmax, np.fmin, np.negative, np.positive, np.absolute, np.fabs, np.sign, np.copysign,
-    np.floor, np.ceil, np.rint, np.trunc, np.conjugate, np.nextafter, np.spacing, np.ldexp,
-}  # fmt: skip
+WILD = 1e-4  # of the size of fn's values: what no rounding, but only too long a step leaves in a fourth difference
 
 
 class Rounded(np.ndarray):
@@ -40,6 +37,19 @@ class Rounded(np.ndarray):
     def __getitem__(self, key: Any) -> Any:
         return wrapped(super().__getitem__(key), self.rng)  # an element is an array, too
 
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if inexact.is_of_matrices(func):  # the result is right for a matrix that is as near
+            args = [inexact.moved(_plain(a), self.rng, together=True) for a in args]
+            results = func(*args, **kwargs)
+        else:
+            results = super().__array_function__(func, types, args, kwargs)
+            if not inexact.rounds(func):
+                return results
+        if isinstance(results, tuple):
+            parts = [wrapped(inexact.moved(_plain(y), self.rng), self.rng) for y in results]
+            return type(results)(*parts) if hasattr(results, "_fields") else tuple(parts)
+        return wrapped(inexact.moved(_plain(results), self.rng), self.rng)
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
         if out is not None:
             options["out"] = tuple(_plain(a) for a in out)
@@ -47,14 +57,14 @@ class Rounded(np.ndarray):
         if method == "at":
             return None
         many = results if isinstance(results, tuple) else (results,)
-        rounds = ufunc not in EXACT
+        rounds = inexact.rounds(ufunc)
         if out is not None:
             for a in options["out"]:
                 if rounds and a is not None:
-                    a[...] = _moved(a, self.rng)
+                    a[...] = inexact.moved(a, self.rng)
             many = tuple(y if o is None else o for y, o in zip(many, out, strict=True))
         else:
-            many = tuple(wrapped(_moved(y, self.rng) if rounds else y, self.rng) for y in many)
+            many = tuple(wrapped(inexact.moved(y, self.rng) if rounds else y, self.rng) for y in many)
         return many if isinstance(results, tuple) else many[0]
 
 
@@ -71,35 +81,36 @@ def _plain(a: Any) -> Any:
     return a.view(np.ndarray) if isinstance(a, Rounded) else a
 
 
-def _moved(y: Any, rng: np.random.Generator) -> Any:
-    kind = getattr(getattr(y, "dtype", None), "kind", "")
-    if kind == "c":
-        y = np.array(y)
-        y.real, y.imag = _moved(y.real, rng), _moved(y.imag, rng)
-        return y
-    if kind != "f":
-        return y
-    up = rng.random(np.shape(y)) < 0.5
-    with np.errstate(all="ignore"):
-        return np.where(y == 0, y, np.nextafter(y, np.where(up, y.dtype.type(np.inf), y.dtype.type(-np.inf))))
-
-
 def explains(check: Any, v: list[Any], slope: numeric.Slope, claimed: float) -> bool:
     """Whether rounding in forward and backward may be all that the two values of <L_X, v> differ by."""
     if not all(isinstance(x, np.ndarray) for x in check.point) or not np.isfinite(claimed):
         return False
-    if _steps_are_too_long(check, v, slope, claimed):
+    if _steps_are_too_long(check, v, slope, claimed) or _is_staircase(check, v, slope, claimed):
         return True
+    codes = _codes(check)
+    for keep, used in ((wrapped, codes), (_as_it_is, codes), (wrapped, {})):
+        with contextlib.suppress(Exception):  # a pass that takes plain arrays only, or does not stand the changed code
+            return _is_spread(check, v, slope, claimed, keep, used)
+        if not codes:
+            break
+    return False  # nothing is known
+
+
+def _is_spread(
+    check: Any, v: list[Any], slope: numeric.Slope, claimed: float, keep: Callable[..., Any], codes: Any
+) -> bool:
+    """Whether the two values come out as far apart from run to run as they are from each other."""
     gap, spread = abs(claimed - slope.value), 0.0
     for run in range(RUNS):
         rng = np.random.default_rng([check.report.seed, run])
-        try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
-                warnings.simplefilter("ignore")
-                found = _numerical(check, v, slope, rng) - slope.value, _analytic(check, v, rng) - claimed
-                spread = float(np.max(np.abs([spread, *found])))  # NaN, if one is
-        except Exception:
-            return False  # a pass that takes plain arrays only: nothing is known
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            with taps.exchanged(codes, inexact.Roundings(rng, keep)):  # type: ignore[arg-type]
+                found = (
+                    _numerical(check, v, slope, lambda x: keep(x, rng), rng) - slope.value,  # noqa: B023
+                    _analytic(check, v, lambda x: keep(x, rng)) - claimed,  # noqa: B023
+                )
+            spread = float(np.max(np.abs([spread, *found])))  # NaN, if one is
         if not np.isfinite(spread):
             return True
         if run == 1 and spread * SURE < gap:
@@ -107,10 +118,32 @@ def explains(check: Any, v: list[Any], slope: numeric.Slope, claimed: float) -> 
     return gap <= MARGIN * spread
 
 
+def _as_it_is(a: Any, rng: np.random.Generator) -> Any:
+    return a
+
+
+def _codes(check: Any) -> taps.Codes:
+    """The functions of the user that the passes run, each with code that moves what it computes."""
+    if check.rounded_codes is None:
+        check.rounded_codes = {}
+        with contextlib.suppress(Exception), warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            U = [u.copy() if is_array(u) else u for u in check.U]  # backward may write into them
+            run = taps.functions_run(lambda: (check.forward(check.point), check.vjp(U)))
+            for f, source in taps.sources(run).items():
+                if (code := inexact.code_of(f, source.node)) is not None:
+                    check.rounded_codes[f] = code
+    return check.rounded_codes
+
+
 def _steps_are_too_long(check: Any, v: list[Any], slope: numeric.Slope, claimed: float) -> bool:
-    """Whether the complex step has backward's value where all differences leap over what fn does: log|x| near 0."""
+    """Whether all differences leap over what fn does: log|x| near 0. Either fourth differences, which for a smooth function
+    are nothing but rounding, are as large as the values, or the complex step has backward's value."""
     if slope.exact or check.ground_dtype != np.float64:
         return False
+    natural = numeric.norm_of_products(check.U, check.centre)
+    if not slope.trusted and slope.error * slope.step > 10 * WILD * natural:
+        return True
     try:
         sharp = numeric.complex_step(check.forward, check.point, v, check.centre, check.U)
     except Exception:
@@ -122,9 +155,21 @@ def _steps_are_too_long(check: Any, v: list[Any], slope: numeric.Slope, claimed:
     return not abs(finer.value - slope.value) <= 0.1 * max(slope.size, finer.size)
 
 
-def _numerical(check: Any, v: list[Any], slope: numeric.Slope, rng: np.random.Generator) -> float:
-    def forward(arrays: list[Any]) -> list[Any]:
-        return check.forward([wrapped(x, rng) for x in arrays])
+def _is_staircase(check: Any, v: list[Any], slope: numeric.Slope, claimed: float) -> bool:
+    """Whether fn is flat and jumps, as int(100 x) / 100 does: backward's 0 and the slope across many jumps are both right."""
+    if claimed != 0 or slope.exact or slope.trusted:
+        return False
+    if any(y is not None and y.size and numeric.resolution(y) > numeric.EPS for y in check.centre):
+        return False  # flat because it computes in float32
+    return numeric.differences(check.forward, check.point, v, check.centre, check.U, min(numeric.OTHER_STEPS)).size == 0
+
+
+def _numerical(
+    check: Any, v: list[Any], slope: numeric.Slope, keep: Callable[[Any], Any], rng: np.random.Generator
+) -> float:
+    def forward(arrays: Sequence[Any]) -> list[Any]:
+        steps = (x is not y and d.any() for x, y, d in zip(arrays, check.point, v, strict=True))  # x + h v is rounded
+        return check.forward([keep(inexact.moved(x, rng) if m else x) for x, m in zip(arrays, steps, strict=True)])
 
     if slope.method == "complex step":
         h = 1e-20
@@ -136,7 +181,7 @@ def _numerical(check: Any, v: list[Any], slope: numeric.Slope, rng: np.random.Ge
     return numeric.differences(forward, check.point, v, forward(check.point), check.U, slope.step).value
 
 
-def _analytic(check: Any, v: list[Any], rng: np.random.Generator) -> float:
-    U = [wrapped(u.copy(), rng) if is_array(u) else u for u in check.U]  # backward may write into them
-    got = check.subject.vjp([wrapped(x, rng) for x in check.arrays()], U)
+def _analytic(check: Any, v: list[Any], keep: Callable[[Any], Any]) -> float:
+    U = [keep(u.copy()) if is_array(u) else u for u in check.U]  # backward may write into them
+    got = check.subject.vjp([keep(x) for x in check.arrays()], U)
     return float(sum(np.vdot(to_numpy(g), to_numpy(d)) for g, d in zip(got, v, strict=True) if g is not None))

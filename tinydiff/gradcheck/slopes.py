@@ -14,6 +14,8 @@ from tinydiff.gradcheck.kinks import at_kink
 from tinydiff.gradcheck.report import Diagnosis
 
 CALMER = 4  # other inputs that are tried where passes compute too coarsely
+COARSE = "the passes compute too coarsely to be compared"
+TOLD = Diagnosis("not-differentiable", "digits cancel, as in log(1 - p) with p close to 1: check at calmer inputs")
 MOST_SEPARATE = 8  # more arrays than this are first checked together, along one direction in all of them
 
 
@@ -21,14 +23,25 @@ def settle(check: Check, moves: int = 4) -> bool:
     """Purity and slopes, at other inputs if fn has a kink at these. True if nothing wrong was found."""
     check.report.probes += ["repeat", "purity"]
     coarse = moved = calmed = 0
+    asked: list[int] = []  # arrays whose gradients are not all zero at the given inputs
     for attempt in range(moves + 1):
         check.gradients = purity(check) or [None] * len(check.point)
         if check.report.findings:
             return False
+        reached = [k for k, g in enumerate(check.gradients) if g is not None and g.any()]
+        asked = asked if attempt else reached
         if not any(x.size for x in check.point) or not any(y.size for y in check.centre if y is not None):
             return True
         check.coarse = False
-        if slopes(check, last=attempt == moves or (coarse > 0 and calmed == CALMER)):
+        last = attempt == moves or (coarse > 0 and calmed == CALMER)
+        told = slopes(check, last)
+        if told and (coarse or moved) and not {*asked} <= {*reached}:  # and wrong ones would vanish, too
+            if last and not check.report.findings:
+                check.found(
+                    "slopes", min({*asked} - {*reached}), f"{COARSE}, and the gradients vanish at all others", TOLD
+                )
+            told = last
+        if told:
             break
         if check.coarse or coarse:
             coarse += 1
@@ -99,18 +112,13 @@ def slopes(check: Check, last: bool) -> bool:
     return True
 
 
-COARSE = "the passes compute too coarsely to be compared"
-
-
 def _inconclusive(check: Check, k: int, slope: numeric.Slope) -> None:
     if check.coarse:
         check.found(
             "slopes",
             k,
             f"{COARSE} at these inputs: rounding alone explains what the gradients differ by",
-            Diagnosis(
-                "not-differentiable", "digits cancel, as in log(1 - p) with p close to 1: check at calmer inputs"
-            ),
+            TOLD,
         )
         return
     check.found(

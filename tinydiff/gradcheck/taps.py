@@ -20,6 +20,7 @@ import numpy as np
 from tinydiff.gradcheck.source import Definition, Source, is_users, names_in, source_of
 
 TAP = "__tinydiff_tap__"
+Codes = Mapping[types.FunctionType, types.CodeType]
 Tap = Callable[[str, int, Any], Any]  # of a name, a line and a value: the value to go on with
 
 
@@ -133,13 +134,10 @@ def functions_run(call: Callable[[], Any]) -> list[types.FunctionType]:
         call()
     finally:
         sys.setprofile(before)
-    found = []
-    for code in codes:
-        if not is_users(code.co_filename):
-            continue
-        owners = [f for f in gc.get_referrers(code) if isinstance(f, types.FunctionType) and f.__code__ is code]
-        found += owners[:1]
-    return found
+    users = [code for code in codes if is_users(code.co_filename)]
+    referrers = gc.get_referrers(*users) if users else []
+    owners = {f.__code__: f for f in reversed(referrers) if isinstance(f, types.FunctionType)}
+    return [owners[code] for code in users if code in owners]
 
 
 def sources(functions: list[types.FunctionType]) -> dict[types.FunctionType, Source]:
@@ -149,3 +147,7 @@ def sources(functions: list[types.FunctionType]) -> dict[types.FunctionType, Sou
 
 def is_floating(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.floating | float) and np.asarray(value).dtype.kind == "f"
+
+
+def is_complex(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "c"
