@@ -21,8 +21,8 @@
 //
 // Bytes: a tile reads TILE_M pixels' patches and TILE_N columns of W, 64 (TILE_M + TILE_N) a slice. Neighbouring taps read the
 // same pixels and neighbouring tiles the same of both, so most come from the second-level cache. 128 x 256 at 16 bits: 2 * 128 *
-// 256 * 32 FLOP for 24 KiB, 85 FLOP/byte; an H100's tensor cores at 60 % need 600 T / 85 = 7 TB/s of that cache from all
-// multiprocessors together, which is why tiles are as large as registers allow.
+// 256 * 32 FLOP for 24 KiB, 85 FLOP/byte. At some 5 TB/s an H100's cache then allows 430 TFLOP/s, which is about what mma reach:
+// tiles are as large as registers allow.
 
 #include "tinydiff.cuh"
 #include "tensor.cuh"
@@ -96,7 +96,7 @@ KERNEL(tensor_convolution, THREADS)
     int first, last;
     slices_of_part(length, first, last);
     const int tap = first * TILE_K / C;
-    int c = first * TILE_K - tap * C, r = tap / max(S, 1), s = tap - r * S;  // of the slice that comes next; without taps there is none
+    int c = first * TILE_K - tap * C, r = tap / max(S, 1), s = tap - r * S;  // of the slice that comes next, if there is one
 #if BACKWARD
     const Turned w(W, n0, N, C);
 #else

@@ -73,6 +73,8 @@ def test_the_gradient_check_of_the_driver(rung):
         ("product_2_shared", "        __syncthreads();\n        for", "        for"),
         ("product_3_registers", "m < M && ka < K", "m <= M && ka < K"),
         ("product_4_pipeline", "cp_wait<0>(); ", "cp_wait<1>(); "),
+        ("product_6_tensor_cores", "k + 4 * (i / 2 % 2) + t", "k + 4 * (i % 2) + t"),
+        ("product_6_tensor_cores", "if (SPLIT) mma_tf32(sum[i][j], rest_a[i], from_b),", "if (SPLIT)"),
         ("convolution_2_implicit", "h >= 0 && h < d.H", "h < d.H"),
     ],
 )
@@ -98,7 +100,7 @@ def test_a_rung_that_is_not_there(capsys):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_rungs_compile_for_gpus_without_spills(file):
     variants = [{"VECTOR": 4}, {"VECTOR": 1}] if "VECTOR" in file.read_text(encoding="utf-8") else [{}]
-    for architecture in (75, 90):
+    for architecture in (80, 90) if "mma" in file.read_text(encoding="utf-8") else (75, 90):
         for defines in variants:
             usages = nvrtc.compile_source(str(file), defines, architecture)
             assert usages and not any(u.spills for u in usages)

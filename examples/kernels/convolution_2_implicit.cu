@@ -6,7 +6,7 @@
 // write and to read it.
 //
 //     reads, by every thread 8 for each 16 multiplications
-//     from L2, by a block    4 R S C (64 + 64) bytes for 64 pixels of 64 filters: 32 FLOP/byte
+//     from L2, by a block    4 R S C (64 + 64) bytes for 64 pixels of 64 filters: 16 FLOP/byte
 //
 // What bounds it: shared memory as in product_3_registers.cu, and the divisions that find a pixel. The kernels of
 // kernels/convolution.cu find it once for each row of a tile. The steps of product_4 and product_5 apply as they are: the weight

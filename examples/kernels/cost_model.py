@@ -18,17 +18,19 @@ class Card:
     memory: float = 2.9e12  # bytes a second, copying
     l2: float = 5.5e12  # bytes a second
     warps_multiplying: int = 4  # warps whose multiplications and additions a multiprocessor does in a cycle
+    on_tensor_cores: int = 20  # the same by mma in TF32, 62 % of what the data sheet says
     launch: float = 2e-6  # seconds that even an empty kernel takes
 
 
 @dataclass(frozen=True)
 class Rung:
     """What a kernel does. tile: rows and columns of Y that a block computes. reads: cycles that a multiprocessor's shared
-    memory or L1 cache needs for a warp, per multiplication of the warp. parts: of the sum."""
+    memory or L1 cache needs for a warp, per multiplication of the warp. parts: of the sum. tensor_cores: they multiply."""
 
     tile: tuple[int, int]
     reads: float
     parts: int = 1
+    tensor_cores: bool = False
 
 
 def predict(rung, M, N, K, card=Card()):
@@ -38,7 +40,7 @@ def predict(rung, M, N, K, card=Card()):
     rounds = math.ceil(blocks / card.multiprocessors)
     warp_multiplications = rung.tile[0] * rung.tile[1] * math.ceil(K / rung.parts) / 32  # of a block
     cycles = {
-        "arithmetic": warp_multiplications / card.warps_multiplying,
+        "arithmetic": warp_multiplications / (card.on_tensor_cores if rung.tensor_cores else card.warps_multiplying),
         "reads by warps": warp_multiplications * rung.reads,
     }
     seconds = {name: rounds * c / card.clock for name, c in cycles.items()}

@@ -19,6 +19,7 @@ from tinydiff import backend
 from tinydiff.cuda import host
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.source import KernelError
+from tinydiff.precision import rounded
 
 HERE = Path(__file__).parent
 
@@ -28,11 +29,12 @@ RUNGS = {  # tile of a block, cycles of reading per multiplication of a warp
     "product_3_registers": Rung((64, 64), 8 / 16),
     "product_4_pipeline": Rung((64, 64), 12 / 64),
     "product_5_split_k": Rung((64, 64), 12 / 64, parts=32),
+    "product_6_tensor_cores": Rung((64, 64), 1 / 16, tensor_cores=True),
     "convolution_1_naive": Rung((1, 256), 2),
     "convolution_2_implicit": Rung((64, 64), 8 / 16),
 }
 WRONG = "the kernel computes wrong numbers: an index is wrong, or a barrier is missing"
-THREADS = {"product_2_shared": 1024}
+THREADS = {"product_2_shared": 1024, "product_6_tensor_cores": 128}
 SHAPES = {"4096 x 4096 x 4096": (4096, 4096, 4096), "a weight gradient, 128 x 128 x 131072": (128, 128, 131072)}
 
 
@@ -44,14 +46,16 @@ def contiguous(x):
     return backend.array_module(x).ascontiguousarray(x)
 
 
-def product(rung, A, B, parts=None):
-    """A (M, K) B (K, N) by a rung's kernel; float32."""
+def product(rung, A, B, parts=None, split=True):
+    """A (M, K) B (K, N) by a rung's kernel; float32. On tensor cores as exact as that by `split`, else of numbers in TF32."""
     M, K, N = *A.shape, B.shape[1]
     A, B, Y = contiguous(A), contiguous(B), empty(A, M, N)
     sizes = [np.int32(n) for n in (M, N, K)]
     tile, threads = RUNGS[rung].tile, THREADS.get(rung, 256)
     grid = [-(-N // tile[1]), -(-M // tile[0]), 1]
-    defines = {"VECTOR": 4 if K % 4 == N % 4 == 0 else 1} if rung[8] in "45" else {}
+    defines = {"VECTOR": 4 if K % 4 == N % 4 == 0 else 1} if rung[8] in "456" else {}
+    if RUNGS[rung].tensor_cores:
+        defines["SPLIT"] = int(split)
     file = str(HERE / f"{rung}.cu")
     if rung != "product_5_split_k":
         launch(file, "product", grid, (threads, 1, 1), [A, B, Y, *sizes], defines=defines)
@@ -127,6 +131,9 @@ def check(rung, parts=None):
     if not rung.startswith("convolution"):
         odd = [x[:33, :19] if i == 0 else x[:19, :67] for i, x in enumerate(inputs)]
         assert np.abs(layer.apply(*odd).data - odd[0].astype(float) @ odd[1]).max() < 1e-4, WRONG
+    if RUNGS[rung].tensor_cores:
+        exact = np.matmul(*[rounded(x, "tf32").astype(float) for x in inputs])
+        assert np.abs(product(rung, *inputs, split=False) - exact).max() < 1e-4, WRONG
     return td.gradcheck(layer, inputs, dtype=np.float32)
 
 
@@ -138,7 +145,7 @@ def measure(rung, M, N, K, repeats=10):
     for _ in range(repeats + 1):  # the first compiles
         start, end = cupy.cuda.Event(), cupy.cuda.Event()
         start.record()
-        product(rung, A, B)
+        product(rung, A, B, split=False)
         end.record()
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(start, end) / 1000)

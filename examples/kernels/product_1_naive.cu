@@ -5,7 +5,7 @@
 //
 //     FLOPs                  2 M N K
 //     reads, by every thread 2 K numbers, for 2 K FLOPs: one read for each FLOP
-//     from L2, by a block    4 K (8 + 32) bytes for 8 x 32 entries, if its rows and columns stay in the L1 cache: 13 FLOP/byte
+//     from L2, by a block    4 K (8 + 32) bytes for 8 x 32 entries, if its rows and columns stay in the L1 cache: 3.2 FLOP/byte
 //
 // What bounds it: a multiprocessor serves one warp's read a cycle but multiplies for four warps. Two reads for each
 // multiplication leave 1/8 of its arithmetic in use.

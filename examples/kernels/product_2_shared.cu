@@ -2,7 +2,7 @@
 //
 // Why: each number that comes from far away then serves 32 threads for certain, whatever the caches do.
 //
-//     from L2, by a block    4 K (32 + 32) bytes for 32 x 32 entries: 16 FLOP/byte
+//     from L2, by a block    4 K (32 + 32) bytes for 32 x 32 entries: 8 FLOP/byte
 //     reads, by every thread 2 K numbers as before, now from shared memory
 //
 // What bounds it: shared memory also serves one warp's read a cycle. So there is no gain where caches did well, and this rung

@@ -4,7 +4,7 @@
 // nothing to read again. This, not shared memory, is what makes products fast.
 //
 //     reads, by every thread 8 for each 16 multiplications: a quarter of before
-//     from L2, by a block    4 K (64 + 64) bytes for 64 x 64 entries: 32 FLOP/byte
+//     from L2, by a block    4 K (64 + 64) bytes for 64 x 64 entries: 16 FLOP/byte
 //
 // What bounds it: 8 reads take 8 cycles, 16 multiplications of a warp 4 of them. Half of the arithmetic is in use.
 //

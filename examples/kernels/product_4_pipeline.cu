@@ -5,7 +5,7 @@
 // starts the copies of slice k + 1, multiplies slice k, and only then waits. With two places for slices one barrier is enough.
 //
 //     reads, by every thread 8 of 16 bytes for each 64 multiplications; a warp's take 12 cycles, the multiplications 16
-//     from L2, by a block    as before: 32 FLOP/byte
+//     from L2, by a block    as before: 16 FLOP/byte
 //
 // What bounds it: the arithmetic, for large matrices. VECTOR is 1 where K or N is no multiple of 4, since rows then do not begin
 // at multiples of 16 bytes. Rows of a are 20 floats apart: 16-byte aligned, and rows that are read together lie in different banks.

@@ -43,8 +43,9 @@ FOUR = {"VECTOR": 4}
 # Of an inner loop: its share of multiplications, and operands that come by asynchronous copies alone.
 PRODUCT = {"warps": 16, "loop FFMA": 1024, "loop share": 0.845, "wide stores": 16, "loop wide copies": 1}
 CONVOLUTION = {**PRODUCT, "loop share": 0.78, "loop wide copies": 2}
-# On tensor cores: 64 products of fragments for each slice of 64 bytes of K, and other blocks see the parts before the count.
-TENSOR = {"warps": 8, "loop HMMA": 64, "loop wide copies": 6, "wide stores": 8, "fenced": 1}
+# On tensor cores: 64 products of fragments for each slice of 64 bytes of K; other blocks see the parts before the count, and all
+# but the last leave then.
+TENSOR = {"warps": 8, "loop HMMA": 64, "loop wide copies": 6, "wide stores": 8, "fenced": 1, "last alone": 1}
 SMALL_TENSOR = TENSOR | {"warps": 20, "loop HMMA": 16, "loop wide copies": 4}  # warps of 32 x 32
 WITHOUT_LOADS = {"loop LDG": 0, "loop SHFL": 0}
 
@@ -221,6 +222,19 @@ def fenced(instructions: Iterable[Instruction]) -> bool:
     return True
 
 
+def last_alone(instructions: Iterable[Instruction]) -> bool:
+    """Whether threads can leave the kernel after each atomic addition, before the fence of the block that was the last to count."""
+    counted = False
+    for i in instructions:
+        if i.kind == "ATOMG":
+            counted = True
+        elif i.kind == "EXIT" and i.guard:
+            counted = False
+        elif i.kind == "MEMBAR" and counted:
+            return False
+    return not counted
+
+
 def figures_of(instructions: Sequence[Instruction], loops: Sequence[Loop], usage: nvrtc.Usage) -> dict[str, float]:
     """What is counted of a kernel. warps: how many of a multiprocessor its registers allow. "loop ...": in the loop that
     multiplies most, if there is one."""
@@ -235,7 +249,7 @@ def figures_of(instructions: Sequence[Instruction], loops: Sequence[Loop], usage
         "in flight": in_flight(instructions),
     }
     if any(i.kind == "ATOMG" for i in instructions):
-        found["fenced"] = fenced(instructions)
+        found |= {"fenced": fenced(instructions), "last alone": last_alone(instructions)}
     if hot.count("FFMA", "HMMA"):
         found |= {
             "loop": len(hot.body),

@@ -73,6 +73,20 @@ def test_fences_around_what_blocks_hand_on(names, holds):
     assert sass.fenced([sass.Instruction(i, "", name, "") for i, name in enumerate(names.split())]) == holds
 
 
+@pytest.mark.parametrize(
+    ("names", "holds"),
+    [
+        ("ATOMG @P1:EXIT MEMBAR", True),
+        ("ATOMG MEMBAR EXIT", False),
+        ("ATOMG EXIT", False),
+        ("ATOMG BRA @!P0:EXIT", True),
+    ],
+)
+def test_all_blocks_but_the_last_leave_after_the_count(names, holds):
+    guarded = [name.rpartition(":")[::2] for name in names.split()]
+    assert sass.last_alone([sass.Instruction(i, *each, "") for i, each in enumerate(guarded)]) == holds
+
+
 def test_every_kernel_has_a_row():
     for name, defines, _ in nvrtc.variants():
         for kernel in source.kernels(source.load(name)):

@@ -1,4 +1,5 @@
-"""Would the checks of products on tensor cores notice a mistake? As in test_defects.py; slow, since each is compiled anew."""
+"""Would the checks of products and convolutions on tensor cores notice a mistake? As in test_defects.py; slow, since each is
+compiled anew. That all blocks write their tile, and not only the last, shows in the machine code alone (sass.py)."""
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-# which check, in how many parts, what is planted and what replaces it
+# of products: which check, in how many parts, what is planted and what replaces it
 DEFECTS = {
     "exchange of rows along k": ("tf32", 1, "(chunk ^ (row / 2 & 3)) * 16", "(chunk ^ (row & 3 & row / 2)) * 8 * 2 + row / 8 % 2"),
     "exchange when written only": ("tf32", 1, "at[i] = S::place(lane % 4, (first", "at[i] = S::place(0, (first"),
@@ -30,9 +31,9 @@ DEFECTS = {
     "stage of another slice": ("bf16", 1, "next = STAGES - 1;", "next = STAGES - 2;"),
     "second step of a slice": ("tf32", 1, "slice + at[step]", "slice + at[0]"),
     "written past the last row": ("tf32", 1, "if (m >= M) continue;", ""),
-    "written past the last column": ("tf32", 1, "if (n >= N) continue;", ""),
+    "written past the last column": ("tf32", 1, "if (n < N) pair(j, n);", "pair(j, n);"),
     "bias of the tile's first columns": ("tf32", 1, "load_pair(bias + n)", "load_pair(bias + n - n0)"),
-    "scale forgotten": ("bf16", 1, "sum[i][j][2 * h + 1] * scale", "sum[i][j][2 * h + 1]"),
+    "scale forgotten": ("bf16", 1, "y[j].y * scale", "y[j].y"),
     "order of parts": ("tf32", 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),
     "one part twice": ("tf32", 3, "i < members; i++) {", "i < members - 1; i++) {"),
     "own part not replaced": ("tf32", 3, "[i / 4 % FRAGMENTS_N][i % 4] = 0.f;", "[i / 4 % FRAGMENTS_N][i % 4] += 0.f;"),
@@ -46,14 +47,72 @@ DEFECTS = {
 }  # fmt: skip
 
 
+# of convolutions: which source and check, in how many parts, what is planted and what replaces it
+FORWARD = "tensor_convolution", "tf32"
+BACKWARD = "tensor_convolution", "tf32, backward"
+WEIGHT = "tensor_weight_gradient", "tf32"
+WEIGHT_16 = "tensor_weight_gradient", "fp16"
+OF_CONVOLUTIONS = {
+    "taps' bits: the last one missing": (*FORWARD, 1, "i < count; i++, first", "i < count - 1; i++, first"),
+    "taps' bits: dilation of rows": (*FORWARD, 1, "outside_of(row, w.dilation_h", "outside_of(row, 1"),
+    "taps' bits: columns for rows": (*BACKWARD, 1, "1u << r | 1u << (16 + s)", "1u << s | 1u << (16 + r)"),
+    "taps' bits: past the image": (*WEIGHT, 1, ">= static_cast<unsigned>(length)", "> static_cast<unsigned>(length)"),
+    "taps' bits: not looked at": (*WEIGHT, 1, "!(patch.outside & bits)", "patch.outside != ~0u"),
+    "pixels past the last": (*WEIGHT, 1, "if (at.n >= images) return {0, ~0u};", ""),
+    "rows past the last": (*FORWARD, 1, "if (at.n >= images) return {0, ~0u};", ""),
+    "entries past the last tap": (*WEIGHT, 1, "entry < rows ? bits_of_tap(r, s) : NOWHERE", "bits_of_tap(r, s)"),
+    "stride forgotten": (*FORWARD, 1, "at.p * w.stride_h - w.top", "at.p - w.top"),
+    "padding of columns": (*WEIGHT, 1, "at.q * w.stride_w - w.left", "at.q * w.stride_w - w.top"),
+    "rows of P not exchanged": (*FORWARD, 1, "A::place(A::row(), A::chunk())", "A::row() * A::ROW + A::chunk() * 16"),
+    "rows of P^T not exchanged": (*WEIGHT, 1, "A::place(A::row(), A::chunk())", "A::row() * A::ROW + A::chunk() * 16"),
+    "rows of W^T not exchanged": (*BACKWARD, 1, "to = S::place(S::row(), S::chunk());\n        keep(to);\n    }\n    // entry",
+                                  "to = S::row() * 64 + S::chunk() * 16;\n    }\n    // entry"),
+    "rows of taps not counted": (*FORWARD, 1, "if (++s == S) s = 0, r++;", "if (++s == S) s = 0;"),
+    "taps counted a slice late": (*BACKWARD, 1, "if (c == C) {", "if (c > C) {"),
+    "part begins at its tap": (*FORWARD, 3, "c = first * TILE_K - tap * C", "c = 0"),
+    "part begins in the first row of taps": (*BACKWARD, 3, "r = tap / max(S, 1)", "r = 0"),
+    "taps forwards": (*BACKWARD, 1, "first_tap - r * down - s * across", "r * down + s * across"),
+    "rows and columns of taps": (*BACKWARD, 1, "first_tap - r * down - s * across", "first_tap - r * across - s * down"),
+    "W^T past the last row": (*BACKWARD, 1, "row, i * S::DOWN < limit", "row, true"),
+    "W past the last column": (*FORWARD, 1, "limit = first + chunk < extent ? length : 0", "limit = length"),
+    "class of pixels": (*BACKWARD, 1, "at.p * step_h + start_h", "at.p * step_h"),
+    "places of the tile before": (*BACKWARD, 1, "pixel_of(m0 + i, window)", "pixel_of(i, window)"),
+    "image of the embedding": (*FORWARD, 1, "E + static_cast<long long>(place.image) * N", "E"),
+    "bias of the tile's first columns": (*FORWARD, 1, "load_pair(b + n)", "load_pair(b + n - n0)"),
+    "residual of another row": (*FORWARD, 1, "residual + row", "residual + row - N * (m == M - 1)"),
+    "written past the last row": (*WEIGHT, 1, "if (m >= M) continue;", ""),
+    "written past the last column": (*FORWARD, 1, "if (n < N) pair(j, n);", "pair(j, n);"),
+    "ring too short": (*WEIGHT, 1, "PLACES = 2 * STAGES", "PLACES = STAGES"),
+    "ring read at the wrong slice": (*WEIGHT, 1, "ring[(slice - first) % PLACES]", "ring[(slice - first + 1) % PLACES]"),
+    "ring begins with the first part": (*WEIGHT, 2, "pixel_of(first * TILE_K + threadIdx.x", "pixel_of(threadIdx.x"),
+    "no barrier before the ring is read": (*WEIGHT, 1, "find(i);\n    __syncthreads();", "find(i);"),
+    "columns carried": (*WEIGHT, 1, "if (next.q >= Wo) next.q -= Wo, next.p++;", "if (next.q >= Wo) next.q -= Wo;"),
+    "rows carried": (*WEIGHT_16, 1, "if (next.p >= Ho) next.p -= Ho, next.n++;", ""),
+    "one pixel for all copies": (*WEIGHT, 1, "[A::row() + i * A::DOWN];", "[A::row()];"),
+    "pixels of L_Y past the last": (*WEIGHT, 1, "l_y(L_Y, n0, K, pixels, first)", "l_y(L_Y, n0, K, pixels + TILE_K, first)"),
+    "stage waited for too late": (*FORWARD, 1, "cp_wait<STAGES - 2>()", "cp_wait<STAGES - 1>()"),
+    "stage filled too early": (*WEIGHT, 1, "        __syncthreads();        // everybody's have", "        //"),
+    "order of parts": (*WEIGHT, 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),
+    "no fence before the count": (*WEIGHT, 3, "        fence();\n        __syncthreads();", "        __syncthreads();"),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("what", DEFECTS)
-def test_defects_are_caught(what, monkeypatch):
-    check, parts, text, replacement = DEFECTS[what]
+def test_defects_of_products_are_caught(what, monkeypatch):
+    is_caught(monkeypatch, "tensor_product", *DEFECTS[what])
+
+
+@pytest.mark.parametrize("what", OF_CONVOLUTIONS)
+def test_defects_of_convolutions_are_caught(what, monkeypatch):
+    is_caught(monkeypatch, *OF_CONVOLUTIONS[what])
+
+
+def is_caught(monkeypatch, family, check, parts, text, replacement):
     load = source.load
 
     def planted(name, host=False):
         whole = load(name, host)
-        if name != tensor.SOURCE:
+        if name != f"{family}.cu":
             return whole
         assert text in whole, f"{name} has changed, plant the defect elsewhere"
         return whole.replace(text, replacement)
@@ -63,7 +122,7 @@ def test_defects_are_caught(what, monkeypatch):
     monkeypatch.setattr(tensor, "_counters", {})
     monkeypatch.setattr(tensor, "plan", lambda *sizes: Plan(64, 64, parts))
     monkeypatch.setattr(np, "empty", nan_filled)
-    outcome = backends.run_check(backends.BY_SOURCE["tensor_product"][check])
+    outcome = backends.run_check(backends.BY_SOURCE[family][check])
     counted = any(counters.any() for counters in tensor._counters.values())
     assert outcome.failure or counted, "nothing noticed"
     assert "does not compile" not in outcome.failure, outcome.failure

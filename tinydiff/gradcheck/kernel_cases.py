@@ -54,7 +54,7 @@ def _tensor_product(rng: np.random.Generator, run: Run, precision: str, transpos
 _CONVOLUTIONS = (  # images, channels, filters, window
     ((2, 6, 5), 32, 32, Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))),
     ((1, 8, 9), 32, 64, Window((3, 3), (2, 2), ((0, 1), (0, 1)), (1, 1))),
-    ((2, 9, 8), 96, 64, Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))),
+    ((2, 9, 8), 96, 96, Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))),
     ((2, 9, 11), 32, 32, Window((3, 2), (2, 3), ((1, 2), (3, 0)), (3, 4))),
 )
 _ROUNDED = {
