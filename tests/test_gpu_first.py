@@ -7,7 +7,7 @@ import pytest
 
 from tests import cupy_stand_in
 from tests.benchmarks import gpu_first, gpu_launches, gpu_report
-from tinydiff.cuda import nvrtc
+from tinydiff.cuda import nvrtc, tensor
 
 
 def test_each_part_has_a_limit_and_results_are_written_as_they_come(tmp_path, monkeypatch, capfd):
@@ -77,3 +77,14 @@ def test_every_distinct_launch_of_a_step_has_a_row(monkeypatch):
 def test_the_products_from_registers_compile():
     usages, _ = nvrtc.compile_text("mma.cu", gpu_first.MMA, {}, 80)
     assert {u.kernel: u.spills for u in usages} == {"bf16": 0, "tf32": 0}
+
+
+def test_a_part_runs_in_the_precision_that_is_asked_for(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(gpu_first, "PARTS", {"a": gpu_first.Part(lambda: found.append(tensor.present()) or {}, 1)})
+    monkeypatch.setattr(gpu_first, "run_parts", lambda names, out, command: found.append((out.name, command("a", "f"))))
+    words = ["a", "--precision", "tf32"]
+    with cupy_stand_in.put_in_place(monkeypatch):
+        assert gpu_first.main([*words, "--one", str(tmp_path / "f"), "--out", str(tmp_path / "out")]) == 0
+        gpu_first.main(words)
+    assert found[0] == "tf32" and found[1][0] == "gpu_first_tf32.json" and "tf32" in found[1][1]

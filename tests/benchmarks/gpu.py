@@ -1,6 +1,7 @@
 """Training steps and sampling on a GPU: tinydiff beside PyTorch with diffusers' UNet2DModel, with the same weights.
 
     python -m tests.benchmarks.gpu [--networks cifar glyphs] [--tasks train sample] [--settings TEXT ..] [--rounds 7]
+    python -m tests.benchmarks.gpu --precision tf32 --settings tf32 bf16    # tinydiff's products in TF32
 
 A training step is forward, backward, clipping, Adam and the moving average of the weights, with noise drawn on the GPU;
 sampling is DDIM. PyTorch runs at its best settings: channels last, cudnn.benchmark, fused Adam, foreach operations, no
@@ -26,6 +27,7 @@ import numpy as np
 import tinydiff as td
 from tests.benchmarks import gpu_report as report
 from tinydiff import backend
+from tinydiff.cuda import tensor
 from tinydiff.random import Generator
 from tinydiff.runs import checkpoint
 
@@ -315,6 +317,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--tasks", nargs="+", choices=("train", "sample"), default=["train", "sample"])
     parser.add_argument("--settings", nargs="+", default=[""], metavar="TEXT", help="those whose names contain a text")
+    parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="tinydiff's")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10, help="training steps in a round")
@@ -337,14 +340,16 @@ def main(arguments: list[str]) -> int:
     peak = measure_peak()
     result: dict[str, Any] = {
         "machine": {**report.machine(), **versions()},
+        "precision": args.precision,
         "peak": peak._asdict(),
         "agreement": {},
         "comparisons": [],
         "breakdown": {},
     }
-    for name in args.networks:
-        run_network(name, args, peak, result)
-        report.write(args.out, result)
+    with tensor.precision(args.precision):
+        for name in args.networks:
+            run_network(name, args, peak, result)
+            report.write(args.out, result)
     print("\n" + report.comparison_table(result["comparisons"]))
     return 0
 

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.gpu_first                 # all parts, to tests/benchmarks/results/gpu_first.json
     python -m tests.benchmarks.gpu_first replay speed    # some of them
+    python -m tests.benchmarks.gpu_first --precision tf32 sanitizer replay launches speed against_pytorch    # on tensor cores
 
 Each part is a process of its own with a limit of time. What it found is written before the next begins, so that nothing is
 lost if the machine goes. Where a part that checks results fails, those that only measure are left out. Needs an NVIDIA GPU
@@ -28,7 +29,7 @@ import tinydiff as td
 from tests.benchmarks import gpu, gpu_report
 from tests.benchmarks.gpu_launches import LAUNCHES, cupy_module, launches, seconds
 from tinydiff import backend, dispatch
-from tinydiff.cuda import driver, nvrtc, source
+from tinydiff.cuda import driver, nvrtc, source, tensor
 from tinydiff.cuda.capture import Captured, rehearsal
 from tinydiff.random import Generator
 
@@ -151,7 +152,7 @@ def sanitizer() -> dict[str, Any]:
     """compute-sanitizer's four tools on one training step of a small network."""
     if shutil.which("compute-sanitizer") is None:
         return {"left out": "compute-sanitizer is not installed"}
-    step = [sys.executable, "-m", "tests.benchmarks.gpu_first", "--step"]
+    step = [sys.executable, "-m", "tests.benchmarks.gpu_first", "--precision", tensor.present(), "--step"]
     return {tool: _run(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *step]) for tool in TOOLS}
 
 
@@ -238,7 +239,7 @@ def against_pytorch() -> dict[str, Any]:
     if reason := gpu.missing():
         return {"left out": reason}
     settings = ["--settings", "eager tf32", "compile default bf16", "--rounds", "3"]
-    return _run([sys.executable, "-m", "tests.benchmarks.gpu", *settings])
+    return _run([sys.executable, "-m", "tests.benchmarks.gpu", "--precision", tensor.present(), *settings])
 
 
 def profiler(worst: Sequence[str] = ()) -> dict[str, Any]:
@@ -246,7 +247,7 @@ def profiler(worst: Sequence[str] = ()) -> dict[str, Any]:
     if shutil.which("ncu") is None:
         return {"left out": "ncu is not installed"}
     chosen = ["--kernel-name", f"regex:^({'|'.join(worst)})$"] if worst else []
-    command = [sys.executable, "-m", "tests.benchmarks.gpu_first", "--step", "large"]
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_first", "--precision", tensor.present(), "--step", "large"]
     return _run(["ncu", "--set", "basic", "--launch-count", "60", *chosen, *command])
 
 
@@ -296,12 +297,16 @@ def main(arguments: list[str]) -> int:
         prog="python -m tests.benchmarks.gpu_first", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; none: all")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="of tinydiff's products")
+    parser.add_argument("--out", type=Path, help="where to [results/gpu_first.json, or gpu_first_tf32.json]")
     parser.add_argument("--one", metavar="FILE", help=argparse.SUPPRESS)  # a part, in a process of its own
     parser.add_argument(
         "--step", nargs="?", const="small", choices=("small", "large"), help="only a training step of such a network"
     )
     args = parser.parse_args(arguments)
+    args.out = args.out or (
+        RESULTS if args.precision == "float32" else RESULTS.with_stem(f"gpu_first_{args.precision}")
+    )
     if unknown := [name for name in args.parts if name not in PARTS]:
         parser.error(f"there is no part {unknown[0]}; there are {', '.join(PARTS)}")
     if backend.cupy() is None or not dispatch.uses_kernels():
@@ -311,18 +316,20 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     if args.step:
-        gpu.Ours(*((SMALL, 2) if args.step == "small" else LAUNCHES)).train()
+        with tensor.precision(args.precision):
+            gpu.Ours(*((SMALL, 2) if args.step == "small" else LAUNCHES)).train()
         td.backend.synchronize()
         return 0
     if args.one:
         (name,) = args.parts
         before = json.loads(args.out.read_text())["parts"] if args.out.is_file() else {}
         worst = before.get("launches", {}).get("found", {}).get("worst", [])
-        found = profiler(worst) if name == "profiler" else PARTS[name].run()
+        with tensor.precision(args.precision):
+            found = profiler(worst) if name == "profiler" else PARTS[name].run()
         Path(args.one).write_text(json.dumps(found), encoding="utf-8")
         return 0
     me = [sys.executable, "-m", "tests.benchmarks.gpu_first"]
-    out = ["--out", str(args.out)]
+    out = ["--out", str(args.out), "--precision", args.precision]
     return (
         0 if run_parts(args.parts or list(PARTS), args.out, lambda name, file: [*me, name, "--one", file, *out]) else 1
     )
