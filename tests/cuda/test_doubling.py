@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.cuda.test_convolution import doubles, error, normal
-from tinydiff.cuda import convolution
+from tinydiff.cuda import convolution, doubling
 from tinydiff.ops import convolution as definition
 
 CASES = {
@@ -64,6 +64,26 @@ def test_the_same_bits_whatever_the_order_of_threads(device):
     given = arrays(2, 5, 6, 20, 12)
     for one, other in zip(three(device, *given, seed=1), three(device, *given, seed=2), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_sums_of_taps_have_their_order(device):
+    """To the bit: float32, row by row, in each row from left to right."""
+    W, L_T, L_W = normal(3, 3, 5, 7), normal(4, 4, 7, 5), np.zeros((3, 3, 5, 7), np.float32)
+    of_four = [range(max(0, 2 - j), min(3, 4 - j)) for j in range(4)]
+    of_three = [range(2 - j, 4 - j) for j in range(3)]
+
+    def sums(A, rows, columns):
+        return [[sum(A[r, s] for r in down for s in across) for across in columns] for down in rows]
+
+    def gradient(L_T, L_W):
+        doubling.sum_gradient(L_T, L_W)
+        return L_W
+
+    T, V = sums(W, of_four, of_four), device.run(doubling.filters_of_parities, W)
+    np.testing.assert_array_equal(device.run(doubling.turned_filters, W), np.swapaxes(T, 2, 3))
+    for a, b, i, j in np.ndindex(2, 2, 2, 2):
+        np.testing.assert_array_equal(V[a, b, i, j], T[3 - a - 2 * i][3 - b - 2 * j])
+    np.testing.assert_array_equal(device.run(gradient, L_T, L_W), np.swapaxes(sums(L_T, of_three, of_three), 2, 3))
 
 
 def test_what_is_left_to_the_definition(device):

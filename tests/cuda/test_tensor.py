@@ -1,11 +1,13 @@
 """Products on tensor cores against float64 on rounded operands."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tinydiff.cuda import nvrtc, products, source, tensor
+from tinydiff.cuda.launch import launch
 from tinydiff.cuda.tensor import Plan
 from tinydiff.precision import from_memory, in_memory, rounded
 
@@ -62,6 +64,14 @@ def test_parts_give_the_same_bits_whoever_is_last(device, forced):
         )
         for counters in tensor._counters.values():
             assert not counters.any()
+
+
+def test_as_many_parts_as_there_may_be_for_neighbouring_tiles(device, forced):
+    """Then every counter of a tile is used."""
+    forced(Plan(64, 64, tensor.MOST_PARTS))
+    check(device, (4, 128, 16 * tensor.MOST_PARTS), "tf32", False, False)
+    for counters in tensor._counters.values():
+        assert not counters.any()
 
 
 @pytest.mark.slow
@@ -142,21 +152,23 @@ def wavefronts(addresses):
     return max(map(len, banks.values()))
 
 
-@pytest.mark.parametrize("entries", [64, 128, 256])
-def test_no_two_threads_wait_for_one_bank(entries):
-    """By the exchange that kernels/tensor.cuh describes: chunks of a column in 8 rows, and of a row, and the words of TF32."""
-    along = lambda row, chunk: row * 64 + (chunk ^ row // 2 % 4) * 16  # noqa: E731
-    for chunk in range(4):
-        assert wavefronts([along(row, chunk) for row in range(8)]) == 1
-    assert wavefronts([along(thread // 4, thread % 4) for thread in range(8)]) == 1
-    across = lambda row, chunk: row * 2 * entries + (chunk ^ row % 8) * 16  # noqa: E731
-    assert wavefronts([across(row, 5) for row in range(8)]) == 1
-    assert wavefronts([across(3, chunk) for chunk in range(8)]) == 1
-    tf32 = lambda row, chunk: row * 4 * entries + (chunk ^ 2 * (row % 4)) * 16  # noqa: E731
-    for first in range(0, entries, 8):
-        words = [tf32(lane % 4, (first + lane // 4) // 4) + lane // 4 % 4 * 4 for lane in range(32)]
-        assert wavefronts(words) == 1
-    assert wavefronts([tf32(2, chunk) for chunk in range(8)]) == 1
+@pytest.mark.parametrize("tile, precision", [((128, 256), "TF32"), ((64, 64), "BF16")])
+def test_no_two_threads_wait_for_one_bank(device, tile, precision):
+    """Neither 8 threads that copy, nor 8 addresses of ldmatrix, nor 32 that read words of TF32 across k."""
+    threads = Plan(*tile, 1).threads
+    copied, read = np.zeros((4, threads), np.uint32), np.zeros((4, 4, threads), np.uint32)
+    defines = {"PRECISION": precision, "TILE_M": tile[0], "TILE_N": tile[1]}
+    source = str(Path(__file__).with_name("test_tensor.cu"))
+
+    def run(copied, read):
+        launch(source, "addresses", (1, 1, 1), (threads, 1, 1), (copied, read), 0, defines)
+        return copied, read
+
+    copied, read = device.run(run, copied, read)
+    for operand in range(4):
+        words = precision == "TF32" and operand >= 2
+        assert {wavefronts(each) for each in copied[operand].reshape(-1, 8).tolist()} == {1}
+        assert {wavefronts(each) for each in read[operand].reshape(-1, 32 if words else 8).tolist()} == {1}
 
 
 @pytest.mark.slow
