@@ -16,8 +16,8 @@
 //
 // What L_X adds up. Output p reads pixel h of X through tap r where h + top = p stride + r dilation. With stride 1 every pixel is
 // reached by all taps, and a later tap belongs to an earlier output: L_X is a convolution of L_Y with the taps in reverse
-// order. With a stride the pixels of X fall into classes by the taps that reach them; each class is such a convolution, with every
-// so manieth tap of W, and its pixels lie apart in L_X (`Place`).
+// order. With a stride the pixels of X fall into classes by the taps that reach them; each class is such a convolution, with each
+// stride-th tap of W, and its pixels lie apart in L_X (`Place`).
 //
 // Bytes: a tile reads TILE_M pixels' patches and TILE_N columns of W, 64 (TILE_M + TILE_N) a slice. Neighbouring taps read the
 // same pixels and neighbouring tiles the same of both, so most come from the second-level cache. 128 x 256 at 16 bits: 2 * 128 *
