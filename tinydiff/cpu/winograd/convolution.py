@@ -226,7 +226,7 @@ _recent = _Recent()
 def _multiply_transposed(V: Array, Z: Array) -> Array:
     """V^T (F F, C, T) times Z (F F, T, k), in products of equal numbers of channels."""
     (F, T, C), k = V.shape, Z.shape[2]
-    D = aligned("L_U", (F,), C * k).reshape(F, C, k)
+    D = prepared(aligned, "L_U", (F,), C * k).reshape(F, C, k)
     if not has_small_products():
         return np.matmul(V.swapaxes(1, 2), Z, out=D)
     c = C

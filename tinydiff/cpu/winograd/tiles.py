@@ -89,7 +89,7 @@ class Reader:
             _Place(f"pixels of {name}", (taps,), height * line),
             _Place(f"half of {name}", (F,), height * line),
         )
-        self.m, self.pixels, self.half = m, _runs(pixels.array()), _runs(half.array())
+        self.m, self.pixels, self.half = m, runs(pixels.array()), runs(half.array())
         self.windows = half.view((F, vertical.tiles, taps, line), (4 * vertical.step * line, 4 * line, 4))
         self.V = _lines(V).transpose(1, 2, 0, 3)
         # to[s, i, :, j] is pixel s of the j-th tile in row i of the padded images, all its channels as one opaque item
@@ -135,7 +135,7 @@ class Writer:
         self.M, self.half = _lines(M).transpose(1, 2, 0, 3), half[:, :F].reshape(p, F, tiles, -1).transpose(1, 2, 0, 3)
         self.bias = half[:, F].reshape(p, tiles, n, columns, k)
         self.m, self.m_bias = m, np.concatenate([m, np.ones((p, 1), m.dtype)], 1)
-        self.without, self.with_bias, self.pixels = _runs(half[:, :F]), _runs(half), _runs(pixels.array())
+        self.without, self.with_bias, self.pixels = runs(half[:, :F]), runs(half), runs(pixels.array())
         self.here = slice(None), slice(rows.start * p, min(rows.stop * p, Ho)), slice(None), channels
         self.item, pixel = np.dtype(f"V{4 * k}"), 4 * k
         image, row, column = 4 * Ho * Wo * K, 4 * Wo * K, 4 * K
@@ -201,18 +201,13 @@ def frequencies(name: str, F: int, rows: int, images: int, columns: int, channel
     return aligned(name, (F, F), rows * images * columns * channels).reshape(F, F, rows, images, columns, channels)
 
 
-def multiply_lines(m: Array, X: Array, out: Array) -> None:
-    """m (p, q) times X (..., q, L), in runs that OpenBLAS does not pack."""
-    np.matmul(m, _runs(X), out=_runs(out))
-
-
 def _lines(V: Array) -> Array:
     """(F, F, rows, n, columns, C) as (F, F, rows, n columns C), without a copy."""
     return V.reshape(*V.shape[:3], math.prod(V.shape[3:]))
 
 
-def _runs(X: Array) -> Array:
-    """(..., q, L) as (..., L / run, q, run), with runs that a product takes at once."""
+def runs(X: Array) -> Array:
+    """Lines (..., q, L) as (..., L / run, q, run), with runs that a product takes at once, before OpenBLAS packs them."""
     L, count = X.shape[-1], max(1, -(-X.shape[-1] // NUMBERS_OF_A_RUN))
     while L % count:
         count += 1

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinydiff.cpu.winograd.tiles import aligned, items, multiply_lines
+from tinydiff.cpu.winograd.tiles import aligned, items, runs
+from tinydiff.machine.workspaces import prepared
 
 Array = np.ndarray
 
@@ -63,6 +64,40 @@ UP, UP_GRADIENT = _upsampled(toom_cook([0, 1, -1, 0.6, -0.6]), 2)
 TRANSFORMS = {"F4": F4, "UP": UP, "UP_GRADIENT": UP_GRADIENT}
 
 
+class _Filters:
+    """Memory for filters w (3, 3, a, b) and their transforms U (F F, a, b), and the views that transforming takes.
+
+    A small convolution would take longer to make these than to use them.
+    """
+
+    def __init__(self, F: int, a: int, b: int, name: str) -> None:
+        w, half, U = aligned("w", (3, 3), a * b), aligned("G w", (3, F), a * b), aligned(name, (F, F), a * b)
+        self.w, self.U = w.reshape(3, 3, a, b), U.reshape(F * F, a, b)
+        self.items = items(self.w)
+        self.passes = (runs(w.swapaxes(0, 1)), runs(half)), (runs(half.swapaxes(0, 1)), runs(U))
+
+    def transform(self, G: Array) -> Array:
+        """U = G w G^T."""
+        for source, to in self.passes:
+            np.matmul(G, source, out=to)
+        return self.U
+
+
+class _Gradients:
+    """The same for L_w = G^T L_U G. L_U lies elsewhere."""
+
+    def __init__(self, F: int, a: int, b: int) -> None:
+        half, w = aligned("G w", (F, 3), a * b), aligned("w", (3, 3), a * b)
+        self.half, self.half_turned, self.to = runs(half), runs(half.swapaxes(0, 1)), runs(w)
+        self.L_w = w.reshape(3, 3, a, b)
+
+    def transform(self, L_U: Array, G_T: Array) -> Array:
+        F, (_, a, b) = G_T.shape[1], L_U.shape
+        np.matmul(G_T, runs(L_U.reshape(F, F, a * b).swapaxes(0, 1)), out=self.half)
+        np.matmul(G_T, self.half_turned, out=self.to)
+        return self.L_w
+
+
 def transform_filters(
     W: Array, k: slice, G: Array, turned: bool = False, transposed: bool = False, name: str = "U"
 ) -> Array:
@@ -75,22 +110,15 @@ def transform_filters(
     if turned:
         G = np.ascontiguousarray(G[:, ::-1])
         w = w if transposed else w.swapaxes(2, 3)
-    (_, _, a, b), F = w.shape, len(G)
-    flat, half, U = aligned("w", (3, 3), a * b), aligned("G w", (3, F), a * b), aligned(name, (F, F), a * b)
+    kept = prepared(_Filters, len(G), *w.shape[2:], name)
     if w.strides[3] == w.itemsize:
-        items(flat.reshape(w.shape))[...] = items(w)
+        kept.items[...] = items(w)
     else:
-        flat.reshape(w.shape)[...] = w
-    multiply_lines(G, flat.swapaxes(0, 1), half)  # (3, F, C k)
-    multiply_lines(G, half.swapaxes(0, 1), U)
-    U = U.reshape(F * F, a, b)
+        kept.w[...] = w
+    U = kept.transform(G)
     return U.swapaxes(1, 2) if transposed else U
 
 
 def transform_filters_back(L_U: Array, G_T: Array) -> Array:
     """L_W = G^T L_U G: (F F, C, K) -> (3, 3, C, K)."""
-    F, (_, C, K) = G_T.shape[1], L_U.shape
-    half, L_W = aligned("G w", (F, 3), C * K), aligned("w", (3, 3), C * K)
-    multiply_lines(G_T, L_U.reshape(F, F, C * K).swapaxes(0, 1), half)
-    multiply_lines(G_T, half.swapaxes(0, 1), L_W)
-    return L_W.reshape(3, 3, C, K)
+    return prepared(_Gradients, G_T.shape[1], *L_U.shape[1:]).transform(L_U, G_T)
