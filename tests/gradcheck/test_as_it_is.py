@@ -354,3 +354,13 @@ def test_a_gradient_that_is_nowhere():
 
     with pytest.raises(InputError, match="there is no gradient of 'W' after backward"):
         gradcheck(Forgets(), [X], parameters=["W"])
+
+
+def test_a_number_beside_arrays_is_checked_where_it_has_a_gradient():
+    def scaled(x, k):
+        return k * x
+
+    assert names(gradcheck(scaled, [W, 0.7], backward=lambda g, x, k: (g * k, (g * x).sum()))) == ["x", "k"]
+    assert names(gradcheck(scaled, [W, 0.7], backward=lambda g, x, k: (g * k, None))) == ["x"]
+    assert names(gradcheck(scaled, [W, 0.7], backward=lambda g, x, k: g * k)) == ["x"]
+    assert failure(scaled, [W, 0.7], backward=lambda g, x, k: (g * k, g.sum())).verdicts[-1].name == "k"

@@ -40,7 +40,7 @@ def gradcheck(
         function or method of plain arrays that returns (loss, gradients), an object with methods forward and backward,
         a `torch.autograd.Function`, or a function of PyTorch's tensors where inputs are such.
     inputs: arrays, tensors, lists of floats, or dicts and lists of them. Floating point ones are checked, in float64;
-        everything else is passed on as it is.
+        everything else is passed on as it is, and so are Python's floats beside arrays, unless backward returns a gradient.
     wrt: positions or names of the inputs to check, and names of parameters; None: all. Where it names no parameter, all
         of them are checked beside the inputs named.
     seed: of the random directions, which the report states; the same seed repeats the same check.

@@ -78,6 +78,9 @@ def make_subject(
             bare = _pair(fn, trees, leaves, names, wrt, backward, cache, [], generators)
             slots = _stored(bare, parameters)
         pair = _pair(fn, trees, leaves, names, wrt, backward, cache, slots, generators)
+        if wrt is None and (numbers := _numbers_with_gradients(pair)):  # settings have none
+            leaves = [np.asarray(a) if i in numbers else a for i, a in enumerate(leaves)]
+            pair = _pair(fn, trees, leaves, names, wrt, backward, cache, slots, generators)
         if slots and wrt is None and _returns_nothing(pair):  # of the inputs, that is
             pair = _pair(fn, trees, leaves, names, [s.name for s in slots], backward, cache, slots, generators)
         return pair
@@ -190,6 +193,18 @@ def _returns_nothing(subject: PairSubject) -> bool:
     except Exception:
         return False  # the check sees it, and tells it
     return subject.nothing
+
+
+def _numbers_with_gradients(subject: PairSubject) -> list[int]:
+    """Places of Python's floats among the inputs that backward returns a gradient of."""
+    if not any(isinstance(a, float) for a in subject.args):
+        return []
+    try:
+        with np.errstate(all="ignore"):
+            _run(subject)
+    except Exception:
+        return []  # the check sees it, and tells it
+    return subject.numbers
 
 
 def _run(subject: PairSubject) -> None:

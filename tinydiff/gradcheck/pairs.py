@@ -53,6 +53,9 @@ class PairSubject(Subject):
         self.generators = list(dict.fromkeys([*self.generators, *random_sources([backward])]))
         self.unasked: list[str] = []  # parameters whose gradients backward stores and nobody asked about
         self.stores: dict[int, list[str]] = {}  # {id of an object: names of all such}
+        self.numbers: list[
+            int
+        ] = []  # places of Python's floats among the inputs for which backward returned a gradient
         self.nothing = False  # whether backward returned no gradient at all
         self.inside: list[str] = []  # the same of objects that the object holds
 
@@ -152,6 +155,9 @@ class PairSubject(Subject):
             grads = self.call(values, called, args)
         self.nothing = grads is None
         by_leaf = self.by_leaf(grads, args)
+        self.numbers = [
+            i for i, g in by_leaf.items() if g is not None and isinstance(self.args[i], float) and np.any(to_array(g))
+        ]
         for i, slot in enumerate(self.slots, len(args) - len(self.slots)):
             if by_leaf.get(i) is None:
                 by_leaf[i] = slot.read()
