@@ -84,12 +84,13 @@ def test_in_float32_large_products_take_multipliers_and_the_rest_takes_its_bytes
 
 
 def test_a_convolution_on_tensor_cores_is_taken_for_what_it_is():
-    numbers = {"N": 128, "H": 16, "W": 16, "C": 256, "K": 256, "R": 3, "S": 3, "Ho": 16, "Wo": 16}
+    numbers = {"images": 128, "height": 16, "width": 16, "C": 256, "N": 256, "R": 3, "S": 3, "Ho": 16, "Wo": 16}
     defines = {"TILE_M": 128, "TILE_N": 256, "PRECISION": "BF16"}
     forward = Launch("some_convolution", 40 << 20, "", (256, 1, 1), defines, numbers)
     assert forward.product == (128 * 256, 256, 2304, 1) and forward.variant == "some_convolution 128x256 bf16"
     assert 300 < forward.flops / seconds(forward, H100) / 1e12 < 989 * 0.62
-    weights = Launch("some_weight_gradient", 40 << 20, "", (18, 1, 7), defines, numbers)
+    gradient = {name: n for name, n in numbers.items() if name != "N"} | {"K": 256}
+    weights = Launch("some_weight_gradient", 40 << 20, "", (18, 1, 7), defines, gradient)
     assert weights.product == (2304, 256, 128 * 256, 1) and weights.flops == forward.flops
 
 

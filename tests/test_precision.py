@@ -142,10 +142,12 @@ def attention(q, k, v):
     return ops.attention(q, k, v)
 
 
-ON_TENSOR_CORES = {
-    name: OPERATIONS[name] for name in ("linear", "linears", "matmul", "conv2d", "strides", "1x1", "upsampled")
-}
-CONVOLUTIONS = ("conv2d", "strides", "1x1", "upsampled")
+ON_TENSOR_CORES = {name: OPERATIONS[name] for name in ("linear", "linears", "matmul")}
+CONVOLUTIONS = {  # of whole slices of channels
+    "conv2d": (1, 4, 4, 16), "strides": (1, 6, 4, 16), "1x1": (2, 2, 3, 16), "upsampled": (1, 2, 3, 16),
+}  # fmt: skip
+for name, shape in CONVOLUTIONS.items():
+    ON_TENSOR_CORES[name] = OPERATIONS[name][0], shape, (*OPERATIONS[name][2][:2], 16, 16)
 ON_TENSOR_CORES["attention"] = (attention, (2, 8, 4), (2, 12, 4), (2, 12, 8))
 ON_TENSOR_CORES["masked attention"] = (
     lambda q, k, v: ops.attention(q, k, v, mask=np.eye(8, 12, dtype=bool) | np.eye(8, 12, 3, dtype=bool)),

@@ -42,7 +42,7 @@ def test_a_run_in_tf32_replays_and_resumes_with_its_own_bits(tmp_path, launched,
     are samples, at the end and by the command."""
     drawn = []
     monkeypatch.setattr(replays, "EAGER", 1)
-    monkeypatch.setattr(td.Trainer, "_finish", lambda self: drawn.append(tensor.present()))
+    monkeypatch.setattr(td.Trainer, "_finish", lambda self: drawn.append(tensor.chosen()))
     eager = trainer(tmp_path / "eager", precision="tf32", steps=3)
     eager.run(graph=False)
     assert set(launched) == {("tensor_product", "TF32")}
@@ -57,7 +57,7 @@ def test_a_run_in_tf32_replays_and_resumes_with_its_own_bits(tmp_path, launched,
         np.testing.assert_array_equal(a, b)
     assert log(again) == log(eager)
     assert config.load(tmp_path / "half/config.toml")["precision"] == "tf32"
-    assert drawn == ["tf32"] * 3 and tensor.present() == "float32"
+    assert drawn == ["tf32"] * 3 and tensor.chosen() == "float32"
     for precision, kernel in (("auto", ("tensor_product", "TF32")), ("float32", ("matrix_product", None))):
         launched.clear()
         words = ["sample", str(tmp_path / "half"), "--n=1", "--steps=1", "--device=cuda", "--precision", precision]
@@ -162,7 +162,7 @@ def test_training_compiles_ahead_what_its_precision_launches(tmp_path, monkeypat
 def test_an_evaluation_is_computed_in_its_precision(tmp_path, monkeypatch):
     unet = trainer(tmp_path).unet
     monkeypatch.setattr(evaluate, "load_subject", lambda *_: SimpleNamespace(unet=unet))
-    monkeypatch.setattr(evaluate._Evaluation, "run", lambda self: (self.settings.precision, tensor.present()))
+    monkeypatch.setattr(evaluate._Evaluation, "run", lambda self: (self.settings.precision, tensor.chosen()))
     for precision, used in (("auto", "tf32"), ("float32", "float32")):
         settings = evaluate.Settings(device="cuda", precision=precision, out=str(tmp_path / precision))
         assert evaluate.evaluate(tmp_path, settings) == (used, used)

@@ -79,7 +79,7 @@ class _Replayed:
             return self._give_up(
                 "some of its arguments are arrays on the CPU; move them to the GPU first", args, kwargs
             )
-        key = tree, tuple(map(_described, leaves)), tensor.present()
+        key = tree, tuple(map(_described, leaves)), tensor.chosen()
         if key not in self.graphs and len(self.graphs) == MOST_GRAPHS:
             return self._give_up(
                 f"{MOST_GRAPHS} graphs were made for other shapes and values of its arguments", args, kwargs

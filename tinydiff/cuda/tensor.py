@@ -102,8 +102,8 @@ def precision(name: str) -> Iterator[None]:
         _mode.precision = before
 
 
-def present() -> str:
-    """The precision of the present block of `precision`, "float32" outside of any."""
+def chosen() -> str:
+    """The precision of this thread's products."""
     return _mode.precision
 
 

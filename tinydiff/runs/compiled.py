@@ -25,7 +25,7 @@ def compile_sampling(unet: Any, sizes: list[int], labels: Any = None, guidance: 
     """
     if not isinstance(unet, UNet) or unet.conv_in.weight.device != "cuda" or not uses_kernels():
         return
-    done, how = _done.setdefault(unet, set()), (labels is not None, guidance not in (None, 1), tensor.present())
+    done, how = _done.setdefault(unet, set()), (labels is not None, guidance not in (None, 1), tensor.chosen())
     sizes = [n for n in dict.fromkeys(sizes) if (n, *how) not in done]
     if sizes:
         label = None if labels is None else 0
