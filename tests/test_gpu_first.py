@@ -81,7 +81,7 @@ def test_the_products_from_registers_compile():
 
 def test_a_part_runs_in_the_precision_that_is_asked_for(tmp_path, monkeypatch):
     found = []
-    monkeypatch.setattr(gpu_first, "PARTS", {"a": gpu_first.Part(lambda: found.append(tensor.present()) or {}, 1)})
+    monkeypatch.setattr(gpu_first, "PARTS", {"a": gpu_first.Part(lambda: found.append(tensor.chosen()) or {}, 1)})
     monkeypatch.setattr(gpu_first, "run_parts", lambda names, out, command: found.append((out.name, command("a", "f"))))
     words = ["a", "--precision", "tf32"]
     with cupy_stand_in.put_in_place(monkeypatch):

@@ -68,16 +68,29 @@ def test_large_products_take_what_tensor_cores_need():
     assert seconds(product(32768, 4096, 4096, "bf16"), H100) == pytest.approx(seconds(large, H100) / 2, rel=0.02)
     assert large.flops / seconds(large, RTX4090) / 1e12 == pytest.approx(82.6 * 0.9 * 0.9, rel=0.05)
     split = product(64, 64, 1 << 17)
-    assert split.grid[2] > 1 and seconds(split, H100) > split.bytes / 3e12
+    assert split.grid[2] > 8 and seconds(split, H100) < seconds(split._replace(grid=(1, 1, 1)), H100) / 4
+
+
+def test_in_float32_large_products_take_multipliers_and_the_rest_takes_its_bytes():
+    grid, numbers = (32768 // 128 * 32, 1, 1), {"M": 32768, "N": 4096, "K": 4096}
+    large = Launch("matrix_product", 1 << 20, "", grid, {"TILE_M": 128, "TILE_N": 128}, numbers)
+    for gpu, share in ((H100, 0.8), (RTX4090, 0.8 * 2 / 2.7)):  # there shared memory has room for half as many warps
+        peak = share * 2 * 128 * gpu["multiprocessors"] * gpu["GHz"] / 1e3
+        assert large.flops / seconds(large, gpu) / 1e12 == pytest.approx(peak, rel=0.05)
+    normalised = Launch("group_norm_forward", 300 << 20, "", (4096, 1, 1))
+    assert seconds(normalised, H100) == pytest.approx((300 << 20) / (0.75 * 3e12))
+    assert seconds(normalised._replace(grid=(4, 1, 1)), H100) == pytest.approx(4 * seconds(normalised, H100))
+    assert seconds(normalised._replace(bytes=4), H100) == 2e-6
 
 
 def test_a_convolution_on_tensor_cores_is_taken_for_what_it_is():
-    numbers = {"N": 128, "H": 16, "W": 16, "C": 256, "K": 256, "R": 3, "S": 3, "Ho": 16, "Wo": 16}
+    numbers = {"images": 128, "height": 16, "width": 16, "C": 256, "N": 256, "R": 3, "S": 3, "Ho": 16, "Wo": 16}
     defines = {"TILE_M": 128, "TILE_N": 256, "PRECISION": "BF16"}
     forward = Launch("some_convolution", 40 << 20, "", (256, 1, 1), defines, numbers)
     assert forward.product == (128 * 256, 256, 2304, 1) and forward.variant == "some_convolution 128x256 bf16"
     assert 300 < forward.flops / seconds(forward, H100) / 1e12 < 989 * 0.62
-    weights = Launch("some_weight_gradient", 40 << 20, "", (18, 1, 7), defines, numbers)
+    gradient = {name: n for name, n in numbers.items() if name != "N"} | {"K": 256}
+    weights = Launch("some_weight_gradient", 40 << 20, "", (18, 1, 7), defines, gradient)
     assert weights.product == (2304, 256, 128 * 256, 1) and weights.flops == forward.flops
 
 

@@ -5,15 +5,30 @@
     bf16          8 bits      the upper half of a float32, ties to even
     fp16         11 bits      up to 65504, ties to even
 
-Products of two such numbers are exact in float32, and sums are float32, so float64 on rounded operands is what a product
-should give.
+What a network keeps is float32 in every precision that training offers (`TrainConfig.precision`: float32, tf32):
+
+                                                            float32     tf32
+    weights, Adam's moments, averages, checkpoints          float32     float32
+    feature maps, gradients, q, k, v                        float32     float32
+    operands of what tensor cores compute                   float32     rounded to TF32 on their way there
+    sums, biases, normalisation, softmax, loss, samplers    float32     float32
+
+What the kernels for tensor cores do not take, such as rows that are no whole pieces of 16 bytes, is float32 in both. Products of
+two rounded numbers are exact in float32, and sums are float32, so float64 on rounded operands is what a product should give.
+`emulated` has the CPU compute so, to study what training makes of it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 PRECISIONS = ("float32", "tf32", "fp16", "bf16")
 # What an operand is in memory, as NumPy knows it. It has no bf16, whose bits are whole numbers to it.
@@ -53,3 +68,72 @@ def from_memory(x: Any) -> Any:
     if x.dtype == np.uint16:
         return (x.astype(np.uint32) << 16).view(np.float32)
     return x.astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------- emulation on the CPU
+
+
+class _Mode(threading.local):
+    emulated = "float32"
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def emulated(precision: str) -> Iterator[None]:
+    """A block in which this thread's products of matrices and convolutions of float32 arrays on the CPU are those of tensor cores:
+    their operands are rounded to a precision, their sums are float32.
+
+        with emulated("bf16"):
+            loss = diffusion.loss(unet, x0, generator)
+            loss.backward()
+
+    That holds for forward and backward passes inside the block: convolutions, fully connected layers, `matmul`, attention. It does
+    not for `einsum`, which is not computed on tensor cores. Everything else is float32: inputs and outputs of operations, weights,
+    gradients. Tensor cores take some shapes only; here all are rounded. precision: one of `PRECISIONS`; "float32" rounds nothing.
+    ValueError for another.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    before, _mode.emulated = _mode.emulated, precision
+    try:
+        yield
+    finally:
+        _mode.emulated = before
+
+
+def rounds_factors(function: F) -> F:
+    """Decorates a function whose first two arguments are factors of products, arrays or sequences of them: inside of `emulated`
+    it is given rounded ones."""
+
+    @functools.wraps(function)
+    def rounding(*args: Any, **kwargs: Any) -> Any:
+        if _mode.emulated == "float32":
+            return function(*args, **kwargs)
+        A, B, *others = args
+        return function(_factor(A), _factor(B), *others, **kwargs)
+
+    return cast(F, rounding)
+
+
+def emulated_by(products: Callable[..., Any] | None = None) -> Callable[[F], F]:
+    """Decorates an accelerated function: inside of `emulated` another one of the same arguments computes it, whose products are
+    made by functions that `rounds_factors` decorates. None: its definition."""
+
+    def decorate(function: F) -> F:
+        other = products or cast(Any, function).definition
+
+        @functools.wraps(function)
+        def chosen(*args: Any, **kwargs: Any) -> Any:
+            return (function if _mode.emulated == "float32" else other)(*args, **kwargs)
+
+        return cast(F, chosen)
+
+    return decorate
+
+
+def _factor(x: Any) -> Any:
+    if isinstance(x, tuple | list):
+        return [_factor(y) for y in x]
+    return rounded(x, _mode.emulated) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x

@@ -152,7 +152,7 @@ def sanitizer() -> dict[str, Any]:
     """compute-sanitizer's four tools on one training step of a small network."""
     if shutil.which("compute-sanitizer") is None:
         return {"left out": "compute-sanitizer is not installed"}
-    step = [sys.executable, "-m", "tests.benchmarks.gpu_first", "--precision", tensor.present(), "--step"]
+    step = [sys.executable, "-m", "tests.benchmarks.gpu_first", "--precision", tensor.chosen(), "--step"]
     return {tool: _run(["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *step]) for tool in TOOLS}
 
 
@@ -239,7 +239,7 @@ def against_pytorch() -> dict[str, Any]:
     if reason := gpu.missing():
         return {"left out": reason}
     settings = ["--settings", "eager tf32", "compile default bf16", "--rounds", "3"]
-    return _run([sys.executable, "-m", "tests.benchmarks.gpu", "--precision", tensor.present(), *settings])
+    return _run([sys.executable, "-m", "tests.benchmarks.gpu", "--precision", tensor.chosen(), *settings])
 
 
 def profiler(worst: Sequence[str] = ()) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def profiler(worst: Sequence[str] = ()) -> dict[str, Any]:
     if shutil.which("ncu") is None:
         return {"left out": "ncu is not installed"}
     chosen = ["--kernel-name", f"regex:^({'|'.join(worst)})$"] if worst else []
-    command = [sys.executable, "-m", "tests.benchmarks.gpu_first", "--precision", tensor.present(), "--step", "large"]
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_first", "--precision", tensor.chosen(), "--step", "large"]
     return _run(["ncu", "--set", "basic", "--launch-count", "60", *chosen, *command])
 
 

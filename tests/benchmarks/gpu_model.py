@@ -75,12 +75,13 @@ class Launch(NamedTuple):
         n = self.numbers
         if {"M", "N", "K"} <= set(n):
             return n["M"], n["N"], n["K"], self.grid[1]
-        if not {"R", "S", "C", "K", "Ho", "Wo"} <= set(n):
+        if not {"R", "S", "C", "Ho", "Wo"} <= set(n):
             return None
-        pixels, taps = n["N"] * n["Ho"] * n["Wo"], n["R"] * n["S"]
+        images, outputs = n.get("images", n.get("N", 0)), n.get("K", n.get("N", 0))
+        pixels, taps = images * n["Ho"] * n["Wo"], n["R"] * n["S"]
         if "weight" in self.kernel:
-            return taps * n["C"], n["K"], pixels, 1
-        return pixels, n["K"], taps * n["C"], 1
+            return taps * n["C"], outputs, pixels, 1
+        return pixels, outputs, taps * n["C"], 1
 
     @property
     def flops(self) -> int:

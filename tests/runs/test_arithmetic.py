@@ -1,6 +1,7 @@
 """tinydiff/runs/arithmetic.py: runs in TF32, on the stand-in for CuPy, and where a device does not offer it."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from tinydiff import backend
 from tinydiff.cli import flags, main
 from tinydiff.cuda import compiling, driver, tensor
 from tinydiff.errors import InputError
-from tinydiff.runs import arithmetic, config, resuming
+from tinydiff.evaluation import evaluate
+from tinydiff.runs import arithmetic, config, replays, resuming
 from tinydiff.runs import trainer as training
 
 
@@ -35,22 +37,32 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(backend, "resolve_device", lambda _: "cpu")
 
 
-def test_a_run_in_tf32_replays_and_resumes_with_its_own_bits(tmp_path, launched):
-    """Eager, replayed, and stopped in between: the same bits, by kernels for tensor cores, which a float32 run has none of."""
-    eager = trainer(tmp_path / "eager", precision="tf32", steps=4)
+def test_a_run_in_tf32_replays_and_resumes_with_its_own_bits(tmp_path, launched, monkeypatch, capsys):
+    """Eager, replayed, and stopped in between: the same bits, by kernels for tensor cores, which a float32 run has none of. So
+    are samples, at the end and by the command."""
+    drawn = []
+    monkeypatch.setattr(replays, "EAGER", 1)
+    monkeypatch.setattr(td.Trainer, "_finish", lambda self: drawn.append(tensor.chosen()))
+    eager = trainer(tmp_path / "eager", precision="tf32", steps=3)
     eager.run(graph=False)
     assert set(launched) == {("tensor_product", "TF32")}
     launched.clear()
-    half = trainer(tmp_path / "half", precision="tf32", steps=3)
+    half = trainer(tmp_path / "half", precision="tf32", steps=2)
     half.run()
-    again = trainer(tmp_path / "half", precision="auto", steps=4)
-    assert again.run(resume=True) == 4 and again.config.precision == "tf32"
+    again = trainer(tmp_path / "half", precision="auto", steps=3)
+    assert again.run(resume=True) == 3 and again.config.precision == "tf32"
     assert set(launched) == {("tensor_product", "TF32")}
     assert half._replays.replaying
     for a, b in zip(state(again)[0], state(eager)[0], strict=True):
         np.testing.assert_array_equal(a, b)
     assert log(again) == log(eager)
     assert config.load(tmp_path / "half/config.toml")["precision"] == "tf32"
+    assert drawn == ["tf32"] * 3 and tensor.chosen() == "float32"
+    for precision, kernel in (("auto", ("tensor_product", "TF32")), ("float32", ("matrix_product", None))):
+        launched.clear()
+        words = ["sample", str(tmp_path / "half"), "--n=1", "--steps=1", "--device=cuda", "--precision", precision]
+        assert main(words) == 0
+        assert set(launched) == {kernel} and ("precision-tf32" in capsys.readouterr().out) == (precision == "auto")
 
 
 def test_a_run_in_float32_uses_no_tensor_cores(tmp_path, launched):
@@ -98,7 +110,7 @@ def test_a_run_in_tf32_goes_on_in_float32_on_a_cpu_and_says_so(tmp_path, monkeyp
     assert set(launched) == {("tensor_product", "TF32")}
 
 
-SMALL = ["--channels=4", "--groups=2", "--mults=1", "--timesteps=4", "--image-size=8", "--batch-size=2", "--device=cpu"]
+SMALL = ["--channels=4", "--groups=2", "--mults=1", "--timesteps=4", "--image-size=4", "--batch-size=2", "--device=cpu"]
 
 
 def refused(capsys, *words):
@@ -109,7 +121,8 @@ def refused(capsys, *words):
 
 
 def test_commands_on_a_cpu_refuse_it_with_a_sentence(tmp_path, capsys, monkeypatch):
-    new = ["--steps=1", *SMALL, "--out", tmp_path / "run"]
+    np.save(tmp_path / "images.npy", np.zeros((4, 4, 4), np.uint8))
+    new = ["--steps=1", *SMALL, "--out", tmp_path / "run", "--data", tmp_path / "images.npy"]
     for command in ("train", "doctor"):
         capsys.readouterr()
         assert main([command, *map(str, new), "--precision", "tf32"]) == 2
@@ -140,8 +153,19 @@ def test_training_compiles_ahead_what_its_precision_launches(tmp_path, monkeypat
     for precision in ("float32", "tf32"):
         found, one = [], trainer(tmp_path, precision=precision)
         monkeypatch.setattr(compiling, "_compile", found.extend)
-        compiling.compile_for([partial(one.try_batch, 2)])
-        assert any(name == tensor.SOURCE for name, _ in found) == (precision == "tf32")
+        for work in (partial(one.try_batch, 2), partial(one.gradients, 1)):
+            found.clear()
+            compiling.compile_for([work])
+            assert any(name == tensor.SOURCE for name, _ in found) == (precision == "tf32")
+
+
+def test_an_evaluation_is_computed_in_its_precision(tmp_path, monkeypatch):
+    unet = trainer(tmp_path).unet
+    monkeypatch.setattr(evaluate, "load_subject", lambda *_: SimpleNamespace(unet=unet))
+    monkeypatch.setattr(evaluate._Evaluation, "run", lambda self: (self.settings.precision, tensor.chosen()))
+    for precision, used in (("auto", "tf32"), ("float32", "float32")):
+        settings = evaluate.Settings(device="cuda", precision=precision, out=str(tmp_path / precision))
+        assert evaluate.evaluate(tmp_path, settings) == (used, used)
 
 
 def test_a_function_of_ones_own_has_a_graph_for_each_precision():

@@ -33,6 +33,7 @@ from tinydiff.ops.arguments import as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
 from tinydiff.ops.contraction import product
 from tinydiff.ops.softmaxes import logsumexp_array, softmax_array, softmax_backward
+from tinydiff.precision import emulated_by
 
 
 class Attention(Function):
@@ -71,6 +72,16 @@ class Attention(Function):
         return L_Q, L_K, L_V, L_mask
 
 
+def _attend_backward_by_products(
+    L_Y: Any, Q: Any, K: Any, V: Any, z: Any, Y: Any, scale: float, needs: Sequence[bool] = (True, True, True)
+) -> Any:
+    """d from P and L_P: where products are rounded, sum(L_Y * Y) would be another number."""
+    P = array_module(Q).exp(scale * product(Q, K, transpose_b=True) - z)
+    L_S = softmax_backward(P, product(L_Y, V, transpose_b=True), -1)
+    return _gradients(P, L_S, L_Y, Q, K, scale, needs)
+
+
+@emulated_by()
 @accelerated
 def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:
     """(Y, z): Y = softmax(scale Q K^T) V for Q (..., L, D), K (..., M, D), V (..., M, E) of equal leading axes, and
@@ -79,6 +90,7 @@ def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:
     return product(softmax_array(S, -1), V), logsumexp_array(S, -1)
 
 
+@emulated_by(_attend_backward_by_products)
 @accelerated
 def attend_backward(
     L_Y: Any, Q: Any, K: Any, V: Any, z: Any, Y: Any, scale: float, needs: Sequence[bool] = (True, True, True)
@@ -86,6 +98,10 @@ def attend_backward(
     """(L_Q, L_K, L_V) from L_Y and what `attend` took and gave; None for what `needs` does not ask for."""
     P = array_module(Q).exp(scale * product(Q, K, transpose_b=True) - z)
     L_S = P * (product(L_Y, V, transpose_b=True) - (L_Y * Y).sum(-1, keepdims=True))
+    return _gradients(P, L_S, L_Y, Q, K, scale, needs)
+
+
+def _gradients(P: Any, L_S: Any, L_Y: Any, Q: Any, K: Any, scale: float, needs: Sequence[bool]) -> Any:
     return (
         scale * product(L_S, K) if needs[0] else None,
         scale * product(L_S, Q, transpose_a=True) if needs[1] else None,

@@ -34,6 +34,7 @@ from tinydiff.ops.contraction import product
 from tinydiff.ops.pooling import repeat_pixels, sum_pixel_blocks
 from tinydiff.ops.shape import pad
 from tinydiff.ops.windows import Window, by_group, fold, joined, unfold
+from tinydiff.precision import rounds_factors
 
 Shape = tuple[int, ...]
 
@@ -142,6 +143,7 @@ class ConvTranspose2d(Function):
         return L_X, L_W, L_b
 
 
+@rounds_factors
 @accelerated
 def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = None, R: Any = None) -> Any:
     """Y = P W + 1 b + E + R with b (K,), E (N, K) for all pixels of an image, R (N, Ho, Wo, K); None leaves one out."""
@@ -152,6 +154,7 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = N
     return Y
 
 
+@rounds_factors
 @accelerated
 def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
     """L_X = patches^T(L_P) with L_P = L_Y W^T, for X of the given shape."""
@@ -159,6 +162,7 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Wi
     return fold(joined(L_P, (*L_Y.shape[:3], *window.size, shape[3])), shape, window)
 
 
+@rounds_factors
 @accelerated
 def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
     """L_W = P^T L_Y, for W of the given shape."""
@@ -178,6 +182,7 @@ def sum_images(L_E: Any) -> Any:
     return L_E.sum(0)
 
 
+@rounds_factors
 @accelerated
 def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
     """The 3x3 convolution of X with its pixels doubled: X (N, H, W, C), W (3, 3, C, K), b (K,) or None ->
@@ -185,12 +190,14 @@ def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
     return convolve(repeat_pixels(X, (2, 2)), W, b, SAME)
 
 
+@rounds_factors
 @accelerated
 def upsample_convolve_input_gradient(L_Y: Any, W: Any) -> Any:
     """The gradient of a doubled pixel is the sum of those of its copies: L_Y (N, 2 H, 2 W, K) -> L_X (N, H, W, C)."""
     return sum_pixel_blocks(convolve_input_gradient(L_Y, W, (*L_Y.shape[:3], W.shape[2]), SAME), (2, 2))
 
 
+@rounds_factors
 @accelerated
 def upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
     """That of the convolution that sees the doubled pixels: X (N, H, W, C), L_Y (N, 2 H, 2 W, K) -> L_W (3, 3, C, K)."""

@@ -26,6 +26,7 @@ from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.dispatch import accelerated
 from tinydiff.ops.arguments import as_tensor
+from tinydiff.precision import rounds_factors
 
 
 class Linear(Function):
@@ -71,30 +72,35 @@ class Linears(Function):
         return L_X, *(L for pair in zip(L_Ws, L_bs, strict=True) for L in pair)
 
 
+@rounds_factors
 @accelerated
 def linear_forward(X: Any, W: Any, b: Any) -> Any:
     """Y = X W + 1 b for X (N, D), W (D, M), b (M,) or None -> (N, M)  (4.1.1)."""
     return X @ W if b is None else X @ W + b
 
 
+@rounds_factors
 @accelerated
 def linears_forward(X: Any, Ws: Sequence[Any], bs: Sequence[Any]) -> Any:
     """Y_i = X W_i + 1 b_i for all i."""
     return [linear_forward(X, W, b) for W, b in zip(Ws, bs, strict=True)]
 
 
+@rounds_factors
 @accelerated
 def linear_input_gradient(L_Y: Any, W: Any) -> Any:
     """L_X = L_Y W^T  (4.1.8)."""
     return L_Y @ W.T
 
 
+@rounds_factors
 @accelerated
 def linears_input_gradient(L_Ys: Sequence[Any], Ws: Sequence[Any]) -> Any:
     """L_X = sum_i L_Y_i W_i^T, of one layer at least."""
     return reduce(add, [linear_input_gradient(L_Y, W) for L_Y, W in zip(L_Ys, Ws, strict=True)])
 
 
+@rounds_factors
 @accelerated
 def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
     """L_W = X^T L_Y  (4.1.11)."""

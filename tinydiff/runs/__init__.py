@@ -13,7 +13,7 @@ memory.py      how much memory a step needs              formats.py     the numb
 others.py      what others save                          fingerprint.py how a run knows its data again
 inputs.py      what a step is computed from              ahead.py       the same, prepared on a GPU
 replays.py     steps as replays of a CUDA graph          sums.py        gradients of several passes, added on a GPU
-not_finite.py  where a NaN began
+not_finite.py  where a NaN began                      arithmetic.py  the precision of a run, by device
 """
 
 __all__ = ["checkpoint", "pictures"]
