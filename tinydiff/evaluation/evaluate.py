@@ -27,6 +27,7 @@ from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import is_terminal, say, tell
 from tinydiff.ranks import world
+from tinydiff.ranks.nccl import require_one_device
 from tinydiff.runs import fingerprint, limits, memory, pictures
 from tinydiff.runs.atomic import check_outside, check_place
 from tinydiff.runs.folder import EVALUATION as RESULTS
@@ -122,6 +123,7 @@ def evaluate(
                 _make_folder(Path(settings.png_folder), empty=True)
     with ranks.working(), threads.threads(host_threads(device, threads_of_rank(settings.threads, ranks))):
         if ranks.size > 1:
+            require_one_device(ranks, device)
             model, images = (
                 fingerprint_of(subject.unet, subject.diffusion),
                 fingerprint.of(subject.test, subject.test.labels is not None),

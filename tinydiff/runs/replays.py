@@ -8,6 +8,7 @@ from typing import Any
 
 from tinydiff import replay
 from tinydiff.cuda.capture import Captured, NotCapturable, rehearsal
+from tinydiff.machine.terminal import say
 from tinydiff.runs.ahead import Ahead
 
 EAGER = 2  # steps that make the workspaces and compile the kernels before one is captured
@@ -17,11 +18,12 @@ MOST_CAPTURES = 3  # where weights or averages are replaced again and again
 class Replays:
     """Gives the GPU one step after another.
 
-    inputs: of the steps. step: launches everything of a step; where it reads nothing, it returns None.
+    inputs: of the steps. step: launches everything of a step; where it reads nothing, it returns None. agree: whether something
+    is true on all ranks, that all ask at the same time: they replay all or none. None: of a process alone.
     """
 
-    def __init__(self, inputs: Ahead, step: Callable[[int], Any]) -> None:
-        self._inputs, self._step = inputs, step
+    def __init__(self, inputs: Ahead, step: Callable[[int], Any], agree: Callable[[bool], bool] | None = None) -> None:
+        self._inputs, self._step, self._agree = inputs, step, agree
         self._eager, self._captures, self._refused = 0, 0, False
         self._graph: Captured | None = None
 
@@ -53,3 +55,6 @@ class Replays:
         except (NotCapturable, ValueError, MemoryError) as error:
             self._refused = True
             replay.give_up("training", error)
+        if self._agree is not None and not self._agree(self._graph is not None) and not self._refused:
+            self._graph, self._refused = None, True
+            say("training goes on without a CUDA graph: another rank has none")
