@@ -1,6 +1,6 @@
 """A tiny run on the stand-in for CuPy, a GPU for each rank: `mpiexec -n N python -m tests.ranks.gpus OUT BATCH ACCUMULATE FAULT`.
 
-FAULT: "none"; "no nccl", which is missing; "one gpu" for all ranks; "no gpu" on rank 1; "nan" on rank 1 at step 4; "eager", where
+FAULT: "none"; "no nccl", which is missing; "one gpu" for all ranks; "no gpu" on rank 1; "nan" on rank 1 at step 4; "cut", where
 NCCL cannot be captured.
 """
 
@@ -27,7 +27,7 @@ def main(out, batch_size, accumulate, fault):
     training.Trainer._finish = lambda self: None
     training.compile_for, memory.require_gpu = lambda *_: 0, lambda *_: None
     training.Trainer.memory_of_step = lambda self: memory.Estimate(0, 0, 0, 0, 0)
-    nccl.CAPTURABLE[0] = fault != "eager"
+    nccl.CAPTURABLE[0] = fault != "cut"
     if fault == "no nccl":
         sys.modules["cupy.cuda.nccl"].available = False
     if fault == "one gpu":

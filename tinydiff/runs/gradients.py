@@ -17,6 +17,7 @@ from tinydiff.optim import Adam, gathered
 from tinydiff.ranks.nccl import Nccl, connect, require_one_device
 from tinydiff.runs.inputs import Inputs
 from tinydiff.runs.not_finite import OTHERWISE, first_non_finite
+from tinydiff.runs.replays import Cut
 from tinydiff.runs.sums import Sums
 
 
@@ -53,10 +54,17 @@ class Gradients:
             require_one_device(self.world, self.device)
             self._nccl = connect(self.world) if self.device == "cuda" else None
 
-    @property
-    def agree(self) -> Callable[[bool], bool] | None:
-        """Whether something is true on all ranks; None for a process alone."""
-        return None if self.world.size == 1 else lambda here: all(self.world.gather(here))
+    def cut(self, update: Callable[[list[Any]], Any]) -> Cut | None:
+        """How a step is cut at the sum over ranks; None for a process alone. update: what is done with the losses after it."""
+        if self.world.size == 1:
+            return None
+        return Cut(
+            self.parts * self.world.size,
+            self.own,
+            self._summed_by_nccl,
+            update,
+            lambda here: all(self.world.gather(here)),
+        )
 
     def _summed_by_nccl(self, losses: list[Any]) -> list[Any]:
         with section("sums over ranks"):

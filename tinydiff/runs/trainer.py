@@ -128,7 +128,7 @@ class Trainer:
                 self.working = True
                 with threads.threads(host_threads(self.device, self.threads)):
                     if graph and not profile and wanted() and isinstance(self.inputs, ahead.Ahead):
-                        self._replays = Replays(self.inputs, self._step, self._gradients.agree)
+                        self._replays = Replays(self.inputs, self._step, self._gradients.cut(self._update))
                     self._train(interrupts)
                     if not interrupts.agreed(self.world):
                         interrupts.release()
@@ -306,7 +306,9 @@ class Trainer:
 
     def _step(self, step: int) -> Any:
         """Launches a step. Losses and norm, unless they are read later."""
-        losses = self.gradients(step)
+        return self._update(self.gradients(step))
+
+    def _update(self, losses: list[Any]) -> Any:
         self._changing = True  # what fails from here on leaves weights of no step
         with section("clipping, Adam and EMA"):
             return self.optimizer.clipped_step(losses, self.config.clip or math.inf, self.ema, self.inputs.prepared)
@@ -389,8 +391,6 @@ class Trainer:
         here = resuming.environment(self.device, self.threads)
         if (there := metadata.get("environment", "an unknown environment")) != here:
             say(f"the run was made with {there}; with {here}, rounding may differ")
-
-    # ------------------------------------------------------------------------------------------------- pictures
 
     def _preview(self) -> None:
         self.results.preview(self.step, PREVIEW_STEPS)
