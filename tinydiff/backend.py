@@ -6,10 +6,12 @@ This is the only file that imports cupy, and it does so when a GPU is asked for:
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import os
 import re
 import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -257,6 +259,19 @@ def settle_note(note: Any, changed: bool) -> None:
 def wrong_index(V: int) -> str:
     """What is said of an index on the GPU that is not in 0..V-1."""
     return f"embedding: an index is not in 0..{V - 1}"
+
+
+def nccl() -> ModuleType | None:
+    """CuPy's module for NCCL, which carries arrays between GPUs; None where that library is missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CuPy's own of the missing library
+        module = importlib.import_module("cupy.cuda.nccl")
+    return module if module.available else None
+
+
+def extra_of_nccl() -> str:
+    """The package that brings NCCL."""
+    return f"nvidia-nccl-cu{min(max(module_for('cuda').cuda.runtime.runtimeGetVersion() // 1000, 12), 13)}"
 
 
 def synchronize() -> None:

@@ -213,6 +213,16 @@ def test_a_step_that_takes_too_long_is_not_tried(examined, monkeypatch):
     assert status == 0 and "scaled up from a small batch" in said and "give or take" in said
 
 
+def test_two_processes_are_advised_where_they_gain(monkeypatch):
+    advice = "mpiexec -n 2 tinydiff train"
+    for up_to, threads, told in ((4, 2, True), (3, 2, False), (4, 1, False), (4, 8, False)):
+        monkeypatch.setattr(doctor, "TWO_PROCESSES_UP_TO", up_to)
+        lines = []
+        trainer = SimpleNamespace(device="cpu", config=SimpleNamespace(threads=threads, device="cpu", batch_size=4))
+        doctor._device(trainer, lambda *line, to=lines: to.append(line), [])
+        assert any(advice in text for _, text in lines) == told
+
+
 def test_a_gpu_is_shown(monkeypatch):
     from types import SimpleNamespace
 

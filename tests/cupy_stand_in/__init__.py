@@ -20,6 +20,7 @@ CuPy loads CUDA's libraries when it first needs one. A machine that lacks some i
     streams.py      the device, streams, events, memory pools, graphs, and what a capture refuses
     arrays.py       arrays, their operators, functions
     module.py       kernels, `cupy.cuda`, the whole module
+    nccl.py         NCCL, between processes
     describe.py     writes api.json where CuPy is installed
 """
 

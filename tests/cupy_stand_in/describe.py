@@ -1,4 +1,4 @@
-"""Writes down CuPy's signatures, and the options that it adds for the compiler, where it is installed:
+"""Writes down CuPy's signatures, and the options that it adds for the compiler, where it is installed, and NCCL too:
 
 python -m tests.cupy_stand_in.describe
 """
@@ -17,7 +17,9 @@ OF_CUDA = (
     "Device", "Device.synchronize", "Event", "Event.record", "Event.synchronize", "Graph.launch", "MemoryPool",
     "MemoryPool.free_all_blocks", "MemoryPool.free_bytes", "MemoryPool.malloc", "MemoryPool.total_bytes", "Stream",
     "Stream.begin_capture", "Stream.end_capture", "Stream.is_capturing", "Stream.record", "Stream.synchronize",
-    "Stream.wait_event", "get_current_stream", "get_elapsed_time", "using_allocator",
+    "Stream.wait_event", "get_current_stream", "get_elapsed_time", "nccl.NcclCommunicator",
+    "nccl.NcclCommunicator.allGather", "nccl.NcclCommunicator.allReduce", "nccl.get_unique_id",
+    "using_allocator",
 )  # fmt: skip
 
 
@@ -47,6 +49,7 @@ def describe():
     """The signatures of CuPy's functions, methods and ufuncs that NumPy has as well, from its documentation where it is
     compiled."""
     import cupy
+    import cupy.cuda.nccl
 
     def bare(f):
         """A signature without annotations, defaults as text only where they are plain values."""
@@ -63,7 +66,7 @@ def describe():
             match = re.match(r"[\w.]*\((.*?)\)(?:\s*->.*)?\s*(?:\n|$)", (f.__doc__ or "").replace("\\*", "*"))
             if match is None:
                 return None
-            text = "(" + ", ".join(part.split()[-1] for part in match[1].split(",")) + ")"
+            text = "(" + ", ".join(part.split()[-1] for part in match[1].split(",") if part.strip()) + ")"
         try:
             signature(text)
         except (SyntaxError, NameError):
@@ -92,7 +95,8 @@ def describe():
     for name in OF_CUDA:
         thing = functools.reduce(getattr, name.split("."), cupy.cuda)
         text = text_of(thing)
-        takes_self = isinstance(thing, type) or "." in name
+        home = functools.reduce(getattr, name.split(".")[:-1], cupy.cuda)
+        takes_self = isinstance(thing, type) or isinstance(home, type)
         found["cuda"][name] = f"(self, {text[1:]}" if takes_self and not text.startswith("(self") else text
     return found
 

@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 
-from tests.cupy_stand_in import streams
+from tests.cupy_stand_in import nccl, streams
 from tests.cupy_stand_in.arrays import Namespace, ndarray
 from tests.cupy_stand_in.signatures import COUNTS, MISSING, api, load_libraries
 
@@ -113,6 +113,7 @@ def put_in_place(monkeypatch, missing=("cublas",)):
 
     module = make()
     monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", nccl.make())
     MISSING.clear()
     MISSING.update(missing)
     COUNTS.clear()

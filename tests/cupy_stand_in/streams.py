@@ -9,6 +9,7 @@ a GPU another node may have that memory. Whoever keeps an address but not the ar
 """
 
 import contextlib
+import os
 import threading
 from functools import cache
 
@@ -289,6 +290,7 @@ class Device(contextlib.nullcontext):
     def __init__(self, device=None):
         super().__init__()
         self.id = 0 if device is None else device
+        self.pci_bus_id = f"0000:{os.environ.get('CUDA_VISIBLE_DEVICES', '0')}:00.0"
 
     __hash__ = None  # as CuPy's
 

@@ -27,13 +27,11 @@ from tinydiff.unet import UNet
 
 @dataclass
 class Job:
-    """config: of `TrainConfig`. resume: as of `run`. fault: None, or [what, rank, step] of something that goes wrong.
-    dropout: of the network."""
+    """config: of `TrainConfig`. resume: as of `run`. fault: None, or [what, rank, step] of something that goes wrong."""
 
     config: dict[str, Any]
     resume: bool = False
     fault: tuple[str, int, int] | None = None
-    dropout: float = 0.3
 
 
 def trainer_of(job: Job) -> Trainer:
@@ -46,7 +44,7 @@ def trainer_of(job: Job) -> Trainer:
     data = Dataset(images, np.arange(40) % 3, num_classes=3, flip=True)
     unet = UNet(
         image_size=8, in_channels=1, out_channels=1, channels=8, channel_mults=(1, 2), blocks_per_level=1,
-        attention_resolutions=(4,), groups=4, dropout=job.dropout, num_classes=4, null_label=3,
+        attention_resolutions=(4,), groups=4, dropout=0.3, num_classes=4, null_label=3,
         generator=random.Generator(0, random.INIT),
     )  # fmt: skip
     settings = {"threads": 1, "warmup": 2, "preview_every": 0, "lr": 3e-3, "clip": 0.5, "device": "cpu"} | job.config

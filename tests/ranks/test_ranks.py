@@ -17,10 +17,10 @@ from tinydiff.runs.log import read_log
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 
 
-def start(n, path, fault=None, resume=False, dropout=0.3, **config):
+def start(n, path, fault=None, resume=False, **config):
     """The process of mpiexec with n ranks of a tiny run; without n, that of one process."""
     settings = {"out": str(path), "steps": 4, "batch_size": 12, "save_every": 2} | config
-    job = json.dumps(vars(Job(settings, resume, fault, dropout)))
+    job = json.dumps(vars(Job(settings, resume, fault)))
     launcher = ["mpiexec", "-n", str(n)] if n else []
     command = [*launcher, sys.executable, "-m", "tests.ranks.job", job]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -68,23 +68,23 @@ def test_a_launcher_that_starts_one_process_changes_nothing(tmp_path):
 
 
 def test_accumulation_on_ranks_agrees_to_rounding(tmp_path):
-    one, *_ = done(None, tmp_path / "one", batch_size=3, accumulate=4, dropout=0.0)
-    several, *_ = done(2, tmp_path / "several", batch_size=6, accumulate=2, dropout=0.0)
+    one, *_ = done(None, tmp_path / "one", batch_size=3, accumulate=4)
+    several, *_ = done(2, tmp_path / "several", batch_size=6, accumulate=2)
     for name, array in one.items():
         np.testing.assert_allclose(several[name], array, rtol=2e-3, atol=2e-5, err_msg=name)
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
-    whole, *_ = done(2, tmp_path / "whole", steps=6, dropout=0.0)  # whose masks depend on the images that a rank has
-    done(2, tmp_path / "parts", steps=2, dropout=0.0)
-    done(4, tmp_path / "parts", steps=4, resume=True, dropout=0.0)
-    parts, log, _ = done(None, tmp_path / "parts", steps=6, resume=True, dropout=0.0)
+    whole, *_ = done(2, tmp_path / "whole", steps=6)
+    done(2, tmp_path / "parts", steps=2)
+    done(4, tmp_path / "parts", steps=4, resume=True)
+    parts, log, _ = done(None, tmp_path / "parts", steps=6, resume=True)
     assert len(log) == 6
     assert [row["ranks"] for row in read_log(tmp_path / "parts/log.csv")] == ["2", "2", "4", "4", "1", "1"]
     for name, array in whole.items():
         np.testing.assert_allclose(parts[name], array, rtol=2e-3, atol=2e-5, err_msg=name)
-    done(2, tmp_path / "again", steps=2, dropout=0.0)
-    assert_equal(whole, done(2, tmp_path / "again", steps=6, resume=True, dropout=0.0)[0])
+    done(2, tmp_path / "again", steps=2)
+    assert_equal(whole, done(2, tmp_path / "again", steps=6, resume=True)[0])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from tinydiff.ranks import World, even_parts, share_out
+from tinydiff.runs.shares import threads_of_rank
 
 
 class Thread(World):
@@ -49,3 +50,18 @@ def test_parts_are_even_and_cover_all(n):
     assert [i for part in parts for i in range(n)[part]] == list(range(n))
     lengths = [part.stop - part.start for part in parts]
     assert max(lengths) <= 64 and max(lengths) - min(lengths) <= 1 and len(parts) == -(-n // 64)
+
+
+@pytest.mark.parametrize(
+    ("wish", "sharing", "variable", "threads"),
+    [(None, 1, None, None), (None, 2, None, 4), (None, 16, None, 1), (3, 2, None, 3), (None, 2, "6", None), (3, 2, "6", 3)],
+)  # fmt: skip
+def test_threads_of_a_rank(wish, sharing, variable, threads, monkeypatch):
+    """Each rank may have processors of its own (sharing 1), as Slurm gives them, or share 8 with others."""
+    monkeypatch.setattr("tinydiff.machine.limits.processors", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    world = World()
+    world.sharing, world.local_size = sharing, 16
+    assert threads_of_rank(wish, world) == threads

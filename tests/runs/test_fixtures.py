@@ -12,6 +12,7 @@ from tinydiff.cli import main
 from tinydiff.runs import checkpoint
 from tinydiff.runs.folder import read_log
 from tinydiff.runs.formats import FORMAT
+from tinydiff.runs.inputs import BY_PART, MASKS
 from tinydiff.runs.trainer import Trainer
 
 VERSIONS = sorted(
@@ -54,6 +55,8 @@ def test_a_run_goes_on_as_in_that_version(fixture, monkeypatch):
     for row, then in zip(rows[3:], expected["resumed"], strict=True):
         assert {name: float(row[name]) for name in then} == pytest.approx(then, rel=1e-4)
     assert json.loads((folder / "run/checkpoint/tinydiff.json").read_text(encoding="utf-8"))["format"] == FORMAT
+    _, metadata = checkpoint.load_training_state(folder / "run", arrays=False)
+    assert metadata[MASKS] == BY_PART
 
 
 @pytest.mark.parametrize("name", ["run", "pipeline"])

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from tinydiff.runs.trainer import Trainer
 
 LONGEST = 30.0  # seconds that a step may take to be tried out
+TWO_PROCESSES_UP_TO = (
+    0  # images of a batch: up to so many, two processes beat two threads (tests/benchmarks/results/scale.json)
+)
 TRIES, BUDGET = 6, 10.0  # steps to time, and seconds after which no other is begun
 
 
@@ -229,6 +232,11 @@ def _device(trainer: Trainer, line: Line, warnings: list[str]) -> None:
         return
     reason = backend.no_cuda() if trainer.config.device == "auto" else None
     line("device", f"CPU, {limits.processor_name()}, {count} thread{'s' * (count > 1)}")
+    if 2 <= count <= usable and trainer.config.batch_size <= TWO_PROCESSES_UP_TO and trainer.config.batch_size % 2 == 0:
+        line(
+            "",
+            "batches as small as these are faster on two processes than on two threads: mpiexec -n 2 tinydiff train ...",
+        )
     if reason:
         unused = f"no GPU is used: {reason.partition(';')[0]}"
         if backend.cupy() is None:

@@ -85,11 +85,14 @@ def _run(arguments: argparse.Namespace) -> int:
     sampler, eta = a.sampler or "ddim", a.eta or 0.0
     steps = a.steps if a.steps is not None or sampler == "ddpm" else min(50, diffusion.schedule.T)
     if a.folder is not None:
+        from tinydiff.ranks.nccl import require_one_device
         from tinydiff.runs.many import draw_many
         from tinydiff.runs.shares import threads_of_rank
 
         settings = a.seed, sampler, steps, eta, label, a.guidance
         several = threads(host_threads(device, threads_of_rank(a.threads, ranks)))
+        if ranks.size > 1:
+            require_one_device(ranks, device)
         with ranks.working(), several, arithmetic.computing(a.precision, device):
             draw_many(Path(a.folder), unet, diffusion, a.n, *settings)
         tell(a.folder)

@@ -178,6 +178,8 @@ def _reason(error: Exception) -> str:
         what = "it uses cuBLAS"
     elif "aptur" in text:
         what = "it waits for the GPU"
+    elif type(error).__name__ == "NcclError":
+        what = f"NCCL did not let its sums be captured ({text})"
     else:
         raise error
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]

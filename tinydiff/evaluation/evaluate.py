@@ -27,6 +27,7 @@ from tinydiff.evaluation.subject import Subject, choose, load_subject
 from tinydiff.machine import threads
 from tinydiff.machine.terminal import is_terminal, say, tell
 from tinydiff.ranks import world
+from tinydiff.ranks.nccl import require_one_device
 from tinydiff.runs import arithmetic, fingerprint, limits, memory, pictures
 from tinydiff.runs.atomic import check_outside, check_place
 from tinydiff.runs.folder import EVALUATION as RESULTS
@@ -125,6 +126,7 @@ def evaluate(
     several = threads.threads(host_threads(device, threads_of_rank(settings.threads, ranks)))
     with ranks.working(), several, arithmetic.computing(settings.precision, device):
         if ranks.size > 1:
+            require_one_device(ranks, device)
             model, images = (
                 fingerprint_of(subject.unet, subject.diffusion),
                 fingerprint.of(subject.test, subject.test.labels is not None),

@@ -17,9 +17,14 @@ _PROC = Path("/proc")
 def processors() -> int:
     """Processors that this process may keep busy: those it may run on, or fewer where a container has a share of the
     time only. A share of 1.5 processors is 2."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = len(processor_numbers())
     quota = cpu_quota()
     return here if quota is None else max(1, min(here, math.ceil(quota)))
+
+
+def processor_numbers() -> set[int]:
+    """Those that this process may run on; all, where the system does not tell."""
+    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def cpu_quota() -> float | None:

@@ -14,6 +14,18 @@ _VARIABLES = (
 )
 
 
+def choose_gpu(local_rank: int, local_size: int) -> None:
+    """Leaves each rank of a machine the GPU of its number, before CUDA looks for GPUs. Where CUDA_VISIBLE_DEVICES names fewer
+    than there are ranks, as when the launcher has chosen one for each, it stays as it is."""
+    if local_size == 1:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(local_rank)
+    elif len(names := [name for name in visible.split(",") if name]) >= local_size:
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[local_rank]
+
+
 def announced() -> tuple[int, int]:
     """(rank, number of ranks) as the launcher says; (0, 1) without one, and where TINYDIFF_RANKS is 0: then each process is
     for itself."""

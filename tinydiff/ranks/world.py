@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from tinydiff.errors import InputError, RunFailed, of_system
-from tinydiff.machine import terminal
+from tinydiff.machine import limits, terminal
 from tinydiff.ranks.heartbeat import Heartbeat
-from tinydiff.ranks.launcher import announced
+from tinydiff.ranks.launcher import announced, choose_gpu
 from tinydiff.ranks.sums import sum_in_order
 
 _SPIN, _NAP = 2e-3, 5e-4  # seconds: how long to wait at full speed, and the naps after that
@@ -33,9 +33,10 @@ class World:
     """All ranks of a job, as one of them sees them; this class: a process alone.
 
     rank: this process's, from 0 on. size: how many there are. local_rank, local_size: the same among those on this machine.
+    sharing: how many of these may run on processors of this one's, itself included; a launcher may have given each its own.
     """
 
-    rank, size, local_rank, local_size = 0, 1, 0, 1
+    rank, size, local_rank, local_size, sharing = 0, 1, 0, 1, 1
 
     def gather(self, value: Any) -> list[Any]:
         """The values that the ranks give, small objects, in their order."""
@@ -68,6 +69,9 @@ class _Ranks(World):
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         local = self._comm.Split_type(mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
+        own = limits.processor_numbers()
+        self.sharing = sum(not own.isdisjoint(other) for other in local.allgather(own))
+        choose_gpu(self.local_rank, self.local_size)
         self._at_end = self._comm.Dup()  # of its own, so that a rank at its end does not pass for one that goes on
         self._agreed: BaseException | None = None  # what all ranks raise
         self._heartbeat = Heartbeat(mpi, self._comm.Dup(), self._silent)

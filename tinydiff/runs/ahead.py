@@ -25,7 +25,7 @@ from tinydiff.diffusion.times import Times, times_of
 from tinydiff.dispatch import uses_kernels
 from tinydiff.machine.terminal import say
 from tinydiff.random import Generator, as_integers, words_of_steps
-from tinydiff.runs.inputs import Batch, Inputs
+from tinydiff.runs.inputs import Batch, Inputs, PartOfDraws
 from tinydiff.runs.memory import show
 
 DATA_SHARE = 0.25  # of the GPU's free memory: what the data may take
@@ -61,9 +61,9 @@ class Ahead(Inputs):
 
     def __init__(self, inputs: Inputs, optimizer: optim.Adam, ema: optim.EMA, needed: int = 0) -> None:
         common = inputs.unet, inputs.diffusion, inputs.data, inputs.config, inputs.label_dropout, inputs.generator
-        super().__init__(*common, inputs.device)
+        super().__init__(*common, inputs.device, inputs.world, inputs.masks)
         self.optimizer, self.ema = optimizer, ema
-        n, xp = self.images, backend.module_for(self.device)
+        n, xp = len(self.own), backend.module_for(self.device)
         found = times_of(self.diffusion, np.ones(1, np.int64))._asdict()
         self._times = [name for name, column in found.items() if column is not None]
         columns: dict[str, tuple[Any, int]] = {"index": (np.int64, n), "t": (np.int64, n), "adam": (np.float32, 5)}
@@ -75,7 +75,7 @@ class Ahead(Inputs):
         self.clock = Clock(xp, columns, self._rows)
         self.noise = Generator(self.generator.seed, random.NOISE, clock=self.clock.count)
         self.report_ring, self.failed = (
-            xp.zeros((REPORTS, 2 + self.config.accumulate), np.float32),
+            xp.zeros((REPORTS, 2 + self.config.accumulate * self.world.size), np.float32),
             xp.zeros(1, np.uint32),
         )
         self.prepared = Prepared(self.clock.now["adam"], self.clock.count, self.report_ring, self.failed)
@@ -90,20 +90,23 @@ class Ahead(Inputs):
             now = self.clock.now
             x0 = gather_batch(self.source.images, now["index"], now.get("mirrored"))
         times = Times(**{name: now[name] for name in self._times})
-        size = x0[0].size * self.config.batch_size  # elements of a part
-        eps = None
-        if self.config.accumulate > 1 and size % 4:  # a part does not begin where a block of random words does
+        each, eps = x0[0].size, None
+        if (
+            self.images > self.batch_size and each * self.batch_size % 4
+        ):  # parts begin where no block of random words does
             with section("noise and times"):
-                eps = self.noise.at(random.NOISE).normal(x0.shape, np.float32, self.device)
+                eps = self.noise.at(random.NOISE).normal((self.images, *x0.shape[1:]), np.float32, self.device)
+        dropout = PartOfDraws(self.noise.at(random.DROPOUT), self.images)
 
         def loss(part: int) -> Tensor:
-            rows = self.rows(part)
-            state = (self.noise.seed, random.NOISE, 0, part * size // 4, self.clock.count)
-            noise = state if eps is None else eps[rows]
+            rows = self.own_rows(part)
+            self.begin_part(dropout, part)
+            state = (self.noise.seed, random.NOISE, 0, self.rows(part).start * each // 4, self.clock.count)
+            noise = state if eps is None else eps[self.rows(part)]
             labels = now["label"][rows] if "label" in now else None
             return loss_at(self.diffusion, self.unet, x0[rows], times.rows(rows), noise, labels)
 
-        return Batch(self.noise.at(random.DROPOUT), loss)
+        return Batch(dropout, loss)
 
     def prepare(self, step: int) -> None:
         """Copies to the GPU what a step needs and is not there yet: rows, every so many steps, and images that do not lie
@@ -139,16 +142,17 @@ class Ahead(Inputs):
         indices, mirrored = self.data.chosen(steps, self.images, self.generator)
         words = words_of_steps(self.generator.seed, random.TIME, steps, self.images)
         times = times_of(self.diffusion, as_integers(words, 1, self.diffusion.schedule.T + 1))._asdict()
-        rows = {name: times[name] for name in self._times}
-        rows["index"] = self.source.indices(steps, indices)
+        own = self.own
+        rows = {name: times[name][:, own] for name in self._times}
+        rows["index"] = self.source.indices(steps, indices[:, own])
         rows["adam"] = np.stack([self._adam(step) for step in steps])
         if self.unet.num_classes is not None:
             assert self.data.labels is not None
             dropped = self.dropped(self.data.labels[indices], steps)
             assert dropped is not None
-            rows["label"] = dropped
+            rows["label"] = dropped[:, own]
         if mirrored is not None:
-            rows["mirrored"] = mirrored
+            rows["mirrored"] = mirrored[:, own]
         return rows
 
     def _adam(self, step: int) -> np.ndarray:
@@ -179,7 +183,7 @@ class _Staged:
     while the step is computed, that of the next."""
 
     def __init__(self, inputs: Inputs, xp: Any) -> None:
-        self._inputs, self._n = inputs, inputs.images
+        self._inputs, self._n = inputs, len(inputs.own)
         shape = inputs.data.images.shape[1:]
         self.images = xp.zeros((2 * self._n, *shape), np.uint8)
         self._buffers = [backend.PinnedArray((self._n, *shape), np.uint8) for _ in range(2)]
@@ -193,9 +197,9 @@ class _Staged:
         half = step % 2
         if self._steps[half] == step:
             return
-        indices, _ = self._inputs.data.chosen(range(step, step + 1), self._n, self._inputs.generator)
+        indices, _ = self._inputs.data.chosen(range(step, step + 1), self._inputs.images, self._inputs.generator)
         buffer = self._buffers[half]
-        np.take(self._inputs.data.images, indices[0], axis=0, out=buffer.writable())
+        np.take(self._inputs.data.images, indices[0, self._inputs.own], axis=0, out=buffer.writable())
         buffer.copy_to(self.images[half * self._n : (half + 1) * self._n])
         self._steps[half] = step
 

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from tinydiff import random
+from tinydiff.autograd import places
 from tinydiff.autograd.profile import section
 from tinydiff.backend import module_for, to_numpy
-from tinydiff.optim import Adam
+from tinydiff.optim import Adam, gathered
+from tinydiff.ranks.nccl import Nccl, connect, require_one_device
 from tinydiff.runs.inputs import Inputs
 from tinydiff.runs.not_finite import OTHERWISE, first_non_finite
+from tinydiff.runs.replays import Cut
 from tinydiff.runs.sums import Sums
 
 
@@ -27,6 +30,7 @@ class Gradients:
     def __init__(self, optimizer: Adam, plain: Inputs, inputs: Callable[[], Inputs]) -> None:
         self.optimizer, self._inputs = optimizer, inputs
         self.unet, self.parts, self.device, self.world = plain.unet, plain.config.accumulate, plain.device, plain.world
+        self._nccl: Nccl | None = None
         self._share: Any = None  # dL/d(loss of a part), on the device
         self._sums = Sums(optimizer.parameters if self.device == "cuda" and self.parts > 1 else ())
 
@@ -35,12 +39,42 @@ class Gradients:
         losses = self.own(step)
         if self.world.size == 1:
             return losses
+        if self._nccl is not None:
+            return self._summed_by_nccl(losses)
         with section("waiting for other ranks"):
             self.world.wait()
         with section("sums over ranks"):
             self.world.sum([p.grad for p in self.optimizer.parameters if p.grad is not None])
             found = self.world.gather([float(loss) for loss in losses])
         return [np.array(loss) for part in zip(*found, strict=True) for loss in part]
+
+    def connect(self) -> None:
+        """Before the first step, on all ranks at once: several GPUs are connected. InputError where that is not possible."""
+        if self.world.size > 1:
+            require_one_device(self.world, self.device)
+            self._nccl = connect(self.world) if self.device == "cuda" else None
+
+    def cut(self, update: Callable[[list[Any]], Any]) -> Cut | None:
+        """How a step is cut at the sum over ranks; None for a process alone. update: what is done with the losses after it."""
+        if self.world.size == 1:
+            return None
+        return Cut(
+            self.parts * self.world.size,
+            self.own,
+            self._summed_by_nccl,
+            update,
+            lambda here: all(self.world.gather(here)),
+        )
+
+    def _summed_by_nccl(self, losses: list[Any]) -> list[Any]:
+        with section("sums over ranks"):
+            learned = [p for p in self.optimizer.parameters if p.grad is not None]
+            pieces, parts = gathered([p.grad for p in learned])
+            places.keep_all(learned, parts)
+            assert self._nccl is not None
+            self._nccl.sum(pieces)
+            found = self._nccl.gather(module_for(self.device).stack(losses))
+        return list(found.T.reshape(-1))
 
     def own(self, step: int) -> list[Any]:
         """The losses of this rank's parts, and its share of the gradient."""

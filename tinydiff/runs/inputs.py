@@ -21,6 +21,12 @@ from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.sheets import class_count
 from tinydiff.unet import UNet
 
+MASKS = "dropout masks"  # what a checkpoint calls the way in which they are drawn
+BY_IMAGE, BY_PART = (
+    "by image",
+    "by part",
+)  # the latter: one part after another, in runs that were begun before there was the other
+
 
 class Batch(NamedTuple):
     """A step's batch. dropout: what the network draws from. loss: the loss of part 0, 1, ... of the batch."""
@@ -29,11 +35,42 @@ class Batch(NamedTuple):
     loss: Callable[[int], Tensor]
 
 
+class PartOfDraws(Generator):
+    """Draws for some images of a batch what they would get if all images were drawn for: so it does not matter how a batch is cut
+    into parts, nor who computes them.
+
+    generator: draws for all. images: of the batch.
+
+    That holds where the numbers of a part fill whole blocks of four, as they do but for odd sizes; else what an image gets
+    depends on the size of the parts.
+    """
+
+    def __init__(self, generator: Generator, images: int) -> None:
+        super().__init__(*generator.state)
+        self.images, self.rows = images, slice(0, images)
+
+    def begin(self, rows: slice) -> None:
+        """From here on it draws for these images, from the start."""
+        self.offset, self.rows = 0, rows
+
+    def advance(self, n: int) -> Any:
+        """The state before a draw of n elements for the images of this part. The generator moves past a draw for all."""
+        count = self.rows.stop - self.rows.start
+        if count == self.images:
+            return super().advance(n)
+        each = -(-n // count)
+        if n != count * each or n % 4:
+            each = -(-each // 4) * 4  # each image begins a block
+        seed, stream, step, offset, *clock = super().advance(each * self.images)
+        return seed, stream, step, offset + each * self.rows.start // 4, *clock
+
+
 class Inputs:
     """Makes the batch of each step on the host and moves it to the device.
 
     unet, diffusion, data, config: as for `Trainer`. label_dropout: the share of labels that become the null label.
     generator: its seed makes all choices. device: the resolved one. world: the ranks that share a batch; None: this process.
+    masks: BY_IMAGE or BY_PART; several ranks draw by image in any case.
     """
 
     prepared: Any = None  # of what the optimiser needs, nothing is on the device before it is called
@@ -48,10 +85,11 @@ class Inputs:
         generator: Generator,
         device: str,
         world: World | None = None,
+        masks: str = BY_IMAGE,
     ) -> None:
         self.unet, self.diffusion, self.data, self.config = unet, diffusion, data, config
         self.label_dropout, self.generator, self.device = label_dropout, generator, device
-        self.world = world or World()
+        self.world, self.masks = world or World(), masks
         self.images = config.batch_size * config.accumulate  # of a step, on all ranks
         self.batch_size = config.batch_size // self.world.size  # of a part
 
@@ -67,11 +105,14 @@ class Inputs:
             with section("noise and times"):
                 t, eps = self.diffusion.draw(x0, generator)
 
+        dropout = PartOfDraws(self.generator.at(random.DROPOUT, step), self.images)
+
         def loss(part: int) -> Tensor:
+            self.begin_part(dropout, part)
             x0_part, labels_part, *noise = (None if a is None else a[self.rows(part)] for a in (x0, labels, t, eps))
             return self.diffusion.loss(self.unet, x0_part, generator, labels_part, *noise)
 
-        return Batch(self.generator.at(random.DROPOUT, step), loss)
+        return Batch(dropout, loss)
 
     def launched(self, step: int) -> None:
         """Called when everything of a step has been given to the device, before its result is waited for."""
@@ -80,14 +121,24 @@ class Inputs:
         """Losses and norm of steps whose updates were `prepared`, up to the first that is not finite."""
         raise NotImplementedError("updates are not prepared here: the optimiser returns their results")
 
+    def begin_part(self, dropout: PartOfDraws, part: int) -> None:
+        """Before the draws of a part."""
+        if self.masks == BY_IMAGE or self.world.size > 1:
+            dropout.begin(self.rows(part))
+
     def rows(self, part: int) -> slice:
-        """The images of a part."""
-        first = self.number(part) * self.batch_size
+        """The images of a part of this rank. Part 0 of each rank comes before part 1 of any."""
+        first = (part * self.world.size + self.world.rank) * self.batch_size
         return slice(first, first + self.batch_size)
 
-    def number(self, part: int) -> int:
-        """The number of a part of this rank among those of all ranks: part 0 of each comes before part 1 of any."""
-        return part * self.world.size + self.world.rank
+    def own_rows(self, part: int) -> slice:
+        """Where the images of a part are among those of this rank."""
+        return slice(part * self.batch_size, (part + 1) * self.batch_size)
+
+    @property
+    def own(self) -> np.ndarray:
+        """The numbers of this rank's images in the batch."""
+        return np.concatenate([np.arange(self.images)[self.rows(part)] for part in range(self.config.accumulate)])
 
     def dropped(self, labels: np.ndarray | None, steps: range) -> np.ndarray | None:
         """Labels of the batches of several steps, one after another, of which a random share has become the null label (Ho

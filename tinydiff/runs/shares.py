@@ -7,13 +7,13 @@ many there are.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import numpy as np
 
 from tinydiff import random
 from tinydiff.autograd.profile import section
-from tinydiff.autograd.tape import no_grad
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import module_for
 from tinydiff.data import Dataset
@@ -23,30 +23,25 @@ from tinydiff.errors import InputError, named
 from tinydiff.machine import threads
 from tinydiff.random import Generator
 from tinydiff.ranks import World
-from tinydiff.runs.inputs import Batch, Inputs
+from tinydiff.runs.inputs import Batch, Inputs, PartOfDraws
 
 
 class Shares(Inputs):
     """The inputs of one of several ranks; arguments as of `Inputs`."""
 
-    _blocks: int | None = None  # of random words, that dropout takes in a part
-
     def batch(self, step: int) -> Batch:
         """This rank's part of the batch of step 1, 2, ..."""
-        mine = np.concatenate([np.arange(self.images)[self.rows(part)] for part in range(self.config.accumulate)])
+        mine = self.own
         with section("data"):
             x0, labels = self._images(step, mine)
             x0 = module_for(self.device).asarray(x0)
         with section("noise and times"):
             t, eps = self._noise(x0, step, mine)
-        dropout = self.generator.at(random.DROPOUT, step)
-        if self._blocks is None:
-            self._blocks = self._blocks_of_dropout(x0[: self.batch_size])
-            self.unet.train(dropout)
+        dropout = PartOfDraws(self.generator.at(random.DROPOUT, step), self.images)
 
         def loss(part: int) -> Tensor:
-            here = slice(part * self.batch_size, (part + 1) * self.batch_size)
-            dropout.offset = self.number(part) * (self._blocks or 0)
+            here = self.own_rows(part)
+            self.begin_part(dropout, part)
             of_part = None if labels is None else labels[here]
             return self.diffusion.loss(self.unet, x0[here], None, of_part, t[here], eps[here])
 
@@ -79,15 +74,6 @@ class Shares(Inputs):
             eps[part * n : (part + 1) * n] = _from(noise, first, (n, *x0.shape[1:]), x0.dtype, self.device)
         return t, eps
 
-    def _blocks_of_dropout(self, x0: Any) -> int:
-        """How many blocks of random words a part takes, by trying it on images of its size."""
-        counter = self.generator.at(random.DROPOUT)
-        labels = None if self.unet.num_classes is None else 0
-        self.unet.train(counter)
-        with no_grad():
-            self.diffusion.loss(self.unet, x0, None, labels, 1, x0)
-        return counter.offset
-
 
 def _from(generator: Generator, first: int, shape: tuple[int, ...], dtype: Any, device: str) -> Any:
     """The normals of a draw from element number `first` on."""
@@ -99,16 +85,12 @@ def _from(generator: Generator, first: int, shape: tuple[int, ...], dtype: Any, 
 def inputs_of(trainer: Any) -> Inputs:
     """What the steps of a `Trainer` are computed from, on this rank."""
     t = trainer
-    common = t.unet, t.diffusion, t.data, t.config, t.label_dropout, t.generator, t.device, t.world
+    common = t.unet, t.diffusion, t.data, t.config, t.label_dropout, t.generator, t.device, t.world, t.masks
     return (Inputs if t.world.size == 1 else Shares)(*common)
 
 
-def share_of_batch(batch_size: int, device: str, world: World) -> int:
-    """The images of a part that each rank computes. InputError where they cannot be shared out evenly, and on a GPU."""
-    if world.size > 1 and device != "cpu":
-        raise InputError(
-            f"{world.size} ranks train on CPUs only, so far: give {named('device', 'cpu')}, or one process for a GPU"
-        )
+def share_of_batch(batch_size: int, world: World) -> int:
+    """The images of a part that each rank computes. InputError where they cannot be shared out evenly."""
     if batch_size % world.size:
         below, above = (batch_size // world.size + i for i in (0, 1))
         fitting = [str(n * world.size) for n in (below, above) if n]
@@ -119,5 +101,8 @@ def share_of_batch(batch_size: int, device: str, world: World) -> int:
 
 
 def threads_of_rank(wish: int | None, world: World) -> int | None:
-    """CPU threads of each rank: the wish, or else its share of those that this machine has; None: all."""
-    return wish if wish or world.local_size == 1 else max(1, threads.available() // world.local_size)
+    """CPU threads of each rank: the wish, or else what OMP_NUM_THREADS says, or else its share of the processors that it may run
+    on, where other ranks may as well; None: all that it may use."""
+    if wish or world.sharing == 1 or os.environ.get("OMP_NUM_THREADS"):
+        return wish
+    return max(1, threads.available() // world.sharing)

@@ -32,7 +32,7 @@ from tinydiff.runs import ahead, arithmetic, board, checkpoint, fingerprint, loc
 from tinydiff.runs.config import TrainConfig
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.gradients import Gradients
-from tinydiff.runs.inputs import Inputs, check_fit, label_dropout
+from tinydiff.runs.inputs import BY_IMAGE, BY_PART, MASKS, Inputs, check_fit, label_dropout
 from tinydiff.runs.interrupts import Interrupts
 from tinydiff.runs.measures import Measures
 from tinydiff.runs.not_finite import NotFinite
@@ -76,7 +76,7 @@ class Trainer:
         self.device = resolve_device(self.config.device)
         self.record = record or {"data": {"data": data.source}}
         check_fit(unet, data)
-        self.batch_size = share_of_batch(self.config.batch_size, self.device, self.world)
+        self.batch_size = share_of_batch(self.config.batch_size, self.world)
         self.threads = threads_of_rank(self.config.threads, self.world)
         self.label_dropout = label_dropout(unet, self.config.label_dropout)
         self.folder = (Witness if self.world.rank else RunFolder)(self.config.out)
@@ -85,7 +85,7 @@ class Trainer:
         self.optimizer = optim.Adam(self.parameters, self.config.lr)
         self.ema = optim.EMA(self.parameters, self.config.ema, self.config.ema_start)
         self.generator = random.Generator(self.config.seed)
-        self.step = 0
+        self.step, self.masks = 0, BY_IMAGE
         self._inputs: Inputs | None = None
         self._gradients = Gradients(self.optimizer, inputs_of(self), lambda: self.inputs)
         self._replays: Replays | None = None
@@ -129,7 +129,7 @@ class Trainer:
                 computing = arithmetic.computing(self.config.precision, self.device)
                 with threads.threads(host_threads(self.device, self.threads)), computing:
                     if graph and not profile and wanted() and isinstance(self.inputs, ahead.Ahead):
-                        self._replays = Replays(self.inputs, self._step)
+                        self._replays = Replays(self.inputs, self._step, self._gradients.cut(self._update))
                     self._train(interrupts)
                     if not interrupts.agreed(self.world):
                         interrupts.release()
@@ -161,6 +161,7 @@ class Trainer:
             )
 
     def _begin(self, resume: bool, force: bool, data_changed: bool) -> None:
+        self._gradients.connect()
         with self.world.together():
             if resume:  # so far: the rest is looked at below, once
                 with before_work():
@@ -307,7 +308,9 @@ class Trainer:
 
     def _step(self, step: int) -> Any:
         """Launches a step. Losses and norm, unless they are read later."""
-        losses = self.gradients(step)
+        return self._update(self.gradients(step))
+
+    def _update(self, losses: list[Any]) -> Any:
         self._changing = True  # what fails from here on leaves weights of no step
         with section("clipping, Adam and EMA"):
             return self.optimizer.clipped_step(losses, self.config.clip or math.inf, self.ema, self.inputs.prepared)
@@ -359,6 +362,7 @@ class Trainer:
             resuming.SETTINGS: self.config.text(self.record, resuming.LEFT_OUT),
             fingerprint.NAME: self._data_fingerprint().text(),
             fingerprint.CHANGES: json.dumps(self.data_changes),
+            MASKS: self.masks,
         }
         names = self.data.class_names
         state.save(self.folder.path, self.unet, self.diffusion, names, self.optimizer, self.ema, metadata)
@@ -384,14 +388,12 @@ class Trainer:
         changed = resuming.compare_data(self.folder.path, self.data, self._data_fingerprint, *known)
         self.step, metadata = state.load(found, self.unet, self.optimizer, self.ema)
         self.config = resuming.settled(self.config, self.device, metadata)
-        self.saved_step = self.step
+        self.saved_step, self.masks = self.step, metadata.get(MASKS, BY_PART)
         if changed is not None:
             self.data_changes.append(f"from step {self.step + 1} on: {changed}")
             say(f"the data have changed: {changed}; from here on the run is not what it would have been with the old")
         resuming.compare_environment(metadata, self.device, self.threads)
         arithmetic.tell(self.config.precision, self.device)
-
-    # ------------------------------------------------------------------------------------------------- pictures
 
     def _preview(self) -> None:
         self.results.preview(self.step, PREVIEW_STEPS)
