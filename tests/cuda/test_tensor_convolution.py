@@ -165,6 +165,21 @@ def test_an_infinite_pixel_reaches_only_the_outputs_that_read_it(device):
     np.testing.assert_array_equal(np.isfinite(ours[BACKWARD]), ~near)
 
 
+def test_what_is_added_to_pixels_that_lie_apart(device):
+    """Every second pixel of Y along either axis, and its own entries of R; the others stay as they are."""
+    X, W, _, (b, E, _) = arrays((3, 3, 4), 16, 16, window(1))
+    R, taps, place = normal(3, 7, 8, 16), taps_of(window(1)), Place(3, 4, 7, 8, (2, 2), (1, 0))
+    truth = np.full(R.shape, 7.0)
+    truth[:, 1::2, ::2] = truths(X, W, X, (b, E, R[:, 1::2, ::2]), window(1), "tf32")[FORWARD]
+
+    def run(X, W, b, E, R, Y):
+        assert tensor_convolution.convolve(X, W, (b, E, R), Y, taps, place, "tf32")
+        return Y
+
+    Y = device.run(run, X, W, b, E, R, np.full(R.shape, 7, np.float32))
+    np.testing.assert_allclose(Y, truth, rtol=0, atol=2e-6 * np.abs(truth).max())
+
+
 def test_no_images_no_channels_no_filters(device):
     for images, C, K in [((0, 4, 4), 16, 16), ((2, 4, 4), 0, 16), ((2, 4, 4), 16, 0)]:
         X, W, L_Y, (b, E, R) = arrays(images, C, K, SAME)
