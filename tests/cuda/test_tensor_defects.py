@@ -1,4 +1,4 @@
-"""Would the checks of products on tensor cores notice a mistake? As in test_defects.py; slow, since each is compiled anew."""
+"""Would the checks of tensor cores' kernels notice a mistake? As in test_defects.py; slow, since each is compiled anew."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,8 @@ from tinydiff.cuda import host, source, tensor
 from tinydiff.cuda.tensor import Plan
 from tinydiff.gradcheck import backends
 
-pytestmark = [
-    pytest.mark.skipif(host.missing() is not None, reason=str(host.missing())),
-    pytest.mark.slow,
-]
-
 # which check, in how many parts, what is planted and what replaces it
-DEFECTS = {
+PRODUCT = {
     "exchange of rows along k": ("tf32", 1, "(chunk ^ (row / 2 & 3)) * 16", "(chunk ^ (row & 3 & row / 2)) * 8 * 2 + row / 8 % 2"),
     "exchange when written only": ("tf32", 1, "at[i] = S::place(lane % 4, (first", "at[i] = S::place(0, (first"),
     "halves and blocks mixed up": ("tf32", 1, "return OF_A ? i % 2 : i / 2", "return OF_A ? i / 2 : i % 2"),
@@ -30,9 +25,9 @@ DEFECTS = {
     "stage of another slice": ("bf16", 1, "next = STAGES - 1;", "next = STAGES - 2;"),
     "second step of a slice": ("tf32", 1, "slice + at[step]", "slice + at[0]"),
     "written past the last row": ("tf32", 1, "if (m >= M) continue;", ""),
-    "written past the last column": ("tf32", 1, "if (n >= N) continue;", ""),
+    "written past the last column": ("tf32", 1, "if (n < N) pair(j, n);", "pair(j, n);"),
     "bias of the tile's first columns": ("tf32", 1, "load_pair(bias + n)", "load_pair(bias + n - n0)"),
-    "scale forgotten": ("bf16", 1, "sum[i][j][2 * h + 1] * scale", "sum[i][j][2 * h + 1]"),
+    "scale forgotten": ("bf16", 1, "y[j].y * scale", "y[j].y"),
     "order of parts": ("tf32", 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),
     "one part twice": ("tf32", 3, "i < members; i++) {", "i < members - 1; i++) {"),
     "own part not replaced": ("tf32", 3, "[i / 4 % FRAGMENTS_N][i % 4] = 0.f;", "[i / 4 % FRAGMENTS_N][i % 4] += 0.f;"),
@@ -46,24 +41,67 @@ DEFECTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", DEFECTS)
-def test_defects_are_caught(what, monkeypatch):
-    check, parts, text, replacement = DEFECTS[what]
+CONVOLUTION = {
+    "columns masked by the dilation of rows": ("tf32", 1, "(column, w.dilation_w,", "(column, w.dilation_h,"),
+    "rows masked for as many taps as columns": ("tf32", 1, "w.dilation_h, w.R,", "w.dilation_h, w.S,"),
+    "columns by the stride of rows": ("tf32", 1, "at.q * w.stride_w", "at.q * w.stride_h"),
+    "next row of taps after R": ("tf32", 1, "if (++s == S)", "if (++s == R)"),
+    "parts begin at channel 0": ("tf32", 5, "c = first * TILE_K - tap * C", "c = 0"),
+    "embedding of the tile's first image": ("tf32", 1, "(place.image)", "(places[0].image)"),
+    "one half of a residual's pair for both": ("bf16", 1, "low_bf16(pair), high", "high_bf16(pair), high"),
+    "images as if the stride divided them": ("tf32, backward", 1, "(at.n * out_height + row)", "(at.n * Ho * step_h + row)"),
+    "one row of W too many": ("tf32, backward", 1, "row, i * S::DOWN < limit)", "row, i * S::DOWN <= limit)"),
+    "upper rows of W not exchanged": (
+        "tf32, backward", 1, "S::place(S::row(), S::chunk())", "S::place(S::row() % 4, S::chunk()) + S::row() / 4 * 4 * S::ROW",
+    ),
+}  # fmt: skip
+WEIGHT_GRADIENT = {
+    "entries past the last tap": ("tf32", 1, "NOWHERE | outside_of", "outside_of"),
+    "one tap for all of a tile": ("tf32", 1, "tap = entry / C", "tap = m0 / C"),
+    "rows carried before columns": (
+        "tf32", 1, "if (next.q >= Wo) next.q -= Wo, next.p++;\n        if (next.p >= Ho) next.p -= Ho, next.n++;",
+        "if (next.p >= Ho) next.p -= Ho, next.n++;\n        if (next.q >= Wo) next.q -= Wo, next.p++;",
+    ),
+    "ring too short": ("tf32", 1, "PLACES = 2 * STAGES;", "PLACES = 2 * STAGES - 3;"),
+    "first patches without barrier": ("tf32", 1, "find(i);\n    __syncthreads();", "find(i);"),
+    "exchange of TF32 for 16 bits": (
+        "bf16", 1, "A::place(A::row(), A::chunk())", "A::place(A::row() % 4, A::chunk()) + A::row() / 4 * 4 * A::ROW",
+    ),
+    "groups' sums where parts still lie": ("tf32", 10, "(index) * apart * (TILE", "(index) * (TILE"),
+}  # fmt: skip
+DEFECTS = [
+    pytest.param(family, *defect, id=f"{family}: {what}")
+    for family, defects in (
+        ("tensor_product", PRODUCT),
+        ("tensor_convolution", CONVOLUTION),
+        ("tensor_weight_gradient", WEIGHT_GRADIENT),
+    )
+    for what, defect in defects.items()
+]
+
+
+@pytest.mark.parametrize("family, check, parts, text, replacement", DEFECTS)
+def test_what_is_replaced_is_there_once(family, check, parts, text, replacement):
+    assert check in backends.BY_SOURCE[family]
+    assert source.load(f"{family}.cu", host=True).count(text) == 1, "the source has changed, plant the defect elsewhere"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
+@pytest.mark.parametrize("family, check, parts, text, replacement", DEFECTS)
+def test_defects_are_caught(family, check, parts, text, replacement, monkeypatch):
     load = source.load
 
     def planted(name, host=False):
         whole = load(name, host)
-        if name != tensor.SOURCE:
-            return whole
-        assert text in whole, f"{name} has changed, plant the defect elsewhere"
-        return whole.replace(text, replacement)
+        return whole.replace(text, replacement) if name == f"{family}.cu" else whole
 
     monkeypatch.setattr(source, "load", planted)
     monkeypatch.setattr(host, "FLAGS", ("-O0", *(flag for flag in host.FLAGS if flag != "-O2")))
     monkeypatch.setattr(tensor, "_counters", {})
     monkeypatch.setattr(tensor, "plan", lambda *sizes: Plan(64, 64, parts))
     monkeypatch.setattr(np, "empty", nan_filled)
-    outcome = backends.run_check(backends.BY_SOURCE["tensor_product"][check])
+    outcome = backends.run_check(backends.BY_SOURCE[family][check])
     counted = any(counters.any() for counters in tensor._counters.values())
     assert outcome.failure or counted, "nothing noticed"
     assert "does not compile" not in outcome.failure, outcome.failure
