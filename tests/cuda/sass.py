@@ -206,7 +206,7 @@ def in_flight(instructions: Iterable[Instruction]) -> int:
 
 def fenced(instructions: Iterable[Instruction]) -> bool:
     """Whether a fence for the whole GPU stands between each atomic addition and the stores before it, and between it and the
-    loads of what other blocks have stored."""
+    loads of what other blocks have stored: those past the first-level cache, and any of 16 bytes."""
     stored = counted = False
     for i in instructions:
         if i.kind == "MEMBAR" and "GPU" in i.name:
@@ -217,7 +217,7 @@ def fenced(instructions: Iterable[Instruction]) -> bool:
             return False
         elif i.kind == "ATOMG":
             counted = True
-        elif i.kind == "LDG" and counted and "STRONG" in i.name:
+        elif i.kind == "LDG" and counted and ("STRONG" in i.name or i.wide):
             return False
     return True
 

@@ -66,6 +66,7 @@ def test_what_does_not_hold_is_named(monkeypatch):
         ("STG.E MEMBAR.SC.GPU STG.E ATOMG.E.ADD", False),
         ("STG.E MEMBAR.SC.CTA ATOMG.E.ADD", False),  # a fence for the block alone
         ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD LDG.E.STRONG.GPU", False),
+        ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD LDG.E.128", False),
         ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD LDG.E.CONSTANT", True),
     ],
 )
@@ -103,3 +104,56 @@ def test_the_plan_counts_on_no_more_warps_than_registers_allow():
 def test_a_source_is_compiled_and_read(capsys):
     assert sass.main(["batch.cu"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "2 binaries are as expected"
+
+
+WRAPPERS = """
+#include "tinydiff.cuh"
+KERNEL(packs, 32)(const float* X, unsigned* Y) {
+    const float low = X[0], high = X[1];
+    Y[0] = pack_bf16(low, high);
+    Y[1] = pack_fp16(low, high);
+    Y[2] = to_tf32(low);
+}
+KERNEL(halves, 32)(const unsigned* pair, float* Y) {
+    Y[0] = low_fp16(pair[0]);
+    Y[1] = high_fp16(pair[0]);
+}
+KERNEL(matrices, 32)(unsigned* Y) {
+    SHARED(unsigned, tile, [128]);
+    unsigned r[4], t[4];
+    for (int i = 0; i < 4; i++) tile[4 * threadIdx.x + i] = Y[4 * threadIdx.x + i];
+    __syncthreads();
+    ldmatrix_x4(r, tile + 4 * threadIdx.x);
+    ldmatrix_x4_trans(t, tile + 4 * threadIdx.x);
+    for (int i = 0; i < 4; i++) Y[4 * threadIdx.x + i] = r[i] + t[i];
+}
+KERNEL(products, 32)(const float* X, float* Y) {
+    float d[4] = {X[0], X[1], X[2], X[3]};
+    const unsigned a[4] = {__float_as_uint(X[4])}, b[2] = {};
+    mma_bf16(d, a, b);
+    mma_fp16(d, a, b);
+    mma_tf32(d, a, b);
+    Y[0] = d[0] + d[1] + d[2] + d[3];
+}
+"""
+
+
+@pytest.mark.skipif(sass.missing() is not None, reason=str(sass.missing()))
+def test_inline_assembly_is_what_the_stand_in_takes_it_for(tmp_path):
+    """Which the tests on the host cannot see: the halves of a pair, how numbers are rounded, what operands are."""
+    path = tmp_path / "wrappers.cu"
+    path.write_text(WRAPPERS)
+    kernels = sass.kernels_in(sass.disassembled(nvrtc.compile_text(path.name, source.load(str(path)), {}, 90)[1]))
+    packs, halves, matrices, products = (kernels[name][0] for name in ("packs", "halves", "matrices", "products"))
+    assert [i.name for i in products if i.kind == "HMMA"] == [
+        "HMMA.16816.F32.BF16",
+        "HMMA.16816.F32",
+        "HMMA.1688.F32.TF32",
+    ]
+    low, high = (i.operands.partition(",")[0] for i in packs if i.kind == "LDG")
+    to_pairs = {i.name: i.operands.replace(".reuse", "").split(", ")[1:] for i in packs if i.kind == "F2FP"}
+    assert to_pairs == {"F2FP.BF16.F32.PACK_AB": [high, low], "F2FP.F16.F32.PACK_AB": [high, low]}
+    to_tf32 = " ".join(i.operands for i in packs if i.kind in ("IMAD", "IADD3", "LOP3"))
+    assert "0x1000" in to_tf32 and "0xffffe000" in to_tf32, "half of the last place is added, the rest cut off"
+    assert [i.name for i in matrices if i.kind == "LDSM"] == ["LDSM.16.M88.4", "LDSM.16.MT88.4"]
+    assert ["+0x2" in i.operands for i in halves if i.name == "LDG.E.U16"] == [False, True]

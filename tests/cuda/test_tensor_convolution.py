@@ -27,6 +27,7 @@ CASES = {
     "one pixel": ((3, 1, 1), 16, 32, SAME),
     "many images in a tile": ((40, 2, 2), 16, 16, SAME),
     "several tiles": ((3, 7, 5), 48, 80, SAME),
+    "several tiles, all whole": ((2, 8, 8), 64, 128, window(1)),
     "1x1": ((2, 4, 9), 32, 48, window(1)),
     "1x1, stride 2": ((2, 5, 4), 16, 16, window(1, 2)),
     "halving": ((3, 8, 8), 16, 32, HALVING),
@@ -163,6 +164,21 @@ def test_an_infinite_pixel_reaches_only_the_outputs_that_read_it(device):
     ours = in_tf32(device, X, W, L_Y, (b, None, None), SAME)
     np.testing.assert_array_equal(np.isfinite(ours[FORWARD]), ~near)
     np.testing.assert_array_equal(np.isfinite(ours[BACKWARD]), ~near)
+
+
+def test_what_is_added_to_pixels_that_lie_apart(device):
+    """Every second pixel of Y along either axis, and its own entries of R; the others stay as they are."""
+    X, W, _, (b, E, _) = arrays((3, 3, 4), 16, 16, window(1))
+    R, taps, place = normal(3, 7, 8, 16), taps_of(window(1)), Place(3, 4, 7, 8, (2, 2), (1, 0))
+    truth = np.full(R.shape, 7.0)
+    truth[:, 1::2, ::2] = truths(X, W, X, (b, E, R[:, 1::2, ::2]), window(1), "tf32")[FORWARD]
+
+    def run(X, W, b, E, R, Y):
+        assert tensor_convolution.convolve(X, W, (b, E, R), Y, taps, place, "tf32")
+        return Y
+
+    Y = device.run(run, X, W, b, E, R, np.full(R.shape, 7, np.float32))
+    np.testing.assert_allclose(Y, truth, rtol=0, atol=2e-6 * np.abs(truth).max())
 
 
 def test_no_images_no_channels_no_filters(device):
