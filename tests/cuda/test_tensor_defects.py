@@ -95,20 +95,48 @@ OF_CONVOLUTIONS = {
     "order of parts": (*WEIGHT, 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),
     "no fence before the count": (*WEIGHT, 3, "        fence();\n        __syncthreads();", "        __syncthreads();"),
     # by somebody who had not seen the checks
-    "columns masked by the dilation of rows": ("tensor_convolution", "tf32", 1, "(column, w.dilation_w,", "(column, w.dilation_h,"),
+    "columns masked by the dilation of rows": (
+        "tensor_convolution", "tf32", 1,
+        "(column, w.dilation_w,",
+        "(column, w.dilation_h,",
+    ),
     "rows masked for as many taps as columns": ("tensor_convolution", "tf32", 1, "w.dilation_h, w.R,", "w.dilation_h, w.S,"),
     "columns by the stride of rows": ("tensor_convolution", "tf32", 1, "at.q * w.stride_w", "at.q * w.stride_h"),
     "next row of taps after R": ("tensor_convolution", "tf32", 1, "if (++s == S)", "if (++s == R)"),
     "embedding of the tile's first image": ("tensor_convolution", "tf32", 1, "(place.image)", "(places[0].image)"),
-    "one half of a residual's pair for both": ("tensor_convolution", "bf16", 1, "low_bf16(pair), high", "high_bf16(pair), high"),
-    "images as if the stride divided them": ("tensor_convolution", "tf32, backward", 1, "(at.n * out_height + row)", "(at.n * Ho * step_h + row)"),
-    "one row of W too many": ("tensor_convolution", "tf32, backward", 1, "row, i * S::DOWN < limit)", "row, i * S::DOWN <= limit)"),
-    "upper rows of W not exchanged": ("tensor_convolution", "tf32, backward", 1, "S::place(S::row(), S::chunk())", "S::place(S::row() % 4, S::chunk()) + S::row() / 4 * 4 * S::ROW"),
+    "one half of a residual's pair for both": (
+        "tensor_convolution", "bf16", 1,
+        "low_bf16(pair), high",
+        "high_bf16(pair), high",
+    ),
+    "images as if the stride divided them": (
+        "tensor_convolution", "tf32, backward", 1,
+        "(at.n * out_height + row)",
+        "(at.n * Ho * step_h + row)",
+    ),
+    "one row of W too many": (
+        "tensor_convolution", "tf32, backward", 1,
+        "row, i * S::DOWN < limit)",
+        "row, i * S::DOWN <= limit)",
+    ),
+    "upper rows of W not exchanged": (
+        "tensor_convolution", "tf32, backward", 1,
+        "S::place(S::row(), S::chunk())",
+        "S::place(S::row() % 4, S::chunk()) + S::row() / 4 * 4 * S::ROW",
+    ),
     "entries past the last tap, again": ("tensor_weight_gradient", "tf32", 1, "NOWHERE | outside_of", "outside_of"),
     "one tap for all of a tile": ("tensor_weight_gradient", "tf32", 1, "tap = entry / C", "tap = m0 / C"),
-    "rows carried before columns": ("tensor_weight_gradient", "tf32", 1, "if (next.q >= Wo) next.q -= Wo, next.p++;\n        if (next.p >= Ho) next.p -= Ho, next.n++;", "if (next.p >= Ho) next.p -= Ho, next.n++;\n        if (next.q >= Wo) next.q -= Wo, next.p++;"),
+    "rows carried before columns": (
+        "tensor_weight_gradient", "tf32", 1,
+        "if (next.q >= Wo) next.q -= Wo, next.p++;\n        if (next.p >= Ho) next.p -= Ho, next.n++;",
+        "if (next.p >= Ho) next.p -= Ho, next.n++;\n        if (next.q >= Wo) next.q -= Wo, next.p++;",
+    ),
     "ring too short, again": ("tensor_weight_gradient", "tf32", 1, "PLACES = 2 * STAGES;", "PLACES = 2 * STAGES - 3;"),
-    "exchange of TF32 for 16 bits": ("tensor_weight_gradient", "bf16", 1, "A::place(A::row(), A::chunk())", "A::place(A::row() % 4, A::chunk()) + A::row() / 4 * 4 * A::ROW"),
+    "exchange of TF32 for 16 bits": (
+        "tensor_weight_gradient", "bf16", 1,
+        "A::place(A::row(), A::chunk())",
+        "A::place(A::row() % 4, A::chunk()) + A::row() / 4 * 4 * A::ROW",
+    ),
     "groups' sums where parts still lie": ("tensor_weight_gradient", "tf32", 10, "(index) * apart * (TILE", "(index) * (TILE"),
 }  # fmt: skip
 

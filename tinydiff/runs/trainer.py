@@ -99,8 +99,6 @@ class Trainer:
         self.results = Results(self.folder, unet, diffusion, self.ema, self.generator)
         self.measures = Measures(self.folder, unet, diffusion, data, self.config, self.generator, self.device)
 
-    # ------------------------------------------------------------------------------------------------- the run
-
     def run(
         self, resume: bool = False, force: bool = False, profile: bool = False, data_changed: bool = False,
         graph: bool = True,
@@ -344,8 +342,6 @@ class Trainer:
         """How much memory a step needs, from small batches."""
         weights = sum(p.data.nbytes for p in self.parameters)
         return memory.estimate(self.try_batch, weights, self.batch_size, self.device)
-
-    # ---------------------------------------------------------------------------------------------- on the disk
 
     @at_work()
     def save(self) -> None:
