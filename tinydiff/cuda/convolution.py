@@ -22,12 +22,10 @@ from tinydiff.cuda.fully_connected import sum_rows, sum_rows_cost
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_parts, vector
 from tinydiff.cuda.taps import Place, Taps, gradient_products, taps_of
-from tinydiff.ops.windows import Window
+from tinydiff.ops.convolution import DOUBLING
 
 SOURCE = "convolution.cu"
 VARIANTS = tuple((SOURCE, p.defines) for p in PLANS)
-# Of the convolution that takes L_Y of a doubled image to L_X.
-DOUBLING = Window((4, 4), (2, 2), ((1, 1), (1, 1)), (1, 1))
 
 
 def convolve(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None, R: Any = None) -> Any:

@@ -25,6 +25,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import widened
@@ -34,11 +36,16 @@ from tinydiff.ops.contraction import product
 from tinydiff.ops.pooling import repeat_pixels, sum_pixel_blocks
 from tinydiff.ops.shape import pad
 from tinydiff.ops.windows import Window, by_group, fold, joined, unfold
-from tinydiff.precision import rounds_factors
+from tinydiff.precision import emulated_by, rounds_factors
 
 Shape = tuple[int, ...]
 
 SAME = Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))  # of a 3x3 convolution that keeps the size of images
+
+# A 3x3 convolution of doubled pixels is the adjoint of one with stride 2 from L_Y to L_X, by 4x4 filters. Their tap j is the sum of
+# the taps r of W through which output 2 p - 1 + j sees a copy of pixel p. Kernels compute it so, and so does `emulated`.
+DOUBLING = Window((4, 4), (2, 2), ((1, 1), (1, 1)), (1, 1))
+_TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)  # (j, r)
 
 
 class Patches(Function):
@@ -182,7 +189,22 @@ def sum_images(L_E: Any) -> Any:
     return L_E.sum(0)
 
 
-@rounds_factors
+def _sum_taps(W: Any) -> Any:
+    """T (4, 4, K, C), through which the outputs around the 2 x 2 copies of a pixel see it: sums of the taps W (3, 3, C, K)."""
+    return np.einsum("jr,ls,rsck->jlkc", _TAPS, _TAPS, W).astype(W.dtype)
+
+
+def _upsample_convolve(X: Any, W: Any, b: Any) -> Any:
+    Y = convolve_input_gradient(X, _sum_taps(W), (len(X), 2 * X.shape[1], 2 * X.shape[2], W.shape[3]), DOUBLING)
+    return Y if b is None else Y + b
+
+
+def _upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
+    L_T = convolve_weight_gradient(L_Y, X, (4, 4, L_Y.shape[3], X.shape[3]), DOUBLING)
+    return np.einsum("jr,ls,jlkc->rsck", _TAPS, _TAPS, L_T).astype(L_T.dtype)
+
+
+@emulated_by(_upsample_convolve)
 @accelerated
 def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
     """The 3x3 convolution of X with its pixels doubled: X (N, H, W, C), W (3, 3, C, K), b (K,) or None ->
@@ -190,14 +212,14 @@ def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
     return convolve(repeat_pixels(X, (2, 2)), W, b, SAME)
 
 
-@rounds_factors
+@emulated_by(lambda L_Y, W: convolve(L_Y, _sum_taps(W), None, DOUBLING))
 @accelerated
 def upsample_convolve_input_gradient(L_Y: Any, W: Any) -> Any:
     """The gradient of a doubled pixel is the sum of those of its copies: L_Y (N, 2 H, 2 W, K) -> L_X (N, H, W, C)."""
     return sum_pixel_blocks(convolve_input_gradient(L_Y, W, (*L_Y.shape[:3], W.shape[2]), SAME), (2, 2))
 
 
-@rounds_factors
+@emulated_by(_upsample_convolve_weight_gradient)
 @accelerated
 def upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
     """That of the convolution that sees the doubled pixels: X (N, H, W, C), L_Y (N, 2 H, 2 W, K) -> L_W (3, 3, C, K)."""
