@@ -76,7 +76,7 @@ class ResBlock(nn.Module):
         drop, norm = self.dropout, self.norm2
         usual = h.device == "cuda" and self.activation is ops.silu
         usual = usual and nn.computes_by(drop, _dropout) and nn.computes_by(norm, _group_norm)
-        if usual and drop.training and drop.p > 0 and type(drop.generator) is Generator:
+        if usual and drop.training and drop.p > 0 and _draws_usually(drop.generator):
             return group_norm_silu(h, norm.groups, norm.weight, norm.bias, norm.eps, dropout=(drop.p, drop.generator))
         return drop(activated(self.activation, norm, h))
 
@@ -225,6 +225,11 @@ def time_embedding(
     angles = t.astype("float64")[:, None] * frequencies
     parts = [xp.cos(angles), xp.sin(angles)] if flip_sin_to_cos else [xp.sin(angles), xp.cos(angles)]
     return xp.concatenate([*parts, xp.zeros((len(t), channels % 2))], axis=1).astype(dtype)
+
+
+def _draws_usually(generator: Any) -> bool:
+    """Whether uniform numbers are those of the generator's state, so that kernels may draw them."""
+    return getattr(generator.uniform, "__func__", None) is Generator.uniform
 
 
 def make_attention(channels: int, groups: int | None, variant: Variant, generator: Generator | None) -> nn.Attention:
