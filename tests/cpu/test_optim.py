@@ -130,3 +130,38 @@ def test_a_norm_that_is_not_finite_leaves_the_gradients():
         gradients = [np.array([broken, 1], np.float32), np.array([5], np.float32)]
         assert not math.isfinite(fast.clip(gradients, 1.0))
         assert gradients[0][1] == 1 and gradients[1][0] == 5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtypes", [["f4"] * 5, ["f8"] * 5, ["f2", "f2", "f4", "f4", "f4"]], ids=lambda d: "".join(d))
+def test_small_arrays_together_have_the_bits_that_each_has_alone(dtypes, layout, rng, monkeypatch):
+    shapes = [(3, 4), (), (5,), (0, 2), (120, 100), (70, 60), (64, 64)] + 3 * [(2000,)]
+    arrays = [[layout(rng.uniform(0.1, 1, shape).astype(dtype)) for shape in shapes] for dtype in dtypes]
+    for gradient in arrays[1]:
+        gradient.flags.writeable = False
+    results = {}
+    for most in (0, fast.ELEMENTS_OF_A_SMALL_ARRAY):
+        for name, used, options in (
+            ("adam", arrays, (STEP, LR, BETAS, EPS, 0.1, False, 0.9)),
+            ("sgd", arrays[:3], (LR, 0.9, 0.1)),
+            ("move_averages", [arrays[4], arrays[0]], (0.9,)),
+        ):
+            monkeypatch.setattr(fast, "ELEMENTS_OF_A_SMALL_ARRAY", most)
+            monkeypatch.setattr(fast, "ELEMENTS_OF_A_BLOCK", 5000)  # so that there are several groups
+            given = [[layout(np.array(a)) if a.flags.writeable else a for a in column] for column in used]
+            getattr(fast, name)(*given, *options)
+            results.setdefault(name, []).append(given)
+    for alone, together in results.values():
+        for column, expected in zip(together, alone, strict=True):
+            for a, e in zip(column, expected, strict=True):
+                assert a.dtype == e.dtype and a.tobytes() == e.tobytes()
+
+
+def test_small_arrays_come_in_groups_of_one_type_no_larger_than_a_block(monkeypatch):
+    monkeypatch.setattr(fast, "ELEMENTS_OF_A_BLOCK", 5000)
+    row = [
+        (np.zeros(n, dtype), np.zeros(n))
+        for n, dtype in ((2000, "f8"), (2000, "f8"), (2000, "f8"), (9, "f4"), (5000, "f8"))
+    ]
+    small, large = fast._groups(row)
+    assert [len(group) for group in small] == [2, 1] and [len(a) for a, _ in large] == [9, 5000]
