@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tinydiff.errors import InputError
-from tinydiff.gradcheck.trees import Tree, as_array, base_of, key_of
+from tinydiff.gradcheck import GradientError, gradcheck
+from tinydiff.gradcheck.trees import Tree, as_array, base_of, key_of, outputs_of
 
 
 def test_leaves_and_their_names():
@@ -29,3 +30,26 @@ def test_names_of_gradients(key):
 
 def test_numbers_become_arrays_and_labels_stay():
     assert as_array([1.0, 2.0]).dtype == np.float64 and as_array([1, 2]) == [1, 2]
+
+
+def test_a_long_list_of_numbers_is_one_output():
+    many, few = [0.5] * 19 + [1], [0.5, 1.0]
+    (y,), put = outputs_of(many)
+    assert y.shape == (20,) and y.dtype == np.float64 and put([2 * y]) == [1.0] * 19 + [2.0]
+    assert len(outputs_of(few)[0]) == 2 and len(outputs_of([1] * 20)[0]) == 20
+    leaves, put = outputs_of({"losses": many, "total": 3.0})
+    assert len(leaves) == 2 and put([y, 4.0]) == {"losses": many, "total": 4.0}
+
+
+def test_a_list_comes_back_to_backward_as_a_list():
+    def doubled(x):
+        return [2 * float(v) for v in x]
+
+    def backward(g, x):
+        assert type(g) is list
+        return [2 * v for v in g]
+
+    x = np.linspace(1, 2, 40)
+    assert gradcheck(doubled, [x], backward=backward).ok
+    with pytest.raises(GradientError):
+        gradcheck(doubled, [x], backward=lambda g, x: [v for v in g])

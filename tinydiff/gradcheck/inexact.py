@@ -64,6 +64,9 @@ def moved(y: Any, rng: np.random.Generator, together: bool = False) -> Any:
         return y
     if kind != "f":
         return y
+    if y.dtype == np.float64 and np.ndim(y) == 0 and not together:  # loops over elements make many of these
+        value = float(y)
+        return np.float64(math.nextafter(value, math.inf if rng.random() < 0.5 else -math.inf)) if value else y
     with np.errstate(all="ignore"):
         if together and np.size(y):
             by = np.spacing(np.max(np.abs(y))) * rng.choice([-0.5, 0.5], np.shape(y))

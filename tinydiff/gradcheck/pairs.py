@@ -16,7 +16,7 @@ from tinydiff.gradcheck.calling import CACHES, Plan, plan
 from tinydiff.gradcheck.slots import Slot, kept, unnamed_gradients
 from tinydiff.gradcheck.subject import Arrays, Subject, add, float64, positional_parameters
 from tinydiff.gradcheck.surroundings import attributes, objects_in, random_sources
-from tinydiff.gradcheck.trees import Tree, as_array, by_name, fits, match, outputs_of, parts_of
+from tinydiff.gradcheck.trees import Tree, as_array, by_name, fits, list_of_numbers, match, outputs_of, parts_of
 
 
 class PairSubject(Subject):
@@ -144,7 +144,7 @@ class PairSubject(Subject):
             called = self.plan(ys)
             scaled, inputs = called.scaled, self.inputs(args)
             given = {
-                "g": lambda i: L_Ys[i],
+                "g": lambda i: self.structure(L_Ys) if self.structure is list_of_numbers else L_Ys[i],
                 "gs": lambda i: self.structure(L_Ys),
                 "c": lambda i: cache,
                 "x": lambda i: inputs[i],

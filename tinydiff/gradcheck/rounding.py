@@ -19,7 +19,7 @@ from tinydiff.backend import is_array, to_numpy
 from tinydiff.gradcheck import inexact, numeric, taps
 
 RUNS = 6
-SURE = 1000  # times the spread of two runs: a discrepancy so large is no rounding
+SURE, SURER = 1000, 100_000  # times the spread of two runs, or of one: a discrepancy so large is no rounding
 AGREE = 1e-3  # of its size: a complex step that is as close has the same value
 FINER = 1000  # times as short a step shows whether the differences agree with each other
 MARGIN = 10  # times the spread of all runs: one so small may be
@@ -113,7 +113,7 @@ def _is_spread(
             spread = float(np.max(np.abs([spread, *found])))  # NaN, if one is
         if not np.isfinite(spread):
             return True
-        if run == 1 and spread * SURE < gap:
+        if (run == 1 and spread * SURE < gap) or spread * SURER < gap:
             return False
     return gap <= MARGIN * spread
 

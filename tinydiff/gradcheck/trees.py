@@ -12,6 +12,9 @@ import numpy as np
 from tinydiff.backend import is_array
 from tinydiff.errors import InputError
 
+MANY = 16  # numbers in a list are one array rather than an output each
+NUMBERS = {float, int, complex, np.float64, np.complex128}
+
 # How people name the gradient of the loss with respect to W.
 GRADIENT_NAMES = (
     "d{}",
@@ -170,6 +173,8 @@ def outputs_of(value: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
     """The arrays and numbers that a forward pass returned, and what puts others in their places."""
     if not isinstance(value, Mapping | list | tuple):
         return [value], lambda values: values[0]
+    if type(value) is list and len(value) >= MANY and _are_numbers(value):
+        return [np.array(value, np.result_type(*map(type, value)))], list_of_numbers
     parts = [outputs_of(v) for _, v in items_of(value)]
     counts = [len(leaves) for leaves, _ in parts]
 
@@ -181,6 +186,16 @@ def outputs_of(value: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
         return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
 
     return [leaf for leaves, _ in parts for leaf in leaves], rebuilt
+
+
+def list_of_numbers(values: Sequence[Any]) -> list[float]:
+    return list(values[0].tolist())
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Whether all are numbers, and one of them a floating point one."""
+    kinds = {type(v) for v in values}
+    return kinds <= NUMBERS and kinds != {int}
 
 
 def _is_nested(value: Any) -> bool:
