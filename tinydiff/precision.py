@@ -91,8 +91,10 @@ def emulated(precision: str) -> Iterator[None]:
 
     That holds for forward and backward passes inside the block: convolutions, fully connected layers, `matmul`, attention. It does
     not for `einsum`, which is not computed on tensor cores. Everything else is float32: inputs and outputs of operations, weights,
-    gradients. Tensor cores take some shapes only; here all are rounded. precision: one of `PRECISIONS`; "float32" rounds nothing.
-    ValueError for another.
+    gradients. Tensor cores take some shapes only; here all are rounded. An operation agrees with the kernels to float32's rounding.
+    A network does so to that of the precision: a sum that differs by its last bit may be rounded to another number further on.
+
+    precision: one of `PRECISIONS`; "float32" rounds nothing. ValueError for another.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")

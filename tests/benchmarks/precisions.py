@@ -33,7 +33,9 @@ from tinydiff.runs.measures import held_out_loss
 
 RESULTS = Path(__file__).parent / "results" / "precisions.json"
 BOUND = 0.02  # of float32's loss
-SMALL: dict[str, Any] = {"image_size": 8, "channels": 16, "mults": (1, 2), "attention": (4,), "batch_size": 16}
+SMALL: dict[str, Any] = {
+    "image_size": 8, "channels": 16, "mults": (1, 2), "attention": (4,), "batch_size": 16, "warmup": 5, "lr": 2e-3,
+}  # fmt: skip
 OTHER_GLYPHS = 1_000_003  # seed of glyphs that no run is trained on
 
 
