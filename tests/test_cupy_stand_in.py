@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests import cupy_stand_in
-from tests.cupy_stand_in import streams
+from tests.cupy_stand_in import nccl, streams
 from tests.cupy_stand_in.signatures import api
 from tinydiff import backend
 from tinydiff.cuda.updates import launch_squared_norm
@@ -137,3 +137,5 @@ def test_the_calls_of_cuda_have_cupys_signatures():
     for kind in (streams.Stream, streams.Graph, streams.MemoryPool, streams.Event, streams.Device):
         own = {f"{kind.__name__}.{name}" for name, thing in vars(kind).items() if callable(thing) and name[0] != "_"}
         assert own - {"Graph.add", "MemoryPool.take"} <= set(api()["cuda"])
+    own = {name for name, thing in vars(nccl.NcclCommunicator).items() if callable(thing) and name[0] != "_"}
+    assert {f"nccl.NcclCommunicator.{name}" for name in own} <= set(api()["cuda"]) and len(own) == 2

@@ -1,6 +1,7 @@
 """A command of tinydiff in which something goes wrong: `mpiexec -n N python -m tests.ranks.command FAULT RANK WORDS ...`.
 
-The fault strikes one rank when it draws its first samples; "none" is none, and "slow" strikes all.
+The fault strikes one rank when it draws its first samples; "none" is none, and "slow" strikes all. "seed": the rank is given
+another last word.
 """
 
 import os
@@ -32,6 +33,8 @@ def go_wrong(fault, subject):
 
 if __name__ == "__main__":
     fault, rank, *words = sys.argv[1:]
+    if fault == "seed" and announced()[0] == int(rank):
+        words[-1] += "1"
 
     def draw(self, *arguments):
         go_wrong(fault if fault == "slow" or announced()[0] == int(rank) else "none", self)

@@ -67,6 +67,21 @@ def test_an_evaluation_is_the_same_on_any_number_of_ranks(trained, tmp_path):
     assert len(results[None][1]) == 8
 
 
+def test_a_folder_of_samples_is_the_same_on_any_number_of_ranks(trained, tmp_path):
+    folders = [tmp_path / str(n) for n in (1, 2, 3)]
+    for n, folder in enumerate(folders, 1):
+        words = "--folder", folder, "--n", 130, "--steps", 2, "--device", "cpu", "--threads", 1
+        status, out, err = run(n, "sample", trained, *words)
+        assert status == 0 and out == f"{folder}\n", err
+    first, *others = ({f.name: f.read_bytes() for f in folder.glob("*.*")} for folder in folders)
+    assert all(other == first for other in others) and len(first) == 131
+
+
+def test_ranks_with_other_settings_are_refused(trained, tmp_path):
+    status, _, err = run(2, "evaluate", trained, *SMALL, "--out", tmp_path / "out", "--seed", 3, fault="seed", rank=1)
+    assert status == 2 and err.count("rank 1 has settings that differ from those of rank 0") == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "rank", "sentence"),
     [("kill", 1, None), ("memory", 1, "tinydiff: rank 1 of 3: out of memory"), ("interrupt", 2, "rank 2 of 3: interrupted")],

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tinydiff.cuda import host
 from tinydiff.ranks import launcher
 from tinydiff.runs.log import read_log
 
 
 def run(n, path, batch_size=4, accumulate=1, fault="none"):
     """(status, stdout, stderr) of n ranks; without n, of one process."""
+    if host.missing():
+        pytest.skip(host.missing())
     command = [*(["mpiexec", "-n", str(n)] if n else []), sys.executable, "-m", "tests.ranks.gpus"]
     done = subprocess.run(
         [*command, str(path), str(batch_size), str(accumulate), fault], capture_output=True, text=True, timeout=200

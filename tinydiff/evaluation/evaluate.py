@@ -33,6 +33,7 @@ from tinydiff.runs.atomic import check_outside, check_place
 from tinydiff.runs.folder import EVALUATION as RESULTS
 from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.many import fingerprint_of
+from tinydiff.runs.resuming import versions
 from tinydiff.runs.shares import threads_of_rank
 
 PARTS = ("bits", "frechet", "neighbours", "samplers")
@@ -131,7 +132,8 @@ def evaluate(
                 fingerprint_of(subject.unet, subject.diffusion),
                 fingerprint.of(subject.test, subject.test.labels is not None),
             )
-            ranks.require_same({"settings": repr(settings), "models": model, "images": images.text()})
+            told = {"versions": versions(), "settings": repr(settings), "models": model, "images": images.text()}
+            ranks.require_same(told)
         return _Evaluation(path, subject, settings, folder, report).run()
 
 

@@ -30,6 +30,7 @@ from tinydiff.runs import pictures
 from tinydiff.runs.atomic import make_folder, remove_temporary, write_file, writing
 from tinydiff.runs.lock import NAME, Lock
 from tinydiff.runs.progress import duration
+from tinydiff.runs.resuming import versions
 from tinydiff.runs.sheets import GUIDANCE, class_count
 from tinydiff.unet import UNet
 
@@ -66,7 +67,8 @@ def draw_many(
                 _take(folder, lock, record)
                 missing = [i for i in range(n) if not os.path.lexists(folder / name_of(i))]
         missing = ranks.gather(missing)[0]
-        ranks.require_same({"models": str(record["weights"])})
+        others = {name: value for name, value in record.items() if name != "weights"} | {"n": n}
+        ranks.require_same({"versions": versions(), "models": str(record["weights"]), "settings": json.dumps(others)})
         if progress and len(missing) < n:
             say(f"{n - len(missing):,} of {n:,} pictures are there already")
         told = _Told(len(missing), ranks.size) if progress else None
