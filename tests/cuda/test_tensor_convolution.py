@@ -27,7 +27,7 @@ CASES = {
     "one pixel": ((3, 1, 1), 16, 32, SAME),
     "many images in a tile": ((40, 2, 2), 16, 16, SAME),
     "several tiles": ((3, 7, 5), 48, 80, SAME),
-    "several tiles, all whole": ((2, 8, 8), 64, 128, window(1)),
+    "several tiles, all whole": ((2, 8, 8), 128, 64, window(1)),
     "1x1": ((2, 4, 9), 32, 48, window(1)),
     "1x1, stride 2": ((2, 5, 4), 16, 16, window(1, 2)),
     "halving": ((3, 8, 8), 16, 32, HALVING),
