@@ -30,7 +30,10 @@ FOUNDATIONS = {
         "resampling",
         "softmax_rows",
         "source",
+        "taps",
         "tensor",
+        "tensor_convolution",
+        "tensor_upsampling",
         "updates",
     },
 }

@@ -93,9 +93,19 @@ EXPECTED = (
     Expected("resampling.cu", "concatenate", {"warps": 64, "in flight": 1, "wide stores": 1}, {}, FOUR),
     Expected("resampling.cu", "split", {"warps": 64, "in flight": 1, "wide stores": 2}, {}, FOUR),
     Expected("resampling.cu", "pick_rows", {"warps": 64, "in flight": 1, "wide stores": 1}, {}, FOUR),
+    Expected("resampling.cu", "doubled_taps", {"warps": 40, "in flight": 1, "wide stores": 1}, {}, FOUR),
+    Expected("resampling.cu", "doubled_taps_backward", {"warps": 64, "in flight": 4, "wide stores": 1}, {}, FOUR),
     *(
         Expected("resampling.cu", k, {"warps": 64})
-        for k in ("upsample", "upsample_backward", "concatenate", "split", "pick_rows")
+        for k in (
+            "upsample",
+            "upsample_backward",
+            "concatenate",
+            "split",
+            "pick_rows",
+            "doubled_taps",
+            "doubled_taps_backward",
+        )
     ),
     Expected("batch.cu", "gather_batch", {"warps": 64, "wide stores": 1}),
     Expected("batch.cu", "tick", {"warps": 64}),

@@ -1,8 +1,8 @@
 """Convolutions of NHWC images, by the kernels in kernels/convolution.cu; all float32. In a block of `tensor.precision` tensor
 cores are asked first.
 
-`convolve`, `convolve_input_gradient` and `convolve_weight_gradient` are fast versions of those in
-tinydiff/ops/convolution.py, which define what is computed. They take any window with one group of channels. They return
+`convolve`, `convolve_input_gradient` and `convolve_weight_gradient`, and the same of images with doubled pixels, are fast versions
+of those in tinydiff/ops/convolution.py, which define what is computed. They take any window with one group of channels. They return
 NotImplemented for groups, other dtypes, and images of 2^14 pixels or more along an axis.
 """
 
@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import array_module
-from tinydiff.cuda import tensor, tensor_convolution
+from tinydiff.cuda import pooling, tensor, tensor_convolution, tensor_upsampling
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.fully_connected import sum_rows, sum_rows_cost
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_parts, vector
-from tinydiff.cuda.taps import Place, Taps, gradient_products, taps_of
+from tinydiff.cuda.taps import Place, Taps, Turned, gradient_products, taps_of
+from tinydiff.ops.windows import Window
 
 SOURCE = "convolution.cu"
 VARIANTS = tuple((SOURCE, p.defines) for p in PLANS)
+SAME = Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
 
 
 def convolve(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None, R: Any = None) -> Any:
@@ -43,7 +45,7 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: An
     """L_X = patches^T(L_Y W^T): L_Y (N, Ho, Wo, K), W (R, S, C, K) -> L_X of the given shape (N, H, W, C)."""
     if not _takes(groups, window, shape, L_Y, W):
         return NotImplemented
-    xp, (_, S, C, K) = array_module(L_Y), W.shape
+    xp, (_, _, C, K) = array_module(L_Y), W.shape
     L_Y, W, L_X = xp.ascontiguousarray(L_Y), xp.ascontiguousarray(W), xp.empty(shape, np.float32)
     if tensor_convolution.convolve_input_gradient(L_Y, W, L_X, window, tensor.chosen()):
         return L_X
@@ -51,14 +53,8 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: An
         count = math.prod(taps.size)
         T = W if not count else xp.empty((*taps.size, K, C), np.float32)
         p = _plan(shape[0] * place.Ho * place.Wo, C, count * K, K, L_Y, T, (None, None, None), L_X)
-        launch(
-            SOURCE,
-            "conv_turn",
-            (-(-C // 32), -(-K // 32), count),
-            (32, 8, 1),
-            (W, T, *map(np.int32, (S, C, K, taps.size[1], *turned.last, *turned.step))),
-            defines=p.defines,
-        )
+        if count:
+            _turn(W, T, turned, p)
         _forward(L_Y, T, (None, None, None), L_X, taps, place)
     return L_X
 
@@ -85,6 +81,48 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: A
         p.defines,
     )
     return L_W if p.parts == 1 else sum_parts(SOURCE, p.defines, to, L_W)
+
+
+def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
+    """The 3x3 convolution of X (N, H, W, C) with its pixels doubled, W (3, 3, C, K), b (K,) or None -> Y (N, 2 H, 2 W, K)."""
+    if not _takes(1, SAME, _doubled(X.shape), X, W, b):
+        return NotImplemented
+    xp = array_module(X)
+    X, W, b = (None if a is None else xp.ascontiguousarray(a) for a in (X, W, b))
+    if tensor.chosen() != "float32":
+        Y = xp.empty((*_doubled(X.shape)[:3], W.shape[3]), np.float32)
+        if tensor_upsampling.convolve(X, W, b, Y, tensor.chosen()):
+            return Y
+    return convolve(pooling.repeat_pixels(X, (2, 2)), W, b, SAME)
+
+
+def upsample_convolve_input_gradient(L_Y: Any, W: Any) -> Any:
+    """L_X (N, H, W, C): L_Y (N, 2 H, 2 W, K), W (3, 3, C, K)."""
+    xp, (N, height, width, _), C = array_module(L_Y), L_Y.shape, W.shape[2]
+    if not _takes(1, SAME, (N, height, width, C), L_Y, W):
+        return NotImplemented
+    L_Y, W = xp.ascontiguousarray(L_Y), xp.ascontiguousarray(W)
+    if tensor.chosen() != "float32":
+        L_X = xp.empty((N, height // 2, width // 2, C), np.float32)
+        if tensor_upsampling.convolve_input_gradient(L_Y, W, L_X, tensor.chosen()):
+            return L_X
+    return pooling.sum_pixel_blocks(convolve_input_gradient(L_Y, W, (N, height, width, C), SAME), (2, 2))
+
+
+def upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
+    """L_W (3, 3, C, K): X (N, H, W, C), L_Y (N, 2 H, 2 W, K)."""
+    xp, C, K = array_module(X), X.shape[3], L_Y.shape[3]
+    if not _takes(1, SAME, _doubled(X.shape), X, L_Y) or 16 * C * K > LARGEST:
+        return NotImplemented
+    X, L_Y = xp.ascontiguousarray(X), xp.ascontiguousarray(L_Y)
+    if tensor.chosen() != "float32":
+        L_V = xp.empty((4, 4, K, C), np.float32)
+        if tensor_upsampling.convolve_weight_gradient(X, L_Y, L_V, tensor.chosen()):
+            T, L_W = xp.empty((4, 4, C, K), np.float32), new_gradient(xp, (3, 3, C, K))
+            _turn(L_V, T, Turned((0, 0), (-1, -1)), PLANS[0])
+            tensor_upsampling.sum_taps_backward(T, L_W)
+            return L_W
+    return convolve_weight_gradient(pooling.repeat_pixels(X, (2, 2)), L_Y, (3, 3, C, K), SAME)
 
 
 def sum_pixels(X: Any) -> Any:
@@ -120,6 +158,24 @@ def convolve_weight_gradient_cost(X: Any, L_Y: Any, shape: tuple[int, ...], wind
 def sum_pixels_cost(X: Any) -> Cost:
     """The cost of `sum_pixels`."""
     return sum_rows_cost(X.reshape(len(X), X.shape[1] * X.shape[2], X.shape[3]))
+
+
+def _doubled(shape: tuple[int, ...]) -> tuple[int, ...]:
+    N, height, width, C = shape
+    return N, 2 * height, 2 * width, C
+
+
+def _turn(W: Any, T: Any, turned: Turned, p: Plan) -> None:
+    """T (R', S', K, C): some taps of W (R, S, C, K), each transposed. p: names a variant of the source that is needed anyway."""
+    (_, S, C, K), taps = W.shape, T.shape[:2]
+    launch(
+        SOURCE,
+        "conv_turn",
+        (-(-C // 32), -(-K // 32), math.prod(taps)),
+        (32, 8, 1),
+        (W, T, *map(np.int32, (S, C, K, taps[1], *turned.last, *turned.step))),
+        defines=p.defines,
+    )
 
 
 def _forward(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import optim
-from tinydiff.cuda import normalization, products, tensor, tensor_convolution
+from tinydiff.cuda import normalization, products, tensor, tensor_convolution, tensor_upsampling
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.taps import Place, taps_of
 from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
@@ -101,6 +101,49 @@ def _tensor_weight_gradient(rng: np.random.Generator, run: Run, precision: str) 
         yield L_W, defined(convolution.convolve_weight_gradient, x, l_y, W.shape, window)
 
 
+def _doubled_pixels(rng: np.random.Generator, run: Run) -> Pairs:
+    for N, H, W_, C, K in ((2, 4, 3, 32, 16), (1, 1, 1, 16, 16), (2, 5, 6, 16, 80)):
+        X, W, b, L_Y = (
+            normal(rng, N, H, W_, C),
+            normal(rng, 3, 3, C, K),
+            normal(rng, K),
+            normal(rng, N, 2 * H, 2 * W_, K),
+        )
+        taps = sum_taps_by_hand(W)
+        x, w, l_y = (double(rounded(a, "tf32")) for a in (X, taps, L_Y))
+        around = Window((4, 4), (2, 2), ((1, 1), (1, 1)), (1, 1))
+        Y, L_X, L_V = (np.zeros(shape, np.float32) for shape in (L_Y.shape, X.shape, (4, 4, K, C)))
+        run(tensor_upsampling.convolve, X, W, b, Y, "tf32")
+        yield Y, defined(convolution.convolve_input_gradient, x, w.swapaxes(2, 3), L_Y.shape, around) + b
+        run(tensor_upsampling.convolve_input_gradient, L_Y, W, L_X, "tf32")
+        yield L_X, defined(convolution.convolve, l_y, w.swapaxes(2, 3), None, around)
+        run(tensor_upsampling.convolve_weight_gradient, X, L_Y, L_V, "tf32")
+        yield L_V, defined(convolution.convolve_weight_gradient, l_y, x, L_V.shape, around)
+
+
+def sum_taps_by_hand(W: Any) -> Any:
+    """V (4, 4, C, K): what connects a pixel with the outputs around its copies, by adding up where each tap of W leads."""
+    V = np.zeros((4, 4, *W.shape[2:]), W.dtype)
+    for r, s, row, column in np.ndindex(3, 3, 2, 2):
+        V[2 + row - r, 2 + column - s] += W[r, s]
+    return V
+
+
+def _doubled_taps(rng: np.random.Generator, run: Run) -> Pairs:
+    for C, K in ((16, 24), (3, 5)):
+        W, V, F = normal(rng, 3, 3, C, K), np.zeros((4, 4, C, K), np.float32), np.zeros((2, 2, 2, 2, C, K), np.float32)
+        truth = sum_taps_by_hand(double(W))
+        run(tensor_upsampling.sum_taps, W, V)
+        yield V, truth
+        run(tensor_upsampling.sum_taps, W, F, by_pixel=True)
+        for i, j, r, s in np.ndindex(2, 2, 2, 2):
+            yield F[i, j, r, s], truth[3 - i - 2 * r, 3 - j - 2 * s]
+        L_V, L_W = normal(rng, *V.shape), np.zeros_like(W)
+        run(tensor_upsampling.sum_taps_backward, L_V, L_W)
+        summed = [double(L_V)[2 - r : 4 - r, 2 - s : 4 - s].sum((0, 1)) for r, s in np.ndindex(3, 3)]
+        yield L_W, np.stack(summed).reshape(W.shape)
+
+
 def _with_dropout(rng: np.random.Generator, run: Run) -> Pairs:
     """Y = M silu(Z w + b), whose gradient is that of silu(Z w + b) for M L_Y."""
     for (X, L_Y, w, b, groups, silu), p in zip(normalized(rng), (0.0, 0.2, 0.3, 0.1, 0.2, 0.5), strict=True):
@@ -173,7 +216,9 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
         )
         for precision in ("tf32", "bf16", "fp16")
         for backward in (False, True)
-    },
+    }
+    | {"tf32, doubled pixels": _doubled_pixels},
+    "resampling": {"doubled_taps": _doubled_taps},
     "tensor_weight_gradient": {
         precision: functools.partial(_tensor_weight_gradient, precision=precision)
         for precision in ("tf32", "bf16", "fp16")
