@@ -77,7 +77,7 @@ def convolve_weight_gradient(X: Any, L_Y: Any, L_W: Any, taps: Taps, precision: 
     if not _takes(precision, taps, C, K, X, L_Y, L_W) or C % (16 // X.itemsize):
         return False
     M = math.prod(taps.size) * C
-    p = tensor.plan(M, K, images * Ho * Wo, 1, X.itemsize)
+    p = tensor.plan(M, K, images * Ho * Wo, 1, X.itemsize, True)
     tiles = p.tiles(M, K)
     sizes = (images, height, width, C, K, *taps.size, Ho, Wo, *taps.stride, *taps.dilation, *taps.padding)
     launch(
