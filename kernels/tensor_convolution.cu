@@ -19,6 +19,9 @@
 // order. With a stride the pixels of X fall into classes by the taps that reach them; each class is such a convolution, with each
 // stride-th tap of W, and its pixels lie apart in L_X (`Place`).
 //
+// Several filters at once. With gridDim.y = 4, row y of blocks takes filter y of four for pixel (y / 2, y % 2) of each 2 x 2 pixels
+// of Y, and sees X as much further to the bottom and right: a convolution of doubled pixels (doubling.cu).
+//
 // Bytes: a tile reads TILE_M pixels' patches and TILE_N columns of W, 64 (TILE_M + TILE_N) a slice. Neighbouring taps read the
 // same pixels and neighbouring tiles the same of both, so most come from the second-level cache. 128 x 256 at 16 bits: 2 * 128 *
 // 256 * 32 FLOP for 24 KiB, 85 FLOP/byte. At some 5 TB/s an H100's cache then allows 430 TFLOP/s, which is about what mma reach:
@@ -60,8 +63,9 @@ struct Turned {
     }
 };
 
-// Block x is a tile, z a part of the sum. X (images, height, width, C) and the product's N columns: K and N of W, or with BACKWARD
-// N and K. b (N,), E (images, N), residual (like Y) may be null. parts, arrived: for add_parts, null with one part.
+// Block x is a tile, y a filter where there are four, z a part of the sum. X (images, height, width, C) and the product's N
+// columns: K and N of W, or with BACKWARD N and K. b (N,), E (images, N), residual (like Y) may be null. parts, arrived: for
+// add_parts, null with one part.
 // Tap (r, s) of the product is tap first_tap - r down - s across of W, forward (r, s).
 // Y (images, out_height, out_width, N); the product has its pixels start, start + step, .. along either axis.
 KERNEL(tensor_convolution, THREADS)
@@ -75,6 +79,9 @@ KERNEL(tensor_convolution, THREADS)
     SHARED(Place, places, [TILE_M]);
     const int M = images * Ho * Wo, length = R * S * C, columns = (N + TILE_N - 1) / TILE_N;
     const int m0 = blockIdx.x / columns * TILE_M, n0 = blockIdx.x % columns * TILE_N;
+    const int below = blockIdx.y / 2, right = blockIdx.y % 2;
+    W += static_cast<long long>(blockIdx.y) * length * N;
+    top -= below, left -= right, start_h += below, start_w += right;
     const Window window = {height, width, C, R, S, Ho, Wo, stride_h, stride_w, dilation_h, dilation_w, top, left};
     for (int i = threadIdx.x; i < TILE_M; i += THREADS) {
         const Pixel at = pixel_of(m0 + i, window);

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections import Counter
 from contextlib import nullcontext
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import tinydiff as td
 from tinydiff import optim
-from tinydiff.cuda import host
+from tinydiff.cuda import host, tensor
 from tinydiff.diffusion import Diffusion, Schedule, sample
 from tinydiff.dispatch import on_host
 from tinydiff.random import Generator
@@ -42,8 +43,8 @@ def taken(monkeypatch):
     return calls
 
 
-def make(dtype=np.float32):
-    unet = td.UNet(8, 2, channels=8, channel_mults=(1, 2), blocks_per_level=1, attention_resolutions=(4,), groups=4,
+def make(dtype=np.float32, channels=8):
+    unet = td.UNet(8, 2, channels=channels, channel_mults=(1, 2), blocks_per_level=1, attention_resolutions=(4,), groups=4,
                    num_classes=3, generator=Generator(1))  # fmt: skip
     for p in unet.parameters():
         p.data += Generator(2, 1).normal(p.shape) * np.float32(0.1)
@@ -83,6 +84,38 @@ def test_a_training_step_runs_on_kernels_alone(taken, predict):
     for ours, theirs in ((weights, plain[3]), (averages, plain[4])):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=2.1e-3)  # Adam: the sign of a gradient that is rounding alone
+
+
+@pytest.mark.slow
+def test_a_training_step_on_tensor_cores(monkeypatch):
+    """In a block of TF32: the same bits whatever the order of threads, near float32, and by these kernels."""
+    ran, run = Counter(), host.run
+
+    def noted(name, text, kernel, *rest, **options):
+        ran[kernel] += 1
+        run(name, text, kernel, *rest, **options)
+
+    monkeypatch.setattr(host, "run", noted)
+    diffusion = Diffusion(Schedule.cosine(50))
+
+    def both(seed):
+        with on_host(seed), tensor.precision("tf32"):
+            return step(make(channels=16), diffusion, nullcontext())
+
+    (loss, norm, gradients, _, _), other = both(1), both(2)
+    assert (loss, norm) == other[:2]
+    for a, b in zip(gradients, other[2], strict=True):
+        np.testing.assert_array_equal(a, b)
+    exact = step(make(np.float64, channels=16), diffusion, nullcontext())
+    assert loss == pytest.approx(exact[0], rel=1e-3) and norm == pytest.approx(exact[1], rel=1e-3)
+    assert loss != pytest.approx(exact[0], rel=1e-7)
+    off = [np.linalg.norm(ours - truth) for ours, truth in zip(gradients, exact[2], strict=True)]
+    assert np.linalg.norm(off) < 2e-3 * norm
+    # left to float32: the first convolution and the last, of 2 channels. Doubled pixels are nowhere.
+    assert ran["conv_forward"] == 2 * (2 + 1) and ran["conv_weight_gradient"] == 2 * 2
+    assert ran["tensor_convolution"] > 2 * 20 and ran["tensor_weight_gradient"] > 2 * 10 and ran["tensor_product"]
+    assert ran["filters_of_parities"] == 2 and ran["sum_taps_turned"] == 2 * 2
+    assert not ran["upsample"] and not ran["upsample_backward"]
 
 
 def test_two_steps_have_the_same_bits():

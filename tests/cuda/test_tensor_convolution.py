@@ -234,6 +234,26 @@ def test_what_is_too_large_for_the_kernels_is_left_to_others():
     assert not tensor_convolution.convolve(X, W, b, X, taps_of(window(1)), Place(1, 16, 1, 16), "float32")
 
 
+@pytest.mark.parametrize("C, K, left", [(16, 80, set()), (8, 16, {FORWARD}), (16, 6, {FORWARD, BACKWARD, WEIGHT})])
+@pytest.mark.parametrize("image", [(2, 5, 4), (1, 1, 1)])
+def test_doubled_pixels(device, launched, image, C, K, left):
+    """Whole numbers, which TF32 and sums of them hold exactly, give what the definition gives."""
+    rng = np.random.default_rng(C)
+    whole = lambda *shape: rng.integers(-4, 5, shape).astype(np.float32)  # noqa: E731
+    X, W, b, L_Y = whole(*image, C), whole(3, 3, C, K), whole(K), whole(image[0], 2 * image[1], 2 * image[2], K)
+    for name, given in {FORWARD: (X, W, b), BACKWARD: (L_Y, W), WEIGHT: (X, L_Y)}.items():
+
+        def run(*given, name=f"upsample_{name}"):
+            with tensor.precision("tf32"):
+                return getattr(convolution, name)(*given)
+
+        launched.clear()
+        np.testing.assert_array_equal(
+            device.run(run, *given), getattr(definition, f"upsample_{name}").definition(*map(np.float64, given))
+        )
+        assert (launched[0] == (ON_TENSOR_CORES[name], "TF32")) == (name not in left)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("tile", tensor.TILES, ids=lambda tile: f"{tile[0]}x{tile[1]}")

@@ -50,6 +50,7 @@ DEFECTS = {
 # of convolutions: which source and check, in how many parts, what is planted and what replaces it
 FORWARD = "tensor_convolution", "tf32"
 BACKWARD = "tensor_convolution", "tf32, backward"
+DOUBLED = "tensor_convolution", "tf32, doubled pixels"
 WEIGHT = "tensor_weight_gradient", "tf32"
 WEIGHT_16 = "tensor_weight_gradient", "fp16"
 OF_CONVOLUTIONS = {
@@ -90,6 +91,9 @@ OF_CONVOLUTIONS = {
     "rows carried": (*WEIGHT_16, 1, "if (next.p >= Ho) next.p -= Ho, next.n++;", ""),
     "one pixel for all copies": (*WEIGHT, 1, "[A::row() + i * A::DOWN];", "[A::row()];"),
     "pixels of L_Y past the last": (*WEIGHT, 1, "l_y(L_Y, n0, K, pixels, first)", "l_y(L_Y, n0, K, pixels + TILE_K, first)"),
+    "filter of another pixel": (*DOUBLED, 1, "W += static_cast<long long>(blockIdx.y) * length * N;", ""),
+    "four filters in one place": (*DOUBLED, 1, "start_h += below, start_w += right", "start_h += right, start_w += below"),
+    "parts of all filters in one place": (*DOUBLED, 2, "static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x", "blockIdx.x"),
     "stage waited for too late": (*FORWARD, 1, "cp_wait<STAGES - 2>()", "cp_wait<STAGES - 1>()"),
     "stage filled too early": (*WEIGHT, 1, "        __syncthreads();        // everybody's have", "        //"),
     "order of parts": (*WEIGHT, 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),

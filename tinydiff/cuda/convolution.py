@@ -36,7 +36,9 @@ def convolve(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None
     xp, (Ho, Wo) = array_module(X), window.output_size(X.shape)
     Y = xp.empty((X.shape[0], Ho, Wo, W.shape[3]), np.float32)
     X, W, b, E, R = (None if a is None else xp.ascontiguousarray(a) for a in (X, W, b, E, R))
-    _convolve(X, W, (b, E, R), Y, taps_of(window), Place(Ho, Wo, Ho, Wo))
+    taps, place, added = taps_of(window), Place(Ho, Wo, Ho, Wo), (b, E, R)
+    if not tensor_convolution.convolve(X, W, added, Y, taps, place, tensor.chosen()):
+        _forward(X, W, added, Y, taps, place)
     return Y
 
 
@@ -97,11 +99,13 @@ def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
     xp = array_module(X)
     X, W, b = (None if a is None else xp.ascontiguousarray(a) for a in (X, W, b))
     Y = xp.empty((N, 2 * height, 2 * width, W.shape[3]), np.float32)
-    V = filters_of_parities(W)
+    V, added = filters_of_parities(W), (b, None, None)
+    taps, place = Taps((2, 2), (1, 1), (1, 1), (1, 1)), Place(height, width, 2 * height, 2 * width, (2, 2))
+    if tensor_convolution.convolve(X, V.reshape(4, *V.shape[2:]), added, Y, taps, place, tensor.chosen()):
+        return Y
     for down, across in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        taps = Taps((2, 2), (1, 1), (1, 1), (1 - down, 1 - across))
-        place = Place(height, width, 2 * height, 2 * width, (2, 2), (down, across))
-        _convolve(X, V[down, across], (b, None, None), Y, taps, place)
+        seen = taps._replace(padding=(1 - down, 1 - across))
+        _forward(X, V[down, across], added, Y, seen, place._replace(start=(down, across)))
     return Y
 
 
@@ -158,12 +162,6 @@ def convolve_weight_gradient_cost(X: Any, L_Y: Any, shape: tuple[int, ...], wind
 def sum_pixels_cost(X: Any) -> Cost:
     """The cost of `sum_pixels`."""
     return sum_rows_cost(X.reshape(len(X), X.shape[1] * X.shape[2], X.shape[3]))
-
-
-def _convolve(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place) -> None:
-    """Y = P W + 1 b + E + R, all contiguous, on tensor cores where they are chosen and take the arrays."""
-    if not tensor_convolution.convolve(X, W, added, Y, taps, place, tensor.chosen()):
-        _forward(X, W, added, Y, taps, place)
 
 
 def _forward(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place) -> None:

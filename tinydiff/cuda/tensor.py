@@ -28,12 +28,12 @@ _COUNTERS = 1 << 16
 
 # Of each tile: how many blocks a multiprocessor holds, and the cycles in which all of them multiply a slice. Predicted from
 # the machine code for an H100 (tensor cores, issue slots and shared memory, whichever takes longest), with operands of 16
-# bits and TF32. Registers bound the blocks.
+# bits and TF32; the same for gradients of filters, which have more instructions. Registers bound the blocks.
 TILES = {
-    (128, 256): (1, 826, 826),
-    (256, 128): (1, 826, 826),
-    (128, 128): (2, 826, 826),
-    (64, 64): (5, 960, 1152),
+    (128, 256): (1, 826, 826, 826, 858),
+    (256, 128): (1, 826, 826, 826, 878),
+    (128, 128): (2, 826, 826, 826, 888),
+    (64, 64): (5, 960, 1152, 1100, 1610),
 }
 
 
@@ -58,11 +58,11 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(4096)
-def plan(M: int, N: int, K: int, stack: int = 1, bytes_each: int = 4) -> Plan:
+def plan(M: int, N: int, K: int, stack: int = 1, bytes_each: int = 4, of_filters: bool = False) -> Plan:
     """How to multiply `stack` times (M, K) by (K, N) with operands of some bytes: the plan that should take the fewest cycles.
 
-    Parts are considered up to one round of blocks. What adding them takes is bound by one block, which reads its group's
-    sums at some 64 bytes a cycle.
+    of_filters: the product is the gradient of filters. Parts are considered up to one round of blocks. What adding them takes
+    is bound by one block, which reads its group's sums at some 64 bytes a cycle.
     """
     slices, best = -(-K * bytes_each // SLICE), None
     for (m, n), (held, *cycles) in TILES.items():
@@ -72,7 +72,7 @@ def plan(M: int, N: int, K: int, stack: int = 1, bytes_each: int = 4) -> Plan:
         for parts in range(1, max(1, most) + 1):
             each, full, rest = -(-slices // parts) + STAGES, *divmod(tiles * parts, places)
             alone = -(-rest // MULTIPROCESSORS) / held  # of a multiprocessor's blocks, in the last round
-            time = cycles[bytes_each == 4] * each * (full + (min(1.0, 1.3 * alone) if rest else 0))
+            time = cycles[2 * of_filters + (bytes_each == 4)] * each * (full + (min(1.0, 1.3 * alone) if rest else 0))
             if parts > 1:
                 sums = min(parts, GROUP) + (-(-parts // GROUP) if parts > GROUP else 0)
                 time += 1500 + sums * 4 * m * n / 64

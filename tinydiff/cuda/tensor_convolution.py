@@ -27,31 +27,38 @@ def convolve(
     X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place, precision: str, turned: Turned | None = None
 ) -> bool:
     """Y = P W + 1 b + E + R for contiguous arrays: X (images, H, W, C) and W (R, S, C, N), or (R, S, N, C) of which some taps
-    are turned; added: b (N,), E (images, N), both float32, and R like Y, each may be None; Y (images, height, width, N)
-    float32 for TF32, else as X is. C in whole slices, N in whole pieces of 16 bytes."""
-    (images, height, width, C), N = X.shape, Y.shape[3]
-    if not _takes(precision, taps, C, N, X, W, Y, *added) or C % (SLICE // X.itemsize):
+    are turned, or (4, R, S, C, N), filters for each pixel of 2 x 2 in Y; added: b (N,), E (images, N), both float32, and R
+    like Y, each may be None; Y (images, height, width, N) float32 for TF32, else as X is. C in whole slices, N in whole pieces
+    of 16 bytes."""
+    if not takes(X, W, added, Y, taps, place, precision):
         return False
-    down, right = (s * n + abs(c) for s, n, c in zip(taps.stride, place[:2], taps.padding, strict=True))
-    if ((images * height + down) * width + right) * C >= 2**31:  # where patches begin, in entries, is an int
-        return False
+    (images, height, width, C), N, filters = X.shape, Y.shape[3], len(W) if W.ndim == 5 else 1
     M = images * place.Ho * place.Wo
-    p = tensor.plan(M, N, math.prod(taps.size) * C, 1, X.itemsize)
+    p = tensor.plan(M, N, math.prod(taps.size) * C, filters, X.itemsize)
     tiles = p.tiles(M, N)
     sizes = (images, height, width, C, N, *taps.size, place.Ho, place.Wo, *taps.stride, *taps.dilation, *taps.padding)
-    S, (last, step) = W.shape[1], turned or ((0, 0), (0, 0))
+    S, (last, step) = W.shape[-3], turned or ((0, 0), (0, 0))
     order = (last[0] * S + last[1], step[0] * S, step[1])  # the first tap, from it to those below and to the right
     launch(
         SOURCE,
         "tensor_convolution",
-        (tiles, 1, p.parts),
+        (tiles, filters, p.parts),
         (p.threads, 1, 1),
-        (X, W, *added, Y, *tensor.slots(array_module(Y), p, tiles), *map(np.int32, (*sizes, *order)),
+        (X, W, *added, Y, *tensor.slots(array_module(Y), p, filters * tiles), *map(np.int32, (*sizes, *order)),
          *map(np.int32, (place.height, place.width, *place.step, *place.start))),
         p.shared,
         defines(p, precision, backward=turned is not None),
     )  # fmt: skip
     return True
+
+
+def takes(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place, precision: str) -> bool:
+    """Whether `convolve` would launch."""
+    images, height, width, C = X.shape
+    if not _takes(precision, taps, C, Y.shape[3], X, W, Y, *added) or C % (SLICE // X.itemsize):
+        return False
+    down, right = (s * n + abs(c) for s, n, c in zip(taps.stride, place[:2], taps.padding, strict=True))
+    return ((images * height + down) * width + right) * C < 2**31  # where patches begin, in entries, is an int
 
 
 def convolve_input_gradient(L_Y: Any, W: Any, L_X: Any, window: Any, precision: str) -> bool:
@@ -70,7 +77,7 @@ def convolve_weight_gradient(X: Any, L_Y: Any, L_W: Any, taps: Taps, precision: 
     if not _takes(precision, taps, C, K, X, L_Y, L_W) or C % (16 // X.itemsize):
         return False
     M = math.prod(taps.size) * C
-    p = tensor.plan(M, K, images * Ho * Wo, 1, X.itemsize)
+    p = tensor.plan(M, K, images * Ho * Wo, 1, X.itemsize, True)
     tiles = p.tiles(M, K)
     sizes = (images, height, width, C, K, *taps.size, Ho, Wo, *taps.stride, *taps.dilation, *taps.padding)
     launch(

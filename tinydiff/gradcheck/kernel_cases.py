@@ -11,7 +11,7 @@ import numpy as np
 from tinydiff import optim
 from tinydiff.cuda import doubling, normalization, products, tensor, tensor_convolution
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.taps import Place, taps_of
+from tinydiff.cuda.taps import Place, Taps, taps_of
 from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
 from tinydiff.gradcheck.cases import (
@@ -99,6 +99,18 @@ def _tensor_weight_gradient(rng: np.random.Generator, run: Run, precision: str) 
         L_W = normal(rng, *W.shape)
         run(tensor_convolution.convolve_weight_gradient, X, L_Y, L_W, taps_of(window), precision)
         yield L_W, defined(convolution.convolve_weight_gradient, x, l_y, W.shape, window)
+
+
+def _doubled_pixels(rng: np.random.Generator, run: Run) -> Pairs:
+    for N, height, width, C, K in ((2, 4, 3, 32, 16), (1, 1, 1, 16, 16), (2, 5, 6, 16, 80)):
+        X, V, b = normal(rng, N, height, width, C), normal(rng, 4, 2, 2, C, K), normal(rng, K)
+        Y = np.zeros((N, 2 * height, 2 * width, K), np.float32)
+        taps, place = Taps((2, 2), (1, 1), (1, 1), (1, 1)), Place(height, width, 2 * height, 2 * width, (2, 2))
+        run(tensor_convolution.convolve, X, V, (b, None, None), Y, taps, place, "tf32")
+        x, v = (double(rounded(a, "tf32")) for a in (X, V))
+        for i, j in np.ndindex(2, 2):
+            window = Window((2, 2), (1, 1), ((1 - i, i), (1 - j, j)), (1, 1))
+            yield Y[:, i::2, j::2], defined(convolution.convolve, x, v[2 * i + j], None, window) + b
 
 
 def _with_dropout(rng: np.random.Generator, run: Run) -> Pairs:
@@ -194,7 +206,8 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
         )
         for precision in ("tf32", "bf16", "fp16")
         for backward in (False, True)
-    },
+    }
+    | {"tf32, doubled pixels": _doubled_pixels},
     "tensor_weight_gradient": {
         precision: functools.partial(_tensor_weight_gradient, precision=precision)
         for precision in ("tf32", "bf16", "fp16")
