@@ -10,7 +10,7 @@ import tinydiff as td
 from tests import cupy_stand_in
 from tests.runs.test_replays import cupy, log, state, trainer  # noqa: F401
 from tinydiff import backend
-from tinydiff.cli import flags, main
+from tinydiff.cli import flags, info, main
 from tinydiff.cuda import compiling, driver, tensor
 from tinydiff.errors import InputError
 from tinydiff.evaluation import evaluate
@@ -57,6 +57,7 @@ def test_a_run_in_tf32_replays_and_resumes_with_its_own_bits(tmp_path, launched,
         np.testing.assert_array_equal(a, b)
     assert log(again) == log(eager)
     assert config.load(tmp_path / "half/config.toml")["precision"] == "tf32"
+    assert "3 saved of 3 planned, batches of 2, in tf32\n" in info.describe(tmp_path / "half")
     assert drawn == ["tf32"] * 3 and tensor.chosen() == "float32"
     for precision, kernel in (("auto", ("tensor_product", "TF32")), ("float32", ("matrix_product", None))):
         launched.clear()

@@ -75,7 +75,9 @@ def describe(path: Path) -> str:
         saved = "an unknown number" if step is None else step
         planned = f" of {settings['steps']} planned" if "steps" in settings else ""
         minutes = f", {settings['minutes']:g} minutes a start" if "minutes" in settings else ""
-        line("steps", f"{saved} saved{planned}{minutes}, batches of {images}")
+        precision = settings.get("precision", "float32")
+        computed = "" if precision == "float32" else f", in {precision}"
+        line("steps", f"{saved} saved{planned}{minutes}, batches of {images}{computed}")
         if rows:
             losses = np.array([float(row["loss"]) for row in rows])
             last = losses[-100:]
