@@ -30,6 +30,7 @@ from tinydiff.evaluation.features import extractor
 from tinydiff.evaluation.frechet import frechet_distance, moments
 from tinydiff.machine import threads
 from tinydiff.random import Generator
+from tinydiff.runs.pictures import save_png
 
 CONTESTANTS = ("tinydiff", "PyTorch float32", "PyTorch bf16")
 LR, WARMUP, CLIP, EMA = 1e-3, 100, 1.0, 0.999
@@ -197,6 +198,7 @@ def main(argv=None):
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=50, help="of DDIM")
     parser.add_argument("--classifier-steps", type=int, default=600)
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="keep 100 pictures of each run there")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/quality.json")
     a = parser.parse_args(argv)
     if a.minutes <= 0 or min(a.seeds, a.threads, a.samples - 1) < 1:
@@ -204,6 +206,8 @@ def main(argv=None):
     import torch
 
     torch.set_num_threads(a.threads)
+    if a.pictures:
+        a.pictures.mkdir(parents=True, exist_ok=True)
     data = td.data.load(a.data, image_size=a.image_size, labels=True, holdout=0.1)
     rows = []
     with threads.threads(a.threads), tempfile.TemporaryDirectory() as folder:
@@ -220,6 +224,8 @@ def main(argv=None):
                 seconds = time.perf_counter() - begun
                 pipeline = td.checkpoint.Pipeline(unet, diffusion())
                 pictures = pipeline.sample(a.samples, labels, "ddim", a.steps, seed=seed, progress=False)
+                if a.pictures:
+                    save_png(a.pictures / f"{name} {seed}.png", pictures[:100])
                 distance = frechet_distance(*moments(features(pictures)), *real)
                 hit = float((classifier.recognise(pictures) == labels).mean())
                 rows.append({
