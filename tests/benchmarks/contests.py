@@ -12,7 +12,9 @@ from tinydiff.bench.timing import Work, race
 from tinydiff.bench.torch import diffusers_unet
 
 LAYOUTS = "channels first", "channels last"
-TIMES_TOO_SLOW = 3  # bf16 has one turn where it takes so many times as long as float32: there it is emulated
+TIMES_TOO_SLOW = (
+    3  # bf16 has its first turn only where that takes so many times as long as float32's: there it is emulated
+)
 
 
 def progress(text):
@@ -135,6 +137,7 @@ def compare(name, settings, n, what, threads, rounds=5, compiled=False, bf16=Fal
         torch.set_num_threads(threads)
     first, once = {}, {}
     for key, contest in list(contests.items()):
+        start = time.perf_counter()
         try:
             first[key] = np.asarray(contest(), np.float64)
         except Exception as error:  # the compiler needs a C++ compiler and more
@@ -143,8 +146,6 @@ def compare(name, settings, n, what, threads, rounds=5, compiled=False, bf16=Fal
             progress(f"torch.compile does not work here: {str(error).splitlines()[0]}")
             del contests[key]
             continue
-        start = time.perf_counter()
-        contest()
         once[key] = time.perf_counter() - start
         if key.startswith("bf16") and once[key] > TIMES_TOO_SLOW * min(once[layout] for layout in LAYOUTS):
             del contests[key]
