@@ -25,11 +25,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import widened
+from tinydiff.backend import array_module, widened
 from tinydiff.dispatch import accelerated
 from tinydiff.ops.arguments import add_bias, as_tensor, channels_first, pair
 from tinydiff.ops.contraction import product
@@ -45,7 +43,6 @@ SAME = Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))  # of a 3x3 convolution 
 # A 3x3 convolution of doubled pixels is the adjoint of one with stride 2 from L_Y to L_X, by 4x4 filters. Their tap j is the sum of
 # the taps r of W through which output 2 p - 1 + j sees a copy of pixel p. Kernels compute it so, and so does `emulated`.
 DOUBLING = Window((4, 4), (2, 2), ((1, 1), (1, 1)), (1, 1))
-_TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)  # (j, r)
 
 
 class Patches(Function):
@@ -191,7 +188,10 @@ def sum_images(L_E: Any) -> Any:
 
 def _sum_taps(W: Any) -> Any:
     """T (4, 4, K, C), through which the outputs around the 2 x 2 copies of a pixel see it: sums of the taps W (3, 3, C, K)."""
-    return np.einsum("jr,ls,rsck->jlkc", _TAPS, _TAPS, W).astype(W.dtype)
+    stack = array_module(W).stack
+    return stack(
+        [stack([b[2], b[1] + b[2], b[0] + b[1], b[0]]) for b in (W[2], W[1] + W[2], W[0] + W[1], W[0])]
+    ).swapaxes(2, 3)
 
 
 def _upsample_convolve(X: Any, W: Any, b: Any) -> Any:
@@ -201,7 +201,8 @@ def _upsample_convolve(X: Any, W: Any, b: Any) -> Any:
 
 def _upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
     L_T = convolve_weight_gradient(L_Y, X, (4, 4, L_Y.shape[3], X.shape[3]), DOUBLING)
-    return np.einsum("jr,ls,jlkc->rsck", _TAPS, _TAPS, L_T).astype(L_T.dtype)
+    rows, stack = [L_T[2] + L_T[3], L_T[1] + L_T[2], L_T[0] + L_T[1]], array_module(L_T).stack
+    return stack([stack([b[2] + b[3], b[1] + b[2], b[0] + b[1]]) for b in rows]).swapaxes(2, 3)
 
 
 @emulated_by(_upsample_convolve)
