@@ -188,10 +188,8 @@ def sum_images(L_E: Any) -> Any:
 
 def _sum_taps(W: Any) -> Any:
     """T (4, 4, K, C), through which the outputs around the 2 x 2 copies of a pixel see it: sums of the taps W (3, 3, C, K)."""
-    stack = array_module(W).stack
-    return stack(
-        [stack([b[2], b[1] + b[2], b[0] + b[1], b[0]]) for b in (W[2], W[1] + W[2], W[0] + W[1], W[0])]
-    ).swapaxes(2, 3)
+    rows, stack = (W[2], W[1] + W[2], W[0] + W[1], W[0]), array_module(W).stack
+    return stack([stack([b[2], b[1] + b[2], b[0] + b[1], b[0]]) for b in rows]).swapaxes(2, 3)
 
 
 def _upsample_convolve(X: Any, W: Any, b: Any) -> Any:
@@ -201,7 +199,7 @@ def _upsample_convolve(X: Any, W: Any, b: Any) -> Any:
 
 def _upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
     L_T = convolve_weight_gradient(L_Y, X, (4, 4, L_Y.shape[3], X.shape[3]), DOUBLING)
-    rows, stack = [L_T[2] + L_T[3], L_T[1] + L_T[2], L_T[0] + L_T[1]], array_module(L_T).stack
+    rows, stack = (L_T[2] + L_T[3], L_T[1] + L_T[2], L_T[0] + L_T[1]), array_module(L_T).stack
     return stack([stack([b[2] + b[3], b[1] + b[2], b[0] + b[1]]) for b in rows]).swapaxes(2, 3)
 
 
