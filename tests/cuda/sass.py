@@ -305,7 +305,7 @@ def disassembled(cubin: bytes) -> str:
 
 def figures(name: str, defines: dict[str, Any], architecture: int) -> dict[str, dict[str, float]]:
     """`figures_of` for each kernel of a variant. KernelError where it does not compile."""
-    usages, cubin = nvrtc.compile_text(name, source.load(name), defines, architecture)
+    usages, cubin = nvrtc.compile_binary(name, defines, architecture)
     used = {usage.kernel: usage for usage in usages}
     return {kernel: figures_of(*code, used[kernel]) for kernel, code in kernels_in(disassembled(cubin)).items()}
 

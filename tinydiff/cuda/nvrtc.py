@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinydiff.cuda import driver, source
@@ -85,17 +86,27 @@ def compile_source(name: str, defines: Mapping[str, Any], architecture: int) -> 
 
     Results are kept in the user's cache, so nothing is compiled twice.
     """
-    text = source.load(name)
-    version = _nvrtc().nvrtcVersion()
-    key = hashlib.sha256("\0".join([str(version), *_options(defines, architecture), text]).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{key}-usage.json"
+    path = _kept(name, defines, architecture)
     if path.exists():
         return [Usage(*numbers) for numbers in json.loads(path.read_text())]
-    usages, _ = compile_text(name, text, defines, architecture)
+    return compile_binary(name, defines, architecture)[0]
+
+
+def compile_binary(name: str, defines: Mapping[str, Any], architecture: int) -> tuple[list[Usage], bytes]:
+    """The same with the binary (cubin), which is not kept."""
+    usages, binary = compile_text(name, source.load(name), defines, architecture)
+    path = _kept(name, defines, architecture)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(usages, file)
     os.replace(file.name, path)  # atomic, so several processes may write it
-    return usages
+    return usages, binary
+
+
+def _kept(name: str, defines: Mapping[str, Any], architecture: int) -> Path:
+    """Where the usages of a source are kept."""
+    parts = str(_nvrtc().nvrtcVersion()), *_options(defines, architecture), source.load(name)
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return cache_folder() / f"{key[:24]}-usage.json"
 
 
 def _options(defines: Mapping[str, Any], architecture: int) -> list[str]:
