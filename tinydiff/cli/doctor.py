@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 LONGEST = 30.0  # seconds that a step may take to be tried out
 TWO_PROCESSES_UP_TO = (
-    0  # images of a batch: up to so many, two processes beat two threads (tests/benchmarks/results/scale.json)
+    64  # images: up to such a batch, two processes beat two threads (tests/benchmarks/results/scale.json)
 )
 TRIES, BUDGET = 6, 10.0  # steps to time, and seconds after which no other is begun
 
