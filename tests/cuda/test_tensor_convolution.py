@@ -214,9 +214,8 @@ def test_what_does_not_fit_is_left_to_float32(device, launched, case):
 def test_arrays_that_do_not_begin_at_16_bytes_are_left_to_float32(launched, device, which):
     X, W, L_Y, added = arrays((2, 4, 3), 16, 16, SAME)
     given = [X, W, L_Y, *added]
-    memory = np.empty(given[which].size + 1, np.float32)[1:].reshape(given[which].shape)
-    memory[...] = given[which]
-    given[which] = memory
+    memory = device.array(np.append(np.float32(0), given[which]))  # a copy to the device would begin at 16 bytes again
+    given[which] = memory[1:].reshape(given[which].shape)
     truth = truths(X, W, L_Y, added, SAME, "float32")
     left = [{FORWARD, WEIGHT}, {FORWARD, BACKWARD}, {BACKWARD, WEIGHT}, {FORWARD}, {FORWARD}, {FORWARD}][which]
     for name, y in in_tf32(device, *given[:3], given[3:], SAME).items():
