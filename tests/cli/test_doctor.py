@@ -10,7 +10,7 @@ import pytest
 import tinydiff as td
 from tests.runs.test_trainer import tiny_unet
 from tinydiff import backend
-from tinydiff.cli import card, doctor, main
+from tinydiff.cli import card, doctor, main, processes
 from tinydiff.machine import limits
 from tinydiff.runs.memory import Estimate
 from tinydiff.study import trace
@@ -213,14 +213,14 @@ def test_a_step_that_takes_too_long_is_not_tried(examined, monkeypatch):
     assert status == 0 and "scaled up from a small batch" in said and "give or take" in said
 
 
-def test_two_processes_are_advised_where_they_gain(monkeypatch):
-    advice = "mpiexec -n 2 tinydiff train"
-    for up_to, threads, told in ((4, 2, True), (3, 2, False), (4, 1, False), (4, 8, False)):
-        monkeypatch.setattr(doctor, "TWO_PROCESSES_UP_TO", up_to)
+def test_processes_that_train_will_start_are_told(monkeypatch):
+    for n, told in ((1, False), (2, True)):
+        monkeypatch.setattr(processes, "best", lambda config, parameters, n=n: n if parameters == 7 else 1)
         lines = []
-        trainer = SimpleNamespace(device="cpu", config=SimpleNamespace(threads=threads, device="cpu", batch_size=4))
+        config = SimpleNamespace(threads=2, device="cpu", batch_size=4)
+        trainer = SimpleNamespace(device="cpu", config=config, parameters=[np.zeros(3), np.zeros((2, 2))])
         doctor._device(trainer, lambda *line, to=lines: to.append(line), [])
-        assert any(advice in text for _, text in lines) == told
+        assert any("shares each batch among 2 processes" in text for _, text in lines) == told
 
 
 def test_a_gpu_is_shown(monkeypatch):

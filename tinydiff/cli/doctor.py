@@ -21,7 +21,7 @@ import numpy as np
 
 from tinydiff import backend, random
 from tinydiff.autograd.profile import Profile
-from tinydiff.cli import card, flags
+from tinydiff.cli import card, flags, processes
 from tinydiff.errors import InputError, RunFailed
 from tinydiff.machine import limits, threads
 from tinydiff.machine.terminal import tell
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from tinydiff.runs.trainer import Trainer
 
 LONGEST = 30.0  # seconds that a step may take to be tried out
-TWO_PROCESSES_UP_TO = (
-    64  # images: up to such a batch, two processes beat two threads (tests/benchmarks/results/scale.json)
-)
 TRIES, BUDGET = 6, 10.0  # steps to time, and seconds after which no other is begun
 
 
@@ -232,11 +229,8 @@ def _device(trainer: Trainer, line: Line, warnings: list[str]) -> None:
         return
     reason = backend.no_cuda() if trainer.config.device == "auto" else None
     line("device", f"CPU, {limits.processor_name()}, {count} thread{'s' * (count > 1)}")
-    if 2 <= count <= usable and trainer.config.batch_size <= TWO_PROCESSES_UP_TO and trainer.config.batch_size % 2 == 0:
-        line(
-            "",
-            "batches as small as these are faster on two processes than on two threads: mpiexec -n 2 tinydiff train ...",
-        )
+    if (n := processes.best(trainer.config, sum(p.size for p in trainer.parameters))) > 1:
+        line("", f"train shares each batch among {n} processes, which is faster; the times below are those of one")
     if reason:
         unused = f"no GPU is used: {reason.partition(';')[0]}"
         if backend.cupy() is None:

@@ -120,6 +120,8 @@ def _run(argv: Sequence[str] | None) -> int:
                 raise InputError(f"{_called(name)} must not be empty")
             if isinstance(value, str) and "\0" in value:
                 raise InputError(f"{_called(name)} must not hold a zero byte")
+        arguments.words = sys.argv[1:] if argv is None else list(argv)
+        arguments.of_program = argv is None
         return arguments.run(arguments)
     except InputError as error:
         return _fail(error, 2)

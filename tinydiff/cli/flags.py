@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,8 +80,10 @@ def read(given: Mapping[str, Any]) -> Wish:
     return Wish(config, resume, force, given.get("profile", False), changed, graph)
 
 
-def build(wish: Wish) -> Trainer:
-    """Loads the data and makes network, diffusion and trainer; nothing is written. InputError where they do not fit."""
+def build(wish: Wish, invite: Callable[[RunConfig, int], None] = lambda config, parameters: None) -> Trainer:
+    """Loads the data and makes network, diffusion and trainer; nothing is written. InputError where they do not fit.
+
+    invite: called with the settings and the network's number of parameters before the trainer looks for other ranks."""
     from tinydiff.runs import building
     from tinydiff.runs.trainer import Trainer
 
@@ -90,6 +92,7 @@ def build(wish: Wish) -> Trainer:
     config = building.resolve(wish.config, data, start)
     unet = building.build_network(config, data) if start is None else start.unet
     diffusion = building.build_diffusion(config) if start is None else start.diffusion
+    invite(config, sum(p.size for p in unet.parameters()))
     return Trainer(unet, diffusion, data, config)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
-from tinydiff.cli import flags
+from tinydiff.cli import flags, processes
 from tinydiff.cli.numbers import INTERRUPTED
 from tinydiff.errors import InputError, at_work, before_work
 from tinydiff.machine.terminal import quoted, say, tell
-from tinydiff.ranks import world
+from tinydiff.ranks import team_ended, world
 
 
 def add_command(commands: Any) -> None:
@@ -21,13 +22,24 @@ def add_command(commands: Any) -> None:
         argument_default=argparse.SUPPRESS,
     )
     flags.add_to(train)
+    processes.add_to(train)
     train.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with world().together():
+    with team_ended():
+        return _train(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    before = world()
+    with before.together():
         wish = flags.read(vars(arguments))
-        trainer = flags.build(wish)
+        trainer = flags.build(wish, partial(processes.invite, arguments))
+    if world() is not before:
+        with world().together():  # the others come from the block above
+            pass
+    with world().together():
         if not wish.resume:
             trainer.check_start(force=wish.force)  # before anything is announced
     _say_what_will_happen(trainer)

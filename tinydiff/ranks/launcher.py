@@ -3,8 +3,10 @@ are, in environment variables."""
 
 from __future__ import annotations
 
+import json
 import os
 
+TEAM = "_TINYDIFF_TEAM"  # what a process of a team is told by the one that started it (`team.start`)
 # (rank, number of ranks): Open MPI, MPICH and what descends from it, MVAPICH, and a step of Slurm
 _VARIABLES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -28,7 +30,10 @@ def choose_gpu(local_rank: int, local_size: int) -> None:
 
 def announced() -> tuple[int, int]:
     """(rank, number of ranks) as the launcher says; (0, 1) without one, and where TINYDIFF_RANKS is 0: then each process is
-    for itself."""
+    for itself. A process that `tinydiff` itself has started is told so by that one."""
+    if of_team():
+        rank, size, *_ = json.loads(os.environ[TEAM])
+        return rank, size
     if os.environ.get("TINYDIFF_RANKS") == "0":
         return 0, 1
     for rank, size in _VARIABLES:
@@ -36,3 +41,8 @@ def announced() -> tuple[int, int]:
         if all(text.isascii() and text.isdecimal() for text in found) and int(found[0]) < int(found[1]):
             return int(found[0]), int(found[1])
     return 0, 1
+
+
+def of_team() -> bool:
+    """Whether another process of tinydiff on this machine has started this one, to share its work."""
+    return TEAM in os.environ

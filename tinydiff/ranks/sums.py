@@ -19,12 +19,13 @@ def sum_in_order(mpi: Any, comm: Any, arrays: list[Any], bucket: int = BUCKET) -
     """Adds up NumPy arrays over the ranks of a communicator, in place. mpi: the module `mpi4py.MPI`. arrays: as many, of the
     same shapes and dtypes, on every rank. bucket: bytes that are exchanged at once."""
     for dtype in dict.fromkeys(a.dtype for a in arrays):
-        for pieces in _buckets([a for a in arrays if a.dtype == dtype], max(1, bucket // dtype.itemsize)):
+        for pieces in buckets([a for a in arrays if a.dtype == dtype], max(1, bucket // dtype.itemsize)):
             _sum(mpi, comm, pieces)
 
 
-def _buckets(arrays: list[Any], most: int) -> Iterator[list[Any]]:
-    """The elements of the arrays as lists of flat pieces, of at most so many elements together."""
+def buckets(arrays: list[Any], most: int) -> Iterator[list[Any]]:
+    """The elements of the arrays as lists of flat pieces, of at most so many elements together. What is written to them before the
+    next list is asked for is in the arrays at the end."""
     pieces: list[Any] = []
     room = most
     for a in arrays:

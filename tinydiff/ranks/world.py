@@ -7,7 +7,6 @@ What one rank alone finds must end all of them: the others would wait for it for
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
 import signal
@@ -21,7 +20,7 @@ from typing import Any, NoReturn
 from tinydiff.errors import InputError, RunFailed, of_system
 from tinydiff.machine import limits, terminal
 from tinydiff.ranks.heartbeat import Heartbeat
-from tinydiff.ranks.launcher import announced, choose_gpu
+from tinydiff.ranks.launcher import choose_gpu
 from tinydiff.ranks.sums import sum_in_order
 
 _SPIN, _NAP = 2e-3, 5e-4  # seconds: how long to wait at full speed, and the naps after that
@@ -63,38 +62,11 @@ class World:
         """InputError, on all ranks, where one has another text under a name in `what` than rank 0."""
 
 
-class _Ranks(World):
-    def __init__(self, mpi: Any) -> None:
-        self._mpi, self._comm = mpi, mpi.COMM_WORLD.Dup()
-        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
-        local = self._comm.Split_type(mpi.COMM_TYPE_SHARED)
-        self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
-        own = limits.processor_numbers()
-        self.sharing = sum(not own.isdisjoint(other) for other in local.allgather(own))
-        choose_gpu(self.local_rank, self.local_size)
-        self._at_end = self._comm.Dup()  # of its own, so that a rank at its end does not pass for one that goes on
+class Several(World):
+    """What ranks do alike, whatever carries what they exchange: `gather`."""
+
+    def __init__(self) -> None:
         self._agreed: BaseException | None = None  # what all ranks raise
-        self._heartbeat = Heartbeat(mpi, self._comm.Dup(), self._silent)
-
-    def gather(self, value: Any) -> list[Any]:
-        self.wait()
-        found: list[Any] = self._comm.allgather(value)
-        return found
-
-    def sum(self, arrays: list[Any]) -> None:
-        sum_in_order(self._mpi, self._comm, arrays)
-
-    def wait(self) -> None:
-        self._wait(self._comm)
-
-    def _wait(self, comm: Any) -> None:
-        # A blocking call of MPI would keep a processor busy, perhaps for as long as rank 0 draws or saves.
-        request, start, at_end = comm.Ibarrier(), time.monotonic(), comm is self._at_end
-        while not request.Test():
-            if not at_end and self._heartbeat.left is not None and time.monotonic() - self._heartbeat.left[1] > _LEFT:
-                raise RunFailed(f"rank {self._heartbeat.left[0]} has ended before the others")
-            if time.monotonic() - start > _SPIN:
-                time.sleep(_NAP)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -103,7 +75,7 @@ class _Ranks(World):
             yield
         except Exception as raised:
             error = raised
-        told = None if error is None else (isinstance(error, InputError), _sentence(error))
+        told = None if error is None else (isinstance(error, InputError), sentence(error))
         found = self.gather(told)
         if not any(found):
             return
@@ -134,11 +106,51 @@ class _Ranks(World):
                         )
 
     def abort(self, error: BaseException) -> NoReturn:
+        """Ends all ranks for an error that this one met."""
+        raise NotImplementedError
+
+
+class Mpi(Several):
+    """The ranks that a launcher has started, connected by MPI. mpi: the module `mpi4py.MPI`."""
+
+    def __init__(self, mpi: Any) -> None:
+        super().__init__()
+        self._mpi, self._comm = mpi, mpi.COMM_WORLD.Dup()
+        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        local = self._comm.Split_type(mpi.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
+        own = limits.processor_numbers()
+        self.sharing = sum(not own.isdisjoint(other) for other in local.allgather(own))
+        choose_gpu(self.local_rank, self.local_size)
+        self._at_end = self._comm.Dup()  # of its own, so that a rank at its end does not pass for one that goes on
+        self._heartbeat = Heartbeat(mpi, self._comm.Dup(), self._silent)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.wait()
+        found: list[Any] = self._comm.allgather(value)
+        return found
+
+    def sum(self, arrays: list[Any]) -> None:
+        sum_in_order(self._mpi, self._comm, arrays)
+
+    def wait(self) -> None:
+        self._wait(self._comm)
+
+    def _wait(self, comm: Any) -> None:
+        # A blocking call of MPI would keep a processor busy, perhaps for as long as rank 0 draws or saves.
+        request, start, at_end = comm.Ibarrier(), time.monotonic(), comm is self._at_end
+        while not request.Test():
+            if not at_end and self._heartbeat.left is not None and time.monotonic() - self._heartbeat.left[1] > _LEFT:
+                raise RunFailed(f"rank {self._heartbeat.left[0]} has ended before the others")
+            if time.monotonic() - start > _SPIN:
+                time.sleep(_NAP)
+
+    def abort(self, error: BaseException) -> NoReturn:
         """Says what this rank died of, and ends all."""
         if isinstance(error, KeyboardInterrupt) and self.rank:
             with suppress(KeyboardInterrupt):
                 time.sleep(_FIRST)
-        self._end(_sentence(error), signal.SIGINT + 128 if isinstance(error, KeyboardInterrupt) else 1)
+        self._end(sentence(error), signal.SIGINT + 128 if isinstance(error, KeyboardInterrupt) else 1)
         raise AssertionError from error
 
     def _silent(self, rank: int, seconds: float) -> None:
@@ -163,49 +175,8 @@ class _Ranks(World):
         self._heartbeat.stop()
 
 
-_ALONE = World()
-_world: World | None = None
-
-
-def world() -> World:
-    """All ranks of this job: those that a launcher has started, or this process alone. InputError where a launcher has
-    started several and they cannot find each other."""
-    global _world
-    if _world is None:
-        rank, size = announced()
-        _world = _ALONE if size == 1 else _join(rank, size)
-    return _world
-
-
-def stay_alone() -> None:
-    """From now on this process is for itself, whatever a launcher has started."""
-    global _world
-    _world = _ALONE
-
-
-def _join(rank: int, size: int) -> World:
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise InputError(
-            f"{size} processes were started to work together, which needs the package mpi4py and an MPI library: "
-            f"pip install 'tinydiff[mpi]' ({error}); with TINYDIFF_RANKS=0 each is for itself"
-        ) from None
-    found = MPI.COMM_WORLD.Get_size()
-    if found != size:
-        raise InputError(
-            f"the launcher has started {size} processes, and mpi4py finds {found}: they belong to different MPI libraries; "
-            "use the mpiexec of the one that mpi4py was built for"
-        )
-    ranks = _Ranks(MPI)
-    if rank:
-        terminal.mute()
-    sys.excepthook = ranks.uncaught
-    atexit.register(ranks.leave)  # after mpi4py's own, so it comes before
-    return ranks
-
-
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """What went wrong, in one sentence."""
     if isinstance(error, InputError | RunFailed):
         return str(error)
     if isinstance(error, OSError):

@@ -28,12 +28,14 @@ class Measures:
     """Measures after the steps where that is due, and adds rows to the logs of a run.
 
     folder, unet, diffusion, data, config: of the run. generator: its seed makes all choices. device: the resolved one.
+    alone: gives a block to compute the held-out loss in.
     """
 
     def __init__(
         self, folder: RunFolder, unet: UNet, diffusion: Diffusion, data: Dataset, config: TrainConfig,
-        generator: Generator, device: str,
+        generator: Generator, device: str, alone: Callable[[], AbstractContextManager[Any]],
     ) -> None:  # fmt: skip
+        self._alone = alone
         self.folder, self.unet, self.diffusion, self.config = folder, unet, diffusion, config
         self.held_out, self.generator, self.device = data.held_out, generator, device
 
@@ -60,7 +62,7 @@ class Measures:
                 with between("gradients by module"):
                     norms = module_norms(self.unet, norm)
             if holdout:
-                with between("held-out loss"):
+                with between("held-out loss"), self._alone():
                     held = self.held_out_loss()
         finally:
             self.folder.log(step, loss, norm, lr, speed, held, norms)

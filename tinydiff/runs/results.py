@@ -7,8 +7,8 @@ killed process did not get to is drawn later, the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,13 +25,16 @@ from tinydiff.unet import UNet
 class Results:
     """Draws from the averaged weights of a run into its folder.
 
-    folder: of the run. unet, diffusion: what is trained. ema: its averages. generator: its seed draws the noise.
+    folder: of the run. unet, diffusion: what is trained. ema: its averages. generator: its seed draws the noise. alone: gives a
+    block to draw in.
     """
 
     def __init__(
-        self, folder: RunFolder, unet: UNet, diffusion: Diffusion, ema: optim.EMA, generator: random.Generator
-    ) -> None:
+        self, folder: RunFolder, unet: UNet, diffusion: Diffusion, ema: optim.EMA, generator: random.Generator,
+        alone: Callable[[], AbstractContextManager[Any]],
+    ) -> None:  # fmt: skip
         self.folder, self.unet, self.diffusion, self.ema, self.generator = folder, unet, diffusion, ema, generator
+        self._alone = alone
         self.loss, self.sheet, self.animation = (folder.path / n for n in ("loss.png", "samples.png", "samples.gif"))
         self._each: float | None = None  # seconds that a call of the network takes for a picture, measured
 
@@ -87,7 +90,7 @@ class Results:
         """A sheet of samples; None, and a line that says why, where so many classes do not fit into memory."""
         steps = min(steps, self.diffusion.schedule.T)
         try:
-            with self.ema.applied():
+            with self._alone(), self.ema.applied():
                 return draw_sheet(self.unet, self.diffusion, generator, steps=steps, **options)
         except InputError as error:
             say(f"no samples are drawn: {error}; draw fewer from {self.folder.path}, with {named('n', 16)}")

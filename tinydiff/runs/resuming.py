@@ -152,15 +152,15 @@ def in_common(settings: TrainConfig, record: dict[str, dict[str, Any]]) -> dict[
     return {"versions": versions(), "settings": settings.text(record, (*LEFT_OUT, "device", "threads"))}
 
 
-def compare_environment(metadata: dict[str, str], device: str, n_threads: int | None) -> None:
+def compare_environment(metadata: dict[str, str], device: str, n_threads: int | None, ranks: int) -> None:
     """Says so where the checkpoint with this metadata was saved in another environment than the present one."""
-    here, there = environment(device, n_threads), metadata.get("environment", "an unknown environment")
+    here, there = environment(device, n_threads, ranks), metadata.get("environment", "an unknown environment")
     if there != here:
         say(f"the run was made with {there}; with {here}, rounding may differ")
 
 
-def environment(device: str, n_threads: int | None) -> str:
-    """What rounding depends on: the same environment gives the same bits. n_threads: None for all that are available."""
-    return (
-        f"{versions()} with {limits.blas()}, {platform.machine()}, {device}, {n_threads or threads.available()} threads"
-    )
+def environment(device: str, n_threads: int | None, ranks: int) -> str:
+    """What rounding depends on: the same environment gives the same bits. n_threads: of each rank, None for all available."""
+    n = n_threads or threads.available()
+    spread = f"{n} threads" if ranks == 1 else f"{n} threads in each of {ranks} processes"
+    return f"{versions()} with {limits.blas()}, {platform.machine()}, {device}, {spread}"

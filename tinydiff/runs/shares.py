@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tinydiff.errors import InputError, named
 from tinydiff.machine import threads
 from tinydiff.random import Generator
 from tinydiff.ranks import World
+from tinydiff.ranks.team import Team
 from tinydiff.runs.inputs import Batch, Inputs, PartOfDraws
 
 
@@ -101,8 +103,16 @@ def share_of_batch(batch_size: int, world: World) -> int:
 
 
 def threads_of_rank(wish: int | None, world: World) -> int | None:
-    """CPU threads of each rank: the wish, or else what OMP_NUM_THREADS says, or else its share of the processors that it may run
-    on, where other ranks may as well; None: all that it may use."""
+    """CPU threads of each rank. Of a team, which shares the wish or the processors of one process: an equal part. Of other ranks:
+    the wish, or else what OMP_NUM_THREADS says, or else its share of the processors that it may run on, where other ranks
+    may as well. None: all that it may use."""
+    if isinstance(world, Team):
+        return max(1, (wish or threads.available()) // world.size)
     if wish or world.sharing == 1 or os.environ.get("OMP_NUM_THREADS"):
         return wish
     return max(1, threads.available() // world.sharing)
+
+
+def all_threads(wish: int | None, world: World) -> AbstractContextManager[Any]:
+    """A block in which rank 0 of a team works while the others wait: on the CPU threads of the whole team."""
+    return threads.threads(wish) if isinstance(world, Team) else nullcontext()

@@ -39,7 +39,7 @@ from tinydiff.runs.not_finite import NotFinite
 from tinydiff.runs.progress import Progress
 from tinydiff.runs.replays import Replays
 from tinydiff.runs.results import Results
-from tinydiff.runs.shares import inputs_of, share_of_batch, threads_of_rank
+from tinydiff.runs.shares import all_threads, inputs_of, share_of_batch, threads_of_rank
 from tinydiff.runs.witness import Witness
 from tinydiff.unet import UNet
 
@@ -96,8 +96,9 @@ class Trainer:
         self.working = False  # whether the present or last `run` came to its first step
         self._changing = self._saving = False
         self._done: tuple[float, float, float] | None = None  # what the present step's `train_step` returned
-        self.results = Results(self.folder, unet, diffusion, self.ema, self.generator)
-        self.measures = Measures(self.folder, unet, diffusion, data, self.config, self.generator, self.device)
+        alone = partial(all_threads, self.config.threads, self.world)
+        self.results = Results(self.folder, unet, diffusion, self.ema, self.generator, alone)
+        self.measures = Measures(self.folder, unet, diffusion, data, self.config, self.generator, self.device, alone)
 
     def run(
         self, resume: bool = False, force: bool = False, profile: bool = False, data_changed: bool = False,
@@ -354,7 +355,7 @@ class Trainer:
         metadata = {
             "step": str(self.step),
             "seed": str(self.config.seed),
-            "environment": resuming.environment(self.device, self.threads),
+            "environment": resuming.environment(self.device, self.threads, self.world.size),
             resuming.SETTINGS: self.config.text(self.record, resuming.LEFT_OUT),
             fingerprint.NAME: self._data_fingerprint().text(),
             fingerprint.CHANGES: json.dumps(self.data_changes),
@@ -388,7 +389,7 @@ class Trainer:
         if changed is not None:
             self.data_changes.append(f"from step {self.step + 1} on: {changed}")
             say(f"the data have changed: {changed}; from here on the run is not what it would have been with the old")
-        resuming.compare_environment(metadata, self.device, self.threads)
+        resuming.compare_environment(metadata, self.device, self.threads, self.world.size)
         arithmetic.tell(self.config.precision, self.device)
 
     def _preview(self) -> None:
