@@ -13,7 +13,11 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["tinydiff", "tinydiff.*"]), "tinydiff.kernels_src"],
     package_dir={"tinydiff.kernels_src": "kernels"},
-    package_data={"tinydiff.study": ["*.js", "*.css"], "tinydiff.kernels_src": ["*.cu", "*.cuh", "*.h", "host/*"]},
+    package_data={
+        "tinydiff.study": ["*.js", "*.css"],
+        "tinydiff.cuda": ["occupancy.json"],
+        "tinydiff.kernels_src": ["*.cu", "*.cuh", "*.h", "host/*"],
+    },
     install_requires=["numpy>=2", "pillow>=10.1", "tqdm", "safetensors", "threadpoolctl"],
     extras_require={
         # ctk: NVRTC, CUDA's headers and the libraries that CuPy loads; its wheels alone bring none of them

@@ -16,23 +16,30 @@
 #include "tile.cuh"
 
 // Where the patch of an output pixel begins: the index of its first pixel among all of X (the pixel may lie outside of its
-// image), and that pixel's row and column in the image. Rows past the last of P begin so far outside that nothing is read.
-struct Corner {
+// image), and that pixel's row and column in the image, row 2^16 + column. Rows past the last of P begin so far outside that
+// nothing is read. Rows and columns, with what is added to them, are from -2^15 to 2^15 - 1.
+struct alignas(8) Corner {
     int pixel;
-    short row, column;
+    unsigned at;
 };
+
+__device__ __forceinline__ unsigned both(int row, int column) { return (static_cast<unsigned>(row) << 16) + column; }
 
 __device__ __forceinline__ Corner corner_of(
     int m, int M, int height, int width, int Ho, int Wo, int stride_h, int stride_w, int top, int left) {
     const int q = m % Wo, p = m / Wo % Ho, n = m / Wo / Ho;
     const int row = p * stride_h - top, column = q * stride_w - left;
-    if (m >= M) return {0, -32768, 0};
-    return {(n * height + row) * width + column, static_cast<short>(row), static_cast<short>(column)};
+    if (m >= M) return {0, both(-32768, 0)};
+    return {(n * height + row) * width + column, both(row, column)};
 }
 
-__device__ __forceinline__ bool inside(const Corner& corner, int down, int right, int height, int width) {
-    return static_cast<unsigned>(corner.row + down) < static_cast<unsigned>(height) &&
-           static_cast<unsigned>(corner.column + right) < static_cast<unsigned>(width);
+// Whether a pixel lies in an image: `from_corner` away from a corner, both(down, right), where `last` is the last pixel's row and
+// column. A row or column below 0 has its sign bit set in `at`, one past the last in `last - at`. What the lower half borrows
+// from the upper does not matter: it has a sign bit itself then. With `last` NONE, all pixels lie outside.
+constexpr unsigned NONE = ~0u;
+__device__ __forceinline__ bool inside(const Corner& corner, unsigned from_corner, unsigned last) {
+    const unsigned at = corner.at + from_corner;
+    return ((at | (last - at)) & 0x80008000u) == 0;
 }
 
 // Y and what is added to the product: b (K,), E (N, K), residual (like Y), each may be null. Y (N, out_height, out_width, K)
@@ -89,7 +96,8 @@ KERNEL(conv_forward, TILE_THREADS)
 
     int first, last;
     slices_of_part(length, first, last);
-    constexpr int ACROSS = TILE_K / VECTOR_A;  // threads side by side copy a row
+    constexpr int ACROSS = TILE_K / VECTOR_A, DOWN = THREADS / ACROSS;  // threads side by side copy a row
+    static_assert(TILE_M % DOWN == 0, "every thread copies the same number of times");
     const int column = threadIdx.x % ACROSS * VECTOR_A, row = threadIdx.x / ACROSS;
     int c = first * TILE_K + column, s = 0, r = 0;
     if (first < last) {
@@ -100,12 +108,15 @@ KERNEL(conv_forward, TILE_THREADS)
     multiply<BY_ROWS>(
         shared, first, last,
         [&](int slice, float* A, float* B) {
-            const int down = r * dilation_h, right = s * dilation_w, pixels = down * width + right;
+            const int down = r < R ? r * dilation_h : 0, right = s * dilation_w;
+            const float* x = X + static_cast<long long>(down * width + right) * C + c;
+            const unsigned from_corner = both(down, right), last_pixel = r < R ? both(height - 1, width - 1) : NONE;
             UNROLL
-            for (int i = row; i < TILE_M; i += THREADS / ACROSS) {
+            for (int j = 0; j < TILE_M; j += DOWN) {
+                const int i = row + j;
                 const Corner corner = corners[i];
-                const float* from = X + static_cast<long long>(corner.pixel + pixels) * C + c;
-                copy<VECTOR_A>(A + i * ROW_A + column, from, r < R && inside(corner, down, right, height, width));
+                const float* from = x + static_cast<long long>(corner.pixel) * C;
+                copy<VECTOR_A>(A + i * ROW_A + column, from, inside(corner, from_corner, last_pixel));
             }
             copy_block<VECTOR_B, TILE_K, TILE_N>(B, ROW_B, W, slice * TILE_K, n0, length, K);
             for (c += TILE_K; c >= C; c -= C)
@@ -158,7 +169,8 @@ KERNEL(conv_weight_gradient, TILE_THREADS)
     constexpr int ACROSS = TILE_M / VECTOR_A;  // threads side by side copy a pixel's entries
     const int column = threadIdx.x % ACROSS * VECTOR_A;
     const int tap = (m0 + column) / C, c = m0 + column - tap * C, r = tap / S, s = tap - r * S;
-    const int down = r < R ? r * dilation_h : 1 << 16, right = s * dilation_w;  // past the last row: nothing to read
+    const int down = r < R ? r * dilation_h : 0, right = s * dilation_w;
+    const unsigned from_corner = both(down, right), last_pixel = r < R ? both(height - 1, width - 1) : NONE;
     X += static_cast<long long>(down * width + right) * C + c;
     float sum[8][8] = {};
     multiply<BY_COLUMNS>(
@@ -171,7 +183,7 @@ KERNEL(conv_weight_gradient, TILE_THREADS)
             for (int i = threadIdx.x / ACROSS; i < TILE_K; i += THREADS / ACROSS) {
                 const Corner corner = ring[at % (2 * STAGES)][i];
                 const float* from = X + static_cast<long long>(corner.pixel) * C;
-                copy<VECTOR_A>(A + i * COLUMN_A + column, from, inside(corner, down, right, height, width));
+                copy<VECTOR_A>(A + i * COLUMN_A + column, from, inside(corner, from_corner, last_pixel));
             }
             copy_block<VECTOR_B, TILE_K, TILE_N>(B, ROW_B, L_Y, slice * TILE_K, n0, M, K);
         },

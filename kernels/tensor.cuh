@@ -197,8 +197,8 @@ __device__ __forceinline__ void multiply(unsigned char* shared, int first, int l
                 }
             }
         }
+        next = now;  // which nobody reads after the next barrier
         now = now + 1 == STAGES ? 0 : now + 1;
-        next = next + 1 == STAGES ? 0 : next + 1;
     }
 }
 
@@ -254,10 +254,12 @@ template <class S> struct Matrix {
 // arrived (tiles, 9): how many blocks of a group, or groups, have come; zeros before and after.
 constexpr int GROUP = 8, MOST_PARTS = GROUP * GROUP;
 
-__device__ __forceinline__ void add_slot(Sums& sum, const float* slot) {
+// sum += a slot, for one half of the thread's rows. Its loads are on their way together, and need as many registers as half of the
+// sums; those of both halves would need more than there are.
+template <int HALF> __device__ __forceinline__ void add_slot(Sums& sum, const float* slot) {
     const float4* from = reinterpret_cast<const float4*>(slot) + threadIdx.x;
     UNROLL
-    for (int i = 0; i < FRAGMENTS_M; i++) {
+    for (int i = HALF * FRAGMENTS_M / 2; i < (HALF + 1) * FRAGMENTS_M / 2; i++) {
         UNROLL
         for (int j = 0; j < FRAGMENTS_N; j++) {
             const float4 x = load_shared_by_blocks(from + (i * FRAGMENTS_N + j) * THREADS);
@@ -295,11 +297,12 @@ __device__ __forceinline__ bool add_parts(Sums& sum, float* parts, unsigned* arr
         if (threadIdx.x == 0) *counter = 0;  // for the next launch, which may be a replay of this one
         UNROLL
         for (int i = 0; i < FRAGMENTS_M * FRAGMENTS_N * 4; i++) sum[i / 4 / FRAGMENTS_N][i / 4 % FRAGMENTS_N][i % 4] = 0.f;
+        const long long onward = static_cast<long long>(apart) * (TILE_M * TILE_N);
+        const float* slot = parts + group * GROUP * onward;
         ROLLED
-        for (int i = 0; i < members; i++) {
-            const long long slot = static_cast<long long>(group * GROUP + i) * apart;
-            add_slot(sum, parts + slot * (TILE_M * TILE_N));
-        }
+        for (int i = 0; i < members; i++) add_slot<0>(sum, slot + i * onward);
+        ROLLED
+        for (int i = 0; i < members; i++) add_slot<1>(sum, slot + i * onward);
         index = group, count_of = (count_of + GROUP - 1) / GROUP;
     }
     return true;

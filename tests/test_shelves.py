@@ -27,6 +27,7 @@ FOUNDATIONS = {
         "host",
         "launch",
         "nvrtc",
+        "occupancy",
         "products",
         "resampling",
         "softmax_rows",

@@ -55,8 +55,8 @@ def test_both_hold_the_kernels_sources(built, installed):
         found = {p.relative_to(place) for p in place.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
         assert found == files
     assert not (installed / "kernels").exists()
-    for file in ("page.js", "keys.js", "page.css"):
-        assert (installed / "tinydiff/study" / file).read_bytes() == (ROOT / "tinydiff/study" / file).read_bytes()
+    for file in ("study/page.js", "study/keys.js", "study/page.css", "cuda/occupancy.json"):
+        assert (installed / "tinydiff" / file).read_bytes() == (ROOT / "tinydiff" / file).read_bytes()
     code = "from tinydiff.cuda import source; print(source.folder()); print(len(source.load('tinydiff.cuh')) > 1000)"
     for place, folder in ((installed, installed / "tinydiff/kernels_src"), (built / "copy", built / "copy/kernels")):
         assert run(sys.executable, "-c", code, cwd=place).split() == [str(folder), "True"]

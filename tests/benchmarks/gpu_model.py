@@ -41,6 +41,7 @@ PARTLY_READ = {
     "pick_rows": ("W",),
 }  # arrays of which a launch reads a few rows
 COUNTERS = "arrived"  # for blocks that add parts: hardly any are read
+FIXED = 1 << 10  # bytes of shared memory that CUDA keeps for each block
 
 
 def figures_of(name: str) -> dict[str, Any] | None:
@@ -182,10 +183,12 @@ def _by_multipliers(launch: Launch, gpu: Mapping[str, Any]) -> float:
     and fill in for each other."""
     assert launch.product is not None
     m, n, K = launch.defines["TILE_M"], launch.defines["TILE_N"], launch.product[2]
-    tile, turns = products.Plan(m, n, 1, 4, 4), products._TURNS
-    bytes_of_block = max(tile.shared(by_rows=True), tile.shared(by_rows=False)) + products._FIXED + 16 * m
+    vectors, turns = [launch.defines.get(v, 4) for v in ("VECTOR_A", "VECTOR_B")], products._TURNS
+    tile = products.Plan(m, n, 1, *vectors)
+    bytes_of_block = max(tile.shared(by_rows=True), tile.shared(by_rows=False)) + FIXED + 16 * m
     warps = tile.threads // 32
-    held = warps * max(1, min(512 // tile.threads, 1024 * gpu["shared memory, KiB"] // bytes_of_block))
+    fit = max(1, 1024 * gpu["shared memory, KiB"] // bytes_of_block)
+    held = min(products.warps_held(m, n, *vectors), warps * fit)
     whole, rest = divmod(-(-math.prod(launch.grid) // gpu["multiprocessors"]) * warps, held)
     slices = math.ceil(math.ceil(K / products.SLICE) / launch.grid[2]) + 4
     rounds = whole * turns[min(4, -(-held // 4))] + turns[min(4, -(-rest // 4))]
@@ -197,8 +200,9 @@ def _on_tensor_cores(launch: Launch, gpu: Mapping[str, Any]) -> float:
     assert launch.product is not None
     m, n, K, parts = launch.defines["TILE_M"], launch.defines["TILE_N"], launch.product[2], launch.grid[2]
     known, bytes_each = FIGURES["tensor tiles"][f"{m}x{n}"], 4 if launch.precision == "tf32" else 2
-    fit = 1024 * gpu["shared memory, KiB"] // (tensor.STAGES * tensor.SLICE * (m + n) + products._FIXED)
-    held, deep = max(1, min(known["blocks"], fit)), tensor.SLICE // bytes_each
+    fit = 1024 * gpu["shared memory, KiB"] // (tensor.STAGES * tensor.SLICE * (m + n) + FIXED)
+    held = max(1, min(tensor.blocks_held(m, n, bytes_each, "weight" in launch.kernel), fit))
+    deep = tensor.SLICE // bytes_each
     multiplying = held * m * n * deep / (gpu["multiply-adds a cycle"][launch.precision] * gpu["mma share"])
     others = max(known["issue"][launch.precision], known["shared"]) * held / known["blocks"]
     full, rest = divmod(math.prod(launch.grid), gpu["multiprocessors"] * held)

@@ -162,8 +162,3 @@ def test_costs():
     assert products.matmul_cost(A, B) == Cost(2 * 2 * 3 * 4 * 5, 4 * (24 + 40 + 30))
     assert products.matmul_cost(swapped(A, True), swapped(B, True), True, True) == products.matmul_cost(A, B)
     assert products.matmul_cost(A, B[0], bias=normal(5)) == Cost(240, 4 * (24 + 20 + 30 + 5))
-
-
-def test_how_many_warps_a_multiprocessor_holds():
-    """228 KiB, 1 KiB and what convolutions keep for each row beside three slices: 2 of 8, 7 of 2 and 9 of 1 warps."""
-    assert [products.warps_held(*tile) for tile in ((128, 128), (64, 64), (64, 32))] == [16, 14, 9]

@@ -293,8 +293,9 @@ def test_every_variant_compiles_without_spills(architecture):
     for name, defines, usages in nvrtc.compile_variants([architecture], tensor_convolution.VARIANTS):
         assert isinstance(usages, list), usages
         (usage,) = usages
-        assert not usage.too_many and usage.registers <= 255, (name, source.flags(defines))
+        assert not usage.spills and usage.registers <= 240, (name, source.flags(defines))
         p = Plan(defines["TILE_M"], defines["TILE_N"], 1)
-        held = tensor.TILES[p.m, p.n][0]
+        of_filters = usage.kernel == "tensor_weight_gradient"
+        held = tensor.blocks_held(p.m, p.n, 4 if defines["PRECISION"] == "TF32" else 2, of_filters)
         assert held * p.threads * -(-usage.registers // 8) * 8 <= 65536, "the plan counts on as many blocks"
         assert usage.shared + p.shared <= 99 << 10

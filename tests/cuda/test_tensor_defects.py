@@ -34,8 +34,10 @@ DEFECTS = {
     "written past the last column": ("tf32", 1, "if (n < N) pair(j, n);", "pair(j, n);"),
     "bias of the tile's first columns": ("tf32", 1, "load_pair(bias + n)", "load_pair(bias + n - n0)"),
     "scale forgotten": ("bf16", 1, "y[j].y * scale", "y[j].y"),
-    "order of parts": ("tf32", 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),
-    "one part twice": ("tf32", 3, "i < members; i++) {", "i < members - 1; i++) {"),
+    "order of parts": ("tf32", 10, "static_cast<long long>(apart) * (TILE", "static_cast<long long>(1) * (TILE"),
+    "one part twice": ("tf32", 3, "i < members; i++) add_slot<0>", "i < members - 1; i++) add_slot<0>"),
+    "one half of the rows twice": ("tf32", 3, "add_slot<1>", "add_slot<0>"),
+    "half of the rows": ("tf32", 3, "i < (HALF + 1) * FRAGMENTS_M / 2", "i < HALF * FRAGMENTS_M / 2 + FRAGMENTS_M / 4"),
     "own part not replaced": ("tf32", 3, "[i / 4 % FRAGMENTS_N][i % 4] = 0.f;", "[i / 4 % FRAGMENTS_N][i % 4] += 0.f;"),
     "no fence before the count": ("tf32", 3, "        fence();\n        __syncthreads();", "        __syncthreads();"),
     "no barrier before the count": ("tf32", 3, "        fence();\n        __syncthreads();", "        fence();"),
@@ -96,7 +98,7 @@ OF_CONVOLUTIONS = {
     "parts of all filters in one place": (*DOUBLED, 2, "static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x", "blockIdx.x"),
     "stage waited for too late": (*FORWARD, 1, "cp_wait<STAGES - 2>()", "cp_wait<STAGES - 1>()"),
     "stage filled too early": (*WEIGHT, 1, "        __syncthreads();        // everybody's have", "        //"),
-    "order of parts": (*WEIGHT, 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),
+    "order of parts": (*WEIGHT, 10, "static_cast<long long>(apart) * (TILE", "static_cast<long long>(1) * (TILE"),
     "no fence before the count": (*WEIGHT, 3, "        fence();\n        __syncthreads();", "        __syncthreads();"),
     # by somebody who had not seen the checks
     "columns masked by the dilation of rows": (

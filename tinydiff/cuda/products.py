@@ -13,16 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import address, array_module
-from tinydiff.cuda import tensor
+from tinydiff.cuda import occupancy, tensor
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.tensor import MULTIPROCESSORS
 
 SLICE = 16  # TILE_K and, below, STAGES and the 8 x 8 entries of a thread, as in kernels/tile.cuh
 STAGES = 3
+KERNELS = ("matrix_product", "conv_forward", "conv_weight_gradient")  # that plans are made for
 _TILES = ((128, 128), (64, 64), (64, 32))
-_SHARED_MEMORY = 228 << 10  # bytes of a multiprocessor, of which CUDA keeps _FIXED for each block
-_FIXED = 1 << 10
 _TURNS = (0, 1.8, 2.7, 3.35, 4)  # what 0 to 4 warps of a scheduler take together, if one alone never had to wait: 1
 LARGEST = 2**31 - 2**17  # that the kernels count in an int, with room for the last tile
 
@@ -69,12 +68,10 @@ PLANS = (
 )
 
 
-def warps_held(m: int, n: int) -> int:
-    """How many warps of tiles m x n a multiprocessor holds at once: 16 by the registers, fewer where shared memory is full."""
-    tile = Plan(m, n, 1, 4, 4)
-    bytes_of_block = max(tile.shared(by_rows=True), tile.shared(by_rows=False)) + _FIXED + 16 * m
-    blocks = min(512 // tile.threads, _SHARED_MEMORY // bytes_of_block)
-    return blocks * tile.threads // 32
+@functools.cache
+def warps_held(m: int, n: int, vector_a: int = 4, vector_b: int = 4) -> int:
+    """How many warps of tiles m x n a multiprocessor holds at once: the fewest of any of KERNELS."""
+    return occupancy.least_warps(KERNELS, **Plan(m, n, 1, vector_a, vector_b).defines)
 
 
 @functools.lru_cache(4096)
@@ -90,7 +87,7 @@ def plan(M: int, N: int, K: int, stack: int = 1, vector_a: int = 4, vector_b: in
     tiles = _TILES if vector_a == vector_b == 4 else _TILES[2:] if vector_a == 4 else _TILES[1:2]
     best = None
     for m, n in tiles:
-        warps, efficiency, held = m * n // 2048, {128: 0.8, 64: 0.7, 32: 0.55}[n], warps_held(m, n)
+        warps, efficiency, held = m * n // 2048, {128: 0.8, 64: 0.7, 32: 0.55}[n], warps_held(m, n, vector_a, vector_b)
         blocks, places = stack * -(-M // m) * -(-N // n), MULTIPROCESSORS * held // warps
         most = max(1, min(slices // 4, 2**26 // max(1, stack * M * N)))  # at least 4 slices each, 256 MiB for all
         rounds = (0, 0.25, 0.5, 1, 2, 3, 4)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.backend import address, array_module
+from tinydiff.cuda import occupancy
 from tinydiff.cuda.launch import launch
 from tinydiff.precision import IN_MEMORY
 
@@ -26,14 +27,17 @@ GROUP, MOST_PARTS = 8, 64
 _LEAST_SLICES = 6  # of a part: fewer would spend most of their time on filling the pipeline
 _COUNTERS = 1 << 16
 
-# Of each tile: how many blocks a multiprocessor holds, and the cycles in which all of them multiply a slice. Predicted from
+KERNELS = "tensor_product", "tensor_convolution", "tensor_weight_gradient"  # that plans are made for, each in a file
+SOURCES = tuple(f"{kernel}.cu" for kernel in KERNELS)
+
+# Of each tile: the cycles in which a multiprocessor multiplies a slice of one block while it holds as many as fit. Predicted from
 # the machine code for an H100 (tensor cores, issue slots and shared memory, whichever takes longest), with operands of 16
-# bits and TF32; the same for gradients of filters, which have more instructions. Registers bound the blocks.
+# bits and TF32; the same for gradients of filters, which have more instructions.
 TILES = {
-    (128, 256): (1, 826, 826, 826, 858),
-    (256, 128): (1, 826, 826, 826, 878),
-    (128, 128): (2, 826, 826, 826, 888),
-    (64, 64): (5, 960, 1152, 1100, 1610),
+    (128, 256): (826, 826, 826, 858),
+    (256, 128): (826, 826, 826, 878),
+    (128, 128): (413, 413, 413, 444),
+    (64, 64): (192, 230, 220, 322),
 }
 
 
@@ -57,6 +61,14 @@ class Plan(NamedTuple):
         return -(-M // self.m) * -(-N // self.n)
 
 
+@functools.cache
+def blocks_held(m: int, n: int, bytes_each: int, of_filters: bool = False) -> int:
+    """How many blocks of tiles m x n a multiprocessor holds at once: the fewest of any kernel for operands of some bytes."""
+    kernels, precisions = KERNELS[2:] if of_filters else KERNELS[:2], ("TF32",) if bytes_each == 4 else ("BF16", "FP16")
+    warps = occupancy.least_warps(kernels, TILE_M=m, TILE_N=n, PRECISION=precisions)
+    return 32 * warps // Plan(m, n, 1).threads
+
+
 @functools.lru_cache(4096)
 def plan(M: int, N: int, K: int, stack: int = 1, bytes_each: int = 4, of_filters: bool = False) -> Plan:
     """How to multiply `stack` times (M, K) by (K, N) with operands of some bytes: the plan that should take the fewest cycles.
@@ -65,7 +77,9 @@ def plan(M: int, N: int, K: int, stack: int = 1, bytes_each: int = 4, of_filters
     is bound by one block, which reads its group's sums at some 64 bytes a cycle.
     """
     slices, best = -(-K * bytes_each // SLICE), None
-    for (m, n), (held, *cycles) in TILES.items():
+    for (m, n), each_block in TILES.items():
+        held = blocks_held(m, n, bytes_each, of_filters)
+        cycles = [held * c for c in each_block]
         tiles = max(1, stack * -(-M // m) * -(-N // n))
         places = MULTIPROCESSORS * held
         most = min(MOST_PARTS, slices // _LEAST_SLICES, places // tiles, _COUNTERS // ((1 + GROUP) * tiles))

@@ -1,70 +1,120 @@
 """Both shelves against the definitions: what `cpu/` and `cuda/` compute in float32, and `f.definition` in float64.
 
-The CUDA kernels run on the host; `tinydiff gradcheck --kernels` prints a line for each. Definitions are checked by finite
-differences, through the operations that use them. What the functions are run on is in `cases.py` and
-`kernel_cases.py`.
+The CUDA kernels run on the host; `tinydiff gradcheck --kernels` prints a line for each and for each of their
+variants. Definitions are checked by finite differences, through the operations that use them. What the functions are run on
+is in `cases.py` and `kernel_cases.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydiff.cuda import host, source
+from tinydiff.cuda import host, products, source, tensor
 from tinydiff.errors import RunFailed
+from tinydiff.gradcheck import variants
 from tinydiff.gradcheck.cases import Check
 from tinydiff.gradcheck.kernel_cases import BY_SOURCE
-from tinydiff.gradcheck.kernels import by_kernels
+from tinydiff.gradcheck.kernels import Launch, by_kernels
 
 TOLERANCE = 1e-5  # of a result's largest entry
 
 
 class Outcome(NamedTuple):
-    """One check: the kernels that it ran, its largest error, and what was wrong, if anything was."""
+    """One check: the kernels that it ran, its largest error, what was wrong, if anything was, and its launches."""
 
     kernels: frozenset[str]
     error: float
     failure: str
+    launches: frozenset[Launch] = frozenset()
 
 
-def check_kernels(seed: int = 0, write: Callable[[str], Any] = print) -> bool:
-    """Checks every kernel and writes a line for each; whether all are right. RunFailed without a C++ compiler.
+def check_kernels(seed: int = 0, write: Callable[[str], Any] = print, every: bool = True) -> bool:
+    """Checks every kernel and writes a line for each, and one for each of its variants; whether all are right. RunFailed
+    without a C++ compiler.
 
-    seed: of the numbers, and of the order in which threads and blocks take turns.
+    seed: of the numbers, and of the order in which threads and blocks take turns. every: run every variant; otherwise those
+    that arrays as small as these would have.
     """
     if host.missing():
         raise RunFailed(str(host.missing()))
-    start, right, ran = time.perf_counter(), True, 0
+    start, right, ran, in_variants = time.perf_counter(), True, 0, 0
     for name, checks in BY_SOURCE.items():
-        outcomes = {what: run_check(check, seed) for what, check in checks.items()}
+        by = functools.partial(_by_every_plan, name) if every else run_check
+        outcomes = {what: by(check, seed) for what, check in checks.items()}
         for kernel in source.kernels(source.load(f"{name}.cu", host=True)):
-            by = {what: outcome for what, outcome in outcomes.items() if kernel in outcome.kernels}
-            failures = [f"{what}: {outcome.failure}" for what, outcome in by.items() if outcome.failure]
-            right &= bool(by) and not failures
+            by_check = {what: outcome for what, outcome in outcomes.items() if kernel in outcome.kernels}
+            failures = [f"{what}: {outcome.failure}" for what, outcome in by_check.items() if outcome.failure]
+            right &= bool(by_check) and not failures
             ran += 1
-            if failures or not by:
+            if failures or not by_check:
                 write(f"{name + '.cu':18} {kernel:24} WRONG  {'; '.join(failures) or 'nothing ran it'}")
             else:
-                error = max(outcome.error for outcome in by.values())
-                write(f"{name + '.cu':18} {kernel:24} right  {error:7.1e} of the largest entry  ({', '.join(by)})")
+                error = max(outcome.error for outcome in by_check.values())
+                write(
+                    f"{name + '.cu':18} {kernel:24} right  {error:7.1e} of the largest entry  ({', '.join(by_check)})"
+                )
         for what, outcome in outcomes.items():
             if not outcome.kernels:
                 right = False
                 write(f"{name + '.cu':18} {'(' + what + ')':24} WRONG  {outcome.failure or 'it ran no kernel'}")
-    write(f"{ran} kernels {'agree' if right else 'do not all agree'} with float64, {time.perf_counter() - start:.1f} s")
+        if every:
+            launches = [launch for outcome in outcomes.values() for launch in outcome.launches]
+            for flags, what in variants_of(name, launches).items():
+                right &= bool(what)
+                in_variants += bool(what)
+                macros = " ".join(flag.removeprefix("-D") for flag in flags) or "no macros"
+                write(f"    {macros}: {what or 'WRONG  nothing ran it'}")
+    told = (
+        f"{ran} kernels{f' in {in_variants} variants' * every} {'agree' if right else 'do not all agree'} with float64"
+    )
+    write(f"{told}, {time.perf_counter() - start:.1f} s")
     return right
+
+
+def variants_of(name: str, launches: Iterable[Launch]) -> dict[tuple[str, ...], str]:
+    """{the compiler's flags of each variant of kernels/`name`.cu: its kernels that were launched, and in how many parts}."""
+    found: dict[tuple[str, ...], dict[str, set[int]]] = {flags: {} for flags in variants.declared(name)}
+    for launch in launches:
+        if launch.source == f"{name}.cu":
+            found.setdefault(launch.flags, {}).setdefault(launch.kernel, set()).add(launch.parts)
+    return {flags: ", ".join(_told(*of) for of in sorted(kernels.items())) for flags, kernels in found.items()}
+
+
+def _told(kernel: str, parts: set[int]) -> str:
+    if kernel not in (*products.KERNELS, *tensor.KERNELS):
+        return kernel
+    return f"{kernel} in {' and '.join(map(str, sorted(parts)))} part{'s' * (max(parts) > 1)}"
+
+
+def _by_every_plan(name: str, check: Check, seed: int) -> Outcome:
+    """A check with every plan that its kernels can have, as one: the largest error and the first failure."""
+    outcomes = []
+    for plan, block in variants.plans(name):
+        with block:
+            outcome = run_check(check, seed)
+        named = f"{outcome.failure} ({plan})" if plan and outcome.failure else outcome.failure
+        outcomes.append(outcome._replace(failure=named))
+    return Outcome(
+        frozenset(kernel for outcome in outcomes for kernel in outcome.kernels),
+        max(outcome.error for outcome in outcomes),
+        next((outcome.failure for outcome in outcomes if outcome.failure), ""),
+        frozenset(launch for outcome in outcomes for launch in outcome.launches),
+    )
 
 
 def run_check(check: Check, seed: int = 0) -> Outcome:
     """Runs one of the checks in `kernel_cases.BY_SOURCE` by kernels."""
     ran: set[str] = set()
+    launches: set[Launch] = set()
 
     def run(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        with by_kernels(ran, seed):
+        with by_kernels(ran, seed, launches):
             return fast_version(function, "cuda")(*args, **options)
 
     try:
@@ -73,7 +123,7 @@ def run_check(check: Check, seed: int = 0) -> Outcome:
         if "does not compile" in str(error):
             raise RunFailed(f"the kernels cannot be checked: {error}") from None
         worst, failure = np.inf, str(error)
-    return Outcome(frozenset(ran), worst, failure)
+    return Outcome(frozenset(ran), worst, failure, frozenset(launches))
 
 
 def compare(check: Check, run: Callable[..., Any], seed: int = 0) -> tuple[float, str]:

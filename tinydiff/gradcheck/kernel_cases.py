@@ -40,21 +40,26 @@ def _matmul(rng: np.random.Generator, run: Run) -> Pairs:
         yield run(products.matmul, A, B, bias=bias, scale=0.5), double(A) @ double(B) / 2 + bias
 
 
-def _tensor_product(rng: np.random.Generator, run: Run, precision: str, transpose_a: bool, transpose_b: bool) -> Pairs:
-    """Products on tensor cores, of rounded operands; the inner axis ends within a slice."""
+def _tensor_product(
+    rng: np.random.Generator, run: Run, precision: str, result: str, transpose_a: bool, transpose_b: bool
+) -> Pairs:
+    """Products on tensor cores, of rounded operands; the inner axis ends within a slice, and tiles within the matrices."""
     transposes = transpose_a, transpose_b
-    for M, N, K, stack in ((8, 16, 24, 2), (72, 80, 200, 1), (8, 72, 1200, 1)):
+    for M, N, K, stack in ((8, 16, 24, 2), (136, 264, 72, 1), (8, 72, 1200, 1)):
         A, B, bias, Y = normal(rng, stack, M, K), normal(rng, stack, K, N), normal(rng, N), normal(rng, stack, M, N)
         operands = (x.swapaxes(1, 2) if yes else x for x, yes in zip((A, B), transposes, strict=True))
         a, b = (in_memory(np.ascontiguousarray(x), precision) for x in operands)
-        run(tensor.product, a, b, bias, Y, *transposes, 0.5, (M, N, K, stack), (M * K, K * N), precision)
-        yield Y, double(rounded(A, precision)) @ double(rounded(B, precision)) / 2 + bias
+        y = in_memory(Y, result)
+        run(tensor.product, a, b, bias, y, *transposes, 0.5, (M, N, K, stack), (M * K, K * N), precision)
+        truth = double(rounded(A, precision)) @ double(rounded(B, precision)) / 2 + bias
+        yield _compared(y, truth, "tf32" if result == "float32" else result)
 
 
 _CONVOLUTIONS = (  # images, channels, filters, window
     ((2, 6, 5), 32, 32, Window((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))),
     ((1, 8, 9), 32, 64, Window((3, 3), (2, 2), ((0, 1), (0, 1)), (1, 1))),
     ((2, 9, 8), 96, 96, Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))),
+    ((3, 11, 9), 32, 288, Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))),  # several of the largest tiles
     ((2, 9, 11), 32, 32, Window((3, 2), (2, 3), ((1, 2), (2, 1)), (3, 4))),
 )
 _ROUNDED = {
@@ -101,16 +106,18 @@ def _tensor_weight_gradient(rng: np.random.Generator, run: Run, precision: str) 
         yield L_W, defined(convolution.convolve_weight_gradient, x, l_y, W.shape, window)
 
 
-def _doubled_pixels(rng: np.random.Generator, run: Run) -> Pairs:
-    for N, height, width, C, K in ((2, 4, 3, 32, 16), (1, 1, 1, 16, 16), (2, 5, 6, 16, 80)):
+def _doubled_pixels(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
+    for N, height, width, C, K in ((2, 4, 3, 64, 16), (1, 1, 1, 32, 16), (2, 5, 6, 32, 80)):
         X, V, b = normal(rng, N, height, width, C), normal(rng, 4, 2, 2, C, K), normal(rng, K)
-        Y = np.zeros((N, 2 * height, 2 * width, K), np.float32)
+        Y = in_memory(np.zeros((N, 2 * height, 2 * width, K), np.float32), precision)
         taps, place = Taps((2, 2), (1, 1), (1, 1), (1, 1)), Place(height, width, 2 * height, 2 * width, (2, 2))
-        run(tensor_convolution.convolve, X, V, (b, None, None), Y, taps, place, "tf32")
-        x, v = (double(rounded(a, "tf32")) for a in (X, V))
+        in_it = [in_memory(a, precision) for a in (X, V)]
+        run(tensor_convolution.convolve, *in_it, (b, None, None), Y, taps, place, precision)
+        x, v = (double(rounded(a, precision)) for a in (X, V))
         for i, j in np.ndindex(2, 2):
             window = Window((2, 2), (1, 1), ((1 - i, i), (1 - j, j)), (1, 1))
-            yield Y[:, i::2, j::2], defined(convolution.convolve, x, v[2 * i + j], None, window) + b
+            truth = defined(convolution.convolve, x, v[2 * i + j], None, window) + b
+            yield _compared(Y[:, i::2, j::2], truth, precision)
 
 
 def _with_dropout(rng: np.random.Generator, run: Run) -> Pairs:
@@ -191,23 +198,31 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
     "matrix": {"matmul": _matmul},
     "normalization": {"dropout": _with_dropout},
     "tensor_product": {
-        f"{precision}{name}": functools.partial(_tensor_product, precision=precision, transpose_a=a, transpose_b=b)
-        for precision, name, a, b in (
-            ("tf32", "", False, False),
-            ("tf32", ", A transposed", True, False),
-            ("tf32", ", B transposed", False, True),
-            ("bf16", "", False, False),
-            ("fp16", ", A transposed", True, False),
+        precision + (result != "float32") * f" to {result}" + name: functools.partial(
+            _tensor_product, precision=precision, result=result, transpose_a=a, transpose_b=b
         )
+        for precision, result in (
+            ("tf32", "float32"),
+            ("bf16", "bf16"),
+            ("bf16", "float32"),
+            ("fp16", "fp16"),
+            ("fp16", "float32"),
+        )
+        for name, a, b in (("", False, False), (", A transposed", True, False), (", B transposed", False, True))
     },
     "tensor_convolution": {
-        f"{precision}{', backward' if backward else ''}": functools.partial(
-            _tensor_convolution, precision=precision, backward=backward
-        )
-        for precision in ("tf32", "bf16", "fp16")
-        for backward in (False, True)
-    }
-    | {"tf32, doubled pixels": _doubled_pixels},
+        **{
+            f"{precision}{', backward' if backward else ''}": functools.partial(
+                _tensor_convolution, precision=precision, backward=backward
+            )
+            for precision in ("tf32", "bf16", "fp16")
+            for backward in (False, True)
+        },
+        **{
+            f"{precision}, doubled pixels": functools.partial(_doubled_pixels, precision=precision)
+            for precision in ("tf32", "bf16", "fp16")
+        },
+    },
     "tensor_weight_gradient": {
         precision: functools.partial(_tensor_weight_gradient, precision=precision)
         for precision in ("tf32", "bf16", "fp16")
