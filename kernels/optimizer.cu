@@ -17,7 +17,7 @@ KERNEL(squared_norm, THREADS)(const float* g, int n, int per_block, float* block
     const int start = blockIdx.x * per_block, length = min(per_block, n - start);  // per_block is a multiple of 4
     float sum[4] = {}, x[4];
     for (int i = 4 * threadIdx.x; i < length; i += 4 * THREADS) {
-        load4(x, g + start, i, length);
+        load_up_to(x, g + start, i, length);
         UNROLL
         for (int k = 0; k < 4; k++) sum[k] += x[k] * x[k];
     }
@@ -71,11 +71,11 @@ KERNEL(adam, THREADS)(float* p, const float* g, float* m, float* v, float* ema, 
     if (i >= n || scalars[0] != scalars[0]) return;
     const float scale = scalars[0], rate = scalars[1], eps = scalars[2], kept = scalars[3], share = scalars[4];
     float weight[4], gradient[4], first[4], second[4], average[4] = {};
-    load4(weight, p, i, n);
-    load4(gradient, g, i, n);
-    load4(first, m, i, n);
-    load4(second, v, i, n);
-    if (ema) load4(average, ema, i, n);
+    load_up_to(weight, p, i, n);
+    load_up_to(gradient, g, i, n);
+    load_up_to(first, m, i, n);
+    load_up_to(second, v, i, n);
+    if (ema) load_up_to(average, ema, i, n);
     UNROLL
     for (int k = 0; k < 4; k++) {
         const float d = scale * gradient[k] + weight_decay * weight[k];
@@ -84,8 +84,8 @@ KERNEL(adam, THREADS)(float* p, const float* g, float* m, float* v, float* ema, 
         weight[k] = kept * weight[k] - rate * (first[k] / (sqrt_(second[k]) + eps));
         average[k] += share * (weight[k] - average[k]);
     }
-    store4(p, i, n, weight);
-    store4(m, i, n, first);
-    store4(v, i, n, second);
-    if (ema) store4(ema, i, n, average);
+    store_up_to(p, i, n, weight);
+    store_up_to(m, i, n, first);
+    store_up_to(v, i, n, second);
+    if (ema) store_up_to(ema, i, n, average);
 }

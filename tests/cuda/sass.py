@@ -39,7 +39,7 @@ class Expected(NamedTuple):
 
 
 FOURS = {"VECTOR_A": 4, "VECTOR_B": 4}  # arrays that are moved in vectors of four
-FOUR = {"VECTOR": 4}
+FOUR, EIGHT = {"VECTOR": 4}, {"VECTOR": 8}
 # Of an inner loop: its share of multiplications, and operands that come by asynchronous copies alone.
 PRODUCT = {"warps": 16, "loop FFMA": 1024, "loop share": 0.845, "wide stores": 16, "loop wide copies": 1}
 CONVOLUTION = {**PRODUCT, "loop share": 0.78, "loop wide copies": 2}
@@ -71,11 +71,16 @@ EXPECTED = (
     # three blocks of 8 warps by registers, as many as shared memory has room for
     Expected("normalization.cu", "group_norm_forward", {"warps": 32, "in flight": 4, "wide stores": 2}, {}, FOUR),
     Expected("normalization.cu", "group_norm_backward", {"warps": 24, "in flight": 4, "wide stores": 2}, {}, FOUR),
+    Expected("normalization.cu", "group_norm_forward", {"warps": 16, "in flight": 4, "wide stores": 1}, {}, EIGHT),
+    Expected("normalization.cu", "group_norm_backward", {"warps": 16, "in flight": 4, "wide stores": 1}, {}, EIGHT),
     Expected("normalization.cu", "group_norm_forward", {"warps": 40}),
-    Expected("normalization.cu", "group_norm_backward", {"warps": 40}),
+    Expected("normalization.cu", "group_norm_backward", {"warps": 32}),
     Expected("normalization.cu", "sum_over_images", {"warps": 64}),
     Expected("normalization.cu", "silu_forward", {"warps": 64, "in flight": 1, "wide stores": 1}),
-    Expected("normalization.cu", "silu_backward", {"warps": 64, "in flight": 2, "wide stores": 1}),
+    *(
+        Expected("normalization.cu", "silu_backward", {"warps": 64, "in flight": n, "wide stores": 1}, {}, defines)
+        for n, defines in ((1, {"PRECISION": "BF16"}), (1, {"PRECISION": "FP16"}), (2, {}))
+    ),
     Expected("attention.cu", "softmax_short", {"warps": 40}),
     Expected("attention.cu", "softmax_short_backward", {"warps": 16}),
     Expected("attention.cu", "softmax_long", {"warps": 64}),

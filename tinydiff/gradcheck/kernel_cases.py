@@ -27,6 +27,7 @@ from tinydiff.gradcheck.cases import (
     pairs,
     products_of,
 )
+from tinydiff.gradcheck.half_cases import compared, in_16_bits
 from tinydiff.ops import convolution
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
 from tinydiff.ops.windows import Window
@@ -57,11 +58,6 @@ _CONVOLUTIONS = (  # images, channels, filters, window
     ((2, 9, 8), 96, 96, Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))),
     ((2, 9, 11), 32, 32, Window((3, 2), (2, 3), ((1, 2), (2, 1)), (3, 4))),
 )
-_ROUNDED = {
-    "tf32": 0,
-    "fp16": 2**-11,
-    "bf16": 2**-8,
-}  # off by rounding, relative to a result, which is float32 for TF32
 
 
 def _on_tensor_cores(rng: np.random.Generator, precision: str) -> Iterator[Any]:
@@ -70,13 +66,6 @@ def _on_tensor_cores(rng: np.random.Generator, precision: str) -> Iterator[Any]:
         X, W = normal(rng, *shape, C), normal(rng, *window.size, C, K) / 8
         arrays = X, W, normal(rng, len(X), *window.output_size(X.shape), K)
         yield window, [in_memory(x, precision) for x in arrays], [double(rounded(x, precision)) for x in arrays]
-
-
-def _compared(ours: Any, truth: Any, precision: str) -> tuple[Any, Any]:
-    """A result, and the number nearest to what it should be of those that are rounded to it."""
-    ours = double(from_memory(ours))
-    half = np.abs(ours) * _ROUNDED[precision]
-    return np.clip(truth, ours - half, ours + half), truth
 
 
 def _tensor_convolution(rng: np.random.Generator, run: Run, precision: str, backward: bool) -> Pairs:
@@ -91,7 +80,7 @@ def _tensor_convolution(rng: np.random.Generator, run: Run, precision: str, back
             added = b, E, in_memory(R, precision)
             run(tensor_convolution.convolve, X, W, added, Y, taps_of(window), place, precision)
             truth = defined(convolution.convolve, x, w, b, window) + E[:, None, None] + from_memory(added[2])
-        yield _compared(Y, truth, precision)
+        yield compared(Y, truth, precision)
 
 
 def _tensor_weight_gradient(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
@@ -216,5 +205,6 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
 }
 
 BY_SOURCE = {
-    name: {**BY_DEFINITION.get(name, {}), **OF_KERNELS.get(name, {})} for name in sorted({*BY_DEFINITION, *OF_KERNELS})
+    name: {**BY_DEFINITION.get(name, {}), **OF_KERNELS.get(name, {}), **in_16_bits(name)}
+    for name in sorted({*BY_DEFINITION, *OF_KERNELS})
 }
