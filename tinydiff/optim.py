@@ -19,7 +19,17 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, to_numpy, widened_dtype
 from tinydiff.errors import InputError
 from tinydiff.ops.arguments import as_parameters, as_positive
-from tinydiff.ops.optim import Arrays, adam, clip, clipped_adam, gathered, move_averages, sgd
+from tinydiff.ops.optim import (
+    Arrays,
+    adam,
+    clip,
+    clipped_adam,
+    gathered,
+    move_averages,
+    move_loss_scale,
+    overflowed,
+    sgd,
+)
 
 
 class Optimizer:
@@ -156,24 +166,33 @@ class Adam(Optimizer):
         is one kernel for all of that, and the weights become views of one piece of memory."""
         self._take(ema)
 
-    def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None, prepared: Any = None) -> Any:
+    def clipped_step(
+        self, losses: Arrays, max_norm: float, ema: EMA | None = None, prepared: Any = None, loss_scale: Any = None
+    ) -> Any:
         """`clip_grad_norm`, then `step(ema)`, unless the norm or one of the losses, arrays (), is not finite. Returns the
         losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end; not where one
-        kernel updates all weights by what is `prepared` (`tinydiff.cuda.updates`): then the result is None."""
-        return self._take(ema, losses, max_norm, prepared)
+        kernel updates all weights by what is `prepared` (`tinydiff.cuda.updates`): then the result is None.
 
-    def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = 0, prepared: Any = None) -> Any:
+        loss_scale: what `ops.optim.first_loss_scale` gives, on the weights' device, or None. Gradients are then those of the
+        losses times S, its first entry, which is also returned. A step that `ops.optim.overflowed` leaves weights, moments and
+        averages alone, and is counted all the same: when that is found out does not depend on who waits for the GPU."""
+        return self._take(ema, losses, max_norm, prepared, loss_scale)
+
+    def _take(
+        self,
+        ema: EMA | None,
+        losses: Arrays | None = None,
+        max_norm: float = 0,
+        prepared: Any = None,
+        loss_scale: Any = None,
+    ) -> Any:
         weights = self.parameters
         at_once = [len(indices) for indices in self._updates().values()] == [len(weights)]
         at_once &= ema is None or type(ema).update is EMA.update
         averages = ema.averages_of(weights) if at_once and ema is not None else []
         arrays = [a for p in weights for a in (p.data, p.grad)] + [a for slots in self.state for a in slots] + averages
         if not at_once or len({(a.dtype, device_of(a)) for a in arrays}) > 1:
-            numbers = [float(loss) for loss in losses or ()]
-            norm = 0.0 if losses is None else clip_grad_norm(weights, max_norm)
-            if np.isfinite([*numbers, norm]).all():
-                super().step(ema)
-            return numbers, norm
+            return self._take_each(ema, losses, max_norm, loss_scale)
         self._begin(range(len(weights)))
         pieces, parts = gathered([p.data for p in weights])
         for p, part in zip(weights, parts, strict=True):
@@ -191,7 +210,10 @@ class Adam(Optimizer):
             lambda: [*(p.data for p in weights), *sum(self.state, ema.averages if ema else []), *self._options(0)[2:]]
         )
         found = pieces, gradients, m, v, moving, *options
-        result: Any = adam(*found) if losses is None else clipped_adam(gradients, losses, max_norm, found, prepared)
+        if losses is None:
+            result: Any = adam(*found)
+        else:
+            result = clipped_adam(gradients, losses, max_norm, found, prepared, loss_scale)
         if ema is not None:
             ema.updates += 1
         if result is not None and (recording := replay.current()) is not None:
@@ -202,9 +224,28 @@ class Adam(Optimizer):
             self._count_back_unless_finite(result, ema)
         return result
 
+    def _take_each(self, ema: EMA | None, losses: Arrays | None, max_norm: float, loss_scale: Any) -> Any:
+        """The same where no one pass can update all weights."""
+        numbers, S = [float(loss) for loss in losses or ()], None
+        if loss_scale is not None:
+            S = float(loss_scale[0])
+            for p in self.parameters:
+                if p.grad is not None and p.requires_grad:
+                    p.grad *= 1 / S
+        norm = 0.0 if losses is None else clip_grad_norm(self.parameters, max_norm)
+        if loss_scale is not None:
+            move_loss_scale(loss_scale, numbers, norm)
+        if np.isfinite([*numbers, norm]).all():
+            super().step(ema)
+        elif overflowed(numbers, norm, S):
+            self._begin([i for indices in self._updates().values() for i in indices])
+            if ema is not None:
+                ema.updates += 1
+        return (numbers, norm) if S is None else (numbers, norm, S)
+
     def _count_back_unless_finite(self, result: Any, ema: EMA | None) -> None:
-        """result: losses and norm as numbers; where one is not finite, the update did not happen."""
-        if np.isfinite([*result[0], result[1]]).all():
+        """result: losses, norm and, if there is one, loss scale as numbers; after a failure, the update did not happen."""
+        if np.isfinite([*result[0], result[1]]).all() or overflowed(*result[:2], *result[2:] or (None,)):
             return
         self.steps = [step - 1 for step in self.steps]
         if ema is not None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.normalization import SOURCE, defines
+from tinydiff.cuda.normalization import SOURCE
+from tinydiff.cuda.source import precision_of_elements
 from tinydiff.cuda.updates import MOST_ELEMENTS
 from tinydiff.precision import precision_of
 
@@ -40,4 +41,5 @@ def silu_backward(L_Y: Any, A: Any) -> Any:
 def _each(kernel: str, n: int, arrays: tuple[Any, ...]) -> None:
     vector = 16 // arrays[0].itemsize
     grid, args = (-(-n // (vector * _THREADS)), 1, 1), (*arrays, np.int32(n))
-    launch(SOURCE, kernel, grid, (_THREADS, 1, 1), args, defines=defines(arrays[0], vector))
+    defines = {"VECTOR": vector, **precision_of_elements(arrays[0])}
+    launch(SOURCE, kernel, grid, (_THREADS, 1, 1), args, defines=defines)

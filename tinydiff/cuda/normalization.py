@@ -17,6 +17,7 @@ from tinydiff.backend import address, array_module
 from tinydiff.cuda.draws import draw_arguments
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.source import precision_of_elements
 from tinydiff.precision import precision_of
 
 SOURCE = "normalization.cu"
@@ -91,7 +92,7 @@ def group_normalize_backward(
     L_w = new_gradient(xp, (C,)) if needs[1] else None
     L_b = new_gradient(xp, (C,)) if needs[2] else None
     args = (sums, L_w, L_b, np.int32(N), np.int32(C))
-    launch(SOURCE, "sum_over_images", (-(-C // 32), 2, 1), (256, 1, 1), args, defines=defines(X, layout.vector))
+    launch(SOURCE, "sum_over_images", (-(-C // 32), 2, 1), (256, 1, 1), args, defines=_defines(X, layout))
     return L_X, L_w, L_b
 
 
@@ -99,14 +100,11 @@ def _launch(kernel: str, layout: _Layout, N: int, C: int, args: tuple[Any, ...],
     p, state = (0.0, (0, 0, 0, 0)) if dropout is None else dropout
     args = (*args, np.int32(silu), np.float32(p), np.float32(1 / (1 - p)), *draw_arguments(state))
     grid, block = (N * -(-C // layout.slab), 1, 1), (layout.threads, 1, 1)
-    launch(SOURCE, kernel, grid, block, args, layout.shared, defines(args[0], layout.vector))
+    launch(SOURCE, kernel, grid, block, args, layout.shared, _defines(args[0], layout))
 
 
-def defines(X: Any, vector: int) -> dict[str, Any]:
-    """The macros for X's dtype and channels that a thread takes at once."""
-    precision = precision_of(X.dtype)
-    assert precision is not None
-    return {"VECTOR": vector} | ({} if precision == "float32" else {"PRECISION": precision.upper()})
+def _defines(X: Any, layout: _Layout) -> dict[str, Any]:
+    return {"VECTOR": layout.vector, **precision_of_elements(X)}
 
 
 def _numbers(P: int, C: int, D: int, layout: _Layout) -> tuple[np.int32, ...]:

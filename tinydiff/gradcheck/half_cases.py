@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.gradcheck.cases import Cases, Check, Pairs, Run, defined, double, normal, normalized, pairs
+from tinydiff.cuda.updates import adam_scalars, launch_adam
+from tinydiff.gradcheck.cases import STATE, Cases, Check, Pairs, Run, defined, double, normal, normalized, pairs
 from tinydiff.ops.activation import silu_backward, silu_forward
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
 from tinydiff.precision import from_memory, in_memory, rounded
+from tinydiff.random import Generator
 
 ROUNDED = {"tf32": 0, "fp16": 2**-11, "bf16": 2**-8}  # off by rounding, relative to a result; that of TF32 is float32
 
@@ -60,18 +62,43 @@ def _vectors(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
         yield normal(rng, n), 3 * normal(rng, n)
 
 
+def _with_dropout(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
+    """The gradient of M silu(Z w + b) is that of silu(Z w + b) for M L_Y."""
+    for i, (L_Y, X, u, r, w, b, groups, silu) in enumerate(_backward(rng)):
+        p = (0.2, 0.5, 0.1, 0.3, 0.4)[i]
+        mask = (Generator(*STATE).uniform(X.shape) >= np.float32(p)) / (1 - p)
+        x, l_y = (double(rounded(a, precision)) for a in (X, L_Y))
+        known = double(u), double(r), double(w), double(b), groups, silu
+        truth = defined(group_normalize_backward, l_y * mask, x, *known)
+        short = in_memory(L_Y, precision), in_memory(X, precision)
+        ours = run(group_normalize_backward, *short, u, r, w, b, groups, silu, dropout=(p, STATE))
+        for a, e in pairs(ours, truth):
+            yield (a, e) if a.dtype == np.float32 else compared(a, e, precision)
+
+
+def _adam(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
+    """The weights in 16 bits are those in float32, rounded."""
+    for n in (1, 1027):
+        p, g, m, v = (normal(rng, n) ** power for power in (1, 1, 1, 2))
+        half = in_memory(np.zeros(n, np.float32), precision)
+        run(launch_adam, p, g, m, v, None, adam_scalars(7, 0.02), half=half)
+        yield half, in_memory(p, precision)
+
+
 def _of(precision: str) -> dict[str, dict[str, Check]]:
     held = functools.partial(held_in, precision)
     return {
         "normalization": {
             "group_normalize": held(group_normalize, _normalizations, [0]),
             "group_normalize_backward": held(group_normalize_backward, _backward, [0, 1]),
+            "dropout": functools.partial(_with_dropout, precision=precision),
             "silu": held(silu_forward, lambda rng: ((x,) for _, x in _vectors(rng)), [0]),
             "silu_backward": held(silu_backward, _vectors, [0, 1]),
         },
+        "optimizer": {"launch_adam": functools.partial(_adam, precision=precision)},
     }
 
 
 def in_16_bits(source: str) -> dict[str, Check]:
     """The checks of a source's kernels, named by function and precision."""
-    return {f"{name} in {p}": check for p in ("bf16", "fp16") for name, check in _of(p).get(source, {}).items()}
+    return {f"{p} {name}": check for p in ("bf16", "fp16") for name, check in _of(p).get(source, {}).items()}

@@ -12,7 +12,7 @@ from tinydiff import optim
 from tinydiff.cuda import doubling, normalization, products, tensor, tensor_convolution
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.taps import Place, Taps, taps_of
-from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
+from tinydiff.cuda.updates import Prepared, adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
 from tinydiff.gradcheck.cases import (
     BY_DEFINITION,
@@ -30,6 +30,7 @@ from tinydiff.gradcheck.cases import (
 from tinydiff.gradcheck.half_cases import compared, in_16_bits
 from tinydiff.ops import convolution
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
+from tinydiff.ops.optim import move_loss_scale
 from tinydiff.ops.windows import Window
 from tinydiff.precision import from_memory, in_memory, rounded
 from tinydiff.random import Generator
@@ -137,6 +138,31 @@ def _squared_norm(rng: np.random.Generator, run: Run) -> Pairs:
         yield scale, np.minimum([1], 1e-2 / np.sqrt(squared))
 
 
+def _loss_scale(rng: np.random.Generator, run: Run) -> Pairs:
+    """A loss scale over some steps: what becomes of it, of the factor for Adam, and of the latch for failures."""
+    ours, truth = np.array([4, 1998, 0], np.float32), np.array([4, 1998, 0], np.float32)
+    report, failed, clock = np.zeros((1, 4), np.float32), np.zeros(1, np.uint32), np.array([3, 0], np.uint32)
+    g, scale = normal(rng, 3001), np.zeros(1, np.float32)
+    norm = float(np.sqrt(np.sum(double(g) ** 2)))
+    for factor, loss in ((1, 1.0), (1, 1.0), (np.inf, 1.0), (1, 1.0), (np.inf, np.nan), (1, 1.0)):
+        S, prepared, lost = float(truth[0]), Prepared(None, clock, report, failed, ours), failed[0] > 0
+        run(
+            launch_squared_norm,
+            np.float32(S * factor) * g,
+            norm / 2,
+            scale,
+            np.array([loss], np.float32),
+            None,
+            prepared,
+        )
+        if not lost:
+            move_loss_scale(truth, [loss], norm * factor)
+        good = np.isfinite([factor, loss]).all() and not lost
+        yield np.nan_to_num(scale), np.array([0.5 / S if good else 0.0])  # NaN where the step is left out
+        yield ours, truth
+        yield failed, np.array([3 * (lost or not np.isfinite(loss))], np.uint32)
+
+
 def _gather_batch(rng: np.random.Generator, run: Run) -> Pairs:
     for shape in ((5, 3, 4, 1), (4, 5, 5, 3), (2, 1, 1, 4)):
         images, n = rng.integers(0, 256, shape).astype(np.uint8), 7
@@ -201,7 +227,7 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
         precision: functools.partial(_tensor_weight_gradient, precision=precision)
         for precision in ("tf32", "bf16", "fp16")
     },
-    "optimizer": {"launch_adam": _adam, "squared_norm": _squared_norm},
+    "optimizer": {"launch_adam": _adam, "squared_norm": _squared_norm, "loss scale": _loss_scale},
 }
 
 BY_SOURCE = {
