@@ -33,17 +33,17 @@ KERNEL(squared_norm, THREADS)(const float* g, int n, int per_block, float* block
     if (threadIdx.x == 0) block_sums[blockIdx.x] = total;
 }
 
-// loss_scale (3,): S, the good steps since it was changed, and how many steps were left out so far. S is halved where a gradient
-// is not finite and doubled after so many good steps in a row, as PyTorch's GradScaler does; never below 1.
+// loss_scale (2,): S, and how many steps in a row were good with it. S is halved where a gradient is not finite, down to 1, and
+// doubled after so many good steps, as PyTorch's GradScaler does.
+#define LEAST_SCALE 1.f
+#define MOST_SCALE 0x1p24f
 #define GOOD_STEPS 2000.f
-#define LARGEST_SCALE 0x1p40f  // |g|^2 is still far from what float32 holds
 
 __device__ __forceinline__ void move(float* loss_scale, bool overflow) {
     const float S = loss_scale[0], good = overflow ? 0.f : loss_scale[1] + 1.f;
-    const bool doubled = good == GOOD_STEPS;
-    loss_scale[0] = overflow ? S * 0.5f : doubled ? fminf(2.f * S, LARGEST_SCALE) : S;
+    const bool doubled = good >= GOOD_STEPS;
+    loss_scale[0] = overflow ? S * 0.5f : doubled ? fminf(2.f * S, MOST_SCALE) : S;
     loss_scale[1] = doubled ? 0.f : good;
-    loss_scale[2] += overflow ? 1.f : 0.f;
 }
 
 // |g|^2, and by what to multiply g so that its norm is at most max_norm: 1 where it is already, NaN where the norm is not
@@ -69,7 +69,7 @@ KERNEL(clip_scale, THREADS)(const float* block_sums, int blocks, float max_norm,
     sum = sum / S / S;
     report[0] = sum;
     float norm = sqrt_(sum);
-    bool overflow = S > 1.f && !(norm < INFINITY);
+    bool overflow = S > LEAST_SCALE && !(norm < INFINITY);
     if (losses || loss_scale) report[1] = wrong ? wrong[0] : 0;
     if (wrong && wrong[0]) norm = INFINITY, overflow = false;
     for (int i = 0; i < count; i++) {

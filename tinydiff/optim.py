@@ -29,6 +29,7 @@ from tinydiff.ops.optim import (
     move_loss_scale,
     overflowed,
     sgd,
+    unscaled,
 )
 
 
@@ -173,9 +174,9 @@ class Adam(Optimizer):
         losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end; not where one
         kernel updates all weights by what is `prepared` (`tinydiff.cuda.updates`): then the result is None.
 
-        loss_scale: what `ops.optim.first_loss_scale` gives, on the weights' device, or None. Gradients are then those of the
-        losses times S, its first entry, which is also returned. A step that `ops.optim.overflowed` leaves weights, moments and
-        averages alone, and is counted all the same: when that is found out does not depend on who waits for the GPU."""
+        loss_scale: None, or the state of the scale that the losses were multiplied with before backward, see
+        `ops.optim.move_loss_scale`: gradients are divided by it, and it is moved. An update that is left out because of it counts
+        in `steps`, as the step that it belongs to does. The numbers end with the scale."""
         return self._take(ema, losses, max_norm, prepared, loss_scale)
 
     def _take(
@@ -216,36 +217,32 @@ class Adam(Optimizer):
             result = clipped_adam(gradients, losses, max_norm, found, prepared, loss_scale)
         if ema is not None:
             ema.updates += 1
+        scaled = loss_scale is not None
         if result is not None and (recording := replay.current()) is not None:
             *result, read = result
-            recording.afterwards(lambda: self._count_back_unless_finite(read(), ema))
+            recording.afterwards(lambda: self._count_back_unless_finite(read(), ema, scaled))
             return tuple(result)
         if result is not None:
-            self._count_back_unless_finite(result, ema)
+            self._count_back_unless_finite(result, ema, scaled)
         return result
 
     def _take_each(self, ema: EMA | None, losses: Arrays | None, max_norm: float, loss_scale: Any) -> Any:
         """The same where no one pass can update all weights."""
-        numbers, S = [float(loss) for loss in losses or ()], None
-        if loss_scale is not None:
-            S = float(loss_scale[0])
-            for p in self.parameters:
-                if p.grad is not None and p.requires_grad:
-                    p.grad *= 1 / S
+        gradients = [p.grad for p in self.parameters if p.grad is not None and p.requires_grad]
+        numbers = [float(loss) for loss in (*(losses or ()), *unscaled(gradients, loss_scale))]
         norm = 0.0 if losses is None else clip_grad_norm(self.parameters, max_norm)
-        if loss_scale is not None:
-            move_loss_scale(loss_scale, numbers, norm)
         if np.isfinite([*numbers, norm]).all():
             super().step(ema)
-        elif overflowed(numbers, norm, S):
+        elif loss_scale is not None and overflowed(numbers, norm):
             self._begin([i for indices in self._updates().values() for i in indices])
             if ema is not None:
                 ema.updates += 1
-        return (numbers, norm) if S is None else (numbers, norm, S)
+        move_loss_scale(loss_scale, numbers, norm)
+        return numbers, norm
 
-    def _count_back_unless_finite(self, result: Any, ema: EMA | None) -> None:
-        """result: losses, norm and, if there is one, loss scale as numbers; after a failure, the update did not happen."""
-        if np.isfinite([*result[0], result[1]]).all() or overflowed(*result[:2], *result[2:] or (None,)):
+    def _count_back_unless_finite(self, result: Any, ema: EMA | None, scaled: bool) -> None:
+        """result: losses and norm as numbers; after a failure, the update did not happen. scaled: the losses end with the scale."""
+        if np.isfinite([*result[0], result[1]]).all() or (scaled and overflowed(*result)):
             return
         self.steps = [step - 1 for step in self.steps]
         if ema is not None:

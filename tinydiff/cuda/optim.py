@@ -68,7 +68,7 @@ def clipped_adam(
     the function that reads them afterwards. NotImplemented for arrays that are not one piece each.
 
     prepared: None, or an `updates.Prepared`; then step, lr and the decay of the average are not used, nothing is copied in
-    either direction, and the result is None. Its loss scale counts then.
+    either direction, and the result is None.
     """
     weights, _, m, v, averages, step, lr, betas, eps, weight_decay, decoupled, average_decay, *rest = arguments
     arrays, halves = [*weights, *gradients, *m, *v, *(averages or [])], rest[0] if rest else None
@@ -91,9 +91,8 @@ def clipped_adam(
     if prepared is not None:
         return None
     if replay.current() is not None:
-        found = list(report[2 : 2 + len(losses)]), xp.sqrt(report[0]), *report[2 + len(losses) :]
-        return *found, lambda: read_report(report, note, loss_scale)
-    return read_report(report, note, loss_scale)
+        return list(report[2:]), xp.sqrt(report[0]), lambda: read_report(report, note)
+    return read_report(report, note)
 
 
 def clip(gradients: Arrays, max_norm: float) -> float:

@@ -77,14 +77,12 @@ class Prepared(NamedTuple):
         `launch_squared_norm`.
     failed: uint32 (1,), 0, which becomes the number of the first step whose losses or norm are not finite, unless that is an
         overflow under a loss scale; then nothing changes the weights any more.
-    loss_scale: see `launch_squared_norm`.
     """
 
     scalars: Any
     clock: Any
     report: Any
     failed: Any
-    loss_scale: Any = None
 
 
 def launch_squared_norm(
@@ -103,10 +101,9 @@ def launch_squared_norm(
     losses: an array (k,). The result is then (2 + k,): |g|^2, the note, the losses. Where a loss is not finite or the note
         is not 0, the scale is NaN, too. note: see `backend.note_of_wrong_indices`; None for 0.
     prepared: where the result goes instead, and where a failure is remembered; its scalars are not used.
-    loss_scale: float32 (3,), what `ops.optim.first_loss_scale` gives; None, or that of `prepared`, for none. g is then the
-        gradient times `loss_scale[0]`, S. |g|^2 and the factor are those of the gradient itself, so the factor has 1 / S in
-        it. S is the last entry of the result. Where the norm is not finite, S is above 1 and the losses are finite, this is
-        an overflow: `launch_adam` changes nothing, and S is halved. S is doubled after a number of steps without one.
+    loss_scale: the state of one, see `ops.optim.move_loss_scale`; None for none. g is then the gradient times S, its first entry.
+        |g|^2 and the factor are those of the gradient itself, so the factor has 1 / S in it. S is the last entry of the
+        result, behind the losses. The state is moved for the next step.
     """
     xp = array_module(g)
     n = g.size
@@ -114,14 +111,12 @@ def launch_squared_norm(
     sums, count = xp.empty(-(-n // per_block), np.float32), 0 if losses is None else len(losses)
     args: tuple[Any, ...] = (g, _int32(n), np.int32(per_block), sums)
     launch(SOURCE, "squared_norm", (len(sums), 1, 1), (THREADS, 1, 1), args)
-    if prepared is not None:
-        loss_scale = prepared.loss_scale
     length = 2 + count + (loss_scale is not None)
     if prepared is None:
         clock, failed = None, None
         report = xp.empty(() if losses is None and loss_scale is None else length, np.float32)
     else:
-        _, clock, report, failed, _ = prepared
+        _, clock, report, failed = prepared
         if report.shape[1:] != (length,):
             raise ValueError(f"{count} losses need a report of {length} numbers for a step, not {report.shape}")
     rows = np.int32(1 if clock is None else len(report))
@@ -130,13 +125,12 @@ def launch_squared_norm(
     return report
 
 
-def read_report(report: Any, note: Any = None, loss_scale: Any = None) -> Any:
-    """The losses and the norm that `launch_squared_norm` reported of a step, and the loss scale S of that step where it was
-    given one. note: what it was given; an IndexError where that told of a wrong index."""
+def read_report(report: Any, note: Any = None) -> tuple[list[float], float]:
+    """The losses, with the loss scale behind them if there is one, and the norm that `launch_squared_norm` reported of a step.
+    note: what it was given; an IndexError where that told of a wrong index."""
     squared, wrong, *numbers = backend.to_numpy(report, read_note=False).tolist()
     backend.settle_note(note, wrong != 0)
-    norm = math.sqrt(squared) if squared >= 0 else math.nan
-    return (numbers, norm) if loss_scale is None else (numbers[:-1], norm, numbers[-1])
+    return numbers, math.sqrt(squared) if squared >= 0 else math.nan
 
 
 def _int32(n: int) -> np.int32:

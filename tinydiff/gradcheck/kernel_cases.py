@@ -140,23 +140,16 @@ def _squared_norm(rng: np.random.Generator, run: Run) -> Pairs:
 
 def _loss_scale(rng: np.random.Generator, run: Run) -> Pairs:
     """A loss scale over some steps: what becomes of it, of the factor for Adam, and of the latch for failures."""
-    ours, truth = np.array([4, 1998, 0], np.float32), np.array([4, 1998, 0], np.float32)
+    ours, truth = np.array([4, 1998], np.float32), np.array([4, 1998], np.float32)
     report, failed, clock = np.zeros((1, 4), np.float32), np.zeros(1, np.uint32), np.array([3, 0], np.uint32)
     g, scale = normal(rng, 3001), np.zeros(1, np.float32)
     norm = float(np.sqrt(np.sum(double(g) ** 2)))
     for factor, loss in ((1, 1.0), (1, 1.0), (np.inf, 1.0), (1, 1.0), (np.inf, np.nan), (1, 1.0)):
-        S, prepared, lost = float(truth[0]), Prepared(None, clock, report, failed, ours), failed[0] > 0
-        run(
-            launch_squared_norm,
-            np.float32(S * factor) * g,
-            norm / 2,
-            scale,
-            np.array([loss], np.float32),
-            None,
-            prepared,
-        )
+        S, prepared, lost = float(truth[0]), Prepared(None, clock, report, failed), failed[0] > 0
+        options = norm / 2, scale, np.array([loss], np.float32), None, prepared, ours
+        run(launch_squared_norm, np.float32(S * factor) * g, *options)
         if not lost:
-            move_loss_scale(truth, [loss], norm * factor)
+            move_loss_scale(truth, [loss, S], norm * factor)
         good = np.isfinite([factor, loss]).all() and not lost
         yield np.nan_to_num(scale), np.array([0.5 / S if good else 0.0])  # NaN where the step is left out
         yield ours, truth

@@ -9,10 +9,17 @@ from typing import Any
 import numpy as np
 
 from tinydiff import replay
-from tinydiff.backend import array_module, widened
+from tinydiff.backend import array_module, to_numpy, widened
 from tinydiff.dispatch import accelerated
 
 Arrays = list[Any]
+
+# The loss is multiplied by a scale before gradients go through maps of fp16, where numbers below 2^-24 are 0 and those above
+# 65504 are infinite (Micikevicius et al., 2018, section 3.2). It is a power of two, so it changes no digit.
+FIRST_SCALE = 2.0**15
+LEAST_SCALE = 1.0  # where a norm that is not finite is a failure
+MOST_SCALE = 2.0**24  # beyond, nothing that float32 holds of a gradient is lost any more
+GOOD_STEPS = 2000  # after so many in a row the scale is doubled
 
 
 @accelerated
@@ -74,67 +81,58 @@ def adam(
 
 @accelerated
 def clipped_adam(
-    gradients: Arrays,
-    losses: Arrays,
-    max_norm: float,
-    arguments: Any,
-    prepared: Any = None,
-    loss_scale: Any = None,
-) -> Any:
+    gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None, loss_scale: Any = None
+) -> tuple[list[float], float] | None:
     """`clip` of gradients to max_norm, then `adam` with its arguments, if the norm and all losses, arrays (), are finite.
     Returns the losses as numbers and the norm before clipping. prepared: for the GPU alone, see `Adam.clipped_step`.
 
-    loss_scale: what `first_loss_scale` gives, or None. The gradients are then those of the losses times S = `loss_scale[0]`, and
-    here they are divided by it. S is also returned, and moved for the next step, see `move_loss_scale`.
-    """
-    numbers = [float(loss) for loss in losses]
-    if loss_scale is None:
-        norm = clip(gradients, max_norm)
-        if np.isfinite([*numbers, norm]).all():
-            adam(*arguments)
-        return numbers, norm
-    S = float(loss_scale[0])
-    for g in gradients:
-        g *= 1 / S
-    norm = clip(gradients, max_norm)
-    move_loss_scale(loss_scale, numbers, norm)
+    loss_scale: None, or its state, see `move_loss_scale`: gradients are divided by the scale first, and afterwards the state is
+    moved. The numbers then end with the scale that the step was made with."""
+    losses = [*losses, *unscaled(gradients, loss_scale)]
+    numbers, norm = [float(loss) for loss in losses], clip(gradients, max_norm)
     if np.isfinite([*numbers, norm]).all():
         adam(*arguments)
-    return numbers, norm, S
-
-
-# --------------------------------------------------------------------------------------------------------- loss scale
-#
-# Most gradients of feature maps are below the smallest number of fp16, 2^-24, and would round to 0. Multiplied by S, a power of
-# two, they do not, and lose no digit (Micikevicius et al., 2018, section 3.2). S is as large as it can be without the largest
-# gradient becoming infinite: it grows until one does, whose step is left out.
-
-FIRST_SCALE, LARGEST_SCALE = 2.0**15, 2.0**40
-GOOD_STEPS = 2000  # without an overflow, after which S is doubled
+    move_loss_scale(loss_scale, numbers, norm)
+    return numbers, norm
 
 
 def first_loss_scale(xp: Any) -> Any:
-    """A loss scale as a run begins with it, an array of the module xp, float32 (3,): S, the steps since it was changed, and how
-    many steps were left out."""
-    return xp.array([FIRST_SCALE, 0, 0], np.float32)
+    """The state of a loss scale at a run's first step, an array of the module xp; see `move_loss_scale`."""
+    return xp.asarray([FIRST_SCALE, 0], np.float32)
 
 
-def overflowed(losses: Sequence[float], norm: float, S: float | None) -> bool:
-    """Whether a step was left out since a gradient became too large for fp16: its norm is not finite, although the losses are,
-    and S can still be made smaller. Otherwise a norm that is not finite is a failure."""
-    return S is not None and S > 1 and not math.isfinite(norm) and all(map(math.isfinite, losses))
+def unscaled(gradients: Arrays, loss_scale: Any) -> Arrays:
+    """Divides gradients, in place, by the scale that their loss was multiplied with. loss_scale: the state, None for no scale.
+    Returns the scale, an array (), in a list."""
+    if loss_scale is None:
+        return []
+    scale = loss_scale[:1].reshape(()).copy()
+    for g in gradients:
+        g *= 1 / scale
+    return [scale]
 
 
-def move_loss_scale(loss_scale: Any, losses: Sequence[float], norm: float) -> None:
-    """Halves S in place where a step of this norm `overflowed`, doubles it after `GOOD_STEPS` others in a row. After a failure it
-    stays."""
-    S, good, left_out = map(float, loss_scale)
-    if overflowed(losses, norm, S):
-        loss_scale[...] = np.array([S / 2, 0, left_out + 1], np.float32)
-    elif np.isfinite([*losses, norm]).all():
-        doubled = good + 1 == GOOD_STEPS
-        S = min(2 * S, LARGEST_SCALE) if doubled else S
-        loss_scale[...] = np.array([S, 0 if doubled else good + 1, left_out], np.float32)
+def overflowed(numbers: Sequence[float], norm: float) -> bool:
+    """Whether a step was left out because a gradient became too large for fp16: its norm is not finite, although the losses are,
+    and the scale can be made smaller. Anything else that is not finite is a failure. numbers: the losses, then the scale."""
+    return not math.isfinite(norm) and all(map(math.isfinite, numbers)) and numbers[-1] > LEAST_SCALE
+
+
+def move_loss_scale(state: Any, numbers: Sequence[float], norm: float) -> None:
+    """After a step: its state, float32 (2,), holds the scale, and how many steps in a row were good with it.
+
+    A step that `overflowed` halves the scale; `GOOD_STEPS` good ones double it, up to `MOST_SCALE`. A failure leaves it. state:
+    None for no scale.
+    """
+    if state is None:
+        return
+    scale, good = to_numpy(state).tolist()
+    if overflowed(numbers, norm):
+        scale, good = scale / 2, 0
+    elif np.isfinite([*numbers, norm]).all():
+        good += 1
+        scale, good = (min(2 * scale, MOST_SCALE), 0) if good >= GOOD_STEPS else (scale, good)
+    state[...] = array_module(state).asarray([scale, good], np.float32)
 
 
 @accelerated
