@@ -95,11 +95,17 @@ EXPECTED = (
     Expected("optimizer.cu", "adam", {"warps": 40, "in flight": 5, "wide stores": 4}),
     Expected("optimizer.cu", "squared_norm", {"warps": 64, "in flight": 1}),
     Expected("optimizer.cu", "clip_scale", {"warps": 64}),
-    Expected("resampling.cu", "upsample", {"warps": 64, "in flight": 1, "wide stores": 4}, {}, FOUR),
-    Expected("resampling.cu", "upsample_backward", {"warps": 64, "in flight": 4, "wide stores": 1}, {}, FOUR),
-    Expected("resampling.cu", "concatenate", {"warps": 64, "in flight": 1, "wide stores": 1}, {}, FOUR),
-    Expected("resampling.cu", "split", {"warps": 64, "in flight": 1, "wide stores": 2}, {}, FOUR),
-    Expected("resampling.cu", "pick_rows", {"warps": 64, "in flight": 1, "wide stores": 1}, {}, FOUR),
+    *(
+        Expected("resampling.cu", kernel, {"warps": 64, "in flight": n, "wide stores": stores}, {}, defines)
+        for kernel, n, stores in (
+            ("upsample", 1, 4),
+            ("upsample_backward", 4, 1),
+            ("concatenate", 1, 1),
+            ("split", 1, 1),
+            ("pick_rows", 1, 1),
+        )
+        for defines in (FOUR, EIGHT)
+    ),
     *(
         Expected("resampling.cu", k, {"warps": 64})
         for k in ("upsample", "upsample_backward", "concatenate", "split", "pick_rows")

@@ -134,7 +134,7 @@ DEFECTS = {
         ),
     },
     ("resampling", "repeat_pixels, sum_pixel_blocks, join, cut"): {
-        "width not doubled": ("store(Y + (at + k / 2 * (2 * width)", "store(Y + (at + k / 2 * width"),
+        "width not doubled": ("put<VECTOR>(Y + (at + k / 2 * (2 * width)", "put<VECTOR>(Y + (at + k / 2 * width"),
         "threads past the end": ("if (i >= size) return;\n    const int channels", "const int channels"),
     },
 }

@@ -12,10 +12,18 @@ from tinydiff.cuda.updates import adam_scalars, launch_adam
 from tinydiff.gradcheck.cases import STATE, Cases, Check, Pairs, Run, defined, double, normal, normalized, pairs
 from tinydiff.ops.activation import silu_backward, silu_forward
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
+from tinydiff.ops.pooling import repeat_pixels, sum_pixel_blocks
+from tinydiff.ops.shape import cut, join
+from tinydiff.ops.tables import pick_rows
 from tinydiff.precision import from_memory, in_memory, rounded
 from tinydiff.random import Generator
 
-ROUNDED = {"tf32": 0, "fp16": 2**-11, "bf16": 2**-8}  # off by rounding, relative to a result; that of TF32 is float32
+ROUNDED = {
+    "float32": 0,
+    "tf32": 0,
+    "fp16": 2**-11,
+    "bf16": 2**-8,
+}  # off by rounding, relative to a result; that of TF32 is float32
 
 
 def compared(ours: Any, truth: Any, precision: str) -> tuple[Any, Any]:
@@ -62,6 +70,16 @@ def _vectors(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
         yield normal(rng, n), 3 * normal(rng, n)
 
 
+def _maps(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+    for N, H, W, C in ((2, 3, 5, 8), (2, 2, 1, 5)):
+        yield normal(rng, N, H, W, C), normal(rng, N, 2 * H, 2 * W, C)
+
+
+def _rows(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+    for D in (8, 5):
+        yield normal(rng, 9, D), rng.integers(0, 9, (2, 3))
+
+
 def _with_dropout(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
     """The gradient of M silu(Z w + b) is that of silu(Z w + b) for M L_Y."""
     for i, (L_Y, X, u, r, w, b, groups, silu) in enumerate(_backward(rng)):
@@ -94,6 +112,13 @@ def _of(precision: str) -> dict[str, dict[str, Check]]:
             "dropout": functools.partial(_with_dropout, precision=precision),
             "silu": held(silu_forward, lambda rng: ((x,) for _, x in _vectors(rng)), [0]),
             "silu_backward": held(silu_backward, _vectors, [0, 1]),
+        },
+        "resampling": {
+            "repeat_pixels": held(repeat_pixels, lambda rng: ((X, (2, 2)) for X, _ in _maps(rng)), [0]),
+            "sum_pixel_blocks": held(sum_pixel_blocks, lambda rng: ((L_Y, (2, 2)) for _, L_Y in _maps(rng)), [0]),
+            "join": held(join, lambda rng: (([X, X], -1) for X, _ in _maps(rng)), [0]),
+            "cut": held(cut, lambda rng: ((np.concatenate([X, X], -1), [X.shape[-1]], -1) for X, _ in _maps(rng)), [0]),
+            "pick_rows": held(pick_rows, _rows, [0]),
         },
         "optimizer": {"launch_adam": functools.partial(_adam, precision=precision)},
     }

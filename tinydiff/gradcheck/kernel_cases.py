@@ -173,15 +173,16 @@ def _tick(rng: np.random.Generator, run: Run) -> Pairs:
         yield clock, np.array([step, 9], np.uint32)
 
 
-def _filters(rng: np.random.Generator, run: Run) -> Pairs:
+def _filters(rng: np.random.Generator, run: Run, precision: str = "float32") -> Pairs:
     for C, K in ((40, 70), (1, 3)):
         W = normal(rng, 3, 3, C, K)
-        double, V = np.zeros((4, 4, C, K)), run(doubling.filters_of_parities, W)
+        short, exact, truth = in_memory(W, precision), double(rounded(W, precision)), np.zeros((4, 4, C, K))
         for i, j in np.ndindex(4, 4):  # tap i of 4 is the sum of those of 3 that it covers
-            double[i, j] = W[max(0, 2 - i) : 4 - i, max(0, 2 - j) : 4 - j].sum((0, 1), np.float64)
-        yield run(doubling.turned_filters, W), double.swapaxes(2, 3)
+            truth[i, j] = exact[max(0, 2 - i) : 4 - i, max(0, 2 - j) : 4 - j].sum((0, 1))
+        V = run(doubling.filters_of_parities, short)
+        yield compared(run(doubling.turned_filters, short), truth.swapaxes(2, 3), precision)
         for a, b, i, j in np.ndindex(2, 2, 2, 2):
-            yield V[a, b, i, j], double[3 - a - 2 * i, 3 - b - 2 * j]
+            yield compared(V[a, b, i, j], truth[3 - a - 2 * i, 3 - b - 2 * j], precision)
 
 
 def _filters_backward(rng: np.random.Generator, run: Run) -> Pairs:
@@ -195,7 +196,11 @@ def _filters_backward(rng: np.random.Generator, run: Run) -> Pairs:
 
 OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond the definitions
     "batch": {"gather_batch": _gather_batch, "tick": _tick},
-    "doubling": {"filters": _filters, "their gradient": _filters_backward},
+    "doubling": {
+        "filters": _filters,
+        "their gradient": _filters_backward,
+        **{f"{p} filters": functools.partial(_filters, precision=p) for p in ("bf16", "fp16")},
+    },
     "matrix": {"matmul": _matmul},
     "normalization": {"dropout": _with_dropout},
     "tensor_product": {
