@@ -37,5 +37,5 @@ KERNEL(gather_batch, THREADS)(const unsigned char* images, const long long* indi
         const int to_other_side = mirrored && mirrored[image] ? (width - 1 - 2 * column) * channels : 0;
         x[k] = (2.f * images[indices[image] * size + at + to_other_side] - 255.f) / 255.f;
     }
-    store4(X, i, n, x);
+    store_up_to(X, i, n, x);
 }

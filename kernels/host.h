@@ -101,6 +101,9 @@ inline float tanh_(float x) { return tanhf(x); }
 inline float sin_(float x) { return sinf(x); }
 inline float cos_(float x) { return cosf(x); }
 
+inline float about_exp(float x) { return exp2f(1.44269504f * x); }
+inline float about_reciprocal(float x) { return 1.f / x; }
+
 inline void keep(unsigned&) {}
 
 #define TD_MIN_MAX(type)                                          \

@@ -47,7 +47,7 @@ KERNEL(random_uniform, THREADS)(float* x, int n, unsigned long long seed, unsign
     unsigned word[4];
     philox(word, i / 4, draw_at(seed, stream, step, offset, advance));
     const float u[4] = {uniform(word[0]), uniform(word[1]), uniform(word[2]), uniform(word[3])};
-    store4(x, i, n, u);
+    store_up_to(x, i, n, u);
 }
 
 KERNEL(random_normal, THREADS)(float* x, int n, unsigned long long seed, unsigned stream, unsigned step,
@@ -56,7 +56,7 @@ KERNEL(random_normal, THREADS)(float* x, int n, unsigned long long seed, unsigne
     if (i >= n) return;
     float eps[4];
     normals(eps, i / 4, draw_at(seed, stream, step, offset, advance));
-    store4(x, i, n, eps);
+    store_up_to(x, i, n, eps);
 }
 
 // --- x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (Ho et al., 2020, eq. 4): 8 bytes an element.
@@ -67,7 +67,7 @@ KERNEL(q_sample, THREADS)(const float* x0, const float* sqrt_alpha_bar, const fl
     const int i = first_element();
     if (i >= n) return;
     float x[4], eps[4];
-    load4(x, x0, i, n);
+    load_up_to(x, x0, i, n);
     normals(eps, i / 4, draw_at(seed, stream, step, offset, advance));
     Place at(i, size);
     UNROLL
@@ -75,7 +75,7 @@ KERNEL(q_sample, THREADS)(const float* x0, const float* sqrt_alpha_bar, const fl
         if (k < n - i) x[k] = sqrt_alpha_bar[at.image] * x[k] + sqrt_one_minus[at.image] * eps[k];
         at.next();
     }
-    store4(xt, i, n, x);
+    store_up_to(xt, i, n, x);
 }
 
 // --- The loss: mean over elements of weight (P - target)^2, with the target eps, x_0 or
@@ -94,8 +94,8 @@ KERNEL(mse_loss, THREADS)(const float* P, const float* x0, const float* sqrt_alp
     float sum = 0.f;
     if (i < n) {
         float p[4], x[4] = {}, eps[4] = {};
-        load4(p, P, i, n);
-        if (target != EPS) load4(x, x0, i, n);
+        load_up_to(p, P, i, n);
+        if (target != EPS) load_up_to(x, x0, i, n);
         if (target != X0) normals(eps, i / 4, draw_at(seed, stream, step, offset, advance));
         Place at(i, size);
         UNROLL
@@ -109,7 +109,7 @@ KERNEL(mse_loss, THREADS)(const float* P, const float* x0, const float* sqrt_alp
             }
             at.next();
         }
-        store4(L_P, i, n, p);
+        store_up_to(L_P, i, n, p);
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) block_sums[blockIdx.x] = sum;
@@ -138,7 +138,7 @@ KERNEL(reverse_step, THREADS)(const float* output, const float* xt, const float*
     const int i = first_element();
     if (i >= n) return;
     float o[4], v[4] = {}, x[4], before[4] = {}, z[4] = {};
-    load4(x, xt, i, n);
+    load_up_to(x, xt, i, n);
     if (learned) {
         Place at(i, channels);  // here a pixel takes the part of the image
         UNROLL
@@ -149,9 +149,9 @@ KERNEL(reverse_step, THREADS)(const float* output, const float* xt, const float*
             at.next();
         }
     } else {
-        load4(o, output, i, n);
+        load_up_to(o, output, i, n);
     }
-    if (x0_before) load4(before, x0_before, i, n);
+    if (x0_before) load_up_to(before, x0_before, i, n);
     if (c[4] != 0.f) normals(z, i / 4, draw_at(seed, stream, step, offset, advance));
     UNROLL
     for (int k = 0; k < 4; k++) {
@@ -162,6 +162,6 @@ KERNEL(reverse_step, THREADS)(const float* output, const float* xt, const float*
         x[k] = c[2] * D + c[3] * x[k] + sigma * z[k];
         o[k] = image;
     }
-    store4(x_next, i, n, x);
-    if (x0) store4(x0, i, n, o);
+    store_up_to(x_next, i, n, x);
+    if (x0) store_up_to(x0, i, n, o);
 }

@@ -18,18 +18,30 @@
 // the same VECTOR channels, so its sums are in registers, one for each channel. They are added over the lanes of a warp that
 // have the same channels, over warps, and last over the channels of a group, always in the same order: no atomics.
 //
-// What was read stays in shared memory where it fits (`tiled`): each element is then read once and written once, 8 bytes
-// forward, 12 backward; otherwise it is read again for the second half. A thread reads back only what it put there itself.
-// It asks for four vectors at once before it uses the first: memory answers after some 600 cycles.
+// PRECISION says what X, Y, L_Y and L_X are in memory (precision.cuh); all else is float32, and so is all arithmetic. Bytes that
+// move between memory and a block for an element of X, of which there are 2 in 16 bits:
+//
+//                  read       written     in float32    in 16 bits
+//     forward      X          Y            8             4
+//     backward     X, L_Y     L_X         12             6
+//
+// What was read stays in shared memory as it is where it fits (`tiled`); otherwise it is read again for the second half. A
+// thread reads back only what it put there itself. It asks for four vectors of 16 bytes at once before it uses the first: memory
+// answers after some 600 cycles, in which a multiprocessor of an H100 could take 16 KiB; 16 warps have 32 KiB on their way.
+//
+// In 16 bits a multiprocessor has some 50 instructions for an element of the backward pass before memory waits for it. sigma is
+// therefore made of approximations of exp and 1 / x there, which are still thousands of times finer than what is stored.
 
 #include "tinydiff.cuh"
 #include "philox.cuh"
 #include "elements.cuh"
 
 #ifndef VECTOR
-#define VECTOR 4  // channels of a thread: 4 where C is a multiple of 4, else 1
+#define VECTOR 4  // channels of a thread: 16 bytes of X where C is a multiple of so many, else 1
 #endif
 #define THREADS 256
+
+typedef PieceOf<Element, VECTOR>::type Piece;
 
 // What this thread does in its block. Columns of threads are a power of two, so that a warp's rows are found by exchanging
 // bits of the lane; those beyond the slab are idle.
@@ -88,36 +100,48 @@ __device__ __forceinline__ void load_groups(float (&v)[VECTOR], const float* gro
     for (int i = 0; i < VECTOR; i++) v[i] = s.active ? group[(s.column * VECTOR + i) / D] : 0.f;
 }
 
-// x[j], j = 0, 1, ...: the thread's channels at its next pixels, `stride` floats apart, as far as there are `left`. All are
+// x[j], j = 0, 1, ...: the thread's channels at its next pixels, `stride` entries apart, as far as there are `left`. All are
 // asked for before the first is used.
 template <int AHEAD>
-__device__ __forceinline__ void load_ahead(float (&x)[AHEAD][VECTOR], const float* from, size_t stride, int left) {
+__device__ __forceinline__ void load_ahead(Piece (&x)[AHEAD], const Element* from, size_t stride, int left) {
     UNROLL
     for (int j = 0; j < AHEAD; j++)
-        if (j < left) load(x[j], from + j * stride);
+        if (j < left) x[j] = piece_at<VECTOR>(from + j * stride);
 }
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + exp_(-x)); }
+__device__ __forceinline__ float sigmoid(float x) {
+    return sizeof(Element) == 2 ? about_reciprocal(1.f + about_exp(-x)) : 1.f / (1.f + exp_(-x));
+}
 
-// y times dropout's mask for the elements from `element` of the whole array on; `grown` is 1 / (1 - p).
-__device__ __forceinline__ void drop(float (&y)[VECTOR], unsigned long long element, float p, float grown, const Draw& draw) {
+// Zeros where dropout's mask has them, for the elements from `element` of the whole array on. What is left grows afterwards.
+__device__ __forceinline__ void drop(float (&y)[VECTOR], unsigned long long element, float p, const Draw& draw) {
     unsigned word[VECTOR];
     words_of(word, element, draw);
     UNROLL
-    for (int i = 0; i < VECTOR; i++) y[i] = uniform(word[i]) >= p ? y[i] * grown : 0.f;
+    for (int i = 0; i < VECTOR; i++) y[i] = uniform(word[i]) >= p ? y[i] : 0.f;
+}
+__device__ __forceinline__ void multiply(float (&y)[VECTOR], float grown) {
+    UNROLL
+    for (int i = 0; i < VECTOR; i++) y[i] *= grown;
+}
+
+// Where sums begin in shared memory, behind `entries` of a tile.
+__device__ __forceinline__ float* behind(Element* tile, int entries) {
+    constexpr int WHOLE = 16 / sizeof(Element);
+    return reinterpret_cast<float*>(tile + (entries + WHOLE - 1) / WHOLE * WHOLE);
 }
 
 // Mean and variance take one pass over the data and are still safe where the mean is large: a thread sums d = x - k and d^2,
 // where k is the first value that it sees of a channel, so with n values it has their sum n k + sum(d) and the sum of their
 // squared distances from their own mean, sum(d^2) - sum(d)^2 / n. Once the mean u of the group is known, each adds
 // n (own mean - u)^2 to the latter and their sum is m times the variance.
-KERNEL(group_norm_forward, THREADS)(const float* X, const float* w, const float* b, float* Y, float* mean, float* scale, int P,
-                                    int C, int D, int slab, int columns, int tiled, float eps, int silu, float p, float grown,
-                                    unsigned long long seed, unsigned stream, unsigned step, unsigned long long offset,
-                                    const unsigned* advance) {
-    DYNAMIC_SHARED(float, tile);
+KERNEL(group_norm_forward, THREADS)(const Element* X, const float* w, const float* b, Element* Y, float* mean, float* scale,
+                                    int P, int C, int D, int slab, int columns, int tiled, float eps, int silu, float p,
+                                    float grown, unsigned long long seed, unsigned stream, unsigned step,
+                                    unsigned long long offset, const unsigned* advance) {
+    DYNAMIC_SHARED(Element, tile);
     const Slab s(C, slab, columns);
-    float* partial = tile + (tiled ? P * slab : 0);
+    float* partial = behind(tile, tiled ? P * slab : 0);
     float* total = partial + s.partials() * slab;
     float* group = total + slab;
     const size_t start = static_cast<size_t>(s.image) * P * C + s.channel + s.column * VECTOR;  // of the thread's channels
@@ -125,18 +149,20 @@ KERNEL(group_norm_forward, THREADS)(const float* X, const float* w, const float*
     const float m = max(P * D, 1);
 
     const int AHEAD = 4;  // pixels
-    float first[VECTOR] = {}, sum[VECTOR] = {}, squares[VECTOR] = {}, x[AHEAD][VECTOR];
+    float first[VECTOR] = {}, sum[VECTOR] = {}, squares[VECTOR] = {}, x[VECTOR];
+    Piece ahead[AHEAD];
     const int count = s.active && s.row < P ? (P - s.row - 1) / s.rows + 1 : 0;  // pixels of this thread
     if (count) load(first, X + start + static_cast<size_t>(s.row) * C);
     for (int k = 0, pixel = s.row; k < count; k += AHEAD, pixel += AHEAD * s.rows) {
-        load_ahead(x, X + start + static_cast<size_t>(pixel) * C, static_cast<size_t>(s.rows) * C, count - k);
+        load_ahead(ahead, X + start + static_cast<size_t>(pixel) * C, static_cast<size_t>(s.rows) * C, count - k);
         UNROLL
         for (int j = 0; j < AHEAD; j++) {
             if (k + j >= count) break;
-            if (tiled) store(tile + (pixel + j * s.rows) * slab, x[j]);
+            if (tiled) put<VECTOR>(tile + (pixel + j * s.rows) * slab, ahead[j]);
+            widen(x, ahead[j]);
             UNROLL
             for (int i = 0; i < VECTOR; i++) {
-                const float d = x[j][i] - first[i];
+                const float d = x[i] - first[i];
                 sum[i] += d;
                 squares[i] += d * d;
             }
@@ -168,18 +194,22 @@ KERNEL(group_norm_forward, THREADS)(const float* X, const float* w, const float*
     load_channels(bias, b, 0.f, s);
     for (int k = 0, pixel = s.row; k < count; k += AHEAD, pixel += AHEAD * s.rows) {
         size_t at = start + static_cast<size_t>(pixel) * C;
-        if (tiled) load_ahead(x, tile + pixel * slab, static_cast<size_t>(s.rows) * slab, count - k);
-        else load_ahead(x, X + at, static_cast<size_t>(s.rows) * C, count - k);
+        if (tiled) load_ahead(ahead, tile + pixel * slab, static_cast<size_t>(s.rows) * slab, count - k);
+        else load_ahead(ahead, X + at, static_cast<size_t>(s.rows) * C, count - k);
         UNROLL
         for (int j = 0; j < AHEAD; j++, at += static_cast<size_t>(s.rows) * C) {
             if (k + j >= count) break;
+            widen(x, ahead[j]);
             UNROLL
             for (int i = 0; i < VECTOR; i++) {
-                x[j][i] = (x[j][i] - u[i]) * factor[i] * weight[i] + bias[i];
-                if (silu) x[j][i] *= sigmoid(x[j][i]);
+                x[i] = (x[i] - u[i]) * factor[i] * weight[i] + bias[i];
+                if (silu) x[i] *= sigmoid(x[i]);
             }
-            if (p > 0.f) drop(x[j], at, p, grown, draw_at(seed, stream, step, offset, advance));
-            store(Y + at, x[j]);
+            if (p > 0.f) {
+                drop(x, at, p, draw_at(seed, stream, step, offset, advance));
+                multiply(x, grown);
+            }
+            store(Y + at, x);
         }
     }
 }
@@ -201,20 +231,20 @@ struct Rule {
 };
 
 // sums (2, N, C) receives B and A of each image and channel, L_w and L_b before the sum over images. L_X and sums may be null.
-KERNEL(group_norm_backward, THREADS)(const float* L_Y, const float* X, const float* mean, const float* scale, const float* w,
-                                     const float* b, float* L_X, float* sums, int P, int C, int D, int slab, int columns,
-                                     int tiled, int silu, float p, float grown, unsigned long long seed, unsigned stream,
-                                     unsigned step, unsigned long long offset, const unsigned* advance) {
-    DYNAMIC_SHARED(float, tile);
+KERNEL(group_norm_backward, THREADS)(const Element* L_Y, const Element* X, const float* mean, const float* scale,
+                                     const float* w, const float* b, Element* L_X, float* sums, int P, int C, int D, int slab,
+                                     int columns, int tiled, int silu, float p, float grown, unsigned long long seed,
+                                     unsigned stream, unsigned step, unsigned long long offset, const unsigned* advance) {
+    DYNAMIC_SHARED(Element, tile);
     const Slab s(C, slab, columns);
-    float* partial = tile + (tiled ? 2 * P * slab : 0);
+    float* partial = behind(tile, tiled ? 2 * P * slab : 0);
     float* total_A = partial + s.partials() * slab;
     float* total_B = total_A + slab;
     float* group_A = total_B + slab;
     float* group_B = group_A + slab / D;
     const size_t start = static_cast<size_t>(s.image) * P * C + s.channel + s.column * VECTOR;
     tile += s.column * VECTOR;
-    float* const tile_of_l = tile + P * slab;
+    Element* const tile_of_l = tile + P * slab;
 
     const int first_group = s.image * (C / D) + s.channel / D;
     Rule rule;
@@ -225,26 +255,30 @@ KERNEL(group_norm_backward, THREADS)(const float* L_Y, const float* X, const flo
     rule.silu = silu;
 
     const int AHEAD = 2;  // pixels of two arrays
-    float A[VECTOR] = {}, B[VECTOR] = {}, z[AHEAD][VECTOR], l[AHEAD][VECTOR];
+    float A[VECTOR] = {}, B[VECTOR] = {}, z[VECTOR], l[VECTOR];
+    Piece ahead[AHEAD], ahead_of_l[AHEAD];
     const int count = s.active && s.row < P ? (P - s.row - 1) / s.rows + 1 : 0;
     const size_t apart = static_cast<size_t>(s.rows) * C;
     for (int k = 0, pixel = s.row; k < count; k += AHEAD, pixel += AHEAD * s.rows) {
         size_t at = start + static_cast<size_t>(pixel) * C;
-        load_ahead(z, X + at, apart, count - k);
-        load_ahead(l, L_Y + at, apart, count - k);
+        load_ahead(ahead, X + at, apart, count - k);
+        load_ahead(ahead_of_l, L_Y + at, apart, count - k);
         UNROLL
         for (int j = 0; j < AHEAD; j++, at += apart) {
             if (k + j >= count) break;
-            if (p > 0.f) drop(l[j], at, p, grown, draw_at(seed, stream, step, offset, advance));
-            rule.apply(z[j], l[j]);
+            widen(z, ahead[j]);
+            widen(l, ahead_of_l[j]);
+            if (p > 0.f) drop(l, at, p, draw_at(seed, stream, step, offset, advance));
             if (tiled) {
-                store(tile + (pixel + j * s.rows) * slab, z[j]);
-                store(tile_of_l + (pixel + j * s.rows) * slab, l[j]);
+                put<VECTOR>(tile + (pixel + j * s.rows) * slab, ahead[j]);
+                store(tile_of_l + (pixel + j * s.rows) * slab, l);  // as it was read, or 0
             }
+            multiply(l, grown);
+            rule.apply(z, l);
             UNROLL
             for (int i = 0; i < VECTOR; i++) {
-                A[i] += l[j][i];
-                B[i] += l[j][i] * z[j][i];
+                A[i] += l[i];
+                B[i] += l[i] * z[i];
             }
         }
     }
@@ -271,23 +305,24 @@ KERNEL(group_norm_backward, THREADS)(const float* L_Y, const float* X, const flo
     for (int k = 0, pixel = s.row; k < count; k += AHEAD, pixel += AHEAD * s.rows) {
         size_t at = start + static_cast<size_t>(pixel) * C;
         if (tiled) {
-            load_ahead(z, tile + pixel * slab, static_cast<size_t>(s.rows) * slab, count - k);
-            load_ahead(l, tile_of_l + pixel * slab, static_cast<size_t>(s.rows) * slab, count - k);
+            load_ahead(ahead, tile + pixel * slab, static_cast<size_t>(s.rows) * slab, count - k);
+            load_ahead(ahead_of_l, tile_of_l + pixel * slab, static_cast<size_t>(s.rows) * slab, count - k);
         } else {
-            load_ahead(z, X + at, apart, count - k);
-            load_ahead(l, L_Y + at, apart, count - k);
+            load_ahead(ahead, X + at, apart, count - k);
+            load_ahead(ahead_of_l, L_Y + at, apart, count - k);
         }
         UNROLL
         for (int j = 0; j < AHEAD; j++, at += apart) {
             if (k + j >= count) break;
-            if (!tiled) {
-                if (p > 0.f) drop(l[j], at, p, grown, draw_at(seed, stream, step, offset, advance));
-                rule.apply(z[j], l[j]);
-            }
+            widen(z, ahead[j]);
+            widen(l, ahead_of_l[j]);
+            if (p > 0.f && !tiled) drop(l, at, p, draw_at(seed, stream, step, offset, advance));
+            multiply(l, grown);
+            rule.apply(z, l);
             UNROLL
             for (int i = 0; i < VECTOR; i++)
-                z[j][i] = (l[j][i] * rule.weight[i] - A[i] - z[j][i] * B[i]) * rule.scale[i];
-            store(L_X + at, z[j]);
+                z[i] = (l[i] * rule.weight[i] - A[i] - z[i] * B[i]) * rule.scale[i];
+            store(L_X + at, z);
         }
     }
 }
@@ -314,26 +349,28 @@ KERNEL(sum_over_images, 256)(const float* x, float* L_w, float* L_b, int N, int 
 
 #define FLAT 100.f  // beyond it sigma is 0 or 1: X is cut there, as infinity times 0 would be NaN
 
-KERNEL(silu_forward, THREADS)(const float* X, float* Y, int n) {
-    const int i = 4 * (blockIdx.x * THREADS + threadIdx.x);
+#define EACH (16 / static_cast<int>(sizeof(Element)))  // elements of a thread
+
+KERNEL(silu_forward, THREADS)(const Element* X, Element* Y, int n) {
+    const int i = EACH * (blockIdx.x * THREADS + threadIdx.x);
     if (i >= n) return;
-    float x[4];
-    load4(x, X, i, n);
+    float x[EACH];
+    load_up_to(x, X, i, n);
     UNROLL
-    for (int k = 0; k < 4; k++) x[k] = fmaxf(x[k], -FLAT) * sigmoid(x[k]);
-    store4(Y, i, n, x);
+    for (int k = 0; k < EACH; k++) x[k] = fmaxf(x[k], -FLAT) * sigmoid(x[k]);
+    store_up_to(Y, i, n, x);
 }
 
-KERNEL(silu_backward, THREADS)(const float* L_Y, const float* X, float* L_X, int n) {
-    const int i = 4 * (blockIdx.x * THREADS + threadIdx.x);
+KERNEL(silu_backward, THREADS)(const Element* L_Y, const Element* X, Element* L_X, int n) {
+    const int i = EACH * (blockIdx.x * THREADS + threadIdx.x);
     if (i >= n) return;
-    float x[4], l[4];
-    load4(x, X, i, n);
-    load4(l, L_Y, i, n);
+    float x[EACH], l[EACH];
+    load_up_to(x, X, i, n);
+    load_up_to(l, L_Y, i, n);
     UNROLL
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < EACH; k++) {
         const float sigma = sigmoid(x[k]);
         l[k] *= sigma * (1.f + fminf(fmaxf(x[k], -FLAT), FLAT) * (1.f - sigma));
     }
-    store4(L_X, i, n, l);
+    store_up_to(L_X, i, n, l);
 }

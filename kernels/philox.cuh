@@ -37,9 +37,18 @@ __device__ __forceinline__ void philox(unsigned (&word)[4], unsigned long long b
     word[3] = c3;
 }
 
-// The words of elements j .. j + 3, where j is a multiple of 4, or of element j alone.
+// The words of elements j .. j + 3, where j is a multiple of 4, of eight such elements, or of element j alone.
 __device__ __forceinline__ void words_of(unsigned (&word)[4], unsigned long long j, const Draw& draw) {
     philox(word, j / 4, draw);
+}
+__device__ __forceinline__ void words_of(unsigned (&word)[8], unsigned long long j, const Draw& draw) {
+    UNROLL
+    for (int k = 0; k < 2; k++) {
+        unsigned four[4];
+        philox(four, j / 4 + k, draw);
+        UNROLL
+        for (int i = 0; i < 4; i++) word[4 * k + i] = four[i];
+    }
 }
 __device__ __forceinline__ void words_of(unsigned (&word)[1], unsigned long long j, const Draw& draw) {
     unsigned all[4];

@@ -1,8 +1,8 @@
 // One tile of a matrix product Y = A B on tensor cores (sm_80 on), as tensor_product.cu and tensor_convolution.cu compute it.
 //
 // A tensor core multiplies small matrices: `mma` has a warp compute D (16, 8) += A (16, k) B (k, 8), where k entries of an
-// operand take 32 bytes. PRECISION says what an operand's entry is: TF32 (float32 in memory, rounded to 11 bits on the way),
-// BF16 or FP16. Sums are float32 in all of them.
+// operand take 32 bytes. PRECISION says what an operand's entry is (Element): TF32 (float32 in memory, rounded to 11 bits on the
+// way), BF16 or FP16; RESULT says what Y's is. Sums are float32 in all of them.
 //
 // What stays where. A block computes TILE_M x TILE_N entries of Y, and each of its warps WARP_M x WARP_N of them, which it
 // holds in registers to the end: 64 x 64 are 128 floats a thread. The inner axis is walked in slices of 64 bytes of K.
@@ -35,13 +35,7 @@
 #ifndef PRECISION
 #define PRECISION TF32
 #endif
-#ifndef RESULT  // what Y's entries are in memory: FLOAT32, BF16, FP16
-#define RESULT FLOAT32
-#endif
-#define FLOAT32 0
-#define TF32 1
-#define BF16 2
-#define FP16 3
+#include "precision.cuh"
 
 #ifndef TILE_M
 #define TILE_M 64
@@ -51,17 +45,6 @@
 #endif
 #ifndef STAGES
 #define STAGES 4
-#endif
-
-#if PRECISION == TF32
-typedef float Element;
-#else
-typedef unsigned short Element;  // the bits of one
-#endif
-#if RESULT == FLOAT32
-typedef float Result;
-#else
-typedef unsigned short Result;
 #endif
 
 #define ROLLED _Pragma("unroll 1")
@@ -312,11 +295,10 @@ __device__ __forceinline__ bool add_parts(Sums& sum, float* parts, unsigned* arr
 __device__ __forceinline__ float2 load_pair(const float* p) { return *reinterpret_cast<const float2*>(p); }
 __device__ __forceinline__ void store_pair(float* p, float2 y) { *reinterpret_cast<float2*>(p) = y; }
 __device__ __forceinline__ float2 load_pair(const unsigned short* p) {
-    const unsigned pair = *reinterpret_cast<const unsigned*>(p);
-    return RESULT == FP16 ? make_float2(low_fp16(pair), high_fp16(pair)) : make_float2(low_bf16(pair), high_bf16(pair));
+    return widened<RESULT>(*reinterpret_cast<const unsigned*>(p));
 }
 __device__ __forceinline__ void store_pair(unsigned short* p, float2 y) {
-    *reinterpret_cast<unsigned*>(p) = RESULT == FP16 ? pack_fp16(y.x, y.y) : pack_bf16(y.x, y.y);
+    *reinterpret_cast<unsigned*>(p) = rounded<RESULT>(y.x, y.y);
 }
 
 // What becomes of the thread's sums: write(m, y) for each of its rows m < M, with the pairs of neighbouring entries that it has

@@ -30,6 +30,18 @@ __device__ __forceinline__ float tanh_(float x) { return tanhf(x); }
 __device__ __forceinline__ float sin_(float x) { return sinf(x); }
 __device__ __forceinline__ float cos_(float x) { return cosf(x); }
 
+// e^x and 1 / x to some 2^-20 of them, an instruction or two each instead of ten: for what is rounded to 16 bits afterwards.
+__device__ __forceinline__ float about_exp(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.44269504f * x));
+    return y;
+}
+__device__ __forceinline__ float about_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Has a value stay in its register. The compiler would rather compute some again in each turn of a loop.
 __device__ __forceinline__ void keep(unsigned& v) { asm volatile("" : "+r"(v)); }
 
@@ -133,23 +145,38 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const unsigned (&a)[4], 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Two floats as a pair of bf16 or fp16 (round to nearest even), `low` in the low half; a float as TF32 (ties away from zero).
-__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
-    unsigned pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-__device__ __forceinline__ unsigned pack_fp16(float low, float high) {
-    unsigned pair;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-__device__ __forceinline__ unsigned to_tf32(float x) {
+__device__ __forceinline__ unsigned to_tf32(float x) {  // ties away from zero
     unsigned bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
     return bits;
 }
 #endif
+
+// Two floats as a pair of bf16 or fp16 (round to nearest even), `low` in the low half.
+__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    const auto upper = [](float x) {
+        const unsigned u = __float_as_uint(x);
+        return x != x ? 0x7fffu : (u + 0x7fffu + (u >> 16 & 1)) >> 16;
+    };
+    return upper(low) | upper(high) << 16;
+#endif
+}
+__device__ __forceinline__ unsigned pack_fp16(float low, float high) {
+    unsigned pair;
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#else
+    asm("{ .reg .b16 low, high; cvt.rn.f16.f32 low, %1; cvt.rn.f16.f32 high, %2; mov.b32 %0, {low, high}; }"
+        : "=r"(pair)
+        : "f"(low), "f"(high));
+#endif
+    return pair;
+}
 
 // The halves of a pair as floats.
 __device__ __forceinline__ float low_bf16(unsigned pair) { return __uint_as_float(pair << 16); }

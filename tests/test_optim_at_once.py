@@ -11,6 +11,8 @@ from tinydiff.cuda import flat as flat_memory
 from tinydiff.cuda import host
 from tinydiff.cuda import optim as kernels
 from tinydiff.dispatch import by_definition, on_host
+from tinydiff.nn import Parameter
+from tinydiff.ops.optim import first_loss_scale
 
 needs_compiler = pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
 SHAPES = [(3, 5), (7,), (1,), (2, 3, 4), (0, 2), (130,)]
@@ -218,3 +220,36 @@ def test_a_norm_that_is_not_finite_changes_no_weight(on, rng):
     assert numbers == [1.0] and not np.isfinite(norm)
     for p, data in zip(weights, before, strict=True):
         np.testing.assert_array_equal(p.data, data)
+
+
+@needs_compiler
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("on", [on_host, nullcontext, by_definition])
+def test_a_step_with_an_overflow_is_left_out_and_counted(on, frozen, rng):
+    """The next one divides the gradient by half the loss scale. frozen: one weight, so that no pass can update all."""
+    slopes = [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
+    results = []
+    for scaled in (True, False):
+        weights = [Parameter(np.ones(shape, np.float32)) for shape in SHAPES]
+        weights[0].requires_grad_(not frozen)
+        optimizer, ema = optim.Adam(weights, 0.1), optim.EMA(weights, 0.9)
+        loss_scale, S = first_loss_scale(np) if scaled else None, 2.0**14 if scaled else 1.0
+        losses = [np.ones((), np.float32)]
+        with on():
+            if scaled:
+                for p in weights:
+                    p.grad = np.full(p.shape, np.inf, np.float32)
+                numbers, norm = optimizer.clipped_step(losses, 1.0, ema, None, loss_scale)
+                assert numbers == [1, 2.0**15] and not np.isfinite(norm)
+                np.testing.assert_array_equal(loss_scale, [S, 0])
+                assert all((p.data == 1).all() for p in weights)
+            else:
+                optimizer.steps, ema.updates = [int(p.requires_grad) for p in weights], 1
+                optimizer.state = [[np.zeros_like(p.data), np.zeros_like(p.data)] for p in weights]
+            for p, g in zip(weights, slopes, strict=True):
+                p.grad = np.float32(S) * g
+            numbers, norm = optimizer.clipped_step(losses, 1.0, ema, None, loss_scale)
+            assert numbers == ([1, S] if scaled else [1])
+        results.append([norm, optimizer.steps, ema.updates, *(p.data for p in weights), *ema.averages])
+    for ours, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)

@@ -19,7 +19,18 @@ from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, to_numpy, widened_dtype
 from tinydiff.errors import InputError
 from tinydiff.ops.arguments import as_parameters, as_positive
-from tinydiff.ops.optim import Arrays, adam, clip, clipped_adam, gathered, move_averages, sgd
+from tinydiff.ops.optim import (
+    Arrays,
+    adam,
+    clip,
+    clipped_adam,
+    gathered,
+    move_averages,
+    move_loss_scale,
+    overflowed,
+    sgd,
+    unscaled,
+)
 
 
 class Optimizer:
@@ -156,24 +167,33 @@ class Adam(Optimizer):
         is one kernel for all of that, and the weights become views of one piece of memory."""
         self._take(ema)
 
-    def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None, prepared: Any = None) -> Any:
+    def clipped_step(
+        self, losses: Arrays, max_norm: float, ema: EMA | None = None, prepared: Any = None, loss_scale: Any = None
+    ) -> Any:
         """`clip_grad_norm`, then `step(ema)`, unless the norm or one of the losses, arrays (), is not finite. Returns the
         losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end; not where one
-        kernel updates all weights by what is `prepared` (`tinydiff.cuda.updates`): then the result is None."""
-        return self._take(ema, losses, max_norm, prepared)
+        kernel updates all weights by what is `prepared` (`tinydiff.cuda.updates`): then the result is None.
 
-    def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = 0, prepared: Any = None) -> Any:
+        loss_scale: None, or the state of the scale that the losses were multiplied with before backward, see
+        `ops.optim.move_loss_scale`: gradients are divided by it, and it is moved. An update that is left out because of it counts
+        in `steps`, as the step that it belongs to does. The numbers end with the scale."""
+        return self._take(ema, losses, max_norm, prepared, loss_scale)
+
+    def _take(
+        self,
+        ema: EMA | None,
+        losses: Arrays | None = None,
+        max_norm: float = 0,
+        prepared: Any = None,
+        loss_scale: Any = None,
+    ) -> Any:
         weights = self.parameters
         at_once = [len(indices) for indices in self._updates().values()] == [len(weights)]
         at_once &= ema is None or type(ema).update is EMA.update
         averages = ema.averages_of(weights) if at_once and ema is not None else []
         arrays = [a for p in weights for a in (p.data, p.grad)] + [a for slots in self.state for a in slots] + averages
         if not at_once or len({(a.dtype, device_of(a)) for a in arrays}) > 1:
-            numbers = [float(loss) for loss in losses or ()]
-            norm = 0.0 if losses is None else clip_grad_norm(weights, max_norm)
-            if np.isfinite([*numbers, norm]).all():
-                super().step(ema)
-            return numbers, norm
+            return self._take_each(ema, losses, max_norm, loss_scale)
         self._begin(range(len(weights)))
         pieces, parts = gathered([p.data for p in weights])
         for p, part in zip(weights, parts, strict=True):
@@ -191,20 +211,38 @@ class Adam(Optimizer):
             lambda: [*(p.data for p in weights), *sum(self.state, ema.averages if ema else []), *self._options(0)[2:]]
         )
         found = pieces, gradients, m, v, moving, *options
-        result: Any = adam(*found) if losses is None else clipped_adam(gradients, losses, max_norm, found, prepared)
+        if losses is None:
+            result: Any = adam(*found)
+        else:
+            result = clipped_adam(gradients, losses, max_norm, found, prepared, loss_scale)
         if ema is not None:
             ema.updates += 1
+        scaled = loss_scale is not None
         if result is not None and (recording := replay.current()) is not None:
             *result, read = result
-            recording.afterwards(lambda: self._count_back_unless_finite(read(), ema))
+            recording.afterwards(lambda: self._count_back_unless_finite(read(), ema, scaled))
             return tuple(result)
         if result is not None:
-            self._count_back_unless_finite(result, ema)
+            self._count_back_unless_finite(result, ema, scaled)
         return result
 
-    def _count_back_unless_finite(self, result: Any, ema: EMA | None) -> None:
-        """result: losses and norm as numbers; where one is not finite, the update did not happen."""
-        if np.isfinite([*result[0], result[1]]).all():
+    def _take_each(self, ema: EMA | None, losses: Arrays | None, max_norm: float, loss_scale: Any) -> Any:
+        """The same where no one pass can update all weights."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None and p.requires_grad]
+        numbers = [float(loss) for loss in (*(losses or ()), *unscaled(gradients, loss_scale))]
+        norm = 0.0 if losses is None else clip_grad_norm(self.parameters, max_norm)
+        if np.isfinite([*numbers, norm]).all():
+            super().step(ema)
+        elif loss_scale is not None and overflowed(numbers, norm):
+            self._begin([i for indices in self._updates().values() for i in indices])
+            if ema is not None:
+                ema.updates += 1
+        move_loss_scale(loss_scale, numbers, norm)
+        return numbers, norm
+
+    def _count_back_unless_finite(self, result: Any, ema: EMA | None, scaled: bool) -> None:
+        """result: losses and norm as numbers; after a failure, the update did not happen. scaled: the losses end with the scale."""
+        if np.isfinite([*result[0], result[1]]).all() or (scaled and overflowed(*result)):
             return
         self.steps = [step - 1 for step in self.steps]
         if ema is not None:

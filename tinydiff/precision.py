@@ -39,6 +39,14 @@ IN_MEMORY: dict[str, np.dtype[Any]] = {
     "bf16": np.dtype("uint16"),
 }
 
+_OF_DTYPE = {"f": "float32", "e": "fp16", "H": "bf16", "E": "bf16"}  # by NumPy's character; E is ml_dtypes' bfloat16
+
+
+def precision_of(dtype: Any) -> str | None:
+    """What the entries of an array are in memory, by its dtype: "float32", "fp16" or "bf16", the latter as uint16 or as
+    ml_dtypes' bfloat16. None for other dtypes."""
+    return _OF_DTYPE.get(dtype.char)
+
 
 def rounded(x: Any, precision: str) -> Any:
     """x, a NumPy array of float32, rounded to a precision; float32."""

@@ -8,6 +8,7 @@ import pytest
 from tinydiff import backend
 from tinydiff.cuda import host
 from tinydiff.dispatch import on_host
+from tinydiff.precision import from_memory, in_memory, rounded
 
 
 class Device:
@@ -49,6 +50,25 @@ def nan_filled(*args, **kwargs):
     if a.dtype != object and a.size:
         memoryview(a.ravel("K").view(np.uint8))[:] = b"\xff" * a.nbytes
     return a
+
+
+HALVES = ("bf16", "fp16")
+
+
+def in_16_bits(precision, *arrays):
+    """(as they lie in memory, as the float64 numbers that they are then) of float32 arrays."""
+    return [in_memory(a, precision) for a in arrays], [rounded(a, precision).astype(np.float64) for a in arrays]
+
+
+def assert_rounded(ours, truth, error=3e-6):
+    """That numbers of 16 bits in memory are off by rounding the truth to them and by a share `error` of its largest one."""
+    bits = 8 if ours.dtype == np.uint16 else 11
+    numbers, truth = from_memory(ours).astype(np.float64), np.asarray(truth)
+    assert numbers.shape == truth.shape
+    exponents = np.frexp(np.maximum(np.abs(numbers), 2.0**-14 if bits == 11 else 0))[1]  # fp16 has no finer units below
+    off = np.abs(numbers - truth) - np.ldexp(0.5, exponents - bits)
+    worst = off.max(initial=-np.inf)
+    assert worst <= error * np.abs(truth).max(initial=1e-30), f"{worst} beyond half a unit"
 
 
 @pytest.fixture(params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -42,7 +42,7 @@ class Expected(NamedTuple):
 
 
 FOURS = {"VECTOR_A": 4, "VECTOR_B": 4}  # arrays that are moved in vectors of four
-FOUR = {"VECTOR": 4}
+FOUR, EIGHT = {"VECTOR": 4}, {"VECTOR": 8}
 # Of an inner loop: its share of multiplications, and operands that come by asynchronous copies alone.
 PRODUCT = {"warps": 16, "loop FFMA": 1024, "loop share": 0.85, "wide stores": 16, "loop wide copies": 1}
 CONVOLUTION = {**PRODUCT, "loop share": 0.78, "loop wide copies": 2}
@@ -72,11 +72,16 @@ EXPECTED = (
     # three blocks of 8 warps by registers, as many as shared memory has room for
     Expected("normalization.cu", "group_norm_forward", {"warps": 32, "in flight": 4, "wide stores": 2}, {}, FOUR),
     Expected("normalization.cu", "group_norm_backward", {"warps": 24, "in flight": 4, "wide stores": 2}, {}, FOUR),
+    Expected("normalization.cu", "group_norm_forward", {"warps": 16, "in flight": 4, "wide stores": 1}, {}, EIGHT),
+    Expected("normalization.cu", "group_norm_backward", {"warps": 16, "in flight": 4, "wide stores": 1}, {}, EIGHT),
     Expected("normalization.cu", "group_norm_forward", {"warps": 40}),
-    Expected("normalization.cu", "group_norm_backward", {"warps": 40}),
+    Expected("normalization.cu", "group_norm_backward", {"warps": 32}),
     Expected("normalization.cu", "sum_over_images", {"warps": 64}),
     Expected("normalization.cu", "silu_forward", {"warps": 64, "in flight": 1, "wide stores": 1}),
-    Expected("normalization.cu", "silu_backward", {"warps": 64, "in flight": 2, "wide stores": 1}),
+    *(
+        Expected("normalization.cu", "silu_backward", {"warps": 64, "in flight": n, "wide stores": 1}, {}, defines)
+        for n, defines in ((1, {"PRECISION": "BF16"}), (1, {"PRECISION": "FP16"}), (2, {}))
+    ),
     Expected("attention.cu", "softmax_short", {"warps": 40}),
     Expected("attention.cu", "softmax_short_backward", {"warps": 16}),
     Expected("attention.cu", "softmax_long", {"warps": 64}),
@@ -91,11 +96,17 @@ EXPECTED = (
     Expected("optimizer.cu", "adam", {"warps": 40, "in flight": 5, "wide stores": 4}),
     Expected("optimizer.cu", "squared_norm", {"warps": 64, "in flight": 1}),
     Expected("optimizer.cu", "clip_scale", {"warps": 64}),
-    Expected("resampling.cu", "upsample", {"warps": 64, "in flight": 1, "wide stores": 4}, {}, FOUR),
-    Expected("resampling.cu", "upsample_backward", {"warps": 64, "in flight": 4, "wide stores": 1}, {}, FOUR),
-    Expected("resampling.cu", "concatenate", {"warps": 64, "in flight": 1, "wide stores": 1}, {}, FOUR),
-    Expected("resampling.cu", "split", {"warps": 64, "in flight": 1, "wide stores": 2}, {}, FOUR),
-    Expected("resampling.cu", "pick_rows", {"warps": 64, "in flight": 1, "wide stores": 1}, {}, FOUR),
+    *(
+        Expected("resampling.cu", kernel, {"warps": 64, "in flight": n, "wide stores": stores}, {}, defines)
+        for kernel, n, stores in (
+            ("upsample", 1, 4),
+            ("upsample_backward", 4, 1),
+            ("concatenate", 1, 1),
+            ("split", 1, 1),
+            ("pick_rows", 1, 1),
+        )
+        for defines in (FOUR, EIGHT)
+    ),
     *(
         Expected("resampling.cu", k, {"warps": 64})
         for k in ("upsample", "upsample_backward", "concatenate", "split", "pick_rows")

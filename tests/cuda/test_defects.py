@@ -63,7 +63,7 @@ DEFECTS = {
         "reduction too narrow": ("for (int mask = s.columns; mask < 32;", "for (int mask = s.columns; mask < 16;"),
         "variance of the shifted values": ("squares[i] - own * sum[i] + ", "squares[i] + "),
         "mask turned round": ("uniform(word[i]) >= p", "uniform(word[i]) < p"),
-        "pixels past the last": ("if (j < left) load", "load"),
+        "pixels past the last": ("if (j < left) x[j] =", "x[j] ="),
         "the last of four pixels forgotten": (
             "if (k + j >= count) break;\n            if (tiled)",
             "if (k + j >= count || j == AHEAD - 1) break;\n            if (tiled)",
@@ -74,10 +74,18 @@ DEFECTS = {
         ),
     },
     ("normalization", "group_normalize_backward, dropout"): {
-        "tiles that overlap": ("(tiled ? 2 * P * slab : 0)", "(tiled ? P * slab : 0)"),
+        "tiles that overlap": ("tiled ? 2 * P * slab : 0", "tiled ? P * slab : 0"),
         "mean over pixels only": ("A[i] /= P * D", "A[i] /= P"),
-        "term of the variance": (" - z[j][i] * B[i])", ")"),
+        "term of the variance": (" - z[i] * B[i])", ")"),
         "images counted twice": ("n < N; n += 8", "n < N; n += 7"),
+    },
+    ("normalization", "bf16 group_normalize"): {
+        "entries exchanged": ("rounded<PRECISION>(v[6], v[7])", "rounded<PRECISION>(v[7], v[6])"),
+        "sums in an odd tile": ("(entries + WHOLE - 1) / WHOLE * WHOLE", "entries / WHOLE * WHOLE"),
+    },
+    ("normalization", "fp16 dropout"): {
+        "grown twice": ("l);  // as it was read, or 0", "l), multiply(l, 2.f);"),
+        "words of the first four": ("philox(four, j / 4 + k, draw)", "philox(four, j / 4, draw)"),
     },
     ("attention", "softmax, softmax_backward"): {
         "lanes past the end": ("X[lane + 32 * k] : -INFINITY", "X[lane + 32 * k] : 0.f"),
@@ -106,13 +114,26 @@ DEFECTS = {
     },
     ("optimizer", "squared_norm, clip"): {
         "run of the next block": ("length = min(per_block, n - start)", "length = n - start"),
-        "unaligned reads": ("aligned(x) && n - i >= 4) return load", "n - i >= 4) return load"),
+        "unaligned reads": ("aligned(x) && n - i >= N) return load", "n - i >= N) return load"),
     },
     ("optimizer", "launch_adam, adam"): {
-        "moments exchanged": ("store4(m, i, n, first)", "store4(m, i, n, second)"),
+        "moments exchanged": ("store_up_to(m, i, n, first)", "store_up_to(m, i, n, second)"),
+    },
+    ("optimizer", "loss scale"): {
+        "gradient left multiplied": ("max_norm / norm : 1.f) / S", "max_norm / norm : 1.f)"),
+        "overflow taken for a failure": ("&& !overflow) failed[0]", ") failed[0]"),
+        "lost loss taken for an overflow": ("losses[i] - losses[i], overflow = false", "losses[i] - losses[i]"),
+        "good steps counted on": ("loss_scale[1] = doubled ? 0.f : good", "loss_scale[1] = good"),
+        "half the scale each time": ("overflow ? S * 0.5f : doubled", "doubled"),
+    },
+    ("optimizer", "fp16 launch_adam"): {
+        "weights from before the step": (
+            "if (half) store_up_to(half, i, n, weight)",
+            "if (half) store_up_to(half, i, n, first)",
+        ),
     },
     ("resampling", "repeat_pixels, sum_pixel_blocks, join, cut"): {
-        "width not doubled": ("store(Y + (at + k / 2 * (2 * width)", "store(Y + (at + k / 2 * width"),
+        "width not doubled": ("put<VECTOR>(Y + (at + k / 2 * (2 * width)", "put<VECTOR>(Y + (at + k / 2 * width"),
         "threads past the end": ("if (i >= size) return;\n    const int channels", "const int channels"),
     },
 }
@@ -135,7 +156,11 @@ def first_failure(check):
     return None
 
 
-CASES = [pytest.param(*where, *what, id=name) for where, defects in DEFECTS.items() for name, what in defects.items()]
+CASES = [
+    pytest.param(*where, *what, id=name, marks=[pytest.mark.slow] * (where[1][:4] in ("bf16", "fp16")))
+    for where, defects in DEFECTS.items()
+    for name, what in defects.items()
+]
 
 
 @pytest.mark.parametrize("family, checks, text, replacement", CASES)

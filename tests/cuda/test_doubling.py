@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from tests.cuda.conftest import HALVES
 from tests.cuda.test_convolution import doubles, error, normal
 from tinydiff.cuda import convolution, doubling
 from tinydiff.ops import convolution as definition
+from tinydiff.precision import from_memory, in_memory, rounded
 
 CASES = {
     "several tiles": (3, 7, 5, 16, 72),
@@ -90,3 +92,18 @@ def test_what_is_left_to_the_definition(device):
     X, W, b, L_Y = arrays(1, 2, 2, 4, 4)
     for y in three(device, *doubles(X, W, b, L_Y)):
         assert y is NotImplemented
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_filters_in_16_bits_are_added_in_float32_and_rounded_once(device, precision):
+    """All four taps in the corners of 2 x 2 filters: in 16 bits, adding 1 thrice to 2^11 would leave it. NaN and infinity stay."""
+    W = np.ones((3, 3, 3, 5), np.float32)
+    W[1, 1, 0], W[1, 1, 1, 0], W[1, 1, 2] = 2**11, np.nan, np.inf
+    W = in_memory(W, precision)
+    V, T = device.run(doubling.filters_of_parities, W), device.run(doubling.turned_filters, W)
+    assert V.dtype == T.dtype == W.dtype
+    corner = from_memory(V[0, 0, 1, 1])
+    expected = rounded(np.float32([2**11 + 3]), precision)
+    np.testing.assert_array_equal(corner[0], np.repeat(expected, 5))
+    np.testing.assert_array_equal(corner[1:], [[np.nan, 4, 4, 4, 4], [np.inf] * 5])
+    np.testing.assert_array_equal(from_memory(T[1, 1]).T, corner)

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from tests.cuda.conftest import HALVES, assert_rounded, in_16_bits
 from tinydiff import ops
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.cuda import activation, normalization
+from tinydiff.precision import from_memory
 from tinydiff.random import Generator
 
 STATE = (2**40 + 5, 5, 77, 2**32 - 3)  # of the generator that draws dropout's mask; the offset crosses 2**32
@@ -62,7 +64,7 @@ def both(device, X, L_Y, w, b, groups, eps=1e-5, silu=False, dropout=None, needs
 
 
 def assert_close(ours, expected, tolerance=3e-6):
-    for name, a, e in zip(("Y", "L_X", "L_w", "L_b"), ours, expected, strict=True):
+    for name, a, e in zip(("Y", "L_X", "L_w", "L_b")[-len(expected) :], ours, expected, strict=True):
         assert a.shape == e.shape and a.dtype == np.float32, name
         np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * np.abs(e).max(initial=1e-30), err_msg=name)
 
@@ -77,6 +79,91 @@ def test_values_and_gradients(N, size, C, groups, silu, dropout, device, rng):
     tolerance = 3e-6 if math.prod(size) * C // groups > 8 else 1e-3
     expected = exact(X, L_Y, w, b, groups, 1e-5, silu, dropout)
     assert_close(both(device, X, L_Y, w, b, groups, 1e-5, silu, dropout), expected, tolerance)
+
+
+# Vectors of eight channels: groups of one, three and twelve; a slab narrower than the others, a row longer than a warp, an image
+# that does not fit in shared memory. One by one: an odd tile, groups of two and three.
+HALF_SHAPES = [
+    (2, (4, 4), 8, 8),
+    (2, (3, 5), 24, 8),
+    (1, (20, 15), 24, 2),
+    (1, (20, 6), 144, 3),
+    (1, (3,), 1040, 2),
+    (1, (50, 50), 16, 2),
+    (11, (2, 2), 40, 4),
+    (2, (5, 3), 12, 6),
+    (1, (7,), 9, 3),
+    (1, (50, 49), 11, 1),
+]
+
+
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize(("N", "size", "C", "groups"), HALF_SHAPES, ids=str)
+def test_16_bits(N, size, C, groups, precision, device, rng):
+    X, L_Y, w, b = arrays(rng, N, size, C)
+    memory, (x, l_y) = in_16_bits(precision, X, L_Y)
+    dropout = DROPOUT if C % 3 == 0 else None
+    Y, L_X, L_w, L_b = both(device, *memory, w, b, groups, 1e-5, True, dropout)
+    y, *gradients = exact(x, l_y, w, b, groups, 1e-5, True, dropout)
+    assert Y.dtype == L_X.dtype == memory[0].dtype
+    assert_rounded(Y, y)
+    assert_rounded(L_X, gradients[0])
+    assert_close((L_w, L_b), gradients[1:], 3e-6)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_16_bits_that_lie_in_memory_in_other_ways(precision, device, rng):
+    X, L_Y, w, b = arrays(rng, 2, (3, 4), 8)
+    (X, L_Y), _ = in_16_bits(precision, X, L_Y)
+    expected = both(device, X, L_Y, w, b, 2, silu=True, dropout=DROPOUT)
+    shifted = np.zeros(X.size + 1, X.dtype)[1:].reshape(X.shape)  # not from a multiple of 16 bytes on
+    shifted[...] = X
+    strided = np.repeat(L_Y, 2, axis=-1)[..., ::2]
+    for a, e in zip(both(device, shifted, strided, w, b, 2, silu=True, dropout=DROPOUT, seed=3), expected, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("C", [8, 9])
+def test_what_is_read_twice_is_the_same_in_16_bits(C, precision, device, rng, monkeypatch):
+    X, L_Y, w, b = arrays(rng, 2, (9, 10), C)
+    L_Y[0, 0, 0] = 3e-8  # below the least normal number of fp16, and below the least of all when it grows
+    given = (*in_16_bits(precision, X, L_Y)[0], w, b, 1)
+    kept = both(device, *given, silu=True, dropout=DROPOUT)
+    monkeypatch.setattr(normalization, "_shared_memory", lambda x: 0)
+    for a, e in zip(both(device, *given, silu=True, dropout=DROPOUT), kept, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("C", [8, 9])
+def test_infinite_nan_and_too_large_in_16_bits(C, precision, device, rng):
+    """Of one image of three: what is not finite stays in it. fp16 becomes infinite beyond 65504."""
+    X, L_Y, w, b = arrays(rng, 3, (2, 3), C)
+    X[0, 0, 0, 0], X[1, 1, 1, -1], b[0] = np.nan, np.inf, 1e5
+    (X, L_Y), _ = in_16_bits(precision, X, L_Y)
+    Y, L_X, *_ = both(device, X, L_Y, w, b, 1)
+    Y, L_X = from_memory(Y), from_memory(L_X)
+    assert np.isnan(Y[:2]).all() and np.isnan(L_X[:2]).all() and np.isfinite(L_X[2]).all()
+    assert np.isfinite(Y[2, ..., 1:]).all() and np.isposinf(Y[2, ..., 0]).all() == (precision == "fp16")
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4, 8), (0, 3, 9), (2, 0, 3, 8)], ids=str)
+def test_nothing_in_16_bits(shape, device):
+    X, w = np.ones(shape, np.float16), np.ones(shape[-1], np.float32)
+    Y, L_X, L_w, L_b = both(device, X, X, w, w, 1, silu=True)
+    assert Y.shape == L_X.shape == shape and Y.dtype == L_X.dtype == np.float16
+    assert not L_w.any() and not L_b.any() and L_w.dtype == L_b.dtype == np.float32
+
+
+def test_arrays_of_bfloat16_are_those_of_their_bits(device, rng):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    X, L_Y, w, b = arrays(rng, 2, (3, 4), 8)
+    bits = both(device, *(in_16_bits("bf16", X, L_Y)[0]), w, b, 2, silu=True)
+    ours = both(device, X.astype(bfloat16), L_Y.astype(bfloat16), w, b, 2, silu=True)
+    assert ours[0].dtype == ours[1].dtype == bfloat16
+    for a, e in zip(ours, bits, strict=True):
+        np.testing.assert_array_equal(a.view(e.dtype), e)
 
 
 @pytest.mark.parametrize(("C", "groups"), [(24, 4), (15, 5)])
@@ -223,23 +310,30 @@ def test_what_the_kernels_leave_to_others(device):
     assert run(normalization.group_normalize, np.ones((1, 2, 1028), np.float32), None, None, 1, 1e-5) is NotImplemented
     assert run(normalization.group_normalize, np.ones((1, 2, 257), np.float32), None, None, 1, 1e-5) is NotImplemented
     assert run(activation.silu_forward, np.ones(3)) is NotImplemented
+    half, single = np.ones((1, 2, 8), np.float16), np.ones((1, 2, 8), np.float32)
+    assert run(normalization.group_normalize, half, np.ones(8, np.float16), None, 2, 1e-5) is NotImplemented
+    saved = np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), None, None, 2, True
+    assert run(normalization.group_normalize_backward, half, single, *saved) is NotImplemented
+    assert run(activation.silu_backward, half, single) is NotImplemented
 
 
 @pytest.mark.parametrize("memory", [64 << 10, 99 << 10, 227 << 10])
-def test_every_division_of_work_is_one_that_the_kernels_can_do(memory):
+@pytest.mark.parametrize("bytes_each", [4, 2])
+def test_every_division_of_work_is_one_that_the_kernels_can_do(memory, bytes_each):
     for P in (0, 1, 2, 16, 49, 64, 784, 1024, 4096, 65536):
         for C in (1, 3, 4, 12, 30, 32, 64, 100, 128, 256, 512, 1024):
             for D in (d for d in (1, 2, 3, 4, 5, 8, 10, 16, 25, 32, 64, 128, 256, 512) if C % d == 0):
                 for tiles in (1, 2):
-                    a = normalization._divide(P, C, D, tiles, memory)
+                    a = normalization._divide(P, C, D, tiles, memory, bytes_each)
                     if a is None:
-                        assert D > 1024 or (D > 256 and D % 4)
+                        assert 4096 // bytes_each < D or (D > 256 and D % (16 // bytes_each))
                         continue
                     assert a.slab % D == 0 and a.slab % a.vector == 0 and C % a.vector == 0 and a.slab <= C
                     assert a.columns & (a.columns - 1) == 0 and a.slab // a.vector <= a.columns <= a.threads <= 256
                     assert a.threads % 32 == 0 and a.threads % a.columns == 0
-                    assert a.shared + 1024 <= memory and a.tiled <= (a.shared >= 4 * tiles * P * a.slab)
-                    assert a[:4] == normalization._divide(P, C, D, tiles, 227 << 10)[:4]
+                    assert a.shared + 1024 <= memory and a.shared % 4 == 0
+                    assert a.tiled <= (a.shared >= bytes_each * tiles * P * a.slab)
+                    assert a[:4] == normalization._divide(P, C, D, tiles, 227 << 10, bytes_each)[:4]
 
 
 def test_silu(device, rng):
@@ -253,6 +347,23 @@ def test_silu(device, rng):
     far = np.array([-np.inf, -3e38, -200, -90, 90, 200, 3e38, np.inf, np.nan], np.float32)
     np.testing.assert_array_equal(device.run(activation.silu_forward, far), [0, 0, 0, 0, *far[4:]])
     L_X = device.run(activation.silu_backward, np.ones(9, np.float32), far)
+    np.testing.assert_array_equal(L_X, [0, 0, 0, 0, 1, 1, 1, 1, np.nan])
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_silu_in_16_bits(precision, device, rng):
+    for n, first in ((0, 0), (1, 0), (5, 0), (2061, 0), (2060, 1)):
+        memory, (x, l_y) = in_16_bits(precision, *4 * rng.normal(size=(2, n)).astype(np.float32))
+        x = Tensor(x[first:], requires_grad=True)
+        y = ops.silu(x)
+        y.backward(l_y[first:])
+        X, L_Y = (a[first:] for a in memory)  # from 1 on off 16 bytes
+        assert_rounded(device.run(activation.silu_forward, X), y.data)
+        assert_rounded(device.run(activation.silu_backward, L_Y, X), x.grad)
+    far = np.array([-np.inf, -6e4, -200, -90, 90, 200, 6e4, np.inf, np.nan], np.float32)
+    (X, ones), (x, _) = in_16_bits(precision, far, np.ones_like(far))
+    np.testing.assert_array_equal(from_memory(device.run(activation.silu_forward, X)), [0, 0, 0, 0, *x[4:]])
+    L_X = from_memory(device.run(activation.silu_backward, ones, X))
     np.testing.assert_array_equal(L_X, [0, 0, 0, 0, 1, 1, 1, 1, np.nan])
 
 

@@ -1,12 +1,15 @@
 """tinydiff/cuda/optim.py against the definitions in float64."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 
 from tinydiff import optim
 from tinydiff.cuda import optim as kernels
+from tinydiff.ops.optim import first_loss_scale
+from tinydiff.precision import in_memory
 
 LR, BETAS, EPS = 3e-3, (0.8, 0.97), 1e-4
 SHAPES = [(3, 5), (), (1,), (0, 2), (2, 3, 4), (1030,)]
@@ -38,6 +41,36 @@ def test_adam_is_its_definition(at_once, averages, decay, decoupled, device, rng
         for a, e in zip(ours, truth, strict=True):
             assert a.shape == e.shape
             np.testing.assert_allclose(a, e, rtol=1e-6, atol=5e-7)
+
+
+@pytest.mark.parametrize("S", [None, 2.0**15])
+@pytest.mark.parametrize("overflow", [False, True])
+def test_a_clipped_step_with_a_loss_scale_and_weights_in_16_bits(S, overflow, device, rng):
+    arrays = [a[:1] for a in lists(rng, 5)]
+    p, g, m, v, average = arrays
+    g[0] *= np.float32(S or 1)
+    g[0][1, 2] = np.inf if overflow else g[0][1, 2]
+    halves, losses = [in_memory(np.zeros((3, 5), np.float32), "bf16")], [np.array(0.5, np.float32)]
+    loss_scale = None if S is None else first_loss_scale(np)
+    exact = [doubles(a) for a in arrays]
+    theirs = [np.zeros((3, 5))], None if S is None else first_loss_scale(np)
+
+    def step(take, p, g, m, v, average, halves, loss_scale, losses):
+        options = 3, LR, BETAS, EPS, 0.0, False, 0.3, halves
+        result = take(g, losses, 0.5, (p, g, m, v, average, *options), None, loss_scale)
+        return result, p, m, v, average, halves, loss_scale
+
+    found, *after = device.run(partial(step, kernels.clipped_adam), p, g, m, v, average, halves, loss_scale, losses)
+    with np.errstate(invalid="ignore"):
+        expected, *truth = step(optim.clipped_adam.definition, *exact, *theirs, losses)
+    assert found[0] == expected[0] == [0.5] + [S] * (S is not None)
+    assert found[1] == pytest.approx(expected[1], rel=1e-6) or overflow
+    for a, e in zip(after[:4], truth[:4], strict=True):
+        np.testing.assert_allclose(a[0], e[0], rtol=1e-6, atol=5e-7)
+    np.testing.assert_array_equal(after[4][0], in_memory(after[0][0], "bf16") if not overflow else halves[0])
+    if S is not None:
+        np.testing.assert_array_equal(after[5], truth[5])
+        assert after[5][0] == (S / 2 if overflow else S)
 
 
 @pytest.mark.parametrize("at_once", [True, False])

@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from tests.cuda.conftest import HALVES
 from tinydiff import optim
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.cuda import updates
+from tinydiff.ops.optim import first_loss_scale, move_loss_scale, overflowed
+from tinydiff.precision import in_memory
 
 LR, BETAS, EPS = 3e-3, (0.8, 0.97), 1e-4
 
@@ -56,6 +59,36 @@ def test_adam_rounds_like_the_arrays_of_numpy(device, rng):
     p, m, v, ema = device.run(update, start.copy(), g, zeros, zeros.copy(), start.copy(), scalars)
     for ours, e in ((p, weight.data), (m, theirs.state[0][0]), (v, theirs.state[0][1]), (ema, average.averages[0])):
         np.testing.assert_allclose(ours, e, rtol=3e-7, atol=1.5e-7)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_adam_writes_the_weights_in_16_bits_as_well(precision, device, rng):
+    for n, first in ((1, 0), (1027, 0), (41, 1)):  # from 1 on off 16 bytes
+        p, g, m, v = rng.uniform(size=(4, n)).astype(np.float32)
+        half = in_memory(rng.normal(size=n + first).astype(np.float32), precision)
+
+        def both(p, g, m, v, half, scalars, first=first):
+            alone = p.copy()
+            updates.launch_adam(alone, g, m.copy(), v.copy(), None, scalars)
+            updates.launch_adam(p, g, m, v, None, scalars, half=half[first:])
+            return alone, p, half
+
+        alone, p, after = device.run(both, p, g, m, v, half.copy(), updates.adam_scalars(1, 0.1))
+        np.testing.assert_array_equal(p, alone)
+        np.testing.assert_array_equal(after[first:], in_memory(p, precision))
+        np.testing.assert_array_equal(after[:first], half[:first])
+
+
+def test_a_step_that_is_left_out_leaves_the_weights_in_16_bits(device, rng):
+    p, g, m, v = rng.uniform(size=(4, 9)).astype(np.float32)
+    half = np.ones(9, np.float16)
+
+    def step(p, g, m, v, half, scalars):
+        updates.launch_adam(p, g, m, v, None, scalars, half=half)
+        return half
+
+    scalars = updates.adam_scalars(1, 0.1, scale=np.nan)
+    np.testing.assert_array_equal(device.run(step, p, g, m, v, half.copy(), scalars), half)
 
 
 def test_a_weight_without_gradient_and_moments_stays(device):
@@ -172,6 +205,82 @@ def test_a_prepared_update_reports_by_the_clock_and_remembers_the_first_failure(
     assert failed == [6] and not report[0].any()
     with pytest.raises(ValueError, match="2 losses need a report of 4 numbers"):
         device.run(run, g, np.zeros(2, np.float32), scalars, clock, np.zeros((4, 3), np.float32), failed)
+
+
+GOOD, TOO_LARGE, LOST = 1.0, np.inf, np.nan  # gradients
+
+# S, the good steps; gradient, loss; what the state then is, and whether Adam updates: None after a failure
+LOSS_SCALES = {
+    "good": ([2**15, 7], GOOD, 1.0, [2**15, 8], True),
+    "doubled": ([2**15, 1999], GOOD, 1.0, [2**16, 0], True),
+    "largest": ([2**24, 1999], GOOD, 1.0, [2**24, 0], True),
+    "overflow": ([2**15, 1999], TOO_LARGE, 1.0, [2**14, 0], False),
+    "nan": ([2, 0], LOST, 1.0, [1, 0], False),
+    "not by S": ([1, 5], TOO_LARGE, 1.0, [1, 5], None),
+    "loss": ([2**15, 5], LOST, np.nan, [2**15, 5], None),
+    "loss alone": ([2**15, 5], GOOD, np.inf, [2**15, 5], None),
+}
+
+
+@pytest.mark.parametrize("name", LOSS_SCALES)
+def test_a_loss_scale(name, device, rng):
+    """By the kernels, with and without a clock, and by the definition."""
+    (S, *counts), kind, loss, expected, updated = LOSS_SCALES[name]
+    true, factor = 1e-3 * rng.normal(size=3000), np.float32(S)
+    g, norm = (true * S).astype(np.float32), np.linalg.norm(true)
+    g[1234] *= kind
+    arrays = g, np.array([1, loss], np.float32), np.zeros(1, np.float32), np.array([S, *counts], np.float32)
+
+    def alone(g, losses, scale, loss_scale):
+        report = updates.launch_squared_norm(g, norm / 4, scale, losses, None, None, loss_scale)
+        return report, scale, loss_scale
+
+    def by_clock(g, losses, scale, loss_scale, clock, report, failed):
+        prepared = updates.Prepared(None, clock, report, failed)
+        updates.launch_squared_norm(g, norm / 4, scale, losses, None, prepared, loss_scale)
+        return report, scale, loss_scale, failed
+
+    report, scale, moved = device.run(alone, *(a.copy() for a in arrays))
+    np.testing.assert_array_equal(moved, expected)
+    numbers, found = updates.read_report(report)
+    np.testing.assert_array_equal(numbers, [1, loss, factor])
+    assert found == pytest.approx(norm, rel=1e-6) if kind == GOOD else not np.isfinite(found)
+    assert scale == pytest.approx(0.25 / S, rel=1e-6) if updated else np.isnan(scale)
+    assert overflowed(numbers, found) == (updated is False)
+
+    clock, ring, failed = np.array([6, 0], np.uint32), np.zeros((4, 5), np.float32), np.zeros(1, np.uint32)
+    ring, *also, failed = device.run(by_clock, *(a.copy() for a in arrays), clock, ring, failed)
+    np.testing.assert_array_equal(ring[2], report)
+    np.testing.assert_array_equal(also[0], scale)
+    np.testing.assert_array_equal(also[1], moved)
+    assert failed == [6 * (updated is None)] and not ring[[0, 1, 3]].any()
+
+    defined = np.array([S, *counts], np.float32)
+    move_loss_scale(defined, numbers, found)
+    np.testing.assert_array_equal(defined, moved)
+
+
+def test_after_a_failure_the_loss_scale_stays(device):
+    arrays = np.array([np.inf, 1], np.float32), np.zeros(1, np.float32), np.ones(1, np.float32)
+    state = np.array([3, 0], np.uint32), np.zeros((2, 4), np.float32), np.array([2], np.uint32)
+
+    def step(g, scale, losses, clock, report, failed, loss_scale):
+        prepared = updates.Prepared(None, clock, report, failed)
+        updates.launch_squared_norm(g, 1.0, scale, losses, None, prepared, loss_scale)
+        return scale, loss_scale, failed
+
+    scale, loss_scale, failed = device.run(step, *arrays, *state, first_loss_scale(np))
+    assert np.isnan(scale) and failed == [2]
+    np.testing.assert_array_equal(loss_scale, first_loss_scale(np))
+
+
+def test_a_wrong_index_is_no_overflow(device):
+    def step(g, loss_scale, note):
+        return updates.launch_squared_norm(g, 1.0, None, None, note, None, loss_scale), loss_scale
+
+    report, loss_scale = device.run(step, np.array([np.inf], np.float32), first_loss_scale(np), np.array([5], np.int32))
+    assert report[1] == 5 and report[2] == 2**15
+    np.testing.assert_array_equal(loss_scale, first_loss_scale(np))
 
 
 def test_clipping_writes_into_what_adam_reads(device, rng):

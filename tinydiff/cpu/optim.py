@@ -62,6 +62,7 @@ def adam(
     weight_decay: float,
     decoupled: bool,
     average_decay: float,
+    halves: Arrays | None = None,
 ) -> None:
     """See `tinydiff.ops.optim.adam`. m / c1 / (sqrt(v) / c2 + eps) is computed as m (c2 / c1) / (sqrt(v) + eps c2), which takes
     two passes less; c1 = 1 - beta1^t, c2 = sqrt(1 - beta2^t)."""
@@ -92,7 +93,11 @@ def adam(
         if average is not None:
             _move(average, p, average_decay)
 
-    return _each_block(update, weights, gradients, m, v, averages)
+    if _each_block(update, weights, gradients, m, v, averages) is NotImplemented:
+        return NotImplemented
+    for half, p in zip(halves or [], weights, strict=halves is not None):
+        half[...] = p
+    return None
 
 
 def move_averages(averages: Arrays, weights: Arrays, decay: float) -> None:

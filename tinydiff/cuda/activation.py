@@ -1,4 +1,4 @@
-"""SiLU alone, by the kernels in kernels/normalization.cu; all float32."""
+"""SiLU alone, by the kernels in kernels/normalization.cu; float32, fp16 or bf16."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import numpy as np
 
 from tinydiff.backend import array_module
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.normalization import SOURCE
+from tinydiff.cuda.source import precision_of_elements
 from tinydiff.cuda.updates import MOST_ELEMENTS
+from tinydiff.precision import precision_of
 
-_THREADS = 256  # of a block; each has four elements
+_THREADS = 256  # of a block; each has 16 bytes
 
 
 def silu_forward(A: Any) -> Any:
     """A sigmoid(A). NotImplemented for other dtypes, and for 2**31 elements."""
-    if A.dtype != np.float32 or A.size > MOST_ELEMENTS:
+    if precision_of(A.dtype) is None or A.size > MOST_ELEMENTS:
         return NotImplemented
     xp = array_module(A)
     flat = xp.ascontiguousarray(A)  # it gives an array without axes one axis
@@ -26,7 +29,7 @@ def silu_forward(A: Any) -> Any:
 
 def silu_backward(L_Y: Any, A: Any) -> Any:
     """L_A = L_Y sigmoid(A) (1 + A (1 - sigmoid(A))). NotImplemented as for `silu_forward`."""
-    if L_Y.dtype != np.float32 or A.dtype != np.float32 or A.size > MOST_ELEMENTS:
+    if L_Y.dtype != A.dtype or precision_of(A.dtype) is None or A.size > MOST_ELEMENTS:
         return NotImplemented
     xp = array_module(A)
     L_Y, flat = xp.ascontiguousarray(L_Y), xp.ascontiguousarray(A)
@@ -36,5 +39,7 @@ def silu_backward(L_Y: Any, A: Any) -> Any:
 
 
 def _each(kernel: str, n: int, arrays: tuple[Any, ...]) -> None:
-    grid = (-(-n // (4 * _THREADS)), 1, 1)
-    launch("normalization.cu", kernel, grid, (_THREADS, 1, 1), (*arrays, np.int32(n)), defines={"VECTOR": 4})
+    vector = 16 // arrays[0].itemsize
+    grid, args = (-(-n // (vector * _THREADS)), 1, 1), (*arrays, np.int32(n))
+    defines = {"VECTOR": vector, **precision_of_elements(arrays[0])}
+    launch(SOURCE, kernel, grid, (_THREADS, 1, 1), args, defines=defines)

@@ -1,4 +1,5 @@
-"""Adam with a moving average of the weights, and clipping, by the kernels in kernels/optimizer.cu; all float32.
+"""Adam with a moving average of the weights, and clipping, by the kernels in kernels/optimizer.cu; all float32 but for the
+weights in 16 bits that Adam writes as well.
 
 `gathered` puts the arrays of all weights into one flat piece of memory, so a step takes one launch. Arrays that were
 not gathered take a launch each.
@@ -16,14 +17,16 @@ from tinydiff.backend import array_module
 from tinydiff.cuda import flat
 from tinydiff.cuda.updates import MOST_ELEMENTS, adam_scalars, launch_adam, launch_squared_norm, read_report
 from tinydiff.ops.optim import Arrays
+from tinydiff.precision import precision_of
 
 
 def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
     """([flat], views): a flat array that holds all arrays, and views of it that replace them; see `flat.join`.
 
-    NotImplemented for other dtypes than float32, for arrays of several devices and for 2**31 elements in all.
+    NotImplemented for other dtypes than float32, fp16 and bf16, for arrays of several dtypes or devices and for 2**31 elements
+    in all.
     """
-    if not _are_float32(arrays) or flat.size(arrays) > MOST_ELEMENTS:
+    if not _are_alike(arrays) or precision_of(arrays[0].dtype) is None or flat.size(arrays) > MOST_ELEMENTS:
         return NotImplemented
     whole, views = flat.join(arrays)
     return [whole], views
@@ -42,20 +45,24 @@ def adam(
     weight_decay: float,
     decoupled: bool,
     average_decay: float,
+    halves: Arrays | None = None,
 ) -> None:
     """See `tinydiff.ops.optim.adam`; a launch for each weight. NotImplemented for what `launch_adam` does not take."""
-    if not _fit([*weights, *gradients, *m, *v, *(averages or [])]):
+    if not _fit([*weights, *gradients, *m, *v, *(averages or [])], halves):
         return NotImplemented
     numbers = step, lr, betas, eps, weight_decay if decoupled else 0.0, average_decay
     scalars = replay.fed(array_module(weights[0]), adam_scalars, *numbers)
     coupled = 0.0 if decoupled else weight_decay
-    for arrays in zip(weights, gradients, m, v, averages or [None] * len(weights), strict=True):
-        p, g, first, second, average = (None if a is None else a.reshape(-1) for a in arrays)
-        launch_adam(p, g, first, second, average, scalars, betas, coupled)
+    none = [None] * len(weights)
+    for arrays in zip(weights, gradients, m, v, averages or none, halves or none, strict=True):
+        p, g, first, second, average, half = (None if a is None else a.reshape(-1) for a in arrays)
+        launch_adam(p, g, first, second, average, scalars, betas, coupled, half)
     return None
 
 
-def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None) -> Any:
+def clipped_adam(
+    gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None, loss_scale: Any = None
+) -> Any:
     """See `tinydiff.ops.optim.clipped_adam`: three launches, then one copy back, which is all that waits for the GPU. The
     device itself decides whether all is finite. While a step is recorded, losses and norm are arrays, and a third result is
     the function that reads them afterwards. NotImplemented for arrays that are not one piece each.
@@ -63,9 +70,9 @@ def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: 
     prepared: None, or an `updates.Prepared`; then step, lr and the decay of the average are not used, nothing is copied in
     either direction, and the result is None.
     """
-    weights, _, m, v, averages, step, lr, betas, eps, weight_decay, decoupled, average_decay = arguments
-    arrays = [*weights, *gradients, *m, *v, *(averages or [])]
-    if len(weights) != 1 or not _fit([*arrays, *losses]):
+    weights, _, m, v, averages, step, lr, betas, eps, weight_decay, decoupled, average_decay, *rest = arguments
+    arrays, halves = [*weights, *gradients, *m, *v, *(averages or [])], rest[0] if rest else None
+    if len(weights) != 1 or not _fit([*arrays, *losses], halves):
         return NotImplemented
     xp = array_module(weights[0])
     if prepared is None:
@@ -75,10 +82,12 @@ def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: 
         scalars = prepared.scalars
     all_losses = losses[0].reshape(1) if len(losses) == 1 else xp.stack(losses)
     note = None if xp is np else backend.pending_note()
-    report = launch_squared_norm(gradients[0].reshape(-1), max_norm, scalars[:1], all_losses, note, prepared)
+    report = launch_squared_norm(
+        gradients[0].reshape(-1), max_norm, scalars[:1], all_losses, note, prepared, loss_scale
+    )
     p, g, first, second = (a[0].reshape(-1) for a in (weights, gradients, m, v))
-    average = averages[0].reshape(-1) if averages else None
-    launch_adam(p, g, first, second, average, scalars, betas, 0.0 if decoupled else weight_decay)
+    average, half = (a[0].reshape(-1) if a else None for a in (averages, halves))
+    launch_adam(p, g, first, second, average, scalars, betas, 0.0 if decoupled else weight_decay, half)
     if prepared is not None:
         return None
     if replay.current() is not None:
@@ -98,11 +107,15 @@ def clip(gradients: Arrays, max_norm: float) -> float:
     return norm
 
 
-def _fit(arrays: Arrays) -> bool:
-    """Whether the kernels take each of the arrays."""
-    return _are_float32(arrays) and all(a.flags.c_contiguous and a.size <= MOST_ELEMENTS for a in arrays)
+def _fit(arrays: Arrays, halves: Arrays | None = None) -> bool:
+    """Whether the kernels take each of the arrays, which are float32, and `halves`, which are of 16 bits."""
+    if not _are_alike(arrays) or arrays[0].dtype != np.float32:
+        return False
+    if halves and not (_are_alike(halves) and precision_of(halves[0].dtype) in ("fp16", "bf16")):
+        return False
+    return all(a.flags.c_contiguous and a.size <= MOST_ELEMENTS for a in (*arrays, *(halves or [])))
 
 
-def _are_float32(arrays: Arrays) -> bool:
-    """Whether all arrays are float32 and of one device."""
-    return {a.dtype for a in arrays} == {np.dtype(np.float32)} and len({array_module(a) for a in arrays}) == 1
+def _are_alike(arrays: Arrays) -> bool:
+    """Whether all arrays are of one dtype and of one device."""
+    return len({a.dtype for a in arrays}) == 1 == len({array_module(a) for a in arrays})

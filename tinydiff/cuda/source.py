@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff.errors import RunFailed
-from tinydiff.precision import IN_MEMORY
+from tinydiff.precision import IN_MEMORY, precision_of
 
 
 class KernelError(RunFailed):
@@ -126,6 +126,14 @@ def kernels(text: str, types: tuple[str, ...] = ("FLOAT32", "FLOAT32")) -> dict[
 def types_of(defines: Mapping[str, Any]) -> tuple[str, ...]:
     """What the macros say that a source's Element and Result are, float32 where they say nothing."""
     return tuple(defines.get(macro, "FLOAT32") for macro in NAMED.values())
+
+
+def precision_of_elements(array: Any) -> dict[str, str]:
+    """The macro for a source whose Element is what the array holds, none for float32. The array's dtype is one that
+    `precision.precision_of` knows."""
+    precision = precision_of(array.dtype)
+    assert precision is not None
+    return {} if precision == "float32" else {NAMED["Element"]: precision.upper()}
 
 
 def _parameter(kernel: str, text: str, named: Mapping[str, np.dtype]) -> Parameter:

@@ -1,4 +1,5 @@
-"""Rows of tables and their gradients, by the kernels in kernels/resampling.cu and kernels/matrix.cu; all float32."""
+"""Rows of tables and their gradients, by the kernels in kernels/resampling.cu and kernels/matrix.cu. Rows are float32, fp16
+or bf16, their gradients float32."""
 
 from __future__ import annotations
 
@@ -10,17 +11,18 @@ from tinydiff import backend
 from tinydiff.backend import array_module
 from tinydiff.cuda import products
 from tinydiff.cuda.resampling import launch_vectors
+from tinydiff.precision import precision_of
 
 
 def pick_rows(W: Any, indices: Any, known: bool = False) -> Any:
     """Y_n = W_i(n): W (V, D), int64 indices (...) -> (..., D). An index outside 0..V-1 gives the first or the last row. Unless
     it is `known` that there is none, the device notes it: `backend.to_numpy` raises the IndexError. NotImplemented for
     other dtypes, and for a table without rows."""
-    if W.dtype != np.float32 or indices.dtype != np.int64 or not len(W):
+    if precision_of(W.dtype) is None or indices.dtype != np.int64 or not len(W):
         return NotImplemented
     xp, (V, D), shape = array_module(W), W.shape, indices.shape
     W, indices = xp.ascontiguousarray(W), xp.ascontiguousarray(indices)
-    Y = xp.empty((*shape, D), np.float32)
+    Y = xp.empty((*shape, D), W.dtype)
     if isinstance(W, np.ndarray):  # on the host, where reading costs nothing
         note = None if known else np.zeros(1, np.int32)
     else:

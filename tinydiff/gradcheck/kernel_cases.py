@@ -12,7 +12,7 @@ from tinydiff import optim
 from tinydiff.cuda import doubling, normalization, products, tensor, tensor_convolution
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.taps import Place, Taps, taps_of
-from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
+from tinydiff.cuda.updates import Prepared, adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
 from tinydiff.gradcheck.cases import (
     BY_DEFINITION,
@@ -27,8 +27,10 @@ from tinydiff.gradcheck.cases import (
     pairs,
     products_of,
 )
+from tinydiff.gradcheck.half_cases import compared, in_16_bits
 from tinydiff.ops import convolution
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
+from tinydiff.ops.optim import move_loss_scale
 from tinydiff.ops.windows import Window
 from tinydiff.precision import from_memory, in_memory, rounded
 from tinydiff.random import Generator
@@ -62,11 +64,6 @@ _CONVOLUTIONS = (  # images, channels, filters, window
     ((3, 11, 9), 32, 288, Window((1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))),  # several of the largest tiles
     ((2, 9, 11), 32, 32, Window((3, 2), (2, 3), ((1, 2), (2, 1)), (3, 4))),
 )
-_ROUNDED = {
-    "tf32": 0,
-    "fp16": 2**-11,
-    "bf16": 2**-8,
-}  # off by rounding, relative to a result, which is float32 for TF32
 
 
 def _on_tensor_cores(rng: np.random.Generator, precision: str) -> Iterator[Any]:
@@ -75,13 +72,6 @@ def _on_tensor_cores(rng: np.random.Generator, precision: str) -> Iterator[Any]:
         X, W = normal(rng, *shape, C), normal(rng, *window.size, C, K) / 8
         arrays = X, W, normal(rng, len(X), *window.output_size(X.shape), K)
         yield window, [in_memory(x, precision) for x in arrays], [double(rounded(x, precision)) for x in arrays]
-
-
-def _compared(ours: Any, truth: Any, precision: str) -> tuple[Any, Any]:
-    """A result, and the number nearest to what it should be of those that are rounded to it."""
-    ours = double(from_memory(ours))
-    half = np.abs(ours) * _ROUNDED[precision]
-    return np.clip(truth, ours - half, ours + half), truth
 
 
 def _tensor_convolution(rng: np.random.Generator, run: Run, precision: str, backward: bool) -> Pairs:
@@ -96,7 +86,7 @@ def _tensor_convolution(rng: np.random.Generator, run: Run, precision: str, back
             added = b, E, in_memory(R, precision)
             run(tensor_convolution.convolve, X, W, added, Y, taps_of(window), place, precision)
             truth = defined(convolution.convolve, x, w, b, window) + E[:, None, None] + from_memory(added[2])
-        yield _compared(Y, truth, precision)
+        yield compared(Y, truth, precision)
 
 
 def _tensor_weight_gradient(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
@@ -155,6 +145,24 @@ def _squared_norm(rng: np.random.Generator, run: Run) -> Pairs:
         yield scale, np.minimum([1], 1e-2 / np.sqrt(squared))
 
 
+def _loss_scale(rng: np.random.Generator, run: Run) -> Pairs:
+    """A loss scale over some steps: what becomes of it, of the factor for Adam, and of the latch for failures."""
+    ours, truth = np.array([4, 1998], np.float32), np.array([4, 1998], np.float32)
+    report, failed, clock = np.zeros((1, 4), np.float32), np.zeros(1, np.uint32), np.array([3, 0], np.uint32)
+    g, scale = normal(rng, 3001), np.zeros(1, np.float32)
+    norm = float(np.sqrt(np.sum(double(g) ** 2)))
+    for factor, loss in ((1, 1.0), (1, 1.0), (np.inf, 1.0), (1, 1.0), (np.inf, np.nan), (1, 1.0)):
+        S, prepared, lost = float(truth[0]), Prepared(None, clock, report, failed), failed[0] > 0
+        options = norm / 2, scale, np.array([loss], np.float32), None, prepared, ours
+        run(launch_squared_norm, np.float32(S * factor) * g, *options)
+        if not lost:
+            move_loss_scale(truth, [loss, S], norm * factor)
+        good = np.isfinite([factor, loss]).all() and not lost
+        yield np.nan_to_num(scale), np.array([0.5 / S if good else 0.0])  # NaN where the step is left out
+        yield ours, truth
+        yield failed, np.array([3 * (lost or not np.isfinite(loss))], np.uint32)
+
+
 def _gather_batch(rng: np.random.Generator, run: Run) -> Pairs:
     for shape in ((5, 3, 4, 1), (4, 5, 5, 3), (2, 1, 1, 4)):
         images, n = rng.integers(0, 256, shape).astype(np.uint8), 7
@@ -172,15 +180,16 @@ def _tick(rng: np.random.Generator, run: Run) -> Pairs:
         yield clock, np.array([step, 9], np.uint32)
 
 
-def _filters(rng: np.random.Generator, run: Run) -> Pairs:
+def _filters(rng: np.random.Generator, run: Run, precision: str = "float32") -> Pairs:
     for C, K in ((40, 70), (1, 3)):
         W = normal(rng, 3, 3, C, K)
-        double, V = np.zeros((4, 4, C, K)), run(doubling.filters_of_parities, W)
+        short, exact, truth = in_memory(W, precision), double(rounded(W, precision)), np.zeros((4, 4, C, K))
         for i, j in np.ndindex(4, 4):  # tap i of 4 is the sum of those of 3 that it covers
-            double[i, j] = W[max(0, 2 - i) : 4 - i, max(0, 2 - j) : 4 - j].sum((0, 1), np.float64)
-        yield run(doubling.turned_filters, W), double.swapaxes(2, 3)
+            truth[i, j] = exact[max(0, 2 - i) : 4 - i, max(0, 2 - j) : 4 - j].sum((0, 1))
+        V = run(doubling.filters_of_parities, short)
+        yield compared(run(doubling.turned_filters, short), truth.swapaxes(2, 3), precision)
         for a, b, i, j in np.ndindex(2, 2, 2, 2):
-            yield V[a, b, i, j], double[3 - a - 2 * i, 3 - b - 2 * j]
+            yield compared(V[a, b, i, j], truth[3 - a - 2 * i, 3 - b - 2 * j], precision)
 
 
 def _filters_backward(rng: np.random.Generator, run: Run) -> Pairs:
@@ -194,7 +203,11 @@ def _filters_backward(rng: np.random.Generator, run: Run) -> Pairs:
 
 OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond the definitions
     "batch": {"gather_batch": _gather_batch, "tick": _tick},
-    "doubling": {"filters": _filters, "their gradient": _filters_backward},
+    "doubling": {
+        "filters": _filters,
+        "their gradient": _filters_backward,
+        **{f"{p} filters": functools.partial(_filters, precision=p) for p in ("bf16", "fp16")},
+    },
     "matrix": {"matmul": _matmul},
     "normalization": {"dropout": _with_dropout},
     "tensor_product": {
@@ -227,9 +240,10 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
         precision: functools.partial(_tensor_weight_gradient, precision=precision)
         for precision in ("tf32", "bf16", "fp16")
     },
-    "optimizer": {"launch_adam": _adam, "squared_norm": _squared_norm},
+    "optimizer": {"launch_adam": _adam, "squared_norm": _squared_norm, "loss scale": _loss_scale},
 }
 
 BY_SOURCE = {
-    name: {**BY_DEFINITION.get(name, {}), **OF_KERNELS.get(name, {})} for name in sorted({*BY_DEFINITION, *OF_KERNELS})
+    name: {**BY_DEFINITION.get(name, {}), **OF_KERNELS.get(name, {}), **in_16_bits(name)}
+    for name in sorted({*BY_DEFINITION, *OF_KERNELS})
 }

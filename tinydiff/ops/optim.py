@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tinydiff import replay
-from tinydiff.backend import array_module, widened
+from tinydiff.backend import array_module, to_numpy, widened
 from tinydiff.dispatch import accelerated
 
 Arrays = list[Any]
+
+# The loss is multiplied by a scale before gradients go through maps of fp16, where numbers below 2^-24 are 0 and those above
+# 65504 are infinite (Micikevicius et al., 2018, section 3.2). It is a power of two, so it changes no digit.
+FIRST_SCALE = 2.0**15
+LEAST_SCALE = 1.0  # where a norm that is not finite is a failure
+MOST_SCALE = 2.0**24  # beyond, nothing that float32 holds of a gradient is lost any more
+GOOD_STEPS = 2000  # after so many in a row the scale is doubled
 
 
 @accelerated
@@ -45,11 +53,13 @@ def adam(
     weight_decay: float,
     decoupled: bool,
     average_decay: float,
+    halves: Arrays | None = None,
 ) -> None:
     """Update number t = step of lists of weights (Kingma & Ba, 2015, algorithm 1), then of their averages unless None.
 
     gradients, m, v: an array for each weight. lr, betas, eps, weight_decay: see `Adam`. decoupled: weight decay as in
-    `AdamW`. average_decay: d of `EMA`.
+    `AdamW`. average_decay: d of `EMA`. halves: an array of 16 bits for each weight, which gets the new numbers as well; None
+    for none.
     """
     replay.refuse("Adam's learning rate", "its weights must all be float32, on the GPU and with a gradient")
     beta1, beta2 = betas
@@ -65,18 +75,64 @@ def adam(
         p[...] = w - lr * m_hat / (array_module(w).sqrt(v_hat) + eps)
         if average is not None:
             average += (1 - average_decay) * (p - average)
+    for half, p in zip(halves or [], weights, strict=halves is not None):
+        half[...] = p
 
 
 @accelerated
 def clipped_adam(
-    gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None
+    gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None, loss_scale: Any = None
 ) -> tuple[list[float], float] | None:
     """`clip` of gradients to max_norm, then `adam` with its arguments, if the norm and all losses, arrays (), are finite.
-    Returns the losses as numbers and the norm before clipping. prepared: for the GPU alone, see `Adam.clipped_step`."""
+    Returns the losses as numbers and the norm before clipping. prepared: for the GPU alone, see `Adam.clipped_step`.
+
+    loss_scale: None, or its state, see `move_loss_scale`: gradients are divided by the scale first, and afterwards the state is
+    moved. The numbers then end with the scale that the step was made with."""
+    losses = [*losses, *unscaled(gradients, loss_scale)]
     numbers, norm = [float(loss) for loss in losses], clip(gradients, max_norm)
     if np.isfinite([*numbers, norm]).all():
         adam(*arguments)
+    move_loss_scale(loss_scale, numbers, norm)
     return numbers, norm
+
+
+def first_loss_scale(xp: Any) -> Any:
+    """The state of a loss scale at a run's first step, an array of the module xp; see `move_loss_scale`."""
+    return xp.asarray([FIRST_SCALE, 0], np.float32)
+
+
+def unscaled(gradients: Arrays, loss_scale: Any) -> Arrays:
+    """Divides gradients, in place, by the scale that their loss was multiplied with. loss_scale: the state, None for no scale.
+    Returns the scale, an array (), in a list."""
+    if loss_scale is None:
+        return []
+    scale = loss_scale[:1].reshape(()).copy()
+    for g in gradients:
+        g *= 1 / scale
+    return [scale]
+
+
+def overflowed(numbers: Sequence[float], norm: float) -> bool:
+    """Whether a step was left out because a gradient became too large for fp16: its norm is not finite, although the losses are,
+    and the scale can be made smaller. Anything else that is not finite is a failure. numbers: the losses, then the scale."""
+    return not math.isfinite(norm) and all(map(math.isfinite, numbers)) and numbers[-1] > LEAST_SCALE
+
+
+def move_loss_scale(state: Any, numbers: Sequence[float], norm: float) -> None:
+    """After a step: its state, float32 (2,), holds the scale, and how many steps in a row were good with it.
+
+    A step that `overflowed` halves the scale; `GOOD_STEPS` good ones double it, up to `MOST_SCALE`. A failure leaves it. state:
+    None for no scale.
+    """
+    if state is None:
+        return
+    scale, good = to_numpy(state).tolist()
+    if overflowed(numbers, norm):
+        scale, good = scale / 2, 0
+    elif np.isfinite([*numbers, norm]).all():
+        good += 1
+        scale, good = (min(2 * scale, MOST_SCALE), 0) if good >= GOOD_STEPS else (scale, good)
+    state[...] = array_module(state).asarray([scale, good], np.float32)
 
 
 @accelerated
