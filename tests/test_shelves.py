@@ -33,6 +33,7 @@ FOUNDATIONS = {
         "source",
         "taps",
         "tensor",
+        "tensor_attention",
         "tensor_convolution",
         "updates",
     },

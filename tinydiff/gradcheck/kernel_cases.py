@@ -14,6 +14,7 @@ from tinydiff.cuda.launch import launch
 from tinydiff.cuda.taps import Place, Taps, taps_of
 from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
+from tinydiff.gradcheck import attention_cases
 from tinydiff.gradcheck.cases import (
     BY_DEFINITION,
     STATE,
@@ -208,6 +209,7 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
         for backward in (False, True)
     }
     | {"tf32, doubled pixels": _doubled_pixels},
+    "tensor_attention": attention_cases.CHECKS,
     "tensor_weight_gradient": {
         precision: functools.partial(_tensor_weight_gradient, precision=precision)
         for precision in ("tf32", "bf16", "fp16")
