@@ -68,9 +68,9 @@ MANY = (((2,), 65, 196, 40, 16),)
 
 
 def _attention(rng: np.random.Generator, run: Run, precision: str, sizes: Any) -> Pairs:
-    for arrays, scale in _arrays(rng, sizes):
-        Q, K, V, L_Y = (in_memory(X, precision) for X in arrays)
-        expected = truths(*arrays, scale, precision)
+    for (Q, K, V, L_Y), scale in _arrays(rng, sizes):
+        expected = truths(Q, K, V, L_Y, scale, precision)
+        Q, K, V, L_Y = (in_memory(X, precision) for X in (Q, K, V, L_Y))
         Y, z = run(tensor_attention.attend, Q, K, V, scale, precision)
         gradients = run(tensor_attention.attend_backward, L_Y, Q, K, V, z, scale, (True,) * 3, precision)
         for truth, ours in zip(expected.values(), (z, Y, *gradients), strict=True):
