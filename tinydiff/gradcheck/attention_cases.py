@@ -45,7 +45,8 @@ def truths(Q: Any, K: Any, V: Any, L_Y: Any, scale: float, precision: str) -> di
         largest = np.zeros_like(value)  # of the terms
         for j in range(W.shape[-1]):
             np.maximum(largest, np.abs(W[..., j, None] * B[..., None, j, :]), out=largest)
-        return Truth(value, STEP[precision] * factor * largest + RESULT[precision] * np.abs(value))
+        lost = 2.0**-22 * np.abs(S).max() * (np.abs(W) @ np.abs(B))  # by P = exp(S - z), as float32 has S
+        return Truth(value, factor * (STEP[precision] * largest + lost) + RESULT[precision] * np.abs(value))
 
     q, k, v, l_y = (double(rounded(X, precision)) for X in (Q, K, V, L_Y))
     S = scale * q @ turned(k)
@@ -62,9 +63,10 @@ def truths(Q: Any, K: Any, V: Any, L_Y: Any, scale: float, precision: str) -> di
     }
 
 
-# Leading axes, queries, keys, channels of Q and K, channels of V: one slice of keys and its remainder, all of them, several tiles.
-FEW = (((), 49, 49, 32, 32), ((2, 2), 5, 64, 24, 72))
-MANY = (((2,), 65, 196, 40, 16),)
+# Leading axes, queries, keys, channels of Q and K, channels of V, what is added to all logits: slices of keys and a remainder, all
+# of them, several tiles, and logits of which exp(-z) is infinite.
+FEW = (((), 49, 49, 32, 32, 0), ((2, 2), 5, 64, 24, 72, 0), ((), 5, 9, 8, 8, -100))
+MANY = (((2,), 65, 196, 40, 16, 0),)
 
 
 def _attention(rng: np.random.Generator, run: Run, precision: str, sizes: Any) -> Pairs:
@@ -78,9 +80,12 @@ def _attention(rng: np.random.Generator, run: Run, precision: str, sizes: Any) -
 
 
 def _arrays(rng: np.random.Generator, sizes: Any) -> Iterator[tuple[Any, float]]:
-    for stack, L, M, D, E in sizes:
-        shapes = (L, D), (M, D), (M, E), (L, E)
-        yield [normal(rng, *stack, *shape) for shape in shapes], 2 * D**-0.5
+    for stack, L, M, D, E, added in sizes:
+        Q, K, V, L_Y = (normal(rng, *stack, *shape) for shape in ((L, D), (M, D), (M, E), (L, E)))
+        scale = 2 * D**-0.5
+        if added:
+            Q[..., 0], K[..., 0] = 8, np.round(added / 8 / scale)
+        yield (Q, K, V, L_Y), scale
 
 
 CHECKS: dict[str, Check] = {
