@@ -66,7 +66,7 @@ typedef unsigned short Result;
 
 #define ROLLED _Pragma("unroll 1")
 
-#ifdef WARP_ROWS
+#ifdef WARP_ROWS  // where a source chooses a warp's part
 constexpr int WARP_M = WARP_ROWS, WARP_N = WARP_COLUMNS;
 #else
 constexpr int WARP_M = TILE_M * TILE_N >= 128 * 128 ? 64 : 32, WARP_N = WARP_M;
@@ -187,8 +187,9 @@ __device__ __forceinline__ void multiply_slices(const Fragments<A, true>& of_a, 
     }
 }
 
-// use(k, stage) for slices first .. last - 1, DEPTH of which have a stage of shared memory. copy(k, stage) starts the copies of slice
-// k; it is called for one slice after the other. Between its calls for slices k and k + DEPTH - 1, or later ones, lies a barrier.
+// use(k, stage) for slices first .. last - 1, DEPTH of which have a stage of shared memory. copy(k, stage) starts the copies of
+// slice k; it is called for one slice after the other. Between its calls for slices k and k + DEPTH - 1, or later ones, lies a
+// barrier.
 template <int DEPTH, int BYTES, class Copy, class Use>
 __device__ __forceinline__ void stream(unsigned char* shared, int first, int last, Copy copy, Use use) {
     UNROLL
