@@ -15,18 +15,12 @@
 
 #include "tinydiff.cuh"
 #include "elements.cuh"
+#include "softmax.cuh"
 
 #ifndef PER_LANE
 #define PER_LANE 8
 #endif
 #define WARPS 8  // of a block
-
-// The largest float bounds the maximum, on both sides as in NumPy's path: a row of -inf alone then has top = -LARGEST and
-// sum 0; one with +inf has sum inf, which makes it NaN there and 0 elsewhere.
-#define LARGEST 3.40282347e38f
-
-__device__ __forceinline__ float reciprocal_of_sum(float sum) { return sum == 0.f ? 1.f : 1.f / sum; }
-__device__ __forceinline__ float z_of(float top, float sum) { return sum == 0.f ? INFINITY : top + log_(sum); }
 
 KERNEL(softmax_short, 32 * WARPS)(const float* X, float* P, float* z, int rows, int columns) {
     const int row = blockIdx.x * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;

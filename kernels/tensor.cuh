@@ -49,7 +49,11 @@
 
 #define ROLLED _Pragma("unroll 1")
 
+#ifdef WARP_ROWS  // where a source chooses a warp's part
+constexpr int WARP_M = WARP_ROWS, WARP_N = WARP_COLUMNS;
+#else
 constexpr int WARP_M = TILE_M * TILE_N >= 128 * 128 ? 64 : 32, WARP_N = WARP_M;
+#endif
 constexpr int WARPS_ACROSS = TILE_N / WARP_N, THREADS = TILE_M / WARP_M * WARPS_ACROSS * 32;
 constexpr int CHUNK = 16 / sizeof(Element);      // entries that a copy moves at once
 constexpr int TILE_K = 4 * CHUNK;                // of a slice
@@ -143,46 +147,59 @@ __device__ __forceinline__ void multiply_fragments(float (&d)[4], const unsigned
 #endif
 }
 
-// sum += the products of slices first .. last - 1. copy(k, A, B) starts the copies of slice k to shared memory; it is called
-// for one slice after the other. Between its calls for slices k and k + STAGES - 1, or later ones, lies a barrier.
-template <class A, class B, class Copy>
-__device__ __forceinline__ void multiply(unsigned char* shared, int first, int last, Copy copy, Sums& sum) {
-    constexpr int STAGE = A::BYTES + B::BYTES;
+// sum += the product of two slices.
+template <class A, class B>
+__device__ __forceinline__ void multiply_slices(const Fragments<A, true>& of_a, const Fragments<B, false>& of_b,
+                                                const unsigned char* slice_a, const unsigned char* slice_b, Sums& sum) {
     UNROLL
-    for (int i = 0; i < STAGES - 1; i++) {
-        if (first + i < last) copy(first + i, shared + i * STAGE, shared + i * STAGE + A::BYTES);
-        cp_commit();
-    }
-    const Fragments<A, true> of_a(warp_row());
-    const Fragments<B, false> of_b(warp_column());
-    int now = 0, next = STAGES - 1;  // stages
-    for (int k = first; k < last; k++) {
-        cp_wait<STAGES - 2>();  // this thread's copies of slice k have arrived;
-        __syncthreads();        // everybody's have, and nobody reads slice k - 1 any more, whose place is filled next
-        unsigned char* stage = shared + next * STAGE;
-        if (k + STAGES - 1 < last) copy(k + STAGES - 1, stage, stage + A::BYTES);
-        cp_commit();
-        stage = shared + now * STAGE;
+    for (int step = 0; step < 2; step++) {
+        unsigned a[FRAGMENTS_M][4];
         UNROLL
-        for (int step = 0; step < 2; step++) {
-            unsigned a[FRAGMENTS_M][4];
+        for (int i = 0; i < FRAGMENTS_M; i++) of_a.load(a[i], slice_a, i, step);
+        UNROLL
+        for (int j = 0; j < FRAGMENTS_N; j += 2) {
+            unsigned r[4];
+            of_b.load(r, slice_b, j / 2, step);
+            const unsigned b[2][2] = {{r[0], r[1]}, {r[2], r[3]}};
             UNROLL
-            for (int i = 0; i < FRAGMENTS_M; i++) of_a.load(a[i], stage, i, step);
-            UNROLL
-            for (int j = 0; j < FRAGMENTS_N; j += 2) {
-                unsigned r[4];
-                of_b.load(r, stage + A::BYTES, j / 2, step);
-                const unsigned b[2][2] = {{r[0], r[1]}, {r[2], r[3]}};
-                UNROLL
-                for (int i = 0; i < FRAGMENTS_M; i++) {
-                    multiply_fragments(sum[i][j], a[i], b[0]);
-                    multiply_fragments(sum[i][j + 1], a[i], b[1]);
-                }
+            for (int i = 0; i < FRAGMENTS_M; i++) {
+                multiply_fragments(sum[i][j], a[i], b[0]);
+                multiply_fragments(sum[i][j + 1], a[i], b[1]);
             }
         }
-        next = now;  // which nobody reads after the next barrier
-        now = now + 1 == STAGES ? 0 : now + 1;
     }
+}
+
+// use(k, stage) for slices first .. last - 1, DEPTH of which have a stage of shared memory. copy(k, stage) starts the copies of
+// slice k; it is called for one slice after the other. Between its calls for slices k and k + DEPTH - 1, or later ones, lies a
+// barrier.
+template <int DEPTH, int BYTES, class Copy, class Use>
+__device__ __forceinline__ void stream(unsigned char* shared, int first, int last, Copy copy, Use use) {
+    UNROLL
+    for (int i = 0; i < DEPTH - 1; i++) {
+        if (first + i < last) copy(first + i, shared + i * BYTES);
+        cp_commit();
+    }
+    int now = 0, next = DEPTH - 1;  // stages
+    for (int k = first; k < last; k++) {
+        cp_wait<DEPTH - 2>();   // this thread's copies of slice k have arrived;
+        __syncthreads();        // everybody's have, and nobody reads slice k - 1 any more, whose place is filled next
+        if (k + DEPTH - 1 < last) copy(k + DEPTH - 1, shared + next * BYTES);
+        cp_commit();
+        use(k, shared + now * BYTES);
+        next = now;  // which nobody reads after the next barrier
+        now = now + 1 == DEPTH ? 0 : now + 1;
+    }
+}
+
+// sum += the products of slices first .. last - 1. copy(k, A, B) starts the copies of slice k of either, as `stream` has it.
+template <class A, class B, class Copy>
+__device__ __forceinline__ void multiply(unsigned char* shared, int first, int last, Copy copy, Sums& sum) {
+    const Fragments<A, true> of_a(warp_row());
+    const Fragments<B, false> of_b(warp_column());
+    stream<STAGES, A::BYTES + B::BYTES>(
+        shared, first, last, [&](int k, unsigned char* stage) { copy(k, stage, stage + A::BYTES); },
+        [&](int, const unsigned char* stage) { multiply_slices<A, B>(of_a, of_b, stage, stage + A::BYTES, sum); });
 }
 
 // This block's part of the slices, first .. last - 1: there are gridDim.z parts where tiles alone would not fill the GPU.
@@ -193,26 +210,28 @@ __device__ __forceinline__ void slices_of_part(int length, int& first, int& last
 }
 
 // An operand that lies in memory as a matrix: (extent, length) ALONG_K, (length, extent) ACROSS_K. The tile begins at `first`
-// of the outer axis. Outside of the matrix, zeros are copied.
+// of the outer axis. Outside of the matrix, zeros are copied. apart: entries from one of its rows to the next, 0 where they
+// follow on each other.
 template <class S> struct Matrix {
     const Element* from;     // the thread's first chunk of the slice that comes next
     long long down, onward;  // entries from one of its rows to the next, and to its first row in the next slice
     int k, limit;            // of that chunk, and where the thread's rows end
     unsigned to;             // where it goes
 
-    __device__ __forceinline__ Matrix(const Element* matrix, int first, int extent, int length, int slice) {
+    __device__ __forceinline__ Matrix(const Element* matrix, int first, int extent, int length, int slice, long long apart = 0) {
         const int row = S::row(), chunk = S::chunk() * CHUNK;
+        if (!apart) apart = S::LAYOUT == ALONG_K ? length : extent;
         to = S::place(row, S::chunk());
         keep(to);
         if (S::LAYOUT == ALONG_K) {
             k = slice * TILE_K + chunk;
-            from = matrix + static_cast<long long>(first + row) * length + k;
-            down = static_cast<long long>(S::DOWN) * length, onward = TILE_K;
+            from = matrix + (first + row) * apart + k;
+            down = S::DOWN * apart, onward = TILE_K;
             limit = extent - first - row;
         } else {
             k = slice * TILE_K + row;
-            from = matrix + static_cast<long long>(k) * extent + first + chunk;
-            down = static_cast<long long>(S::DOWN) * extent, onward = static_cast<long long>(TILE_K) * extent;
+            from = matrix + k * apart + first + chunk;
+            down = S::DOWN * apart, onward = TILE_K * apart;
             limit = first + chunk < extent ? length : 0;
         }
     }

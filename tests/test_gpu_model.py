@@ -8,7 +8,7 @@ from tests import cupy_stand_in
 from tests.benchmarks import gpu_model
 from tests.benchmarks.gpu_model import FIGURES, Launch, floor, seconds
 from tests.test_gpu_first import TINY
-from tinydiff.cuda import driver, tensor
+from tinydiff.cuda import driver, tensor, tensor_attention
 
 H100, RTX4090 = (FIGURES["gpus"][name] for name in ("H100", "RTX 4090"))
 
@@ -92,6 +92,23 @@ def test_a_convolution_on_tensor_cores_is_taken_for_what_it_is():
     gradient = {name: n for name, n in numbers.items() if name != "N"} | {"K": 256}
     weights = Launch("some_weight_gradient", 40 << 20, "", (18, 1, 7), defines, gradient)
     assert weights.product == (2304, 256, 128 * 256, 1) and weights.flops == forward.flops
+
+
+def test_attention_in_one_kernel_each_way_saves_launches_and_bytes(steps, monkeypatch):
+    """Three launches instead of nine, and P, L_P and L_S are not written. One of a CIFAR-10 step, and what it computes."""
+    whole = steps["tf32"]
+    monkeypatch.setattr(tensor_attention, "takes", lambda *args: False)
+    apart = gpu_model.recorded(TINY, 2, "tf32")
+    layers = sum(x.kernel == "attention_forward" for x in whole)
+    assert layers and not any(x.kernel.startswith("attention") for x in apart)
+    assert len(apart) - len(whole) == (9 - 3) * layers
+    assert sum(x.bytes for x in whole) < sum(x.bytes for x in apart)
+    numbers, defines = dict.fromkeys(("queries", "keys", "D", "E"), 256), {"PRECISION": "TF32", "TILE_N": 256}
+    for kernel, count in (("forward", 2), ("queries_gradient", 3), ("keys_gradient", 4)):
+        launch = Launch(f"attention_{kernel}", 168 << 20, "", (512, 1, 1), defines, numbers)
+        assert launch.flops == count * 2 * 128 * 256**3 and launch.variant == f"attention_{kernel} 64x256 tf32"
+        assert 0.2 < floor(launch, H100) / seconds(launch, H100) < 1
+        assert seconds(launch._replace(defines=defines | {"PRECISION": "BF16"}, bytes=0), H100) < seconds(launch, H100)
 
 
 def test_the_table(monkeypatch, steps, capsys):

@@ -34,6 +34,7 @@ FOUNDATIONS = {
         "source",
         "taps",
         "tensor",
+        "tensor_attention",
         "tensor_convolution",
         "updates",
     },

@@ -29,7 +29,7 @@ import numpy as np
 import tinydiff as td
 from tests.benchmarks import gpu
 from tests.benchmarks.gpu_report import table
-from tinydiff.cuda import driver, products, source, tensor
+from tinydiff.cuda import driver, products, source, tensor, tensor_attention
 
 FIGURES: dict[str, Any] = json.loads(Path(__file__).with_name("cost_model.json").read_text(encoding="utf-8"))
 STEPS = {"cifar": (gpu.NETWORKS["cifar"], 128), "glyphs": (gpu.NETWORKS["glyphs"], 32)}  # network and batch
@@ -67,7 +67,8 @@ class Launch(NamedTuple):
     @property
     def variant(self) -> str:
         """The kernel with its tile and, on tensor cores, its precision."""
-        tile = f" {self.defines['TILE_M']}x{self.defines['TILE_N']}" if self.flops and "TILE_M" in self.defines else ""
+        rows = self.defines.get("TILE_M", tensor_attention.ROWS)
+        tile = f" {rows}x{self.defines['TILE_N']}" if self.flops and "TILE_N" in self.defines else ""
         return self.kernel + tile + (f" {self.precision}" if "PRECISION" in self.defines else "")
 
     @property
@@ -85,8 +86,21 @@ class Launch(NamedTuple):
         return pixels, outputs, taps * n["C"], 1
 
     @property
+    def attention(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """The inner axes of a kernel of attention (kernels/tensor_attention.cu): of products that have P's entries, and the columns
+        of those that P is an operand of. None for other kernels."""
+        if not {"queries", "keys", "D", "E"} <= set(self.numbers):
+            return None
+        D, E = self.numbers["D"], self.numbers["E"]
+        return {"forward": ((D,), (E,)), "queries": ((D, E), (D,)), "keys": ((D, E), (E, D))}[self.kernel.split("_")[1]]
+
+    @property
     def flops(self) -> int:
-        """Of a product; 0 for other kernels, whose bytes count."""
+        """Of products; 0 for other kernels, whose bytes count."""
+        if self.attention is not None:
+            queries, keys = self.numbers["queries"], self.numbers["keys"]
+            tiles = -(-(keys if "keys" in self.kernel else queries) // tensor_attention.ROWS)
+            return 2 * self.grid[0] // tiles * queries * keys * sum(map(sum, self.attention))
         return 0 if self.product is None else 2 * math.prod(self.product)
 
 
@@ -161,6 +175,8 @@ def seconds(launch: Launch, gpu: Mapping[str, Any]) -> float:
     if launch.product is not None and "TILE_M" in launch.defines:
         cycles = _on_tensor_cores(launch, gpu) if "PRECISION" in launch.defines else _by_multipliers(launch, gpu)
         computing = cycles / (1e9 * gpu["GHz"])
+    elif launch.attention is not None:
+        computing = _attention(launch, gpu) / (1e9 * gpu["GHz"])
     return max(copying, computing, 1e-6 * FIGURES["least kernel, us"])
 
 
@@ -213,6 +229,26 @@ def _on_tensor_cores(launch: Launch, gpu: Mapping[str, Any]) -> float:
         sums = min(parts, tensor.GROUP) + (-(-parts // tensor.GROUP) if parts > tensor.GROUP else 0)
         cycles += 1500 + sums * 4 * m * n / 64
     return cycles
+
+
+def _attention(launch: Launch, gpu: Mapping[str, Any]) -> float:
+    """Cycles of a kernel of attention: slice after slice, and what threads do with P in between. Blocks of one multiprocessor are
+    taken to be in the same phase."""
+    assert launch.attention is not None
+    precision, columns, n = launch.precision, launch.defines["TILE_N"], launch.numbers
+    bytes_each, warps = (4 if precision == "tf32" else 2), tensor_attention.threads(columns) // 32
+    known, deep = FIGURES["attention tiles"][str(columns)], tensor.SLICE // bytes_each
+    inner = n["queries"] if "keys" in launch.kernel else n["keys"]  # of the products that P is an operand of
+    streamed, held = launch.attention
+    slices = sum(-(-k // deep) for k in streamed) + sum(-(-k // columns) * -(-inner // deep) for k in held)
+    multiplying = tensor_attention.ROWS * columns * deep / (gpu["multiply-adds a cycle"][precision] * gpu["mma share"])
+    each = slices * max(multiplying, known["issue"][precision], known["shared"])
+    each += (len(streamed) + len(held)) * FIGURES["attention, fill"] + known["rest"][launch.kernel] * warps / 4
+    fit = 1024 * gpu["shared memory, KiB"] // (tensor_attention.shared(columns, bytes_each) + 3 * products._FIXED)
+    places = gpu["multiprocessors"] * max(1, min(known["blocks"][launch.kernel], fit))
+    full, rest = divmod(math.prod(launch.grid), places)
+    alone = -(-rest // gpu["multiprocessors"])
+    return each / FIGURES["stall"] * (full * places // gpu["multiprocessors"] + alone)
 
 
 class Total(NamedTuple):

@@ -86,6 +86,18 @@ EXPECTED = (
     Expected("attention.cu", "softmax_short_backward", {"warps": 16}),
     Expected("attention.cu", "softmax_long", {"warps": 64}),
     Expected("attention.cu", "softmax_long_backward", {"warps": 64}),
+    # 32 products of fragments of a warp's 32 x 64 for each slice; P and L_P at once backward
+    *(
+        Expected(
+            "tensor_attention.cu",
+            f"attention_{kernel}",
+            {"warps": warps, "loop HMMA": 32, "loop wide copies": 4},
+            WITHOUT_LOADS | {"loop": loop, "loop LDSM": 12, "registers": 240},
+            defines,
+        )
+        for kernel, warps in (("forward", 16), ("queries_gradient", 8), ("keys_gradient", 8))
+        for loop, defines in ((220, {"PRECISION": "TF32"}), (105, {}))
+    ),
     Expected("noise.cu", "reverse_step", {"warps": 40, "in flight": 3, "wide stores": 2}),
     Expected("noise.cu", "mse_loss", {"warps": 64, "in flight": 2, "wide stores": 1}),
     Expected("noise.cu", "q_sample", {"warps": 64, "in flight": 1, "wide stores": 1}),

@@ -114,6 +114,8 @@ def test_a_training_step_on_tensor_cores(monkeypatch):
     # left to float32: the first convolution and the last, of 2 channels. Doubled pixels are nowhere.
     assert ran["conv_forward"] == 2 * (2 + 1) and ran["conv_weight_gradient"] == 2 * 2
     assert ran["tensor_convolution"] > 2 * 20 and ran["tensor_weight_gradient"] > 2 * 10 and ran["tensor_product"]
+    kernels = "forward", "queries_gradient", "keys_gradient"
+    assert [ran[f"attention_{kernel}"] for kernel in kernels] == [2 * 4] * 3 and not ran["softmax_short"]
     assert ran["filters_of_parities"] == 2 and ran["sum_taps_turned"] == 2 * 2
     assert not ran["upsample"] and not ran["upsample_backward"]
 

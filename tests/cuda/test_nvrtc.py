@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.mi
 
 def test_every_variant_compiles_without_spills():
     """For the architecture that kernels are tuned on; and each source once for the oldest. Those for tensor cores are many:
-    test_tensor.py and test_tensor_convolution.py compile them."""
+    test_tensor.py, test_tensor_convolution.py and test_tensor_attention.py compile them."""
     most = [variant for variant in nvrtc.variants() if variant[2] < tensor.OLDEST]
     once = {variant[0]: variant for variant in most}.values()
     chosen = [*most, tensor.VARIANTS[-1]]

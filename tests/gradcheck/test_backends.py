@@ -24,10 +24,10 @@ def test_the_cpu(check, seed):
 
 
 def of_kernels():
-    """Every check. Each on tensor cores is a second of the C++ compiler, so convolutions in 16 bits are slow ones."""
+    """Every check. Each on tensor cores is a second of the C++ compiler, so those in 16 bits are slow ones but for products."""
     for source, checks in BY_SOURCE.items():
         for name, check in checks.items():
-            slow = source in ("tensor_convolution", "tensor_weight_gradient") and not name.startswith("tf32")
+            slow = source.startswith("tensor_") and source != "tensor_product" and not name.startswith("tf32")
             yield pytest.param(check, id=f"{source} {name}", marks=[pytest.mark.slow] * slow)
 
 

@@ -11,6 +11,7 @@ with the same names and signatures. The others support these:
     products.py    products of matrices, and how they are cut into tiles
     tensor.py      products of matrices on tensor cores, in TF32 and with operands of 16 bits
     tensor_convolution.py  convolutions on tensor cores, which convolution.py asks for
+    tensor_attention.py  attention on tensor cores, which attending.py asks for
     doubling.py    filters of convolutions of doubled pixels, as they act on the image itself
     taps.py        where the taps of a convolution read and write
     flat.py        one piece of memory for many arrays

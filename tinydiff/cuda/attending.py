@@ -1,4 +1,5 @@
-"""Attention, by the kernels in kernels/attention.cu and kernels/matrix.cu; all float32."""
+"""Attention: on tensor cores by one kernel each way (`tensor_attention.py`), where they take the arrays in the precision of the
+thread or of the arrays; else in float32, by the kernels in kernels/attention.cu and products."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff.backend import array_module
-from tinydiff.cuda import products
+from tinydiff.cuda import products, tensor, tensor_attention
 from tinydiff.cuda.softmax_rows import softmax_backward_to, softmax_to
 
 
@@ -16,8 +17,10 @@ def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:
     """Y = P V with P = softmax(scale Q K^T): Q (..., L, D), K (..., M, D), V (..., M, E) of equal leading axes, float32.
 
     Also returns z = log sum exp(scale Q K^T) (..., L, 1), from which the backward pass computes P again. NotImplemented
-    for other dtypes, where the leading axes differ and where there is nothing to attend to.
+    for other dtypes, unless tensor cores take them, where the leading axes differ and where there is nothing to attend to.
     """
+    if (made := tensor_attention.attend(Q, K, V, scale, _precision(Q))) is not None:
+        return made
     if not _fits(Q, K, V):
         return NotImplemented
     P = products.matmul(Q, K, transpose_b=True, scale=scale)
@@ -33,6 +36,11 @@ def attend_backward(
 
     P = exp(scale Q K^T - z), L_V = P^T L_Y, L_P = L_Y V^T, L_S by the softmax, L_Q = scale L_S K, L_K = scale L_S^T Q.
     """
+    if (
+        any(needs)
+        and (made := tensor_attention.attend_backward(L_Y, Q, K, V, z, scale, needs, _precision(Q))) is not None
+    ):
+        return made
     if not _fits(Q, K, V) or L_Y.dtype != np.float32:
         return NotImplemented
     if not any(needs):
@@ -44,6 +52,15 @@ def attend_backward(
         products.matmul(L_S, K, scale=scale) if needs[0] else None,
         products.matmul(L_S, Q, transpose_a=True, scale=scale) if needs[1] else None,
         products.matmul(P, L_Y, transpose_a=True) if needs[2] else None,
+    )
+
+
+def _precision(X: Any) -> str:
+    """That in which attention to such arrays is computed: of 16 bits their own, of float32 the thread's."""
+    return (
+        tensor.chosen()
+        if X.dtype == np.float32
+        else {"float16": "fp16", "bfloat16": "bf16"}.get(X.dtype.name, "float32")
     )
 
 

@@ -14,6 +14,7 @@ from tinydiff.cuda.launch import launch
 from tinydiff.cuda.taps import Place, Taps, taps_of
 from tinydiff.cuda.updates import Prepared, adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
+from tinydiff.gradcheck import attention_cases
 from tinydiff.gradcheck.cases import (
     BY_DEFINITION,
     STATE,
@@ -54,7 +55,7 @@ def _tensor_product(
         y = in_memory(Y, result)
         run(tensor.product, a, b, bias, y, *transposes, 0.5, (M, N, K, stack), (M * K, K * N), precision)
         truth = double(rounded(A, precision)) @ double(rounded(B, precision)) / 2 + bias
-        yield _compared(y, truth, "tf32" if result == "float32" else result)
+        yield compared(y, truth, "tf32" if result == "float32" else result)
 
 
 _CONVOLUTIONS = (  # images, channels, filters, window
@@ -107,7 +108,7 @@ def _doubled_pixels(rng: np.random.Generator, run: Run, precision: str) -> Pairs
         for i, j in np.ndindex(2, 2):
             window = Window((2, 2), (1, 1), ((1 - i, i), (1 - j, j)), (1, 1))
             truth = defined(convolution.convolve, x, v[2 * i + j], None, window) + b
-            yield _compared(Y[:, i::2, j::2], truth, precision)
+            yield compared(Y[:, i::2, j::2], truth, precision)
 
 
 def _with_dropout(rng: np.random.Generator, run: Run) -> Pairs:
@@ -236,6 +237,7 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
             for precision in ("tf32", "bf16", "fp16")
         },
     },
+    "tensor_attention": attention_cases.CHECKS,
     "tensor_weight_gradient": {
         precision: functools.partial(_tensor_weight_gradient, precision=precision)
         for precision in ("tf32", "bf16", "fp16")
