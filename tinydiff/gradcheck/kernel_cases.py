@@ -27,7 +27,7 @@ from tinydiff.gradcheck.cases import (
     pairs,
     products_of,
 )
-from tinydiff.gradcheck.half_cases import compared, in_16_bits
+from tinydiff.gradcheck.half_cases import SOURCES_OF_HALVES, compared, in_16_bits
 from tinydiff.ops import convolution
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
 from tinydiff.ops.optim import move_loss_scale
@@ -230,5 +230,5 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
 
 BY_SOURCE = {
     name: {**BY_DEFINITION.get(name, {}), **OF_KERNELS.get(name, {}), **in_16_bits(name)}
-    for name in sorted({*BY_DEFINITION, *OF_KERNELS})
+    for name in sorted({*BY_DEFINITION, *OF_KERNELS, *SOURCES_OF_HALVES})
 }
