@@ -123,7 +123,7 @@ DEFECTS = {
     ("optimizer", "loss scale"): {
         "gradient left multiplied": ("max_norm / norm : 1.f) / S", "max_norm / norm : 1.f)"),
         "overflow taken for a failure": ("&& !overflow) failed[0]", ") failed[0]"),
-        "lost loss taken for an overflow": ("losses[i] - losses[i], overflow = false", "losses[i] - losses[i]"),
+        "failure taken for an overflow": ("loss_scale && S > least &&", "loss_scale &&"),
         "good steps counted on": ("loss_scale[1] = doubled ? 0.f : good", "loss_scale[1] = good"),
         "half the scale each time": ("overflow ? S * 0.5f : doubled", "doubled"),
     },
