@@ -33,16 +33,12 @@ KERNEL(squared_norm, THREADS)(const float* g, int n, int per_block, float* block
     if (threadIdx.x == 0) block_sums[blockIdx.x] = total;
 }
 
-// loss_scale (2,): S, and how many steps in a row were good with it. S is halved where a gradient is not finite, down to 1, and
-// doubled after so many good steps, as PyTorch's GradScaler does.
-#define LEAST_SCALE 1.f
-#define MOST_SCALE 0x1p24f
-#define GOOD_STEPS 2000.f
-
-__device__ __forceinline__ void move(float* loss_scale, bool overflow) {
+// loss_scale (2,): S, and how many steps in a row were good with it. S is halved after a step that is not finite, down to `least`,
+// and doubled after `patience` good ones, up to `most`.
+__device__ __forceinline__ void move(float* loss_scale, bool overflow, float most, int patience) {
     const float S = loss_scale[0], good = overflow ? 0.f : loss_scale[1] + 1.f;
-    const bool doubled = good >= GOOD_STEPS;
-    loss_scale[0] = overflow ? S * 0.5f : doubled ? fminf(2.f * S, MOST_SCALE) : S;
+    const bool doubled = good >= patience;
+    loss_scale[0] = overflow ? S * 0.5f : doubled ? fminf(2.f * S, most) : S;
     loss_scale[1] = doubled ? 0.f : good;
 }
 
@@ -51,15 +47,15 @@ __device__ __forceinline__ void move(float* loss_scale, bool overflow) {
 // finite, and where a kernel noted a wrong index in `wrong`. These are copied behind |g|^2, so that the host reads all in one
 // piece, and then S where there is a loss scale. `scale` may be null, as may losses, wrong and loss_scale.
 //
-// A norm that is not finite while all losses are, under a loss scale above 1, is an overflow: the step is left out and the next
-// one has a smaller S. Anything else that is not finite is a failure.
+// Where the norm or a loss is not finite while S is above `least`, that is an overflow: the step is left out, and the next one has a
+// smaller S. Otherwise it is a failure.
 //
 // A loop that does not wait for the host after each step (philox.cuh tells of its clock) finds out later what happened. It
 // gives `report` one row for each of the last `rows` steps. The first step that fails leaves its number in `failed`, and as
 // long as that is not 0 nothing changes any more: the steps that were already on their way cannot spoil the weights.
 KERNEL(clip_scale, THREADS)(const float* block_sums, int blocks, float max_norm, const float* losses, int count,
                             const int* wrong, const unsigned* clock, int rows, unsigned* failed, float* report,
-                            float* scale, float* loss_scale) {
+                            float* scale, float* loss_scale, float least, float most, int patience) {
     float sum = 0.f;
     for (int i = threadIdx.x; i < blocks; i += THREADS) sum += block_sums[i];
     sum = block_sum(sum);
@@ -69,17 +65,17 @@ KERNEL(clip_scale, THREADS)(const float* block_sums, int blocks, float max_norm,
     sum = sum / S / S;
     report[0] = sum;
     float norm = sqrt_(sum);
-    bool overflow = S > LEAST_SCALE && !(norm < INFINITY);
     if (losses || loss_scale) report[1] = wrong ? wrong[0] : 0;
-    if (wrong && wrong[0]) norm = INFINITY, overflow = false;
+    if (wrong && wrong[0]) norm = INFINITY;
     for (int i = 0; i < count; i++) {
         report[2 + i] = losses[i];
-        if (!(losses[i] - losses[i] == 0.f)) norm = losses[i] - losses[i], overflow = false;
+        if (!(losses[i] - losses[i] == 0.f)) norm = losses[i] - losses[i];
     }
+    const bool overflow = loss_scale && S > least && !(norm < INFINITY) && !(wrong && wrong[0]);
     if (loss_scale) report[2 + count] = S;
     if (failed && !failed[0] && !(norm < INFINITY) && !overflow) failed[0] = clock[0];
     if (failed && failed[0]) norm = INFINITY;
-    else if (loss_scale && (norm < INFINITY || overflow)) move(loss_scale, overflow);
+    else if (loss_scale && (norm < INFINITY || overflow)) move(loss_scale, overflow, most, patience);
     if (scale) scale[0] = norm < INFINITY ? (max_norm < norm ? max_norm / norm : 1.f) / S : norm - norm;
 }
 

@@ -18,6 +18,7 @@ FOUNDATIONS = {
     "cuda": {
         "clock",
         "compiling",
+        "conversion",
         "doubling",
         "draws",
         "driver",

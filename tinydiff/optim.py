@@ -231,13 +231,14 @@ class Adam(Optimizer):
         gradients = [p.grad for p in self.parameters if p.grad is not None and p.requires_grad]
         numbers = [float(loss) for loss in (*(losses or ()), *unscaled(gradients, loss_scale))]
         norm = 0.0 if losses is None else clip_grad_norm(self.parameters, max_norm)
-        if np.isfinite([*numbers, norm]).all():
+        finite = bool(np.isfinite([*numbers, norm]).all())
+        if finite:
             super().step(ema)
         elif loss_scale is not None and overflowed(numbers, norm):
             self._begin([i for indices in self._updates().values() for i in indices])
             if ema is not None:
                 ema.updates += 1
-        move_loss_scale(loss_scale, numbers, norm)
+        move_loss_scale(loss_scale, finite)
         return numbers, norm
 
     def _count_back_unless_finite(self, result: Any, ema: EMA | None, scaled: bool) -> None:

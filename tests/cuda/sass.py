@@ -123,6 +123,8 @@ EXPECTED = (
         Expected("resampling.cu", k, {"warps": 64})
         for k in ("upsample", "upsample_backward", "concatenate", "split", "pick_rows")
     ),
+    Expected("conversion.cu", "to_half", {"warps": 64, "in flight": 2, "wide stores": 1}),
+    Expected("conversion.cu", "from_half", {"warps": 64, "in flight": 1, "wide stores": 2}),
     Expected("batch.cu", "gather_batch", {"warps": 64, "wide stores": 1}),
     Expected("batch.cu", "tick", {"warps": 64}),
     Expected(

@@ -9,7 +9,7 @@ from tests.cuda.conftest import HALVES
 from tinydiff import optim
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.cuda import updates
-from tinydiff.ops.optim import first_loss_scale, move_loss_scale, overflowed
+from tinydiff.ops.optim import move_loss_scale, overflowed
 from tinydiff.precision import in_memory
 
 LR, BETAS, EPS = 3e-3, (0.8, 0.97), 1e-4
@@ -217,8 +217,9 @@ LOSS_SCALES = {
     "overflow": ([2**15, 1999], TOO_LARGE, 1.0, [2**14, 0], False),
     "nan": ([2, 0], LOST, 1.0, [1, 0], False),
     "not by S": ([1, 5], TOO_LARGE, 1.0, [1, 5], None),
-    "loss": ([2**15, 5], LOST, np.nan, [2**15, 5], None),
-    "loss alone": ([2**15, 5], GOOD, np.inf, [2**15, 5], None),
+    "loss": ([2**15, 5], LOST, np.nan, [2**14, 0], False),
+    "loss alone": ([2**15, 5], GOOD, np.inf, [2**14, 0], False),
+    "loss, not by S": ([1, 5], GOOD, np.inf, [1, 5], None),
 }
 
 
@@ -256,8 +257,8 @@ def test_a_loss_scale(name, device, rng):
     assert failed == [6 * (updated is None)] and not ring[[0, 1, 3]].any()
 
     defined = np.array([S, *counts], np.float32)
-    move_loss_scale(defined, numbers, found)
-    np.testing.assert_array_equal(defined, moved)
+    move_loss_scale(defined, bool(updated))
+    np.testing.assert_array_equal(defined if updated is not None else moved, moved)
 
 
 def test_after_a_failure_the_loss_scale_stays(device):
@@ -269,18 +270,20 @@ def test_after_a_failure_the_loss_scale_stays(device):
         updates.launch_squared_norm(g, 1.0, scale, losses, None, prepared, loss_scale)
         return scale, loss_scale, failed
 
-    scale, loss_scale, failed = device.run(step, *arrays, *state, first_loss_scale(np))
+    scale, loss_scale, failed = device.run(step, *arrays, *state, np.array([2.0**15, 7], np.float32))
     assert np.isnan(scale) and failed == [2]
-    np.testing.assert_array_equal(loss_scale, first_loss_scale(np))
+    np.testing.assert_array_equal(loss_scale, np.array([2.0**15, 7], np.float32))
 
 
 def test_a_wrong_index_is_no_overflow(device):
     def step(g, loss_scale, note):
         return updates.launch_squared_norm(g, 1.0, None, None, note, None, loss_scale), loss_scale
 
-    report, loss_scale = device.run(step, np.array([np.inf], np.float32), first_loss_scale(np), np.array([5], np.int32))
+    report, loss_scale = device.run(
+        step, np.array([np.inf], np.float32), np.array([2.0**15, 7], np.float32), np.array([5], np.int32)
+    )
     assert report[1] == 5 and report[2] == 2**15
-    np.testing.assert_array_equal(loss_scale, first_loss_scale(np))
+    np.testing.assert_array_equal(loss_scale, np.array([2.0**15, 7], np.float32))
 
 
 def test_clipping_writes_into_what_adam_reads(device, rng):

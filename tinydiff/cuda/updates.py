@@ -14,6 +14,7 @@ from tinydiff import backend
 from tinydiff.backend import array_module
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.source import precision_of_elements
+from tinydiff.ops.optim import GOOD_STEPS, LEAST_SCALE, MOST_SCALE
 
 SOURCE = "optimizer.cu"
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -119,9 +120,10 @@ def launch_squared_norm(
         _, clock, report, failed = prepared
         if report.shape[1:] != (length,):
             raise ValueError(f"{count} losses need a report of {length} numbers for a step, not {report.shape}")
+    moving = np.float32(LEAST_SCALE), np.float32(MOST_SCALE), np.int32(GOOD_STEPS)
     rows = np.int32(1 if clock is None else len(report))
     args = (sums, np.int32(len(sums)), np.float32(max_norm), losses, np.int32(count), note, clock, rows, failed, report)
-    launch(SOURCE, "clip_scale", (1, 1, 1), (THREADS, 1, 1), (*args, scale, loss_scale))
+    launch(SOURCE, "clip_scale", (1, 1, 1), (THREADS, 1, 1), (*args, scale, loss_scale, *moving))
     return report
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.cuda.conversion import converted
 from tinydiff.cuda.updates import adam_scalars, launch_adam
 from tinydiff.gradcheck.cases import STATE, Cases, Check, Pairs, Run, defined, double, normal, normalized, pairs
 from tinydiff.ops.activation import silu_backward, silu_forward
@@ -103,6 +104,14 @@ def _adam(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
         yield half, in_memory(p, precision)
 
 
+def _converted(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
+    for n in (1, 5, 2051):
+        x = normal(rng, n)
+        half = in_memory(x, precision)
+        yield run(converted, x, half.dtype), half
+        yield run(converted, half, np.float32), rounded(x, precision)
+
+
 def _of(precision: str) -> dict[str, dict[str, Check]]:
     held = functools.partial(held_in, precision)
     return {
@@ -120,8 +129,12 @@ def _of(precision: str) -> dict[str, dict[str, Check]]:
             "cut": held(cut, lambda rng: ((np.concatenate([X, X], -1), [X.shape[-1]], -1) for X, _ in _maps(rng)), [0]),
             "pick_rows": held(pick_rows, _rows, [0]),
         },
+        "conversion": {"converted": functools.partial(_converted, precision=precision)},
         "optimizer": {"launch_adam": functools.partial(_adam, precision=precision)},
     }
+
+
+SOURCES_OF_HALVES = ("conversion",)  # those whose kernels have nothing to do with float32 alone
 
 
 def in_16_bits(source: str) -> dict[str, Check]:

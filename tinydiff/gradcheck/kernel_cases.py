@@ -28,7 +28,7 @@ from tinydiff.gradcheck.cases import (
     pairs,
     products_of,
 )
-from tinydiff.gradcheck.half_cases import compared, in_16_bits
+from tinydiff.gradcheck.half_cases import SOURCES_OF_HALVES, compared, in_16_bits
 from tinydiff.ops import convolution
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
 from tinydiff.ops.optim import move_loss_scale
@@ -152,16 +152,29 @@ def _loss_scale(rng: np.random.Generator, run: Run) -> Pairs:
     report, failed, clock = np.zeros((1, 4), np.float32), np.zeros(1, np.uint32), np.array([3, 0], np.uint32)
     g, scale = normal(rng, 3001), np.zeros(1, np.float32)
     norm = float(np.sqrt(np.sum(double(g) ** 2)))
-    for factor, loss in ((1, 1.0), (1, 1.0), (np.inf, 1.0), (1, 1.0), (np.inf, np.nan), (1, 1.0)):
-        S, prepared, lost = float(truth[0]), Prepared(None, clock, report, failed), failed[0] > 0
+    for S, factor, loss in (
+        (4, 1, 1.0),
+        (4, 1, 1.0),
+        (8, np.inf, 1.0),
+        (4, 1, np.nan),
+        (2, 1, 1.0),
+        (1, 1, np.nan),
+        (1, 1, 1.0),
+    ):
+        if S == 1:
+            ours[...] = truth[...] = S, 0
+        yield ours[:1], np.array([S])
+        prepared, lost, finite = Prepared(None, clock, report, failed), failed[0] > 0, np.isfinite([factor, loss]).all()
         options = norm / 2, scale, np.array([loss], np.float32), None, prepared, ours
         run(launch_squared_norm, np.float32(S * factor) * g, *options)
         if not lost:
-            move_loss_scale(truth, [loss, S], norm * factor)
-        good = np.isfinite([factor, loss]).all() and not lost
-        yield np.nan_to_num(scale), np.array([0.5 / S if good else 0.0])  # NaN where the step is left out
+            move_loss_scale(truth, bool(finite))
+        yield (
+            np.nan_to_num(scale),
+            np.array([0.5 / S if finite and not lost else 0.0]),
+        )  # NaN where the step is left out
         yield ours, truth
-        yield failed, np.array([3 * (lost or not np.isfinite(loss))], np.uint32)
+        yield failed, np.array([3 * (lost or (S == 1 and not finite))], np.uint32)
 
 
 def _gather_batch(rng: np.random.Generator, run: Run) -> Pairs:
@@ -247,5 +260,5 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
 
 BY_SOURCE = {
     name: {**BY_DEFINITION.get(name, {}), **OF_KERNELS.get(name, {}), **in_16_bits(name)}
-    for name in sorted({*BY_DEFINITION, *OF_KERNELS})
+    for name in sorted({*BY_DEFINITION, *OF_KERNELS, *SOURCES_OF_HALVES})
 }

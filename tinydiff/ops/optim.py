@@ -15,9 +15,9 @@ from tinydiff.dispatch import accelerated
 Arrays = list[Any]
 
 # The loss is multiplied by a scale before gradients go through maps of fp16, where numbers below 2^-24 are 0 and those above
-# 65504 are infinite (Micikevicius et al., 2018, section 3.2). It is a power of two, so it changes no digit.
+# 65504 are infinite (Micikevicius et al., 2018, 3.2).
 FIRST_SCALE = 2.0**15
-LEAST_SCALE = 1.0  # where a norm that is not finite is a failure
+LEAST_SCALE = 1.0  # where a step that is not finite with it is a failure
 MOST_SCALE = 2.0**24  # beyond, nothing that float32 holds of a gradient is lost any more
 GOOD_STEPS = 2000  # after so many in a row the scale is doubled
 
@@ -86,24 +86,20 @@ def clipped_adam(
     """`clip` of gradients to max_norm, then `adam` with its arguments, if the norm and all losses, arrays (), are finite.
     Returns the losses as numbers and the norm before clipping. prepared: for the GPU alone, see `Adam.clipped_step`.
 
-    loss_scale: None, or its state, see `move_loss_scale`: gradients are divided by the scale first, and afterwards the state is
-    moved. The numbers then end with the scale that the step was made with."""
+    loss_scale: None, or its state, see `move_loss_scale`: gradients are divided by it first, and afterwards it is moved. The
+    numbers then end with the scale that the step was made with."""
     losses = [*losses, *unscaled(gradients, loss_scale)]
     numbers, norm = [float(loss) for loss in losses], clip(gradients, max_norm)
-    if np.isfinite([*numbers, norm]).all():
+    finite = bool(np.isfinite([*numbers, norm]).all())
+    if finite:
         adam(*arguments)
-    move_loss_scale(loss_scale, numbers, norm)
+    move_loss_scale(loss_scale, finite)
     return numbers, norm
 
 
-def first_loss_scale(xp: Any) -> Any:
-    """The state of a loss scale at a run's first step, an array of the module xp; see `move_loss_scale`."""
-    return xp.asarray([FIRST_SCALE, 0], np.float32)
-
-
 def unscaled(gradients: Arrays, loss_scale: Any) -> Arrays:
-    """Divides gradients, in place, by the scale that their loss was multiplied with. loss_scale: the state, None for no scale.
-    Returns the scale, an array (), in a list."""
+    """Divides gradients, in place, by the scale that their loss was multiplied with. It is a power of 2, so only what overflows
+    or underflows is rounded. loss_scale: the state, None for no scale. Returns the scale, an array (), in a list."""
     if loss_scale is None:
         return []
     scale = loss_scale[:1].reshape(()).copy()
@@ -113,25 +109,25 @@ def unscaled(gradients: Arrays, loss_scale: Any) -> Arrays:
 
 
 def overflowed(numbers: Sequence[float], norm: float) -> bool:
-    """Whether a step was left out because a gradient became too large for fp16: its norm is not finite, although the losses are,
-    and the scale can be made smaller. Anything else that is not finite is a failure. numbers: the losses, then the scale."""
-    return not math.isfinite(norm) and all(map(math.isfinite, numbers)) and numbers[-1] > LEAST_SCALE
+    """Whether a step was left out, to go on with a smaller scale: its norm, or a loss, is not finite, and the scale is not the
+    least yet. numbers: the losses, then the scale."""
+    return not np.isfinite([*numbers, norm]).all() and numbers[-1] > LEAST_SCALE
 
 
-def move_loss_scale(state: Any, numbers: Sequence[float], norm: float) -> None:
+def move_loss_scale(state: Any, finite: bool) -> None:
     """After a step: its state, float32 (2,), holds the scale, and how many steps in a row were good with it.
 
-    A step that `overflowed` halves the scale; `GOOD_STEPS` good ones double it, up to `MOST_SCALE`. A failure leaves it. state:
-    None for no scale.
+    A step that is not finite halves the scale, down to `LEAST_SCALE`; `GOOD_STEPS` good ones double it, up to `MOST_SCALE`.
+    state: None for no scale.
     """
     if state is None:
         return
     scale, good = to_numpy(state).tolist()
-    if overflowed(numbers, norm):
-        scale, good = scale / 2, 0
-    elif np.isfinite([*numbers, norm]).all():
+    if finite:
         good += 1
         scale, good = (min(2 * scale, MOST_SCALE), 0) if good >= GOOD_STEPS else (scale, good)
+    else:
+        scale, good = max(scale / 2, LEAST_SCALE), 0
     state[...] = array_module(state).asarray([scale, good], np.float32)
 
 
