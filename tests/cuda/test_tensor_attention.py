@@ -147,6 +147,9 @@ def test_views_of_one_array_are_read_where_they_are(device, monkeypatch):
         assert (part > 2 * 9 * 12) == fits or device.name == "cuda"
         for a, e in zip(device.run(run, whole, L_Y, False), expected, strict=True):
             np.testing.assert_array_equal(a, e)
+    same = np.broadcast_to(together[:, :1], together.shape)  # rows that are 0 entries apart
+    for a, e in zip(device.run(run, same, L_Y, False), device.run(run, same, L_Y, True), strict=True):
+        np.testing.assert_array_equal(a, e)
     odd = np.zeros(2 * 9 * 12 + 1, np.float32)[1:].reshape(2, 9, 12)  # begins off 16 bytes
     odd[...] = together[..., :12]
     Y, _ = device.run(tensor_attention.attend, odd, odd, odd, 0.4, "tf32")

@@ -116,7 +116,8 @@ def _strided(X: Any) -> tuple[Any, int, int]:
     if X.flags.c_contiguous:
         return _aligned(X), rows * columns, columns
     apart = X.strides[-3] if X.ndim == 3 else 0
-    if X.ndim > 3 or X.strides[-1] != size or any(s % 16 or s < 0 for s in (apart, X.strides[-2], address(X))):
+    whole = all(s % 16 == 0 and s >= 0 for s in (apart, X.strides[-2], address(X)))
+    if X.ndim > 3 or X.strides[-1] != size or not X.strides[-2] or not whole:
         return _strided(array_module(X).ascontiguousarray(X))
     apart, row = apart // size, X.strides[-2] // size
     reach = (math.prod(X.shape[:-2]) - 1) * apart + (rows - 1) * row + columns
