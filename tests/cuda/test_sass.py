@@ -3,7 +3,7 @@
 import pytest
 
 from tests.cuda import sass
-from tinydiff.cuda import nvrtc, source
+from tinydiff.cuda import nvrtc, source, tensor
 from tinydiff.cuda.nvrtc import Usage
 
 CODE = """
@@ -92,6 +92,40 @@ def test_every_kernel_has_a_row():
     for name, defines, _ in nvrtc.variants():
         for kernel in source.kernels(source.load(name)):
             assert not any("no row" in miss for miss in sass.misses(name, defines, kernel, {})), (name, defines, kernel)
+
+
+MOST = {"tensor_product": (210, 350), "tensor_convolution": (210, 350), "tensor_weight_gradient": (300, 480)}
+
+
+def test_what_large_tiles_on_tensor_cores_may_take():
+    """For a slice of 64 bytes: instructions (of 16 bits, of TF32), reads of shared memory, registers; nothing in local memory."""
+    large = [(n, d) for n, d, _ in nvrtc.variants() if n in tensor.SOURCES and d["TILE_M"] * d["TILE_N"] >= 128 * 128]
+    assert len(large) == 3 * 24
+    for name, defines in large:
+        kernel = name.removesuffix(".cu")
+        most = {
+            "loop": MOST[kernel][defines["PRECISION"] == "TF32"],
+            "loop LDSM": 16,
+            "loop HMMA": 64,
+            "registers": 240,
+        }
+        most |= {"loop SHFL": 0, "loop LDG": 0, "local": 0}
+        found = most | {"warps": 8, "loop wide copies": 6, "wide stores": 8, "fenced": 1, "last alone": 1}
+        assert sass.misses(name, defines, kernel, found) == []
+        for what in most:
+            assert len(sass.misses(name, defines, kernel, found | {what: most[what] + 1})) == 1, (name, defines, what)
+        assert len(sass.misses(name, defines, kernel, found | {"loop HMMA": 63})) == 1
+
+
+def test_how_much_of_float32_loops_multiplies():
+    """0.85 of products and 0.78 of convolutions; where a pixel's channels are no multiple of 4, and copied one by one, 0.74."""
+    for name, defines, _ in nvrtc.variants():
+        for kernel, share in (("matrix_product", 0.85), ("conv_forward", 0.78), ("conv_weight_gradient", 0.78)):
+            if kernel in source.kernels(source.load(name)):
+                least = 0.74 if kernel == "conv_forward" and defines["VECTOR_A"] == 1 else share
+                found = {"warps": 64, "loop FFMA": 1024, "wide stores": 64, "loop wide copies": 9, "loop share": least}
+                assert sass.misses(name, defines, kernel, found) == []
+                assert len(sass.misses(name, defines, kernel, found | {"loop share": least - 0.001})) == 1
 
 
 @pytest.mark.skipif(sass.missing() is not None, reason=str(sass.missing()))
