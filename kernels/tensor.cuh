@@ -204,8 +204,8 @@ __device__ __forceinline__ void stream(unsigned char* shared, int first, int las
         if (k + DEPTH - 1 < last) copy(k + DEPTH - 1, shared + next * BYTES);
         cp_commit();
         use(k, shared + now * BYTES);
+        next = now;  // which nobody reads after the next barrier
         now = now + 1 == DEPTH ? 0 : now + 1;
-        next = next + 1 == DEPTH ? 0 : next + 1;
     }
 }
 
