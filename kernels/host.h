@@ -80,7 +80,7 @@ template <class T> inline T shuffle_from(T v, int source_lane, Place place) {
 #define blockIdx td::block_index
 #define blockDim td::block_size
 #define gridDim td::grid_size
-#define KERNEL(name, threads)                     \
+#define KERNEL(name, threads, ...)                \
     constexpr unsigned name##_threads = (threads); \
     static void name
 #define SHARED(type, name, array)                                  \

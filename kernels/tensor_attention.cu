@@ -197,7 +197,9 @@ struct Where {
     }
 };
 
-KERNEL(attention_forward, THREADS)
+// Two blocks of 256 threads at once. In other variants the compiler makes do with few registers if nothing is asked for (0), and
+// spills some otherwise.
+KERNEL(attention_forward, THREADS, sizeof(Element) == 2 && TILE_N == 256 ? 2 : 0)
 (const Element* Q, const Element* K, const Element* V, Result* Y, float* z, int queries, int keys, int D, int E,
  unsigned long long apart_q, unsigned long long apart_k, unsigned long long apart_v, unsigned long long row_q,
  unsigned long long row_k, unsigned long long row_v, float scale) {

@@ -2,6 +2,7 @@
 // with TD_HOST defined, the system's C++ compiler, for which host.h stands in for CUDA.
 //
 //     KERNEL(name, threads)(const float* X, float* Y, int n) { ... }     a kernel for blocks of at most `threads` threads
+//     KERNEL(name, threads, blocks)(...)      the same, with registers for so many blocks at once; 0: the compiler decides
 //     SHARED(float, tile, [32][33]);                                    static shared memory, 16-byte aligned
 //     DYNAMIC_SHARED(float, ring);                                      a pointer to the dynamic shared memory
 //
@@ -12,7 +13,7 @@
 #include "host.h"
 #else
 
-#define KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads) name
+#define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name
 #define SHARED(type, name, array) __shared__ __align__(16) type name array
 #define DYNAMIC_SHARED(type, name)                                          \
     extern __shared__ __align__(1024) unsigned char td_dynamic_shared[];    \
