@@ -127,8 +127,8 @@ __device__ __forceinline__ void multiply(float* shared, int first, int last, Cop
         cp_commit();
         A = shared + now * STAGE<LAYOUT>;
         multiply_slices<LAYOUT>(A, A + SLICE_A<LAYOUT>, sum);
-        next = now;  // which nobody reads after the next barrier
         now = now + 1 == STAGES ? 0 : now + 1;
+        next = next + 1 == STAGES ? 0 : next + 1;
     }
 }
 
