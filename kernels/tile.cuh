@@ -48,6 +48,8 @@ static_assert(THREADS >= TILE_M / VECTOR_A, "a thread copies parts of one column
 
 #if !defined(TD_HOST) && __CUDA_ARCH__ >= 800 && VECTOR_A == 4 && VECTOR_B == 4
 #define TILE_THREADS THREADS, 512 / THREADS  // at least 512 threads on a multiprocessor: at most 128 registers for each
+#elif !defined(TD_HOST) && __CUDA_ARCH__ < 800
+#define TILE_THREADS THREADS, 1  // else the compiler aims at more, and spills registers for it
 #else
 #define TILE_THREADS THREADS
 #endif
