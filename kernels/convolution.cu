@@ -29,14 +29,14 @@ __device__ __forceinline__ Corner corner_of(
     int m, int M, int height, int width, int Ho, int Wo, int stride_h, int stride_w, int top, int left) {
     const int q = m % Wo, p = m / Wo % Ho, n = m / Wo / Ho;
     const int row = p * stride_h - top, column = q * stride_w - left;
-    if (m >= M) return {0, both(-32768, 0)};
+    if (m >= M) return {0, both(-32768, -32768)};
     return {(n * height + row) * width + column, both(row, column)};
 }
 
 // Whether a pixel lies in an image: `from_corner` away from a corner, both(down, right), where `last` is the last pixel's row and
 // column. A row or column below 0 has its sign bit set in `at`, one past the last in `last - at`. What the lower half borrows
-// from the upper does not matter: it has a sign bit itself then. With `last` NONE, all pixels lie outside.
-constexpr unsigned NONE = ~0u;
+// from the upper does not matter: it has a sign bit itself then. NOWHERE lies outside for all corners.
+constexpr unsigned NOWHERE = 1u << 31;  // 2^15 rows up
 __device__ __forceinline__ bool inside(const Corner& corner, unsigned from_corner, unsigned last) {
     const unsigned at = corner.at + from_corner;
     return ((at | (last - at)) & 0x80008000u) == 0;
@@ -110,7 +110,7 @@ KERNEL(conv_forward, TILE_THREADS)
         [&](int slice, float* A, float* B) {
             const int down = r < R ? r * dilation_h : 0, right = s * dilation_w;
             const float* x = X + static_cast<long long>(down * width + right) * C + c;
-            const unsigned from_corner = both(down, right), last_pixel = r < R ? both(height - 1, width - 1) : NONE;
+            const unsigned from_corner = r < R ? both(down, right) : NOWHERE, last_pixel = both(height - 1, width - 1);
             UNROLL
             for (int j = 0; j < TILE_M; j += DOWN) {
                 const int i = row + j;
@@ -170,7 +170,7 @@ KERNEL(conv_weight_gradient, TILE_THREADS)
     const int column = threadIdx.x % ACROSS * VECTOR_A;
     const int tap = (m0 + column) / C, c = m0 + column - tap * C, r = tap / S, s = tap - r * S;
     const int down = r < R ? r * dilation_h : 0, right = s * dilation_w;
-    const unsigned from_corner = both(down, right), last_pixel = r < R ? both(height - 1, width - 1) : NONE;
+    const unsigned from_corner = r < R ? both(down, right) : NOWHERE, last_pixel = both(height - 1, width - 1);
     X += static_cast<long long>(down * width + right) * C + c;
     float sum[8][8] = {};
     multiply<BY_COLUMNS>(

@@ -18,16 +18,11 @@
 // Copies columns k .. k + TILE_K - 1 and rows n .. n + TILE_N - 1 of B (N, K), turned: neighbouring threads read neighbours
 // of a row, and write to rows of shared memory which are 4 banks apart.
 __device__ __forceinline__ void copy_slice_turned(float* shared, const float* B, int n, int k, int N, int K) {
-    constexpr int DOWN = THREADS / TILE_K;
-    const int i = threadIdx.x % TILE_K, end = k + i < K ? N - n : 0;
-    int j = threadIdx.x / TILE_K;
-    const float* from = B + static_cast<long long>(n + j) * K + k + i;
-    shared += i * ROW_B + j;
     ROLLED
-    for (; j < TILE_N; j += DOWN) {
-        copy<1>(shared, from, j < end);
-        shared += DOWN;
-        from += static_cast<long long>(DOWN) * K;
+    for (unsigned at = threadIdx.x; at < TILE_K * TILE_N; at += THREADS) {
+        const int i = at % TILE_K, j = at / TILE_K;
+        const float* from = B + static_cast<long long>(n + j) * K + k + i;
+        copy<1>(shared + i * ROW_B + j, from, n + j < N && k + i < K);
     }
 }
 

@@ -187,7 +187,9 @@ __device__ __forceinline__ void stream(unsigned char* shared, int first, int las
         if (k + DEPTH - 1 < last) copy(k + DEPTH - 1, shared + next * BYTES);
         cp_commit();
         use(k, shared + now * BYTES);
-        next = now;  // which nobody reads after the next barrier
+        // The stage of slice k - 1 from now on, either way: with small tiles the compiler spills nothing by the first, with large
+        // ones it has shorter loops by the second.
+        next = WARP_M <= 32 ? now : next + 1 == DEPTH ? 0 : next + 1;
         now = now + 1 == DEPTH ? 0 : now + 1;
     }
 }

@@ -48,6 +48,8 @@ static_assert(THREADS >= TILE_M / VECTOR_A, "a thread copies parts of one column
 
 #if !defined(TD_HOST) && __CUDA_ARCH__ >= 800 && VECTOR_A == 4 && VECTOR_B == 4
 #define TILE_THREADS THREADS, 512 / THREADS  // at least 512 threads on a multiprocessor: at most 128 registers for each
+#elif !defined(TD_HOST) && __CUDA_ARCH__ < 800
+#define TILE_THREADS THREADS, 1  // else the compiler aims at more, and spills registers for it
 #else
 #define TILE_THREADS THREADS
 #endif
@@ -127,8 +129,8 @@ __device__ __forceinline__ void multiply(float* shared, int first, int last, Cop
         cp_commit();
         A = shared + now * STAGE<LAYOUT>;
         multiply_slices<LAYOUT>(A, A + SLICE_A<LAYOUT>, sum);
-        next = now;  // which nobody reads after the next barrier
         now = now + 1 == STAGES ? 0 : now + 1;
+        next = next + 1 == STAGES ? 0 : next + 1;
     }
 }
 

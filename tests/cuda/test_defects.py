@@ -25,7 +25,7 @@ DEFECTS = {
         "write past the last row": ("if (row < rows) write(row, sum[i])", "write(row, sum[i])"),
         "two threads on one row": ("r = lane / 2 % 8;\n    return warp", "r = lane / 4 % 8;\n    return warp"),
         "parts that overlap": ("(slices) * blockIdx.z / gridDim.z", "(slices) * blockIdx.z / (gridDim.z + 1)"),
-        "turned copy past the end": ("end = k + i < K ? N - n : 0", "end = N - n"),
+        "turned copy past the end": ("n + j < N && k + i < K", "n + j < N"),
         "stack of the other operand": ("B += blockIdx.y * apart_B", "B += blockIdx.y * apart_A"),
     },
     ("matrix", "sum_rows"): {
@@ -39,7 +39,7 @@ DEFECTS = {
         "padding at the top read": ("& 0x80008000u", "& 0x8000u"),
         "pixels before the first alone": ("(at | (last - at))", "at"),
         "pixels past the last alone": ("(at | (last - at))", "(last - at)"),
-        "rows past the last": ("if (m >= M) return {0, both(-32768, 0)};", ""),
+        "rows past the last": ("if (m >= M) return {0, both(-32768, -32768)};", ""),
         "stride forgotten": ("q * stride_w - left", "q - left"),
         "wrapped once too few": ("for (c += TILE_K; c >= C; c -= C)", "if ((c += TILE_K) >= C && (c -= C, true))"),
         "embedding of the first image": ("*e = E + of_image(to)", "*e = E"),
