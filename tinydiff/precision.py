@@ -21,6 +21,7 @@ two rounded numbers are exact in float32, and sums are float32, so float64 on ro
 from __future__ import annotations
 
 import functools
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,27 @@ IN_MEMORY: dict[str, np.dtype[Any]] = {
     "fp16": np.dtype("float16"),
     "bf16": np.dtype("uint16"),
 }
+
+_OF_DTYPE = {"f": "float32", "e": "fp16", "H": "bf16", "E": "bf16"}  # by NumPy's character; E is ml_dtypes' bfloat16
+
+
+def precision_of(dtype: Any) -> str | None:
+    """What the entries of an array are in memory, by its dtype: "float32", "fp16" or "bf16", the latter as uint16 or as
+    ml_dtypes' bfloat16. None for other dtypes."""
+    return _OF_DTYPE.get(dtype.char)
+
+
+def half(precision: str) -> Any:
+    """The dtype of arrays in which a network holds "fp16" or "bf16", None for the other precisions. That of bf16 is
+    ml_dtypes', which CuPy takes as well; kernels see the bits of such arrays. ImportError where it is not installed."""
+    if precision == "fp16":
+        return np.dtype(np.float16)
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16) if precision == "bf16" else None
+
+
+def of_half(dtype: Any) -> str | None:
+    """ "fp16" or "bf16" for the dtypes that `half` gives, None for others."""
+    return precision_of(dtype) if dtype.char in "eE" else None
 
 
 def rounded(x: Any, precision: str) -> Any:
@@ -70,14 +92,38 @@ def from_memory(x: Any) -> Any:
     return x.astype(np.float32)
 
 
-# ---------------------------------------------------------------------------------------------------- emulation on the CPU
-
-
 class _Mode(threading.local):
     emulated = "float32"
+    held: Any = None  # the dtype of 16 bits in a block of `mixed`
 
 
 _mode = _Mode()
+
+
+@contextmanager
+def mixed(precision: str) -> Iterator[None]:
+    """A block in which this thread's networks hold their maps in 16 bits: "fp16" or "bf16"; other precisions hold float32.
+
+    A `UNet` rounds the maps that its first convolution makes. From there on an operation whose first input has 16 bits gives a
+    result of 16 bits, whatever else it takes, and its weights (`Function.weights`) are rounded for it. Gradients have the dtype
+    of what they belong to: those of maps 16 bits, those of weights and biases float32. Sums are float32.
+
+    That holds on CPU and GPU. On a CPU it is slow, and there to see what rounding does. ImportError where bf16 is asked for
+    and ml_dtypes is not installed.
+    """
+    before, _mode.held = _mode.held, half(precision)
+    try:
+        yield
+    finally:
+        _mode.held = before
+
+
+def held() -> Any:
+    """The dtype of 16 bits in which maps are held in the present block of `mixed`, None for float32."""
+    return _mode.held
+
+
+# ---------------------------------------------------------------------------------------------------- emulation on the CPU
 
 
 @contextmanager

@@ -28,8 +28,8 @@ def launch(
     """Runs `kernel` of the source kernels/`name` with blocks (x, y, z) of threads in a grid (x, y, z) of blocks.
 
     args: for each parameter in order a C-contiguous array of the right dtype, None for an absent array, or a NumPy scalar
-    (int32, uint32, uint64, float32). Where the source names a type (Element, Result), the defines say what it is. shared:
-    bytes of dynamic shared memory. defines: macros for the compiler. NumPy
+    (int32, uint32, uint64, float32). Where the source names a type (Element, Result), the defines say what it is; an array of
+    bf16 is of uint16 or of ml_dtypes' bfloat16. shared: bytes of dynamic shared memory. defines: macros for the compiler. NumPy
     arrays run on the host, CuPy's on the current GPU. An empty grid runs nothing. Raises TypeError or ValueError where
     arguments do not fit the kernel, KernelError where it cannot be compiled or run.
     """
@@ -98,7 +98,9 @@ def _check(kernel: str, parameters: Sequence[Parameter], args: Sequence[Any]) ->
             if type(arg) is not dtype.type:
                 raise _misfit(kernel, parameter, arg)
         elif arg is not None:
-            if not is_array(arg) or arg.dtype != dtype or not (flags := arg.flags).c_contiguous:
+            if not is_array(arg) or not (arg.dtype == dtype or _is_bf16(arg, dtype)):
+                raise _misfit(kernel, parameter, arg)
+            if not (flags := arg.flags).c_contiguous:
                 raise _misfit(kernel, parameter, arg)
             if isinstance(arg, np.ndarray) and not (is_const or flags.writeable):
                 raise _misfit(kernel, parameter, arg)
@@ -108,6 +110,11 @@ def _check(kernel: str, parameters: Sequence[Parameter], args: Sequence[Any]) ->
         where = ", ".join(f"{name} on {device_of(a)}" for name, a in arrays)
         raise ValueError(f"kernel {kernel}: its arrays are on different devices, {where}")
     return devices.pop() if devices else "cpu"
+
+
+def _is_bf16(array: Any, dtype: np.dtype) -> bool:
+    """Whether the array is of ml_dtypes' bfloat16, whose bits a kernel takes for whole numbers."""
+    return dtype == np.uint16 and array.dtype.name == "bfloat16"
 
 
 def _misfit(kernel: str, parameter: Parameter, arg: Any) -> Exception:
