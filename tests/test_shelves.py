@@ -26,6 +26,7 @@ FOUNDATIONS = {
         "graphs",
         "host",
         "launch",
+        "loss_scale",
         "nvrtc",
         "products",
         "resampling",

@@ -14,12 +14,24 @@ from typing import Any
 import numpy as np
 
 from tinydiff import replay
-from tinydiff.autograd import places
+from tinydiff.autograd import halves, places
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, to_numpy, widened_dtype
 from tinydiff.errors import InputError
 from tinydiff.ops.arguments import as_parameters, as_positive
-from tinydiff.ops.optim import Arrays, adam, clip, clipped_adam, gathered, move_averages, sgd
+from tinydiff.ops.optim import (
+    LEAST_SCALE,
+    Arrays,
+    adam,
+    clip,
+    clipped_adam,
+    gathered,
+    gathered_halves,
+    move_averages,
+    move_loss_scale,
+    sgd,
+    unscaled,
+)
 
 
 class Optimizer:
@@ -156,23 +168,39 @@ class Adam(Optimizer):
         is one kernel for all of that, and the weights become views of one piece of memory."""
         self._take(ema)
 
-    def clipped_step(self, losses: Arrays, max_norm: float, ema: EMA | None = None, prepared: Any = None) -> Any:
+    def clipped_step(
+        self, losses: Arrays, max_norm: float, ema: EMA | None = None, prepared: Any = None, loss_scale: Any = None
+    ) -> Any:
         """`clip_grad_norm`, then `step(ema)`, unless the norm or one of the losses, arrays (), is not finite. Returns the
         losses as numbers and the norm before. max_norm: its limit. The GPU is waited for once, at the end; not where one
-        kernel updates all weights by what is `prepared` (`tinydiff.cuda.updates`): then the result is None."""
-        return self._take(ema, losses, max_norm, prepared)
+        kernel updates all weights by what is `prepared` (`tinydiff.cuda.updates`): then the result is None.
 
-    def _take(self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = 0, prepared: Any = None) -> Any:
+        loss_scale: None, or the state of the scale that the losses were multiplied with before backward, see
+        `ops.optim.move_loss_scale`: gradients are divided by it, and it is moved. An update that is left out because of it counts
+        in `steps`, as the step that it belongs to does. The numbers end with the scale."""
+        return self._take(ema, losses, max_norm, prepared, loss_scale)
+
+    def _take(
+        self, ema: EMA | None, losses: Arrays | None = None, max_norm: float = 0, prepared: Any = None,
+        loss_scale: Any = None,
+    ) -> Any:  # fmt: skip
         weights = self.parameters
         at_once = [len(indices) for indices in self._updates().values()] == [len(weights)]
         at_once &= ema is None or type(ema).update is EMA.update
         averages = ema.averages_of(weights) if at_once and ema is not None else []
         arrays = [a for p in weights for a in (p.data, p.grad)] + [a for slots in self.state for a in slots] + averages
         if not at_once or len({(a.dtype, device_of(a)) for a in arrays}) > 1:
-            numbers = [float(loss) for loss in losses or ()]
+            scale = unscaled([p.grad for p in weights if p.grad is not None], loss_scale)
+            numbers = [float(loss) for loss in (*(losses or ()), *scale)]
             norm = 0.0 if losses is None else clip_grad_norm(weights, max_norm)
-            if np.isfinite([*numbers, norm]).all():
+            finite = bool(np.isfinite([*numbers, norm]).all())
+            if finite:
                 super().step(ema)
+            elif scale and numbers[-1] > LEAST_SCALE:
+                self._begin([i for indices in self._updates().values() for i in indices])
+                if ema is not None:
+                    ema.updates += 1
+            move_loss_scale(loss_scale, finite)
             return numbers, norm
         self._begin(range(len(weights)))
         pieces, parts = gathered([p.data for p in weights])
@@ -191,9 +219,16 @@ class Adam(Optimizer):
             lambda: [*(p.data for p in weights), *sum(self.state, ema.averages if ema else []), *self._options(0)[2:]]
         )
         found = pieces, gradients, m, v, moving, *options
-        result: Any = adam(*found) if losses is None else clipped_adam(gradients, losses, max_norm, found, prepared)
+        result: Any = None
+        if losses is None:
+            adam(*found)
+        else:
+            result = clipped_adam(gradients, losses, max_norm, found, prepared, loss_scale)
+        halves.renew(weights, pieces, gathered_halves)
         if ema is not None:
             ema.updates += 1
+        if result is not None and loss_scale is not None and result[0][-1] > LEAST_SCALE:
+            return result
         if result is not None and (recording := replay.current()) is not None:
             *result, read = result
             recording.afterwards(lambda: self._count_back_unless_finite(read(), ema))

@@ -5,17 +5,23 @@
     bf16          8 bits      the upper half of a float32, ties to even
     fp16         11 bits      up to 65504, ties to even
 
-What a network keeps is float32 in every precision that training offers (`TrainConfig.precision`: float32, tf32):
+What is held in what, by `TrainConfig.precision`:
 
-                                                            float32     tf32
-    weights, Adam's moments, averages, checkpoints          float32     float32
-    feature maps, gradients, q, k, v                        float32     float32
-    operands of what tensor cores compute                   float32     rounded to TF32 on their way there
-    sums, biases, normalisation, softmax, loss, samplers    float32     float32
+                                                            float32     tf32                    fp16, bf16 (`mixed`)
+    weights and their gradients, Adam's moments, averages   float32     float32                 float32
+    biases, weights of normalisation, checkpoints           float32     float32                 float32
+    first and last convolution, the time's way, the loss    float32     float32                 float32
+    the other maps and their gradients, q, k, v             float32     float32                 16 bits
+    the sum with a residual                                 float32     float32                 added in float32, rounded once
+    operands of what tensor cores compute                   float32     rounded on their way    16 bits, also of weights
+    sums, statistics, softmax, samplers                     float32     float32                 float32
 
-What the kernels for tensor cores do not take, such as rows that are no whole pieces of 16 bytes, is float32 in both. Products of
-two rounded numbers are exact in float32, and sums are float32, so float64 on rounded operands is what a product should give.
-`emulated` has the CPU compute so, to study what training makes of it.
+In fp16 the loss is multiplied by a scale before gradients go back, see `ops.optim.move_loss_scale`: its numbers reach from 6e-8
+to 65504. bf16 has the range of float32 and needs none.
+
+What the kernels for tensor cores do not take, such as rows that are no whole pieces of 16 bytes, is computed in float32, and
+rounded where it is held in 16 bits. Products of two rounded numbers are exact in float32, and sums are float32, so float64 on
+rounded operands is what a product should give. `emulated` has the CPU compute so, to study what training makes of it.
 """
 
 from __future__ import annotations

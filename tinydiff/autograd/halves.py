@@ -42,7 +42,7 @@ def of(x: Any, data: Any, dtype: Any) -> Any:
 
 def renew(weights: Sequence[Any], pieces: Sequence[Any], gathered: Callable[[list[Any]], tuple[Any, Any]]) -> None:
     """Makes the numbers of 16 bits of all weights anew, where some have them: after an update, a pass over `pieces`, those of the
-    memory that the weights lie in. gathered: `ops.optim.gathered`."""
+    memory that the weights lie in. gathered: `ops.optim.gathered_halves`."""
     dtype = next((p._half.array.dtype for p in weights if p._half is not None), None)
     if dtype is None:
         return

@@ -14,8 +14,9 @@ import numpy as np
 from tinydiff import backend, replay
 from tinydiff.backend import array_module
 from tinydiff.cuda import flat
+from tinydiff.cuda.loss_scale import launch_move_loss_scale
 from tinydiff.cuda.updates import MOST_ELEMENTS, adam_scalars, launch_adam, launch_squared_norm, read_report
-from tinydiff.ops.optim import Arrays
+from tinydiff.ops.optim import Arrays, move_loss_scale, unscaled
 
 
 def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
@@ -24,6 +25,14 @@ def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
     NotImplemented for other dtypes than float32, for arrays of several devices and for 2**31 elements in all.
     """
     if not _are_float32(arrays) or flat.size(arrays) > MOST_ELEMENTS:
+        return NotImplemented
+    whole, views = flat.join(arrays)
+    return [whole], views
+
+
+def gathered_halves(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """`gathered` for arrays of 16 bits. NotImplemented for arrays of several devices and for 2**31 elements in all."""
+    if len({array_module(a) for a in arrays}) > 1 or flat.size(arrays) > MOST_ELEMENTS:
         return NotImplemented
     whole, views = flat.join(arrays)
     return [whole], views
@@ -55,19 +64,22 @@ def adam(
     return None
 
 
-def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None) -> Any:
+def clipped_adam(
+    gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None, loss_scale: Any = None
+) -> Any:
     """See `tinydiff.ops.optim.clipped_adam`: three launches, then one copy back, which is all that waits for the GPU. The
     device itself decides whether all is finite. While a step is recorded, losses and norm are arrays, and a third result is
     the function that reads them afterwards. NotImplemented for arrays that are not one piece each.
 
     prepared: None, or an `updates.Prepared`; then step, lr and the decay of the average are not used, nothing is copied in
-    either direction, and the result is None.
+    either direction, and the result is None. With a loss_scale its reports have the scale behind the losses.
     """
     weights, _, m, v, averages, step, lr, betas, eps, weight_decay, decoupled, average_decay = arguments
     arrays = [*weights, *gradients, *m, *v, *(averages or [])]
     if len(weights) != 1 or not _fit([*arrays, *losses]):
         return NotImplemented
     xp = array_module(weights[0])
+    losses = [*losses, *unscaled(gradients, loss_scale)]
     if prepared is None:
         numbers = step, lr, betas, eps, weight_decay if decoupled else 0.0, average_decay
         scalars = replay.fed(xp, adam_scalars, *numbers)
@@ -75,7 +87,11 @@ def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: 
         scalars = prepared.scalars
     all_losses = losses[0].reshape(1) if len(losses) == 1 else xp.stack(losses)
     note = None if xp is np else backend.pending_note()
-    report = launch_squared_norm(gradients[0].reshape(-1), max_norm, scalars[:1], all_losses, note, prepared)
+    # With a loss scale it is not for the norm to say what a failure is.
+    reported = prepared if prepared is None or loss_scale is None else prepared._replace(failed=None)
+    report = launch_squared_norm(gradients[0].reshape(-1), max_norm, scalars[:1], all_losses, note, reported)
+    if prepared is not None and loss_scale is not None:
+        launch_move_loss_scale(loss_scale, scalars[:1], prepared.clock, prepared.failed)
     p, g, first, second = (a[0].reshape(-1) for a in (weights, gradients, m, v))
     average = averages[0].reshape(-1) if averages else None
     launch_adam(p, g, first, second, average, scalars, betas, 0.0 if decoupled else weight_decay)
@@ -83,7 +99,9 @@ def clipped_adam(gradients: Arrays, losses: Arrays, max_norm: float, arguments: 
         return None
     if replay.current() is not None:
         return list(report[2:]), xp.sqrt(report[0]), lambda: read_report(report, note)
-    return read_report(report, note)
+    found = read_report(report, note)
+    move_loss_scale(loss_scale, bool(np.isfinite([*found[0], found[1]]).all()))
+    return found
 
 
 def clip(gradients: Arrays, max_norm: float) -> float:

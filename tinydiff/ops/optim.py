@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 
 from tinydiff import replay
-from tinydiff.backend import array_module, widened
+from tinydiff.backend import array_module, to_numpy, widened
 from tinydiff.dispatch import accelerated
 
 Arrays = list[Any]
+
+# The loss is multiplied by a scale before gradients go through maps of fp16, where numbers below 2^-24 are 0 and those above
+# 65504 are infinite (Micikevicius et al., 2018, 3.2).
+FIRST_SCALE = 2.0**15
+LEAST_SCALE = 1.0  # where a step that is not finite with it is a failure
+MOST_SCALE = 2.0**24  # beyond, nothing that float32 holds of a gradient is lost any more
+GOOD_STEPS = 2000  # after so many in a row the scale is doubled
 
 
 @accelerated
@@ -69,14 +76,48 @@ def adam(
 
 @accelerated
 def clipped_adam(
-    gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None
+    gradients: Arrays, losses: Arrays, max_norm: float, arguments: Any, prepared: Any = None, loss_scale: Any = None
 ) -> tuple[list[float], float] | None:
     """`clip` of gradients to max_norm, then `adam` with its arguments, if the norm and all losses, arrays (), are finite.
-    Returns the losses as numbers and the norm before clipping. prepared: for the GPU alone, see `Adam.clipped_step`."""
+    Returns the losses as numbers and the norm before clipping. prepared: for the GPU alone, see `Adam.clipped_step`.
+
+    loss_scale: None, or its state, see `move_loss_scale`: gradients are divided by it first, and afterwards it is moved. The
+    numbers then end with the scale that the step was made with."""
+    losses = [*losses, *unscaled(gradients, loss_scale)]
     numbers, norm = [float(loss) for loss in losses], clip(gradients, max_norm)
-    if np.isfinite([*numbers, norm]).all():
+    finite = bool(np.isfinite([*numbers, norm]).all())
+    if finite:
         adam(*arguments)
+    move_loss_scale(loss_scale, finite)
     return numbers, norm
+
+
+def unscaled(gradients: Arrays, loss_scale: Any) -> Arrays:
+    """Divides gradients, in place, by the scale that their loss was multiplied with. It is a power of 2, so only what overflows
+    or underflows is rounded. loss_scale: the state, None for no scale. Returns the scale, an array (), in a list."""
+    if loss_scale is None:
+        return []
+    scale = loss_scale[:1].reshape(()).copy()
+    for g in gradients:
+        g *= 1 / scale
+    return [scale]
+
+
+def move_loss_scale(state: Any, finite: bool) -> None:
+    """After a step: its state, float32 (2,), holds the scale, and how many steps in a row were good with it.
+
+    A step that is not finite halves the scale, down to `LEAST_SCALE`; `GOOD_STEPS` good ones double it, up to `MOST_SCALE`.
+    state: None for no scale.
+    """
+    if state is None:
+        return
+    scale, good = to_numpy(state).tolist()
+    if finite:
+        good += 1
+        scale, good = (min(2 * scale, MOST_SCALE), 0) if good >= GOOD_STEPS else (scale, good)
+    else:
+        scale, good = max(scale / 2, LEAST_SCALE), 0
+    state[...] = array_module(state).asarray([scale, good], np.float32)
 
 
 @accelerated
@@ -103,4 +144,10 @@ def gathered(arrays: Arrays) -> tuple[Arrays, Arrays]:
 
     Here each array is a piece. On the GPU all become views of one: a launch costs more than the work on a small weight.
     """
+    return arrays, arrays
+
+
+@accelerated
+def gathered_halves(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """`gathered` for the numbers of 16 bits of weights that were gathered: pieces of the same layout."""
     return arrays, arrays
