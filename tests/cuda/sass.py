@@ -101,6 +101,7 @@ EXPECTED = (
     ),
     Expected("batch.cu", "gather_batch", {"warps": 64, "wide stores": 1}),
     Expected("batch.cu", "tick", {"warps": 64}),
+    Expected("loss_scale.cu", "move_loss_scale", {"warps": 64}),
     Expected(
         "tensor_product.cu",
         "tensor_product",

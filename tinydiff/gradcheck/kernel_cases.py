@@ -11,6 +11,7 @@ import numpy as np
 from tinydiff import optim
 from tinydiff.cuda import doubling, normalization, products, tensor, tensor_convolution
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.loss_scale import launch_move_loss_scale
 from tinydiff.cuda.taps import Place, Taps, taps_of
 from tinydiff.cuda.updates import adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
@@ -29,6 +30,7 @@ from tinydiff.gradcheck.cases import (
 )
 from tinydiff.ops import convolution
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
+from tinydiff.ops.optim import GOOD_STEPS, move_loss_scale
 from tinydiff.ops.windows import Window
 from tinydiff.precision import from_memory, in_memory, rounded
 from tinydiff.random import Generator
@@ -165,6 +167,28 @@ def _tick(rng: np.random.Generator, run: Run) -> Pairs:
         yield clock, np.array([step, 9], np.uint32)
 
 
+def _move_loss_scale(rng: np.random.Generator, run: Run) -> Pairs:
+    state, clock, failed = (
+        np.array([4, GOOD_STEPS - 2], np.float32),
+        np.array([9, 9], np.uint32),
+        np.zeros(1, np.uint32),
+    )
+    for finite in (True, True, True, False, False, False):
+        expected = state.copy()
+        move_loss_scale(expected, finite)
+        factor = np.array([0.5 if finite else np.nan], np.float32)
+        run(launch_move_loss_scale, state, factor, clock, failed)
+        yield state, expected
+        yield np.isnan(factor), np.array([not finite])
+    yield failed, np.zeros(1, np.uint32)
+    for finite in (False, True):
+        factor = np.array([0.5 if finite else np.nan], np.float32)
+        run(launch_move_loss_scale, state, factor, clock, failed)
+        yield state, np.array([1, 0])
+        yield failed, np.array([9], np.uint32)
+        yield np.isnan(factor), np.array([True])
+
+
 def _filters(rng: np.random.Generator, run: Run) -> Pairs:
     for C, K in ((40, 70), (1, 3)):
         W = normal(rng, 3, 3, C, K)
@@ -188,6 +212,7 @@ def _filters_backward(rng: np.random.Generator, run: Run) -> Pairs:
 OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond the definitions
     "batch": {"gather_batch": _gather_batch, "tick": _tick},
     "doubling": {"filters": _filters, "their gradient": _filters_backward},
+    "loss_scale": {"move_loss_scale": _move_loss_scale},
     "matrix": {"matmul": _matmul},
     "normalization": {"dropout": _with_dropout},
     "tensor_product": {
