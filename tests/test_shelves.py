@@ -18,7 +18,6 @@ FOUNDATIONS = {
     "cuda": {
         "clock",
         "compiling",
-        "conversion",
         "doubling",
         "draws",
         "driver",

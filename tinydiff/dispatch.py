@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Protocol, TypeVar, cast
 
-from tinydiff.backend import DEVICES, device_of, is_array
+from tinydiff.backend import DEVICES, HALVES, device_of, is_array, widened
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,6 +34,18 @@ class _Mode(threading.local):
 
 
 _mode = _Mode()
+
+
+def _have_half(args: tuple[Any, ...]) -> bool:
+    for arg in args:
+        first = arg[0] if type(arg) in (tuple, list) and arg else arg
+        if is_array(first) and first.dtype.char in HALVES:
+            return True
+    return False
+
+
+def _widened(arg: Any) -> Any:
+    return [widened(a) for a in arg] if isinstance(arg, tuple | list) and arg and is_array(arg[0]) else widened(arg)
 
 
 class Accelerated(Protocol):
@@ -50,27 +62,45 @@ def accelerated(definition: F) -> F:
     The fast version is found by the names of the function and of its file. Its shelf follows from the first argument
     that is an array, has one as its first item, or names a device.
     """
+    return _accelerated(definition, widens=False)
+
+
+def accelerated_in_float32(definition: F) -> F:
+    """`accelerated`, for a definition with sums, which are float32. Arrays of 16 bits come as they are to fast versions for the
+    GPU, and as float32 to what cannot take them: the definition, other fast versions, and those that return
+    NotImplemented."""
+    return _accelerated(definition, widens=True)
+
+
+def _accelerated(definition: F, widens: bool) -> F:
     file, name = definition.__module__.rpartition(".")[2], definition.__name__
     files: dict[str, ModuleType | None] = {}  # of each shelf
 
-    @functools.wraps(definition)
-    def dispatched(*args: Any, **kwargs: Any) -> Any:
-        if _mode.plain:
-            return definition(*args, **kwargs)
-        shelf = "cpu"
-        if _mode.on_host or "cupy" in sys.modules:
-            shelf = _shelf((*args, *kwargs.values()))
+    def fast(shelf: str, args: tuple[Any, ...], kwargs: dict[str, Any], otherwise: Any) -> Any:
+        """What the fast version on a shelf returns; where there is none, what `otherwise` does."""
         if shelf not in files:
             files[shelf] = _file_on(shelf, file)
-        fast = getattr(files[shelf], name, None)
-        if fast is not None:
-            if shelf == "cuda" and not _mode.on_host:
-                with importlib.import_module("tinydiff.cuda.driver").explained(f"{file}.{name}"):
-                    result = fast(*args, **kwargs)
-            else:
-                result = fast(*args, **kwargs)
+        function = getattr(files[shelf], name, None)
+        if function is None:
+            return otherwise(*args, **kwargs)
+        if shelf == "cuda" and not _mode.on_host:
+            with importlib.import_module("tinydiff.cuda.driver").explained(f"{file}.{name}"):
+                return function(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    @functools.wraps(definition)
+    def dispatched(*args: Any, **kwargs: Any) -> Any:
+        half = widens and _have_half((*args, *kwargs.values()))
+        if not _mode.plain:
+            shelf = "cpu"
+            if _mode.on_host or "cupy" in sys.modules:
+                shelf = _shelf((*args, *kwargs.values()))
+            # A definition on 16 bits that has no fast version for the GPU leaves its sums to functions that have one.
+            result = NotImplemented if half and shelf != "cuda" else fast(shelf, args, kwargs, definition)
             if result is not NotImplemented:
                 return result
+        if half:
+            return dispatched(*map(_widened, args), **{key: _widened(value) for key, value in kwargs.items()})
         return definition(*args, **kwargs)
 
     cast(Accelerated, dispatched).definition = definition

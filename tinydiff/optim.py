@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinydiff import replay
-from tinydiff.autograd import places
+from tinydiff.autograd import halves, places
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of, to_numpy, widened_dtype
 from tinydiff.errors import InputError
@@ -210,11 +210,14 @@ class Adam(Optimizer):
         replay.relies_on(
             lambda: [*(p.data for p in weights), *sum(self.state, ema.averages if ema else []), *self._options(0)[2:]]
         )
-        found = pieces, gradients, m, v, moving, *options
+        short = halves.gathered_halves(weights, gathered)
+        found = pieces, gradients, m, v, moving, *options, short
         if losses is None:
             result: Any = adam(*found)
         else:
             result = clipped_adam(gradients, losses, max_norm, found, prepared, loss_scale)
+        if short is not None:
+            halves.renewed(weights)
         if ema is not None:
             ema.updates += 1
         scaled = loss_scale is not None

@@ -5,22 +5,29 @@
     bf16          8 bits      the upper half of a float32, ties to even
     fp16         11 bits      up to 65504, ties to even
 
-What a network keeps is float32 in every precision that training offers (`TrainConfig.precision`: float32, tf32):
+What is held in what, by `TrainConfig.precision`:
 
-                                                            float32     tf32
-    weights, Adam's moments, averages, checkpoints          float32     float32
-    feature maps, gradients, q, k, v                        float32     float32
-    operands of what tensor cores compute                   float32     rounded to TF32 on their way there
-    sums, biases, normalisation, softmax, loss, samplers    float32     float32
+                                                            float32     tf32                    fp16, bf16 (`mixed`)
+    weights and their gradients, Adam's moments, averages   float32     float32                 float32
+    biases, weights of normalisation, checkpoints           float32     float32                 float32
+    first and last convolution, the time's way, the loss    float32     float32                 float32
+    the other maps and their gradients, q, k, v             float32     float32                 16 bits
+    the sum with a residual                                 float32     float32                 added in float32, rounded once
+    operands of what tensor cores compute                   float32     rounded on their way    16 bits, also of weights
+    sums, statistics, softmax, samplers                     float32     float32                 float32
 
-What the kernels for tensor cores do not take, such as rows that are no whole pieces of 16 bytes, is float32 in both. Products of
-two rounded numbers are exact in float32, and sums are float32, so float64 on rounded operands is what a product should give.
-`emulated` has the CPU compute so, to study what training makes of it.
+In fp16 the loss is multiplied by a scale before gradients go back, see `ops.optim.move_loss_scale`: its numbers reach from 6e-8
+to 65504. bf16 has the range of float32 and needs none.
+
+What the kernels for tensor cores do not take, such as rows that are no whole pieces of 16 bytes, is computed in float32, and
+rounded where it is held in 16 bits. Products of two rounded numbers are exact in float32, and sums are float32, so float64 on
+rounded operands is what a product should give. `emulated` has the CPU compute so, to study what training makes of it.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +53,19 @@ def precision_of(dtype: Any) -> str | None:
     """What the entries of an array are in memory, by its dtype: "float32", "fp16" or "bf16", the latter as uint16 or as
     ml_dtypes' bfloat16. None for other dtypes."""
     return _OF_DTYPE.get(dtype.char)
+
+
+def half(precision: str) -> Any:
+    """The dtype of arrays in which a network holds "fp16" or "bf16", None for the other precisions. That of bf16 is
+    ml_dtypes', which CuPy takes as well; kernels see the bits of such arrays. ImportError where it is not installed."""
+    if precision == "fp16":
+        return np.dtype(np.float16)
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16) if precision == "bf16" else None
+
+
+def of_half(dtype: Any) -> str | None:
+    """ "fp16" or "bf16" for the dtypes that `half` gives, None for others."""
+    return precision_of(dtype) if dtype.char in "eE" else None
 
 
 def rounded(x: Any, precision: str) -> Any:
@@ -78,14 +98,38 @@ def from_memory(x: Any) -> Any:
     return x.astype(np.float32)
 
 
-# ---------------------------------------------------------------------------------------------------- emulation on the CPU
-
-
 class _Mode(threading.local):
     emulated = "float32"
+    held: Any = None  # the dtype of 16 bits in a block of `mixed`
 
 
 _mode = _Mode()
+
+
+@contextmanager
+def mixed(precision: str) -> Iterator[None]:
+    """A block in which this thread's networks hold their maps in 16 bits: "fp16" or "bf16"; other precisions hold float32.
+
+    A `UNet` rounds the maps that its first convolution makes. From there on an operation whose first input has 16 bits gives a
+    result of 16 bits, whatever else it takes, and its weights (`Function.weights`) are rounded for it. Gradients have the dtype
+    of what they belong to: those of maps 16 bits, those of weights and biases float32. Sums are float32.
+
+    That holds on CPU and GPU. On a CPU it is slow, and there to see what rounding does. ImportError where bf16 is asked for
+    and ml_dtypes is not installed.
+    """
+    before, _mode.held = _mode.held, half(precision)
+    try:
+        yield
+    finally:
+        _mode.held = before
+
+
+def held() -> Any:
+    """The dtype of 16 bits in which maps are held in the present block of `mixed`, None for float32."""
+    return _mode.held
+
+
+# ---------------------------------------------------------------------------------------------------- emulation on the CPU
 
 
 @contextmanager

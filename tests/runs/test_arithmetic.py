@@ -1,6 +1,7 @@
 """tinydiff/runs/arithmetic.py: runs in TF32, on the stand-in for CuPy, and where a device does not offer it."""
 
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,16 +125,16 @@ def refused(capsys, *words):
 def test_commands_on_a_cpu_refuse_it_with_a_sentence(tmp_path, capsys, monkeypatch):
     np.save(tmp_path / "images.npy", np.zeros((4, 4, 4), np.uint8))
     new = ["--steps=1", *SMALL, "--out", tmp_path / "run", "--data", tmp_path / "images.npy"]
-    for command in ("train", "doctor"):
+    for command, precision in product(("train", "doctor"), ("tf32", "fp16", "bf16")):
         capsys.readouterr()
-        assert main([command, *map(str, new), "--precision", "tf32"]) == 2
+        assert main([command, *map(str, new), "--precision", precision]) == 2
         assert (
-            "--precision tf32 needs a GPU with tensor cores: the CPU has no tensor cores; use --precision float32, or "
+            f"--precision {precision} needs a GPU with tensor cores: the CPU has no tensor cores; use --precision float32, or "
             "--precision auto, which is float32 here"
         ) in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert "--precision must be one of float32, tf32, auto, not fp16" in refused(
-        capsys, "train", *new, "--precision", "fp16"
+    assert "--precision must be one of float32, tf32, fp16, bf16, auto, not fp8" in refused(
+        capsys, "train", *new, "--precision", "fp8"
     )
     assert main(["train", *map(str, new), "--precision", "auto"]) == 0
     assert config.load(tmp_path / "run/config.toml")["precision"] == "float32"
@@ -147,7 +148,8 @@ def test_commands_on_a_cpu_refuse_it_with_a_sentence(tmp_path, capsys, monkeypat
         ["evaluate", tmp_path / "run", "--only=bits", "--training-images"],
     ):
         assert "--precision tf32 needs" in refused(capsys, *command, "--precision=tf32", SMALL[-1])
-        assert "must be one of" in refused(capsys, *command, "--precision=bf16", SMALL[-1])
+        assert "--precision bf16 needs" in refused(capsys, *command, "--precision=bf16", SMALL[-1])
+        assert "must be one of" in refused(capsys, *command, "--precision=fp8", SMALL[-1])
 
 
 def test_training_compiles_ahead_what_its_precision_launches(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_learning_rate_must_be_a_finite_positive_number(value):
         ("device", "gpu"),
         ("threads", 0),
         ("precision", "int3"),
-        ("precision", "bf16"),
+        ("precision", "fp8"),
         ("save_every", 0),
         ("preview_every", -1),
         ("image_size", 0),

@@ -20,10 +20,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tinydiff.autograd import halves
 from tinydiff.autograd.conversion import to_array
 from tinydiff.autograd.tape import Node, edge_to, is_recording, mode, note_inputs, refuse_non_finite
 from tinydiff.backend import HALVES, array_module, device_of, is_array, is_float, refuse_missing_library, widened
 from tinydiff.machine.threads import operation
+from tinydiff.precision import held
 
 _tensor_type: Any = None
 
@@ -54,11 +56,17 @@ class Function:
     tape then adds to them in place where gradients meet.
 
     `widens_half = True` has arrays of 16-bit floating point numbers come to forward and backward as float32; outputs and
-    gradients are rounded again.
+    gradients are rounded again. `takes_half = True` has them come as they are: forward and backward leave all sums to functions
+    that `dispatch.accelerated` widens them for. What these return in float32 is rounded as well.
+
+    `weights`: which of the inputs are factors of products. In a block of `precision.mixed` they come in 16 bits where the first
+    input does; their gradients are float32.
     """
 
     gives_new: ClassVar[bool] = False
     widens_half: ClassVar[bool] = False
+    takes_half: ClassVar[bool] = False
+    weights: ClassVar[slice] = slice(0)
 
     needs: tuple[bool, ...]
     shapes: tuple[Any, ...]
@@ -81,9 +89,10 @@ class Function:
             note_inputs(tensors)
             op.needs = (False,) * len(inputs)
 
-        if half and cls.widens_half:
-            op.rounds_to = _half_of([a.dtype for a in arrays if is_array(a)])
-            arrays = [widened(a) for a in arrays]
+        rounded: tuple[Any, ...] = ()  # weights, and their arrays of 16 bits
+        if half and (cls.widens_half or cls.takes_half):
+            op.rounds_to, rounded = _mixed(inputs, arrays, cls.weights)
+            arrays = [widened(a) for a in arrays] if cls.widens_half else arrays
         observer = mode.observer
         try:
             if observer is None:
@@ -105,6 +114,7 @@ class Function:
         if recording:
             # tensors made apart may share one piece of memory
             memories = [(_memory(x.data), x._version) for x in (*tensors, *outputs)]
+            memories += [(_memory(a), x._version) for x, a in rounded]
             saved = {id(_memory(a)) for a in op._saved if is_array(a)}
             op._watched = tuple({v: v.count for memory, v in memories if id(memory) in saved}.items())
             node = Node(op, edges, results)
@@ -141,6 +151,20 @@ class Function:
     def release(self) -> None:
         """Forgets everything on `self`, once the backward pass has used it."""
         self.__dict__.clear()
+
+
+def _mixed(inputs: tuple[Any, ...], arrays: list[Any], weights: slice) -> tuple[Any, tuple[Any, ...]]:
+    """The dtype of 16 bits of the result, None for another one. In a block of `precision.mixed` it is that of the first input; then
+    arrays get weights of that dtype, which are also returned with their tensors."""
+    dtype = held()
+    if dtype is None or getattr(arrays[0], "dtype", None) != dtype:
+        return _half_of([a.dtype for a in arrays if is_array(a)]), ()
+    rounded = []
+    for i in range(len(arrays))[weights]:
+        arrays[i] = halves.of(inputs[i], arrays[i], dtype)
+        if isinstance(inputs[i], _tensor_type):
+            rounded.append((inputs[i], arrays[i]))
+    return dtype, tuple(rounded)
 
 
 def _half_of(dtypes: list[Any]) -> Any:

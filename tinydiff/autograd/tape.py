@@ -145,7 +145,7 @@ class Node:
     def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
         """The edges to the parents, each with its gradient and whether nothing else holds that array."""
         op, name = self.op, self.name
-        if op.rounds_to is not None:
+        if op.rounds_to is not None and not op.takes_half:
             L_Ys = [widened(L_Y) for L_Y in L_Ys]
         try:
             L_Xs = self._placed(L_Ys) if places.in_use() else self._run(L_Ys)

@@ -27,7 +27,9 @@ class Tensor:
     functions on tensors are in `tinydiff.ops`, which also installs them as methods here.
     """
 
-    __slots__ = ("__weakref__", "_hooks", "_index", "_node", "_place", "_version", "data", "grad", "requires_grad")
+    __slots__ = (
+        "__weakref__", "_half", "_hooks", "_index", "_node", "_place", "_version", "data", "grad", "requires_grad",
+    )  # fmt: skip
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         version = None
@@ -48,6 +50,7 @@ class Tensor:
         self._version = version or Version()
         self._hooks: dict[Any, Any] | None = None
         self._place: Any = None  # see `places`
+        self._half: Any = None  # see `halves`
 
     @classmethod
     def _wrap(cls, data: Any, version: Version | None = None) -> Tensor:
@@ -55,7 +58,7 @@ class Tensor:
         tensor = cls.__new__(cls)
         tensor.data, tensor.grad, tensor.requires_grad = data, None, False
         tensor._node, tensor._index, tensor._version = None, 0, version or Version()
-        tensor._hooks = tensor._place = None
+        tensor._hooks = tensor._place = tensor._half = None
         return tensor
 
     def _attach(self, node: tape.Node, index: int) -> None:

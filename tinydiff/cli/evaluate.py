@@ -41,7 +41,7 @@ def add_command(commands: Any) -> None:
     add("--seed", type=whole_number, help="seed of images, steps and noise [0]")
     add("--device", help="auto, cpu or cuda [auto]")
     add("--threads", type=whole_number, metavar="N", help="CPU threads [all]")
-    add("--precision", help="of products on a GPU: float32, tf32 or auto [float32]")
+    add("--precision", help="on a GPU: float32, tf32, fp16, bf16 or auto [float32]")
     parser.set_defaults(run=_run)
 
 

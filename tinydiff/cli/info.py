@@ -79,7 +79,7 @@ def describe(path: Path) -> str:
         computed = "" if precision == "float32" else f", in {precision}"
         line("steps", f"{saved} saved{planned}{minutes}, batches of {images}{computed}")
         if rows:
-            losses = np.array([float(row["loss"]) for row in rows])
+            losses = np.array([float(row["loss"]) for row in rows if "loss" in row] or [np.nan])
             last = losses[-100:]
             line("loss", f"{losses[0]:.4f} at first, {last.mean():.4f} over the last {len(last)} steps")
             if held := [row for row in rows if HOLDOUT in row]:
@@ -112,7 +112,7 @@ def _running(
     speeds = sorted(float(row["images_per_second"]) for row in rows[-50:])
     speed = max(speeds[len(speeds) // 2], 1e-9)
     steps = max(0, settings["steps"] - int(last["step"])) if "steps" in settings else None
-    said = [f"{who}, at step {last['step']}, loss {float(last['loss']):.4f}, {speed:.0f} images/s"]
+    said = [f"{who}, at step {last['step']}, loss {float(last.get('loss', 'nan')):.4f}, {speed:.0f} images/s"]
     if steps is not None or "minutes" in settings:
         left = time_left(images / speed, steps, time.time() - since, settings.get("minutes"))
         samples = work_of_sheet(unet) * min(PREVIEW_STEPS, diffusion.schedule.T) / (3 * speed)

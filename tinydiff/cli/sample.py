@@ -39,7 +39,7 @@ def add_command(commands: Any) -> None:
     sample.add_argument("--seed", type=whole_number, default=0, help="seed of the noise [0]")
     sample.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
     sample.add_argument("--threads", type=whole_number, help="CPU threads [all]")
-    sample.add_argument("--precision", default="float32", help="of products on a GPU: float32, tf32 or auto [float32]")
+    sample.add_argument("--precision", default="float32", help="on a GPU: float32, tf32, fp16, bf16 or auto [float32]")
     sample.add_argument("--out", metavar="FILE.png", help="where to [RUN/samples/..., or samples.png for a checkpoint]")
     sample.add_argument("--gif", metavar="FILE.gif", help="an animation of the denoising as well")
     sample.add_argument("--force", action="store_true", help="overwrite the files that --out and --gif name")

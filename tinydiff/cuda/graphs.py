@@ -12,6 +12,7 @@ from tinydiff.backend import device_of, is_array, module_for
 from tinydiff.cuda import tensor
 from tinydiff.cuda.capture import Captured, NotCapturable, Outdated, rehearsal, wanted
 from tinydiff.machine.terminal import say
+from tinydiff.precision import held
 from tinydiff.random import Generator
 from tinydiff.replay import NotRepeatable
 
@@ -79,7 +80,7 @@ class _Replayed:
             return self._give_up(
                 "some of its arguments are arrays on the CPU; move them to the GPU first", args, kwargs
             )
-        key = tree, tuple(map(_described, leaves)), tensor.chosen()
+        key = tree, tuple(map(_described, leaves)), tensor.chosen(), held()
         if key not in self.graphs and len(self.graphs) == MOST_GRAPHS:
             return self._give_up(
                 f"{MOST_GRAPHS} graphs were made for other shapes and values of its arguments", args, kwargs

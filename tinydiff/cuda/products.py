@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydiff.backend import address, array_module
+from tinydiff.backend import address, array_module, widened
 from tinydiff.cuda import occupancy, tensor
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.tensor import MULTIPROCESSORS
+from tinydiff.precision import of_half
 
 SLICE = 16  # TILE_K and, below, STAGES and the 8 x 8 entries of a thread, as in kernels/tile.cuh
 STAGES = 3
@@ -137,10 +138,15 @@ def matmul(
     transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K). gradient: Y is that of a weight, see
     `flat.new_gradient`. Leading axes broadcast. Where they differ,
     arrays are copied to the full shape, unless one matrix without leading axes is used for all of the others.
-    NotImplemented for vectors, or if not all is float32. ValueError for shapes that do not fit.
+    A and B are float32, or both of one type of 16 bits, as Y is then unless it is a gradient; bias is float32. NotImplemented for
+    other dtypes and for vectors. ValueError for shapes that do not fit.
     """
-    arrays = [A, B] if bias is None else [A, B, bias]
-    if min(A.ndim, B.ndim) < 2 or any(a.dtype != np.float32 for a in arrays):
+    known = (
+        A.dtype == B.dtype
+        and (A.dtype == np.float32 or of_half(A.dtype))
+        and (bias is None or bias.dtype == np.float32)
+    )
+    if min(A.ndim, B.ndim) < 2 or not known:
         return NotImplemented
     xp = array_module(A)
     if A.shape[:-2] != B.shape[:-2] and min(A.ndim, B.ndim) > 2:
@@ -156,7 +162,7 @@ def matmul(
             f"matmul: {A.shape} and {B.shape}{'' if bias is None else f' with bias {bias.shape}'} do not fit"
         )
     leading = A.shape[:-2] if A.ndim > 2 else B.shape[:-2]
-    Y = new_gradient(xp, (*leading, M, N)) if gradient else xp.empty((*leading, M, N), np.float32)
+    Y = new_gradient(xp, (*leading, M, N)) if gradient else xp.empty((*leading, M, N), A.dtype)
     stack, apart_a, apart_b = math.prod(leading), M * K * (A.ndim > 2), K * N * (B.ndim > 2)
     if not apart_b and not transpose_a:  # the rows of all A at once
         M, stack = M * stack, 1
@@ -171,6 +177,12 @@ def _multiply(
     A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
 ) -> None:
     if tensor.multiply(A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart):
+        return
+    if A.dtype != np.float32:
+        wide = Y if Y.dtype == np.float32 else array_module(Y).empty(Y.shape, np.float32)
+        _multiply(widened(A), widened(B), bias, wide, transpose_a, transpose_b, scale, sizes, apart)
+        if wide is not Y:
+            Y[...] = wide
         return
     M, N, K, stack = sizes
     vectors = vector(M if transpose_a else K, A), vector(N, Y, bias, None if transpose_b else B)

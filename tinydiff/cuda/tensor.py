@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinydiff.backend import address, array_module
+from tinydiff.backend import address, array_module, compute_capability
 from tinydiff.cuda import occupancy
 from tinydiff.cuda.launch import launch
-from tinydiff.precision import IN_MEMORY
+from tinydiff.precision import IN_MEMORY, of_half, precision_of
 
 SOURCE = "tensor_product.cu"
 OLDEST = 80  # architecture with these instructions
@@ -121,12 +121,22 @@ def chosen() -> str:
     return _mode.precision
 
 
+def of(X: Any) -> str | None:
+    """The precision in which products of X and its like are computed: for arrays of 16 bits their own, None on GPUs that have no
+    such tensor cores; for others that of this thread."""
+    name = of_half(X.dtype)
+    if name is None:
+        return _mode.precision
+    return name if isinstance(X, np.ndarray) or compute_capability() >= OLDEST else None
+
+
 def multiply(
     A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
 ) -> bool:
-    """Whether the product was launched: in this thread's precision, if that is one for tensor cores and they take the arrays."""
-    return _mode.precision != "float32" and product(
-        A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart, _mode.precision
+    """Whether the product was launched: in the precision `of` the arrays, if that is one for tensor cores and they take them."""
+    name = of(A)
+    return name not in (None, "float32") and product(
+        A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart, str(name)
     )
 
 
@@ -145,7 +155,7 @@ def product(
     rows = (M if transpose_a else K, K if transpose_b else N, N)
     if any(length % chunk for length in rows) or any(x is not None and address(x) % 16 for x in (A, B, bias, Y)):
         return False
-    assert A.dtype == B.dtype == dtype
+    assert A.dtype == B.dtype and precision_of(A.dtype) == precision_of(dtype)
     p = plan(M, N, K, stack, dtype.itemsize)
     tiles = p.tiles(M, N)
     launch(

@@ -17,14 +17,14 @@ from tinydiff.cuda import tensor
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.taps import Place, Taps, Turned, gradient_products
 from tinydiff.cuda.tensor import OLDEST, SLICE, TILES, Plan
-from tinydiff.precision import IN_MEMORY
+from tinydiff.precision import IN_MEMORY, precision_of
 
 SOURCE, WEIGHT_GRADIENT = "tensor_convolution.cu", "tensor_weight_gradient.cu"
 _MOST_TAPS = 15  # along an axis: a bit each
 
 
 def convolve(
-    X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place, precision: str, turned: Turned | None = None
+    X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place, precision: str | None, turned: Turned | None = None
 ) -> bool:
     """Y = P W + 1 b + E + R for contiguous arrays: X (images, H, W, C) and W (R, S, C, N), or (R, S, N, C) of which some taps
     are turned, or (4, R, S, C, N), filters for each pixel of 2 x 2 in Y; added: b (N,), E (images, N), both float32, and R
@@ -47,12 +47,12 @@ def convolve(
         (X, W, *added, Y, *tensor.slots(array_module(Y), p, filters * tiles), *map(np.int32, (*sizes, *order)),
          *map(np.int32, (place.height, place.width, *place.step, *place.start))),
         p.shared,
-        defines(p, precision, backward=turned is not None),
+        defines(p, str(precision), backward=turned is not None),
     )  # fmt: skip
     return True
 
 
-def takes(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place, precision: str) -> bool:
+def takes(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place, precision: str | None) -> bool:
     """Whether `convolve` would launch."""
     images, height, width, C = X.shape
     if not _takes(precision, taps, C, Y.shape[3], X, W, Y, *added) or C % (SLICE // X.itemsize):
@@ -61,7 +61,7 @@ def takes(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place, precisio
     return ((images * height + down) * width + right) * C < 2**31  # where patches begin, in entries, is an int
 
 
-def convolve_input_gradient(L_Y: Any, W: Any, L_X: Any, window: Any, precision: str) -> bool:
+def convolve_input_gradient(L_Y: Any, W: Any, L_X: Any, window: Any, precision: str | None) -> bool:
     """L_X = patches^T(L_Y W^T) for contiguous arrays: L_Y (images, Ho, Wo, K), W (R, S, C, K), L_X (images, H, W, C) float32
     for TF32, else as L_Y is. K in whole slices, C in whole pieces of 16 bytes."""
     return all(
@@ -70,7 +70,7 @@ def convolve_input_gradient(L_Y: Any, W: Any, L_X: Any, window: Any, precision: 
     )
 
 
-def convolve_weight_gradient(X: Any, L_Y: Any, L_W: Any, taps: Taps, precision: str) -> bool:
+def convolve_weight_gradient(X: Any, L_Y: Any, L_W: Any, taps: Taps, precision: str | None) -> bool:
     """L_W = P^T L_Y for contiguous arrays: X (images, H, W, C), L_Y (images, Ho, Wo, K), L_W (R, S, C, K) float32. C and K in
     whole pieces of 16 bytes."""
     (images, height, width, C), (_, Ho, Wo, K) = X.shape, L_Y.shape
@@ -87,16 +87,16 @@ def convolve_weight_gradient(X: Any, L_Y: Any, L_W: Any, taps: Taps, precision: 
         (p.threads, 1, 1),
         (X, L_Y, L_W, *tensor.slots(array_module(L_W), p, tiles), *map(np.int32, sizes)),
         p.shared,
-        gradient_defines(p, precision),
+        gradient_defines(p, str(precision)),
     )
     return True
 
 
-def _takes(precision: str, taps: Taps, C: int, N: int, X: Any, other: Any, *rest: Any) -> bool:
+def _takes(precision: str | None, taps: Taps, C: int, N: int, X: Any, other: Any, *rest: Any) -> bool:
     """Whether there are kernels for a precision and for arrays of these sizes, at these addresses."""
-    if precision == "float32" or not C or max(taps.size) > _MOST_TAPS:
+    if precision in (None, "float32") or not C or max(taps.size) > _MOST_TAPS:
         return False
-    assert X.dtype == other.dtype == IN_MEMORY[precision]
+    assert X.dtype == other.dtype and precision_of(X.dtype) == precision_of(IN_MEMORY[precision])
     return not N % (16 // X.itemsize) and not any(a is not None and address(a) % 16 for a in (X, other, *rest))
 
 

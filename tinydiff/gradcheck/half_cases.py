@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinydiff.cuda.conversion import converted
+from tinydiff.cuda.rounding import converted
 from tinydiff.cuda.updates import adam_scalars, launch_adam
 from tinydiff.gradcheck.cases import STATE, Cases, Check, Pairs, Run, defined, double, normal, normalized, pairs
 from tinydiff.ops.activation import silu_backward, silu_forward

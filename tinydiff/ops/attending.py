@@ -27,8 +27,8 @@ import numpy as np
 
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.backend import array_module
-from tinydiff.dispatch import accelerated
+from tinydiff.backend import array_module, widened
+from tinydiff.dispatch import accelerated_in_float32
 from tinydiff.ops.arguments import as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
 from tinydiff.ops.contraction import product
@@ -39,7 +39,7 @@ from tinydiff.precision import emulated_by
 class Attention(Function):
     """Saves z instead of P where there is no mask and nothing is broadcast."""
 
-    gives_new = widens_half = True
+    gives_new = takes_half = True
 
     def forward(self, Q, K, V, mask, scale):
         self.scale = scale
@@ -48,6 +48,7 @@ class Attention(Function):
             Y, z = attend(Q, K, V, scale)
             self.save(Q, K, V, z, Y)
             return Y
+        Q, K, V = map(widened, (Q, K, V))
         P = softmax_array(_masked(product(Q * scale, K, transpose_b=True), mask), -1)
         self.save(Q, K, V, P, None)
         return product(P, V)
@@ -57,6 +58,7 @@ class Attention(Function):
             Q, K, V, z, Y = self.saved
             return *attend_backward(L_Y, Q, K, V, z, Y, self.scale, self.needs[:3]), None
         Q, K, V, P, _ = self.saved
+        L_Y = widened(L_Y)
         L_Q = L_K = L_V = L_mask = None
         if self.needs[2]:
             L_V = unbroadcast(product(P, L_Y, transpose_a=True), V.shape)
@@ -82,7 +84,7 @@ def _attend_backward_by_products(
 
 
 @emulated_by()
-@accelerated
+@accelerated_in_float32
 def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:
     """(Y, z): Y = softmax(scale Q K^T) V for Q (..., L, D), K (..., M, D), V (..., M, E) of equal leading axes, and
     z = log sum exp(scale Q K^T) (..., L, 1)."""
@@ -91,7 +93,7 @@ def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:
 
 
 @emulated_by(_attend_backward_by_products)
-@accelerated
+@accelerated_in_float32
 def attend_backward(
     L_Y: Any, Q: Any, K: Any, V: Any, z: Any, Y: Any, scale: float, needs: Sequence[bool] = (True, True, True)
 ) -> Any:

@@ -7,14 +7,14 @@ from typing import Any
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module
-from tinydiff.dispatch import accelerated
+from tinydiff.dispatch import accelerated_in_float32
 from tinydiff.ops.arguments import as_tensor
 from tinydiff.ops.broadcasting import unbroadcast
 from tinydiff.precision import rounds_factors
 
 
 @rounds_factors
-@accelerated
+@accelerated_in_float32
 def product(A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
     """A B for A (..., M, K), B (..., K, N), whose leading axes broadcast -> (..., M, N).
 

@@ -28,7 +28,7 @@ from typing import Any
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, widened
-from tinydiff.dispatch import accelerated
+from tinydiff.dispatch import accelerated_in_float32
 from tinydiff.ops.arguments import add_bias, as_tensor, channels_first, pair
 from tinydiff.ops.contraction import product
 from tinydiff.ops.pooling import repeat_pixels, sum_pixel_blocks
@@ -78,7 +78,7 @@ class Conv2d(Function):
     L_R = L_Y
     """
 
-    gives_new = widens_half = True
+    gives_new, takes_half, weights = True, True, slice(1, 2)
 
     def forward(self, X, W, b, E, R, window, groups):
         self.window, self.groups = window, groups
@@ -106,7 +106,7 @@ class UpsampleConv2d(Function):
     """Conv2d of the image U whose pixels are doubled, by 3x3 filters: P = patches(U), U = doubling(X). U is not kept: its
     gradient is summed back to X."""
 
-    gives_new = widens_half = True
+    gives_new, takes_half, weights = True, True, slice(1, 2)
 
     def forward(self, X, W, b):
         self.save(X, W)
@@ -148,7 +148,7 @@ class ConvTranspose2d(Function):
 
 
 @rounds_factors
-@accelerated
+@accelerated_in_float32
 def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = None, R: Any = None) -> Any:
     """Y = P W + 1 b + E + R with b (K,), E (N, K) for all pixels of an image, R (N, Ho, Wo, K); None leaves one out."""
     P = by_group(unfold(X, window), groups)
@@ -159,7 +159,7 @@ def convolve(X: Any, W: Any, b: Any, window: Window, groups: int = 1, E: Any = N
 
 
 @rounds_factors
-@accelerated
+@accelerated_in_float32
 def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
     """L_X = patches^T(L_P) with L_P = L_Y W^T, for X of the given shape."""
     L_P = product(by_group(L_Y, groups), by_group(W, groups), transpose_b=True)  # L_P = L_Y W^T
@@ -167,20 +167,20 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: Wi
 
 
 @rounds_factors
-@accelerated
+@accelerated_in_float32
 def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: Window, groups: int = 1) -> Any:
     """L_W = P^T L_Y, for W of the given shape."""
     P = by_group(unfold(X, window), groups)
     return joined(product(P, by_group(L_Y, groups), transpose_a=True), shape)  # L_W = P^T L_Y
 
 
-@accelerated
+@accelerated_in_float32
 def sum_pixels(X: Any) -> Any:
     """The sum over the pixels of each image: X (N, H, W, C) -> (N, C)."""
     return X.sum((1, 2))
 
 
-@accelerated
+@accelerated_in_float32
 def sum_images(L_E: Any) -> Any:
     """The sum over the images: L_E (N, C) -> (C,)."""
     return L_E.sum(0)
@@ -188,6 +188,7 @@ def sum_images(L_E: Any) -> Any:
 
 def _sum_taps(W: Any) -> Any:
     """T (4, 4, K, C), through which the outputs around the 2 x 2 copies of a pixel see it: sums of the taps W (3, 3, C, K)."""
+    W = widened(W)
     rows, stack = (W[2], W[1] + W[2], W[0] + W[1], W[0]), array_module(W).stack
     return stack([stack([b[2], b[1] + b[2], b[0] + b[1], b[0]]) for b in rows]).swapaxes(2, 3)
 
@@ -204,7 +205,7 @@ def _upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
 
 
 @emulated_by(_upsample_convolve)
-@accelerated
+@accelerated_in_float32
 def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
     """The 3x3 convolution of X with its pixels doubled: X (N, H, W, C), W (3, 3, C, K), b (K,) or None ->
     (N, 2 H, 2 W, K)."""
@@ -212,14 +213,14 @@ def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
 
 
 @emulated_by(lambda L_Y, W: convolve(L_Y, _sum_taps(W), None, DOUBLING))
-@accelerated
+@accelerated_in_float32
 def upsample_convolve_input_gradient(L_Y: Any, W: Any) -> Any:
     """The gradient of a doubled pixel is the sum of those of its copies: L_Y (N, 2 H, 2 W, K) -> L_X (N, H, W, C)."""
     return sum_pixel_blocks(convolve_input_gradient(L_Y, W, (*L_Y.shape[:3], W.shape[2]), SAME), (2, 2))
 
 
 @emulated_by(_upsample_convolve_weight_gradient)
-@accelerated
+@accelerated_in_float32
 def upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
     """That of the convolution that sees the doubled pixels: X (N, H, W, C), L_Y (N, 2 H, 2 W, K) -> L_W (3, 3, C, K)."""
     return convolve_weight_gradient(repeat_pixels(X, (2, 2)), L_Y, (3, 3, X.shape[3], L_Y.shape[3]), SAME)

@@ -24,7 +24,8 @@ from typing import Any
 
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
-from tinydiff.dispatch import accelerated
+from tinydiff.backend import widened
+from tinydiff.dispatch import accelerated_in_float32
 from tinydiff.ops.arguments import as_tensor
 from tinydiff.precision import rounds_factors
 
@@ -32,7 +33,7 @@ from tinydiff.precision import rounds_factors
 class Linear(Function):
     """Y = X W + 1 b (4.1.1), for X of any number of leading axes, which count as rows; b may be None."""
 
-    gives_new = widens_half = True
+    gives_new, takes_half, weights = True, True, slice(1, 2)
 
     def forward(self, X, W, b):
         self.save(X, W)
@@ -57,7 +58,8 @@ class Linears(Function):
     As X reaches the loss through every Y_i, L_X = sum_i L_Y_i W_i^T; L_W_i = X^T L_Y_i, L_b_i = 1^T L_Y_i.
     """
 
-    gives_new = widens_half = True
+    gives_new = takes_half = True
+    weights = slice(1, None, 2)
 
     def forward(self, X, *layers):
         self.save(X, *layers[::2])
@@ -73,41 +75,41 @@ class Linears(Function):
 
 
 @rounds_factors
-@accelerated
+@accelerated_in_float32
 def linear_forward(X: Any, W: Any, b: Any) -> Any:
     """Y = X W + 1 b for X (N, D), W (D, M), b (M,) or None -> (N, M)  (4.1.1)."""
     return X @ W if b is None else X @ W + b
 
 
 @rounds_factors
-@accelerated
+@accelerated_in_float32
 def linears_forward(X: Any, Ws: Sequence[Any], bs: Sequence[Any]) -> Any:
     """Y_i = X W_i + 1 b_i for all i."""
     return [linear_forward(X, W, b) for W, b in zip(Ws, bs, strict=True)]
 
 
 @rounds_factors
-@accelerated
+@accelerated_in_float32
 def linear_input_gradient(L_Y: Any, W: Any) -> Any:
     """L_X = L_Y W^T  (4.1.8)."""
     return L_Y @ W.T
 
 
 @rounds_factors
-@accelerated
+@accelerated_in_float32
 def linears_input_gradient(L_Ys: Sequence[Any], Ws: Sequence[Any]) -> Any:
     """L_X = sum_i L_Y_i W_i^T, of one layer at least."""
-    return reduce(add, [linear_input_gradient(L_Y, W) for L_Y, W in zip(L_Ys, Ws, strict=True)])
+    return reduce(add, [widened(linear_input_gradient(L_Y, W)) for L_Y, W in zip(L_Ys, Ws, strict=True)])
 
 
 @rounds_factors
-@accelerated
+@accelerated_in_float32
 def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
     """L_W = X^T L_Y  (4.1.11)."""
     return X.T @ L_Y
 
 
-@accelerated
+@accelerated_in_float32
 def sum_rows(L_Y: Any) -> Any:
     """L_b = 1^T L_Y for L_Y (N, M) -> (M,)  (4.1.14), or for each of several matrices."""
     return L_Y.sum(-2)

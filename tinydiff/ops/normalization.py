@@ -27,7 +27,7 @@ from typing import Any
 from tinydiff.autograd.function import Function
 from tinydiff.autograd.tensor import Tensor
 from tinydiff.backend import array_module, device_of
-from tinydiff.dispatch import accelerated
+from tinydiff.dispatch import accelerated_in_float32
 from tinydiff.ops.activation import silu_backward, silu_forward
 from tinydiff.ops.arguments import as_real, as_tensor, channels_first, check_number
 from tinydiff.ops.broadcasting import masked
@@ -37,7 +37,7 @@ from tinydiff.random import Generator
 class GroupNorm(Function):
     """Saves its input alone. Z, the input of SiLU and dropout's mask are cheaper to compute again than to keep."""
 
-    gives_new = widens_half = True
+    gives_new = takes_half = True
 
     def forward(self, X, w, b, groups, eps, silu=False, dropout=None):
         """dropout: (p, generator), or None for none."""
@@ -53,7 +53,7 @@ class GroupNorm(Function):
         return group_normalize_backward(L_Y, X, *known)
 
 
-@accelerated
+@accelerated_in_float32
 def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = False, dropout: Any = None) -> Any:
     """(Y, u, 1/s): Y = Z w + b, or the SiLU of that, and the mean u and scale 1/s of each group, both (N, groups).
 
@@ -68,7 +68,7 @@ def group_normalize(X: Any, w: Any, b: Any, groups: int, eps: float, silu: bool 
     return _dropped(silu_forward(A) if silu else A, dropout), u[:, 0, :, 0], scale[:, 0, :, 0]
 
 
-@accelerated
+@accelerated_in_float32
 def group_normalize_backward(
     L_Y: Any,
     X: Any,

@@ -24,8 +24,10 @@ from tinydiff.diffusion.loss import loss_at
 from tinydiff.diffusion.times import Times, times_of
 from tinydiff.dispatch import uses_kernels
 from tinydiff.machine.terminal import say
+from tinydiff.ops.optim import LEAST_SCALE
 from tinydiff.random import Generator, as_integers, words_of_steps
 from tinydiff.runs.inputs import Batch, Inputs, PartOfDraws
+from tinydiff.runs.loss_scale import LossScale
 from tinydiff.runs.memory import show
 
 DATA_SHARE = 0.25  # of the GPU's free memory: what the data may take
@@ -39,10 +41,12 @@ def possible(inputs: Inputs) -> bool:
     return inputs.device == "cuda" and own and uses_kernels()
 
 
-def prepared(inputs: Inputs, optimizer: optim.Adam, ema: optim.EMA, needed: int = 0) -> Inputs:
+def prepared(
+    inputs: Inputs, optimizer: optim.Adam, ema: optim.EMA, needed: int = 0, loss_scale: LossScale | None = None
+) -> Inputs:
     """`Ahead`; the inputs themselves, with a line that says so, where the GPU has too little memory for it."""
     try:
-        return Ahead(inputs, optimizer, ema, needed)
+        return Ahead(inputs, optimizer, ema, needed, loss_scale)
     except MemoryError:  # CuPy's OutOfMemoryError is one
         say(
             "the GPU has too little memory to prepare steps there: each is prepared by the machine, without a CUDA graph"
@@ -54,12 +58,20 @@ class Ahead(Inputs):
     """The inputs of steps, prepared on the GPU.
 
     inputs: of which data, network and settings are taken. optimizer, ema: whose updates are prepared. needed: the bytes that
-    a step takes in addition to what is on the GPU now; data that leave less than that stay on the host.
+    a step takes in addition to what is on the GPU now; data that leave less than that stay on the host. loss_scale: of the run;
+    where there is one, reports have it behind the losses.
     """
 
     prepared: Prepared
 
-    def __init__(self, inputs: Inputs, optimizer: optim.Adam, ema: optim.EMA, needed: int = 0) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        optimizer: optim.Adam,
+        ema: optim.EMA,
+        needed: int = 0,
+        loss_scale: LossScale | None = None,
+    ) -> None:
         common = inputs.unet, inputs.diffusion, inputs.data, inputs.config, inputs.label_dropout, inputs.generator
         super().__init__(*common, inputs.device, inputs.world, inputs.masks)
         self.optimizer, self.ema = optimizer, ema
@@ -74,10 +86,9 @@ class Ahead(Inputs):
             columns["mirrored"] = np.uint8, n
         self.clock = Clock(xp, columns, self._rows)
         self.noise = Generator(self.generator.seed, random.NOISE, clock=self.clock.count)
-        self.report_ring, self.failed = (
-            xp.zeros((REPORTS, 2 + self.config.accumulate * self.world.size), np.float32),
-            xp.zeros(1, np.uint32),
-        )
+        self._scaled = loss_scale is not None and loss_scale.state is not None
+        numbers = 2 + self.config.accumulate * self.world.size + self._scaled
+        self.report_ring, self.failed = xp.zeros((REPORTS, numbers), np.float32), xp.zeros(1, np.uint32)
         self.prepared = Prepared(self.clock.now["adam"], self.clock.count, self.report_ring, self.failed)
         self._settings: Any = None
         self.source = _place(self, needed)
@@ -130,7 +141,10 @@ class Ahead(Inputs):
         for step in steps:
             losses, norm = read_report(ring[step % REPORTS], backend.pending_note())
             found.append((losses, norm))
-            if not np.isfinite([*losses, norm]).all():  # the GPU knew, and left everything as it was from here on
+            skipped = self._scaled and losses[-1] > LEAST_SCALE
+            if (
+                not skipped and not np.isfinite([*losses, norm]).all()
+            ):  # the GPU knew, and left everything as it was from here on
                 undone = steps.stop - step
                 self.optimizer.steps = [count - undone for count in self.optimizer.steps]
                 self.ema.updates -= undone

@@ -6,19 +6,23 @@ its precision is not to be had: in float32, and a line says so. A new run is ref
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tinydiff.backend import compute_capability
 from tinydiff.cuda import tensor
 from tinydiff.dispatch import uses_kernels
 from tinydiff.errors import InputError, named
 from tinydiff.machine.terminal import say
+from tinydiff.precision import half, mixed
 
-OFFERED = ("float32", "tf32", "auto")
+OFFERED = ("float32", "tf32", "fp16", "bf16", "auto")
 
 
-def lacking(device: str) -> str | None:
-    """What a resolved device lacks for tensor cores, None if nothing."""
+def lacking(device: str, precision: str = "tf32") -> str | None:
+    """What a resolved device, or this machine, lacks for a precision, None if nothing."""
+    if precision == "float32":
+        return None
     if device == "cpu":
         return "the CPU has no tensor cores"
     if not uses_kernels():
@@ -26,17 +30,23 @@ def lacking(device: str) -> str | None:
     found, oldest = compute_capability(), tensor.OLDEST
     if found < oldest:
         return f"this GPU has compute capability {found / 10}, and that needs {oldest / 10}"
+    try:
+        half(precision)
+    except ImportError:
+        return f"{precision} needs the package ml_dtypes, which is not installed"
     return None
 
 
 def best(device: str) -> str:
-    """The fastest precision that a resolved device offers: what "auto" means."""
+    """The precision that "auto" means on a resolved device: the fastest that changes no array."""
     return "float32" if lacking(device) else "tf32"
 
 
 def used(precision: str, device: str) -> str:
     """The precision in which a resolved device computes what was asked for, float32 where it does not offer that."""
-    return best(device) if precision != "float32" else precision
+    if precision == "auto":
+        return best(device)
+    return "float32" if lacking(device, precision) else precision
 
 
 def require(precision: str, device: str) -> str:
@@ -44,20 +54,26 @@ def require(precision: str, device: str) -> str:
     offered."""
     if precision not in OFFERED:
         raise InputError(f"{named('precision')} must be one of {', '.join(OFFERED)}, not {precision}")
-    if precision == "tf32" and (reason := lacking(device)) is not None:
+    if precision == "auto":
+        return best(device)
+    if (reason := lacking(device, precision)) is not None:
+        needs = "needs a GPU with tensor cores: " if "ml_dtypes" not in reason else "is not possible here: "
         raise InputError(
-            f"{named('precision', precision)} needs a GPU with tensor cores: {reason}; use {named('precision', 'float32')}, "
-            f"or {named('precision', 'auto')}, which is float32 here"
+            f"{named('precision', precision)} {needs}{reason}; use {named('precision', 'float32')}, "
+            f"or {named('precision', 'auto')}, which is {best(device)} here"
         )
-    return best(device) if precision == "auto" else precision
+    return precision
 
 
 def tell(precision: str, device: str) -> None:
     """Says so where a run of this precision goes on in float32 on a resolved device."""
     if used(precision, device) != precision:
-        say(f"the run was made in {precision}, and {lacking(device)}: it goes on in float32 here")
+        say(f"the run was made in {precision}, and {lacking(device, precision)}: it goes on in float32 here")
 
 
-def computing(precision: str, device: str) -> AbstractContextManager[None]:
+@contextmanager
+def computing(precision: str, device: str) -> Iterator[None]:
     """A block in which this thread computes in a precision, or in float32 where the resolved device does not offer it."""
-    return tensor.precision(used(precision, device))
+    precision = used(precision, device)
+    with tensor.precision("tf32" if precision == "tf32" else "float32"), mixed(precision):
+        yield

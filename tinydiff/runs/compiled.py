@@ -12,6 +12,7 @@ from tinydiff.cuda import tensor
 from tinydiff.cuda.compiling import compile_for
 from tinydiff.diffusion.model import Predictor
 from tinydiff.dispatch import uses_kernels
+from tinydiff.precision import held
 from tinydiff.unet import UNet
 
 _done: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()  # of each network
@@ -25,7 +26,7 @@ def compile_sampling(unet: Any, sizes: list[int], labels: Any = None, guidance: 
     """
     if not isinstance(unet, UNet) or unet.conv_in.weight.device != "cuda" or not uses_kernels():
         return
-    done, how = _done.setdefault(unet, set()), (labels is not None, guidance not in (None, 1), tensor.chosen())
+    done, how = _done.setdefault(unet, set()), (labels is not None, guidance not in (None, 1), tensor.chosen(), held())
     sizes = [n for n in dict.fromkeys(sizes) if (n, *how) not in done]
     if sizes:
         label = None if labels is None else 0

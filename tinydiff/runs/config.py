@@ -70,8 +70,9 @@ class TrainConfig:
     label_dropout: share of labels left out, for guidance, in [0, 1); None: 0.1 where the network has a null label.
     seed: of all random numbers, in 0..2^64-1.
     device: "auto", "cpu" or "cuda". threads: CPU threads; None: all that the process may use.
-    precision: of products on a GPU: "float32", "tf32" (on tensor cores, from compute capability 8.0 on), or "auto", the faster of
-        the two that the device offers. A run records which one it was; see `tinydiff.precision`.
+    precision: on a GPU from compute capability 8.0 on: "float32"; "tf32", products on tensor cores; "fp16" or "bf16", maps and
+        their gradients in 16 bits as well; or "auto", tf32 where the device offers it. Elsewhere float32 alone. A run records
+        which one it was; `tinydiff.precision` says what is held in which.
     save_every, preview_every: steps between checkpoints and between sheets of samples; preview_every=0: no sheets.
     holdout_every: steps between losses on the held-out images, if there are some; 0: none.
     grad_norm_every: steps between rows of grad_norms.csv, the norm of the gradient by module; 0: none.
@@ -121,9 +122,9 @@ class TrainConfig:
     precision: str = _setting(
         "float32",
         "training",
-        "of products on a GPU: float32; tf32, on tensor cores, from compute capability 8.0 on; auto, the faster of the two that "
-        "the device offers. fp16 and bf16 are not offered yet",
-        _one_of("float32", "tf32", "auto"),
+        "float32; on a GPU from compute capability 8.0 on also tf32, products on tensor cores, or fp16 and bf16, maps and their "
+        "gradients in 16 bits; auto: tf32 where the device offers it",
+        _one_of("float32", "tf32", "fp16", "bf16", "auto"),
     )
     save_every: int = _setting(500, "training", "steps between checkpoints", _at_least(1))
     preview_every: int = _setting(500, "training", "steps between previews; 0: none", _at_least(0))

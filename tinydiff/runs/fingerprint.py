@@ -79,6 +79,11 @@ def read(text: str, where: object) -> Fingerprint:
         raise InputError(f"{where}: the fingerprint of the data is damaged: {error}") from None
 
 
+def metadata(fingerprint: Fingerprint, accepted: list[str]) -> dict[str, str]:
+    """For a checkpoint: the fingerprint of the data, and the changes of it that were accepted."""
+    return {NAME: fingerprint.text(), CHANGES: json.dumps(accepted)}
+
+
 def changes(text: str | None) -> list[str]:
     """The sentences on earlier changes that a checkpoint carries; none where they cannot be read."""
     try:

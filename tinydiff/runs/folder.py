@@ -42,7 +42,7 @@ from tinydiff.runs.atomic import (
     writing,
 )
 from tinydiff.runs.config import TrainConfig
-from tinydiff.runs.log import COLUMNS, HOLDOUT, RANKS, Log, read_log
+from tinydiff.runs.log import COLUMNS, HOLDOUT, LOSS_SCALE, RANKS, Log, read_log
 
 __all__ = ["COLUMNS", "RunFolder", "read_log"]
 
@@ -221,14 +221,15 @@ class RunFolder:
     # -------------------------------------------------------------------------------------------------- the files
 
     def open_log(
-        self, step: int, holdout: bool = False, modules: Sequence[str] = (), tensorboard: bool = False, ranks: int = 1
-    ) -> None:
+        self, step: int, holdout: bool = False, modules: Sequence[str] = (), tensorboard: bool = False, ranks: int = 1,
+        loss_scale: bool = False,
+    ) -> None:  # fmt: skip
         """Opens the logs behind the row of `step`: rows and previews of later steps, which a resumed run makes again, go.
         holdout: whether log.csv has a column for the loss on held-out images. modules: those whose gradients have rows in
         grad_norms.csv. tensorboard: whether its event files are written, too. ranks: how many train; log.csv says so from the first
-        time on that they are several."""
+        time on that they are several. loss_scale: whether log.csv has a column for it."""
         self._ranks = ranks
-        self._log.columns = (*COLUMNS, *[RANKS] * (ranks > 1), *[HOLDOUT] * holdout)
+        self._log.columns = (*COLUMNS, *[RANKS] * (ranks > 1), *[LOSS_SCALE] * loss_scale, *[HOLDOUT] * holdout)
         norms_file = self.path / "grad_norms.csv"
         self._norms = Log(norms_file, ("step", *modules)) if modules else None
         self._board = board.Board(self.path) if tensorboard else None
@@ -243,15 +244,16 @@ class RunFolder:
 
     def log(
         self, step: int, loss: float, grad_norm: float, lr: float, images_per_second: float,
-        holdout_loss: float | None = None, norms: Sequence[float] | None = None,
+        holdout_loss: float | None = None, norms: Sequence[float] | None = None, loss_scale: float | None = None,
     ) -> None:  # fmt: skip
         """Adds a row. Losses and norms are written so that equal floats are equal text. norms: of the modules."""
-        self._log.add(step, loss, grad_norm, lr, images_per_second, ranks=self._ranks, holdout_loss=holdout_loss)
+        sometimes = {RANKS: self._ranks, LOSS_SCALE: loss_scale, HOLDOUT: holdout_loss}
+        self._log.add(step, loss, grad_norm, lr, images_per_second, **sometimes)
         if self._norms is not None and norms is not None:
             self._norms.add(step, *norms)
         if self._board is not None:
             values = {"loss/train": loss, "loss/holdout": holdout_loss, "gradient/norm": grad_norm, "training/lr": lr,
-                      "training/images_per_second": images_per_second}  # fmt: skip
+                      "training/images_per_second": images_per_second, "training/loss_scale": loss_scale}  # fmt: skip
             names = self._norms.columns[1:] if self._norms is not None else ()
             self._board.add(step, values | {f"gradient_of/{n}": x for n, x in zip(names, norms or (), strict=False)})
 

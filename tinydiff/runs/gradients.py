@@ -16,6 +16,7 @@ from tinydiff.backend import module_for, to_numpy
 from tinydiff.optim import Adam, gathered
 from tinydiff.ranks.nccl import Nccl, connect, require_one_device
 from tinydiff.runs.inputs import Inputs
+from tinydiff.runs.loss_scale import LossScale
 from tinydiff.runs.not_finite import OTHERWISE, first_non_finite
 from tinydiff.runs.replays import Cut
 from tinydiff.runs.sums import Sums
@@ -25,10 +26,11 @@ class Gradients:
     """Computes the gradients of steps 1, 2, ... and leaves them in the parameters of `optimizer`.
 
     plain: the inputs of a step, which know network, settings, device and ranks. inputs: gives those that are computed from.
+    loss_scale: what losses are multiplied with before their gradients go back; those of a step are left so.
     """
 
-    def __init__(self, optimizer: Adam, plain: Inputs, inputs: Callable[[], Inputs]) -> None:
-        self.optimizer, self._inputs = optimizer, inputs
+    def __init__(self, optimizer: Adam, plain: Inputs, inputs: Callable[[], Inputs], loss_scale: LossScale) -> None:
+        self.optimizer, self._inputs, self._loss_scale = optimizer, inputs, loss_scale
         self.unet, self.parts, self.device, self.world = plain.unet, plain.config.accumulate, plain.device, plain.world
         self._nccl: Nccl | None = None
         self._share: Any = None  # dL/d(loss of a part), on the device
@@ -90,7 +92,8 @@ class Gradients:
                     share = 1 / (self.parts * self.world.size)
                     self._share = module_for(self.device).asarray(share, loss.dtype)
                 self._sums.before(first=part == 0)
-                loss.backward(self._share)
+                scale = self._loss_scale.state
+                loss.backward(self._share if scale is None else scale[:1].reshape(()) * self._share)
                 self._sums.after()
             losses.append(loss.data)
         return losses

@@ -18,10 +18,12 @@ from tinydiff.runs.atomic import write_file
 
 COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_second")
 RANKS = "ranks"  # a column of runs that several ranks have worked on; empty in older rows, which one process made
+LOSS_SCALE = "loss_scale"  # a column of runs in fp16; empty in rows of other precisions
 HOLDOUT = "holdout_loss"  # a last column, of runs that measure it; empty in most rows
-_SOMETIMES = RANKS, HOLDOUT  # columns that not every log has, in this order, and that may be empty
+_SOMETIMES = RANKS, LOSS_SCALE, HOLDOUT  # columns that not every log has, in this order, and that may be empty
+_LEFT_OUT = "loss", "grad_norm"  # may be empty in a row with a loss scale: of a step that overflowed
 _SOME = tuple(product((False, True), repeat=len(_SOMETIMES)))  # which of them a log may have
-_DIGITS = {"images_per_second": ".1f"}
+_DIGITS = {"images_per_second": ".1f", LOSS_SCALE: ".0f"}
 _AT_ONCE, _OFTEN = 8192, 2.0  # bytes of rows that wait to be written, and seconds that they wait at most
 _MOST_WAITING = 64 << 20  # bytes, where they cannot be
 
@@ -113,6 +115,7 @@ class Log:
 def read_log(path: Path) -> list[dict[str, str]]:
     """The complete rows of the log.csv at a path, which may be written to meanwhile, with held-out loss and number of ranks where
     they are there.
+    A step that overflowed in fp16 may lack its loss and its gradient's norm.
     Whatever else is in it, such as a row that a crash cut short, is left out; a missing file and one that cannot be read have
     none."""
     try:
@@ -145,7 +148,9 @@ def _row(line: bytes, columns: tuple[str, ...]) -> dict[str, str] | None:
         step = fields[0]
         if len(fields) != len(columns) or not step.isdecimal() or len(step) > 18:
             return None
-        found = {name: text for name, text in zip(columns, fields, strict=True) if text or name not in _SOMETIMES}
+        found = dict(zip(columns, fields, strict=True))
+        empty = _SOMETIMES + _LEFT_OUT * bool(found.get(LOSS_SCALE))
+        found = {name: text for name, text in found.items() if text or name not in empty}
         return found if all(math.isfinite(float(text)) for text in found.values()) else None
     except ValueError:
         return None

@@ -51,10 +51,10 @@ class Measures:
 
     def log(
         self, step: int, loss: float, norm: float, lr: float, speed: float,
-        between: Callable[[str], AbstractContextManager[None]],
+        between: Callable[[str], AbstractContextManager[None]], loss_scale: float | None = None,
     ) -> None:  # fmt: skip
         """Adds the row of the step that has just been done. norm: of its gradient before clipping. between: gives a block whose
-        time is measured under a name."""
+        time is measured under a name. loss_scale: with which the step was made, if there is one."""
         held, norms = None, None
         holdout, by_module = (bool(every) and step % every == 0 for every in self.every)
         try:
@@ -65,7 +65,7 @@ class Measures:
                 with between("held-out loss"), self._alone():
                     held = self.held_out_loss()
         finally:
-            self.folder.log(step, loss, norm, lr, speed, held, norms)
+            self.folder.log(step, loss, norm, lr, speed, held, norms, loss_scale)
 
     def held_out_loss(self) -> float:
         """`held_out_loss` of the weights as they are."""

@@ -78,6 +78,17 @@ def settled(asked: TrainConfig, device: str, metadata: dict[str, str] | None = N
     return asked
 
 
+def metadata(
+    settings: TrainConfig, record: dict[str, dict[str, Any]], device: str, n_threads: int | None, ranks: int
+) -> dict[str, str]:
+    """For a checkpoint: the settings, and where they were used. record: as for `Trainer`."""
+    return {
+        "seed": str(settings.seed),
+        "environment": environment(device, n_threads, ranks),
+        SETTINGS: settings.text(record, LEFT_OUT),
+    }
+
+
 def metadata_of(run: Path) -> dict[str, str] | None:
     """That of the newest checkpoint of the run in the folder `run`, None if there is none."""
     found = checkpoint.find_own(run)

@@ -7,7 +7,6 @@ and previews and checkpoints never change it.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -34,6 +33,7 @@ from tinydiff.runs.folder import RunFolder
 from tinydiff.runs.gradients import Gradients
 from tinydiff.runs.inputs import BY_IMAGE, BY_PART, MASKS, Inputs, check_fit, label_dropout
 from tinydiff.runs.interrupts import Interrupts
+from tinydiff.runs.loss_scale import LossScale
 from tinydiff.runs.measures import Measures
 from tinydiff.runs.not_finite import NotFinite
 from tinydiff.runs.progress import Progress
@@ -87,14 +87,14 @@ class Trainer:
         self.generator = random.Generator(self.config.seed)
         self.step, self.masks = 0, BY_IMAGE
         self._inputs: Inputs | None = None
-        self._gradients = Gradients(self.optimizer, inputs_of(self), lambda: self.inputs)
+        self.loss_scale = LossScale(self.device, lambda: arithmetic.used(self.config.precision, self.device))
+        self._gradients = Gradients(self.optimizer, inputs_of(self), lambda: self.inputs, self.loss_scale)
         self._replays: Replays | None = None
         self._needed = 0  # bytes of the GPU's memory that a step takes beside weights and average
         self.saved_step: int | None = None
         self._fingerprint: fingerprint.Fingerprint | None = None
         self.data_changes: list[str] = []
-        self.working = False  # whether the present or last `run` came to its first step
-        self._changing = self._saving = False
+        self.working = self._changing = self._saving = False  # working: the last `run` came to its first step
         self._done: tuple[float, float, float] | None = None  # what the present step's `train_step` returned
         alone = partial(all_threads, self.config.threads, self.world)
         self.results = Results(self.folder, unet, diffusion, self.ema, self.generator, alone)
@@ -189,7 +189,7 @@ class Trainer:
                 self.save()
                 self.folder.begun()
             wanted = *self.measures.wanted, self.config.log == "tensorboard"
-            self.folder.open_log(self.step, *wanted, self.world.size)
+            self.folder.open_log(self.step, *wanted, self.world.size, self.loss_scale.state is not None)
         with self.world.together():
             if self.world.rank:
                 self.folder.check_seen()
@@ -201,7 +201,7 @@ class Trainer:
     def _train(self, interrupts: Interrupts) -> None:
         config, images_per_step = self.config, self.config.batch_size * self.config.accumulate
         if self._wants_preview(self.step) and not os.path.exists(self.folder.preview_file(self.step)):
-            self._preview()  # the last process was killed before it could
+            self.results.preview(self.step, PREVIEW_STEPS)  # the last process was killed before it could
         after, first = partial(self.results.seconds_of_finish, PREVIEW_STEPS), self.step
         progress = Progress(self.step, config.last_step, minutes=config.minutes, after=after)
         try:
@@ -218,14 +218,15 @@ class Trainer:
                     if self.step == last:
                         self._changing, self._done = False, None
                     if self.world.rank == 0:
-                        self.measures.log(self.step, loss, norm, lr, speed, self._between)
+                        more = self._between, self.loss_scale.used(self.step)
+                        self.measures.log(self.step, loss, norm, lr, speed, *more)
                     progress.update(self.step, loss, speed)
                 if self.step % config.save_every == 0:
                     with self._between("saving"):
                         self.save()
                 if self._wants_preview(self.step):
                     with self._between("previews"):
-                        self._preview()
+                        self.results.preview(self.step, PREVIEW_STEPS)
         except BaseException as error:  # SystemExit and the like as well: it may come from what a caller has put in
             if not (isinstance(error, KeyboardInterrupt) and interrupts.received):  # the second signal stops at once
                 self._save_before(error)
@@ -303,6 +304,7 @@ class Trainer:
                 break
         found = found or self.inputs.reports(range(steps.start, step + 1))
         rates = map(self.config.learning_rate, steps)
+        found = [(self.loss_scale.taken(i, xs), norm) for i, (xs, norm) in zip(steps, found, strict=False)]
         return [(sum(x / len(xs) for x in xs), norm, lr) for (xs, norm), lr in zip(found, rates, strict=False)]
 
     def _step(self, step: int) -> Any:
@@ -312,10 +314,11 @@ class Trainer:
     def _update(self, losses: list[Any]) -> Any:
         self._changing = True  # what fails from here on leaves weights of no step
         with section("clipping, Adam and EMA"):
-            return self.optimizer.clipped_step(losses, self.config.clip or math.inf, self.ema, self.inputs.prepared)
+            common = self.config.clip or math.inf, self.ema, self.inputs.prepared, self.loss_scale.state
+            return self.optimizer.clipped_step(losses, *common)
 
     def _require_finite(self, step: int, loss: float, norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss) and math.isfinite(norm)) and not self.loss_scale.skipped(step):
             found = loss, self._gradients.first_non_finite(step), self.saved_step, self.config.called("lr")
             with self.world.together():
                 raise NotFinite.at(step, *found)
@@ -331,7 +334,7 @@ class Trainer:
         if self._inputs is None:
             self._inputs = inputs_of(self)
             if ahead.possible(self._inputs):
-                self._inputs = ahead.prepared(self._inputs, self.optimizer, self.ema, self._needed)
+                self._inputs = ahead.prepared(self._inputs, self.optimizer, self.ema, self._needed, self.loss_scale)
         return self._inputs
 
     def try_batch(self, n: int) -> None:
@@ -354,12 +357,10 @@ class Trainer:
         self.folder.flush()
         metadata = {
             "step": str(self.step),
-            "seed": str(self.config.seed),
-            "environment": resuming.environment(self.device, self.threads, self.world.size),
-            resuming.SETTINGS: self.config.text(self.record, resuming.LEFT_OUT),
-            fingerprint.NAME: self._data_fingerprint().text(),
-            fingerprint.CHANGES: json.dumps(self.data_changes),
             MASKS: self.masks,
+            **resuming.metadata(self.config, self.record, self.device, self.threads, self.world.size),
+            **fingerprint.metadata(self._data_fingerprint(), self.data_changes),
+            **self.loss_scale.metadata(),
         }
         names = self.data.class_names
         state.save(self.folder.path, self.unet, self.diffusion, names, self.optimizer, self.ema, metadata)
@@ -385,15 +386,13 @@ class Trainer:
         changed = resuming.compare_data(self.folder.path, self.data, self._data_fingerprint, *known)
         self.step, metadata = state.load(found, self.unet, self.optimizer, self.ema)
         self.config = resuming.settled(self.config, self.device, metadata)
+        self.loss_scale.restore(metadata)
         self.saved_step, self.masks = self.step, metadata.get(MASKS, BY_PART)
         if changed is not None:
             self.data_changes.append(f"from step {self.step + 1} on: {changed}")
             say(f"the data have changed: {changed}; from here on the run is not what it would have been with the old")
         resuming.compare_environment(metadata, self.device, self.threads, self.world.size)
         arithmetic.tell(self.config.precision, self.device)
-
-    def _preview(self) -> None:
-        self.results.preview(self.step, PREVIEW_STEPS)
 
     def _finish(self) -> None:
         if self.world.rank == 0:

@@ -27,6 +27,8 @@ from tinydiff.backend import array_module, is_array, is_float, to_device
 from tinydiff.errors import InputError
 from tinydiff.machine.pages import keep_freed_memory
 from tinydiff.ops.arguments import channels_first, largest_divisor
+from tinydiff.ops.rounding import cast
+from tinydiff.precision import held
 from tinydiff.random import Generator
 from tinydiff.unet.blocks import (
     DownBlock,
@@ -190,6 +192,8 @@ class UNet(nn.Module):
         if self.variant.center_input_sample:
             x = x * 2 - 1
         h = self.conv_in(x)
+        wide = h.dtype
+        h = cast(h, held())  # in a block of `precision.mixed` all maps from here on have 16 bits
         skips = [h]
         for down_block in self.down_blocks:
             h = down_block(h, time, skips)
@@ -197,7 +201,7 @@ class UNet(nn.Module):
             h = self.mid_block(h, time)
         for up_block in self.up_blocks:
             h = up_block(h, time, skips)
-        return self.conv_out(activated(ops.silu, self.conv_norm_out, h))
+        return self.conv_out(cast(activated(ops.silu, self.conv_norm_out, h), wide))
 
     def _time(self, t: Any, labels: Any, n: int) -> Tensor:
         """The embedding of time t and labels for n images, (n, features), with the activation applied."""

@@ -1,10 +1,10 @@
-"""tinydiff/cuda/conversion.py against NumPy, bit for bit."""
+"""tinydiff/cuda/rounding.py against NumPy, bit for bit."""
 
 import numpy as np
 import pytest
 
 from tests.cuda.conftest import HALVES
-from tinydiff.cuda.conversion import converted
+from tinydiff.cuda.rounding import converted
 from tinydiff.precision import from_memory, in_memory
 
 # Halfway between neighbours, the largest and the smallest numbers, and what is beyond them.
