@@ -57,6 +57,7 @@ class Optimizer:
             self._begin(indices)
             rows = [(self.parameters[i].data, self.parameters[i].grad, *self.state[i]) for i in indices]
             self._update(step, *map(list, zip(*rows, strict=True)))
+        halves.renew(self.parameters, [p.data for p in self.parameters], lambda arrays: (arrays, arrays))
         if ema is not None:
             ema.update()
 

@@ -21,11 +21,7 @@ def losses(one):
         return np.array([float(row["loss"]) for row in csv.DictReader(file)])
 
 
-@pytest.fixture(scope="module")
-def in_float32():
-    return {}
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_losses_are_those_of_float32_to_rounding_and_replays_have_the_bits(precision, tmp_path, monkeypatch, capsys):
     if precision == "bf16":
