@@ -57,7 +57,7 @@ class Optimizer:
             self._begin(indices)
             rows = [(self.parameters[i].data, self.parameters[i].grad, *self.state[i]) for i in indices]
             self._update(step, *map(list, zip(*rows, strict=True)))
-        halves.renew(self.parameters, [p.data for p in self.parameters], lambda arrays: (arrays, arrays))
+        halves.renew(self.parameters)
         if ema is not None:
             ema.update()
 
@@ -225,7 +225,9 @@ class Adam(Optimizer):
             adam(*found)
         else:
             result = clipped_adam(gradients, losses, max_norm, found, prepared, loss_scale)
-        halves.renew(weights, pieces, gathered_halves)
+        rounded = halves.pieces_of(weights, gathered_halves)
+        for half, piece in zip(rounded or (), pieces, strict=rounded is not None):
+            half[...] = piece
         if ema is not None:
             ema.updates += 1
         if result is not None and loss_scale is not None and result[0][-1] > LEAST_SCALE:

@@ -2,7 +2,7 @@
 
 A weight's numbers of 16 bits are made where an operation first asks for them, and kept. They are made again where the weight
 has changed, in the same place, since a CUDA graph may hold its address. An optimiser that has changed all weights makes them
-in one pass (`renew`).
+in one pass (`pieces_of`).
 """
 
 from __future__ import annotations
@@ -40,16 +40,14 @@ def of(x: Any, data: Any, dtype: Any) -> Any:
     return known.array
 
 
-def renew(weights: Sequence[Any], pieces: Sequence[Any], gathered: Callable[[list[Any]], tuple[Any, Any]]) -> None:
-    """Makes the numbers of 16 bits of all weights anew, where some have them: after an update, a pass over `pieces`, those of the
-    memory that the weights lie in. gathered: `ops.optim.gathered_halves`."""
+def pieces_of(weights: Sequence[Any], gathered: Callable[[list[Any]], tuple[Any, Any]]) -> Sequence[Any] | None:
+    """For an update of all weights that has just been counted: the pieces of memory that their numbers of 16 bits lie in, where the
+    update writes them anew. They have the layout of the weights' own. None where no weight has such numbers. gathered:
+    `ops.optim.gathered_halves`."""
     dtype = next((p._half.array.dtype for p in weights if p._half is not None), None)
     if dtype is None:
-        return
-    arrays = [p.data.astype(dtype) if p._half is None else p._half.array for p in weights]
-    rounded, parts = gathered(arrays)
-    for half, piece in zip(rounded, pieces, strict=True):
-        half[...] = piece
+        return None
+    pieces, parts = gathered([p.data.astype(dtype) if p._half is None else p._half.array for p in weights])
     for p, part in zip(weights, parts, strict=True):
         if p._half is None or p._half.array is not part or p._half.data is not p.data:
             p._half = Half(part, p.data, p._version.count)
@@ -57,3 +55,11 @@ def renew(weights: Sequence[Any], pieces: Sequence[Any], gathered: Callable[[lis
             replay.counts(p._half, "count")
             p._half.count = p._version.count
     replay.relies_on(lambda: [p._half.array for p in weights])
+    return pieces
+
+
+def renew(weights: Sequence[Any]) -> None:
+    """Makes the numbers of 16 bits of all weights anew, where some have them: after an update, one weight after another."""
+    halves = pieces_of(weights, lambda arrays: (arrays, arrays))
+    for half, p in zip(halves or (), weights, strict=halves is not None):
+        half[...] = p.data

@@ -304,6 +304,10 @@ def _gathered_adam(rng: np.random.Generator, run: Run) -> Pairs:
     defined(optim.adam, *exact, *options)
     for part, truth in zip(parts, exact, strict=True):
         yield from zip(part, truth, strict=True)
+    halves = [a.astype(np.float16) for a in arrays[0]]
+    pieces, parts = run(optim.gathered_halves, halves)
+    yield from zip(parts, halves, strict=True)
+    assert [p.size for p in pieces] == [p.size for p in run(optim.gathered, arrays[0])[0]]  # of one layout
 
 
 def _clip(rng: np.random.Generator, run: Run) -> Pairs:
