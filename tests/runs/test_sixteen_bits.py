@@ -56,9 +56,9 @@ def test_an_update_rounds_all_weights_in_one_pass(tmp_path, monkeypatch):
     one = trainer(tmp_path, precision="fp16", steps=2, classes=None)
     one.run(graph=False)
 
-    def of(x, data, dtype):
+    def of(x, dtype):
         found.append(getattr(x, "_half", None) is not None and x._half.count == x._version.count)
-        return original(x, data, dtype)
+        return original(x, dtype)
 
     monkeypatch.setattr(halves, "of", of)
     with td.precision.mixed("fp16"):

@@ -5,6 +5,7 @@ import pytest
 
 import tinydiff as td
 from tinydiff.autograd import tape
+from tinydiff.ops.fully_connected import Linear
 from tinydiff.precision import emulated, half, mixed
 
 UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # what rounding to nearest changes a number by, at most, relative to it
@@ -145,4 +146,5 @@ def test_outside_of_a_block_types_are_numpys():
         assert td.ops.conv2d(x, w, b).dtype == np.float16
         assert td.ops.conv2d(td.Tensor(x.data.astype(np.float32)), w, b).dtype == np.float32
         assert (x * np.float32([3])).dtype == np.float16
+        assert Linear.apply(x, [[1.0]] * 8, None).dtype == np.float16
     assert half("float32") is half("tf32") is None
