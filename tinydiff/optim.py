@@ -56,6 +56,7 @@ class Optimizer:
             self._begin(indices)
             rows = [(self.parameters[i].data, self.parameters[i].grad, *self.state[i]) for i in indices]
             self._update(step, *map(list, zip(*rows, strict=True)))
+        halves.renew(self.parameters)
         if ema is not None:
             ema.update()
 

@@ -16,8 +16,8 @@ What is held in what, by `TrainConfig.precision`:
     operands of what tensor cores compute                   float32     rounded on their way    16 bits, also of weights
     sums, statistics, softmax, samplers                     float32     float32                 float32
 
-In fp16 the loss is multiplied by a scale before gradients go back, see `ops.optim.move_loss_scale`: its numbers reach from 6e-8
-to 65504. bf16 has the range of float32 and needs none.
+The output of attention is rounded before it is added, too. In fp16 the loss is multiplied by a scale before gradients go back,
+see `ops.optim.move_loss_scale`: its numbers reach from 6e-8 to 65504. bf16 has the range of float32 and needs none.
 
 What the kernels for tensor cores do not take, such as rows that are no whole pieces of 16 bytes, is computed in float32, and
 rounded where it is held in 16 bits. Products of two rounded numbers are exact in float32, and sums are float32, so float64 on

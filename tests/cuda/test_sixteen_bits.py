@@ -98,3 +98,34 @@ def test_a_gpu_without_such_tensor_cores_takes_float32(monkeypatch):
     for capability, name in ((75, None), (80, "fp16")):
         monkeypatch.setattr(tensor, "compute_capability", lambda capability=capability: capability)
         assert tensor.of(x) == name
+
+
+@pytest.mark.parametrize("precision", UNIT)
+def test_a_network_runs_its_inner_products_on_tensor_cores_and_agrees_with_the_cpu(precision, launched):
+    """As in a run: all convolutions but the first and the last, with their gradients, and attention's projections."""
+    if precision == "bf16":
+        pytest.importorskip("ml_dtypes", reason="gives NumPy bfloat16")
+    options = {"blocks_per_level": 1, "channel_mults": (1, 1), "attention_resolutions": (2,), "groups": 4}
+    unet = td.UNet(4, 1, channels=C, generator=td.random.Generator(1), **options)
+    rng = np.random.default_rng(0)
+    for w in unet.parameters():  # some begin at zero, and gradients behind them would be
+        w.data += (0.05 * rng.normal(size=w.shape)).astype(np.float32)
+    x, noise = rng.normal(size=(2, 1, 4, 4, 1)).astype(np.float32)
+
+    def step():
+        unet.zero_grad()
+        y = unet(x, t=5)
+        td.ops.mse_loss(y, noise).backward()
+        return np.concatenate([a.ravel() for a in (y.data, *(p.grad for p in unet.parameters()))])
+
+    with mixed(precision):
+        on_cpu = step()
+        with on_host():
+            on_gpu = step()
+    products = [k for k in launched if k[0].startswith(("conv_forward", "conv_weight", "tensor_"))]
+    inner = [k for k in products if k[0].startswith("tensor_")]
+    assert {p for _, p in inner} == {precision.upper()}
+    convolutions = sum(w.ndim == 4 for w in unet.parameters())
+    assert sum(kernel == "tensor_weight_gradient" for kernel, _ in inner) == convolutions - 2
+    assert sum(kernel == "conv_weight_gradient" for kernel, _ in products) == 2
+    assert np.linalg.norm(on_gpu - on_cpu) < 4 * UNIT[precision] * np.linalg.norm(on_cpu)

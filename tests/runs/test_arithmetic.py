@@ -1,5 +1,6 @@
 """tinydiff/runs/arithmetic.py: runs in TF32, on the stand-in for CuPy, and where a device does not offer it."""
 
+import sys
 from functools import partial
 from itertools import product
 from types import SimpleNamespace
@@ -110,6 +111,15 @@ def test_a_run_in_tf32_goes_on_in_float32_on_a_cpu_and_says_so(tmp_path, monkeyp
     launched.clear()
     trainer(tmp_path, precision="auto", steps=4).run(resume=True, graph=False)
     assert set(launched) == {("tensor_product", "TF32")}
+
+
+def test_bf16_without_its_package_is_refused_with_a_sentence_and_resumed_in_float32(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(InputError, match=r"bf16.* is not possible here: bf16 needs the package ml_dtypes, .*; use "):
+        trainer(tmp_path, precision="bf16").run()
+    arithmetic.tell("bf16", "cuda")
+    assert "goes on in float32 here" in capsys.readouterr().err
+    assert arithmetic.used("bf16", "cuda") == "float32" and arithmetic.used("fp16", "cuda") == "fp16"
 
 
 SMALL = ["--channels=4", "--groups=2", "--mults=1", "--timesteps=4", "--image-size=4", "--batch-size=2", "--device=cpu"]

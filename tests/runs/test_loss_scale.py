@@ -39,6 +39,7 @@ def first_scale(monkeypatch):
     return lambda scale: monkeypatch.setattr(loss_scale, "FIRST_SCALE", float(scale))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:(overflow|invalid):RuntimeWarning")
 def test_an_overflow_skips_a_step_and_a_run_goes_on_with_its_own_bits(tmp_path, monkeypatch, first_scale):
     """Eager, replayed, and stopped in between: weights, log and scale are the same. It is halved until gradients fit, then doubled

@@ -21,11 +21,7 @@ def losses(one):
         return np.array([float(row["loss"]) for row in csv.DictReader(file)])
 
 
-@pytest.fixture(scope="module")
-def in_float32():
-    return {}
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_losses_are_those_of_float32_to_rounding_and_replays_have_the_bits(precision, tmp_path, monkeypatch, capsys):
     if precision == "bf16":
@@ -60,9 +56,9 @@ def test_an_update_rounds_all_weights_in_one_pass(tmp_path, monkeypatch):
     one = trainer(tmp_path, precision="fp16", steps=2, classes=None)
     one.run(graph=False)
 
-    def of(x, data, dtype):
+    def of(x, dtype):
         found.append(getattr(x, "_half", None) is not None and x._half.count == x._version.count)
-        return original(x, data, dtype)
+        return original(x, dtype)
 
     monkeypatch.setattr(halves, "of", of)
     with td.precision.mixed("fp16"):

@@ -161,9 +161,11 @@ def _mixed(inputs: tuple[Any, ...], arrays: list[Any], weights: slice) -> tuple[
         return _half_of([a.dtype for a in arrays if is_array(a)]), ()
     rounded = []
     for i in range(len(arrays))[weights]:
-        arrays[i] = halves.of(inputs[i], arrays[i], dtype)
         if isinstance(inputs[i], _tensor_type):
+            arrays[i] = halves.of(inputs[i], dtype)
             rounded.append((inputs[i], arrays[i]))
+        elif is_array(arrays[i]):
+            arrays[i] = arrays[i].astype(dtype, copy=False)
     return dtype, tuple(rounded)
 
 

@@ -22,12 +22,13 @@ class Half:
         self.array, self.data, self.count = array, data, count
 
 
-def of(x: Any, data: Any, dtype: Any) -> Any:
-    """data in the dtype. x: the weight, a tensor whose array they are; what is no tensor, or was computed, is rounded each
-    time. Weights that are averages for a while are as well: their own are kept."""
-    if data is None or data.dtype == dtype:
+def of(x: Any, dtype: Any) -> Any:
+    """The numbers of a tensor in the dtype. Those that were computed from others are rounded each time. So are averages that stand
+    in the place of weights for a while: the weights' own are kept."""
+    data = x.data
+    if data.dtype == dtype:
         return data
-    if data is x or x._node is not None:
+    if x._node is not None:
         return data.astype(dtype)
     known = x._half
     if known is None or (known.array.dtype, known.array.shape) != (dtype, data.shape):
@@ -63,3 +64,10 @@ def renewed(weights: Sequence[Any]) -> None:
             replay.counts(p._half, "count")
             p._half.count = p._version.count
     replay.relies_on(lambda: [p._half.array for p in weights])
+
+
+def renew(weights: Sequence[Any]) -> None:
+    """Makes the numbers of 16 bits of all weights anew, where some have them: after an update, one weight after another."""
+    for p in weights:
+        if p._half is not None:
+            of(p, p._half.array.dtype)

@@ -224,7 +224,7 @@ def _device(trainer: Trainer, line: Line, warnings: list[str]) -> None:
     if trainer.device == "cuda":
         total, free = backend.gpu_memory()
         precision = arithmetic.used(trainer.config.precision, "cuda")
-        computing = "" if precision == "float32" else f"; products in {precision}"
+        computing = "" if precision == "float32" else f"; computes in {precision}"
         line("device", f"GPU with {show(total)} of memory, {show(free)} free{computing}")
         return
     reason = backend.no_cuda() if trainer.config.device == "auto" else None
