@@ -19,7 +19,7 @@ def attend(Q: Any, K: Any, V: Any, scale: float) -> Any:
     Also returns z = log sum exp(scale Q K^T) (..., L, 1), from which the backward pass computes P again. NotImplemented
     for other dtypes, unless tensor cores take them, where the leading axes differ and where there is nothing to attend to.
     """
-    if (made := tensor_attention.attend(Q, K, V, scale, _precision(Q))) is not None:
+    if (made := tensor_attention.attend(Q, K, V, scale, tensor.of(Q) or "float32")) is not None:
         return made
     if not _fits(Q, K, V):
         return NotImplemented
@@ -38,7 +38,8 @@ def attend_backward(
     """
     if (
         any(needs)
-        and (made := tensor_attention.attend_backward(L_Y, Q, K, V, z, scale, needs, _precision(Q))) is not None
+        and (made := tensor_attention.attend_backward(L_Y, Q, K, V, z, scale, needs, tensor.of(Q) or "float32"))
+        is not None
     ):
         return made
     if not _fits(Q, K, V) or L_Y.dtype != np.float32:
@@ -52,15 +53,6 @@ def attend_backward(
         products.matmul(L_S, K, scale=scale) if needs[0] else None,
         products.matmul(L_S, Q, transpose_a=True, scale=scale) if needs[1] else None,
         products.matmul(P, L_Y, transpose_a=True) if needs[2] else None,
-    )
-
-
-def _precision(X: Any) -> str:
-    """That in which attention to such arrays is computed: of 16 bits their own, of float32 the thread's."""
-    return (
-        tensor.chosen()
-        if X.dtype == np.float32
-        else {"float16": "fp16", "bfloat16": "bf16"}.get(X.dtype.name, "float32")
     )
 
 
