@@ -31,6 +31,7 @@ FOUNDATIONS = {
         "resampling",
         "softmax_rows",
         "source",
+        "split_k",
         "taps",
         "tensor",
         "tensor_convolution",

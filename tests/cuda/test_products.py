@@ -93,6 +93,16 @@ def test_a_stack_in_parts(device, forced):
     assert error(device.run(products.matmul, A, B, scale=0.5), 0.5 * A.astype(float) @ B) < 1e-6
 
 
+def test_parts_give_the_same_bits_whoever_is_last(device, forced):
+    """In one group of parts; in three, of which the last has two; in nine, which make two groups of groups."""
+    for parts in (3, 18, 66):
+        forced(Plan(64, 32, parts, 4, 4))
+        A, B, bias = normal(2, 66, 16 * parts), normal(2, 16 * parts, 36), normal(36)
+        first, second = (device.run(products.matmul, A, B, bias=bias, scale=0.5, seed=seed) for seed in (1, 2))
+        assert error(first, 0.5 * A.astype(float) @ B + bias) < 1e-6
+        np.testing.assert_array_equal(first, second)
+
+
 def test_no_rows_no_columns_no_matrices(device):
     for a, b, shape in [((0, 4), (4, 8), (0, 8)), ((4, 4), (4, 0), (4, 0)), ((0, 3, 4), (0, 4, 5), (0, 3, 5))]:
         assert device.run(products.matmul, normal(*a), normal(*b)).shape == shape

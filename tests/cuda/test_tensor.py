@@ -55,23 +55,19 @@ def test_tf32(device, shape, transpose_a, transpose_b):
 
 
 def test_parts_give_the_same_bits_whoever_is_last(device, forced):
-    """In one group of parts and in three, of which the last has two; the counters are zero again afterwards."""
+    """In one group of parts and in three, of which the last has two."""
     for parts in (3, 18):
         forced(Plan(64, 64, parts))
         first = check(device, (68, 64, 20 * 16), "tf32", False, False, stack=2)
         np.testing.assert_array_equal(
             first, check(device, (68, 64, 20 * 16), "tf32", False, False, stack=2, seed=parts)
         )
-        for counters in tensor._counters.values():
-            assert not counters.any()
 
 
 def test_as_many_parts_as_there_may_be_for_neighbouring_tiles(device, forced):
     """Then every counter of a tile is used."""
     forced(Plan(64, 64, tensor.MOST_PARTS))
     check(device, (4, 128, 16 * tensor.MOST_PARTS), "tf32", False, False)
-    for counters in tensor._counters.values():
-        assert not counters.any()
 
 
 @pytest.mark.slow

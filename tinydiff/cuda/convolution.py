@@ -20,7 +20,8 @@ from tinydiff.cuda.doubling import filters_of_parities, sum_gradient, turned_fil
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.fully_connected import sum_rows, sum_rows_cost
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_parts, vector
+from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, vector
+from tinydiff.cuda.split_k import slots
 from tinydiff.cuda.taps import Place, Taps, gradient_products, taps_of
 from tinydiff.ops.convolution import DOUBLING
 
@@ -76,18 +77,17 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: A
     if tensor_convolution.convolve_weight_gradient(X, L_Y, L_W, taps, tensor.chosen()):
         return L_W
     p = plan(R * S * C, K, N * Ho * Wo, 1, vector(C, X), vector(K, L_Y, L_W))
-    to = L_W if p.parts == 1 else xp.empty((p.parts, *shape), np.float32)
-    sizes = (*X.shape, K, R, S, Ho, Wo, *taps.stride, *taps.dilation, *taps.padding)
+    tiles, sizes = p.tiles(R * S * C, K), (*X.shape, K, R, S, Ho, Wo, *taps.stride, *taps.dilation, *taps.padding)
     launch(
         SOURCE,
         "conv_weight_gradient",
-        (p.tiles(R * S * C, K), 1, p.parts),
+        (tiles, 1, p.parts),
         (p.threads, 1, 1),
-        (X, L_Y, to, *map(np.int32, sizes)),
+        (X, L_Y, L_W, *slots(xp, p.parts, tiles, p.m * p.n), *map(np.int32, sizes)),
         p.shared(by_rows=False),
         p.defines,
     )
-    return L_W if p.parts == 1 else sum_parts(SOURCE, p.defines, to, L_W)
+    return L_W
 
 
 def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
@@ -169,28 +169,17 @@ def _forward(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place) -> No
     (N, H, W_, C), K, (Ho, Wo) = X.shape, Y.shape[3], place[:2]
     M, inner = N * Ho * Wo, math.prod(taps.size) * C
     p = _plan(M, K, inner, C, X, W, added, Y)
-    output = (Ho, Wo, place.height, place.width, *place.step, *place.start)
-    parts = p.parts > 1 and array_module(X).empty((p.parts, M, K), np.float32)
+    tiles, memory = p.tiles(M, K), slots(array_module(X), p.parts, p.tiles(M, K), p.m * p.n)
     sizes = (N, H, W_, C, K, *taps.size, Ho, Wo, *taps.stride, *taps.dilation, *taps.padding)
     launch(
         SOURCE,
         "conv_forward",
-        (p.tiles(M, K), 1, p.parts),
+        (tiles, 1, p.parts),
         (p.threads, 1, 1),
-        (X, W, *((None, None, None, parts) if p.parts > 1 else (*added, Y)), *map(np.int32, sizes),
-         *map(np.int32, (Ho, Wo, 1, 1, 0, 0) if p.parts > 1 else output[2:])),
+        (X, W, *added, Y, *memory, *map(np.int32, (*sizes, place.height, place.width, *place.step, *place.start))),
         p.shared(by_rows=True),
         p.defines,
-    )  # fmt: skip
-    if p.parts > 1:
-        launch(
-            SOURCE,
-            "conv_finish",
-            (-(-M * K // 256), 1, 1),
-            (256, 1, 1),
-            (parts, *added, Y, *map(np.int32, (p.parts, N, K, *output))),
-            defines=p.defines,
-        )
+    )
 
 
 def _plan(M: int, K: int, inner: int, C: int, X: Any, W: Any, added: Any, Y: Any) -> Plan:

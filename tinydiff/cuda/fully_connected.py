@@ -11,7 +11,8 @@ from tinydiff.backend import array_module
 from tinydiff.cuda import products
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.products import DEFAULTS, LARGEST, Cost, sum_parts
+from tinydiff.cuda.products import DEFAULTS, LARGEST, Cost
+from tinydiff.cuda.split_k import slots
 from tinydiff.cuda.tensor import MULTIPROCESSORS
 
 
@@ -41,16 +42,16 @@ def sum_rows(L_Y: Any) -> Any:
     across = -(-K // 32)
     slabs = max(1, min(1024, -(-M // 64), -(-8 * MULTIPROCESSORS // max(1, across * N))))
     Y = new_gradient(xp, (*L_Y.shape[:-2], K))
-    parts = Y if slabs == 1 else xp.empty((slabs, *Y.shape), np.float32)
+    memory = slots(xp, slabs, across * N, 32, grouped=False)
     launch(
         "matrix.cu",
         "column_sums",
-        (across, slabs, N),
+        (across, N, slabs),
         (32, 8, 1),
-        (xp.ascontiguousarray(L_Y), parts, np.int32(M), np.int32(K), np.int32(-(-M // slabs))),
+        (xp.ascontiguousarray(L_Y), Y, *memory, np.int32(M), np.int32(K), np.int32(-(-M // slabs))),
         defines=DEFAULTS,
     )
-    return Y if slabs == 1 else sum_parts("matrix.cu", DEFAULTS, parts, Y)
+    return Y
 
 
 def sum_rows_cost(X: Any) -> Cost:

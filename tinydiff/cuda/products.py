@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from tinydiff.backend import address, array_module
 from tinydiff.cuda import tensor
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.split_k import COUNTERS, counters_of_tile, cycles_of_adding, slots
 from tinydiff.cuda.tensor import MULTIPROCESSORS
 
 SLICE = 16  # TILE_K and, below, STAGES and the 8 x 8 entries of a thread, as in kernels/tile.cuh
@@ -24,6 +24,7 @@ _TILES = ((128, 128), (64, 64), (64, 32))
 _SHARED_MEMORY = 228 << 10  # bytes of a multiprocessor, of which CUDA keeps _FIXED for each block
 _FIXED = 1 << 10
 _TURNS = (0, 1.8, 2.7, 3.35, 4)  # what 0 to 4 warps of a scheduler take together, if one alone never had to wait: 1
+_MOST_PARTS = 512
 LARGEST = 2**31 - 2**17  # that the kernels count in an int, with room for the last tile
 
 
@@ -92,14 +93,16 @@ def plan(M: int, N: int, K: int, stack: int = 1, vector_a: int = 4, vector_b: in
     for m, n in tiles:
         warps, efficiency, held = m * n // 2048, {128: 0.8, 64: 0.7, 32: 0.55}[n], warps_held(m, n)
         blocks, places = stack * -(-M // m) * -(-N // n), MULTIPROCESSORS * held // warps
-        most = max(1, min(slices // 4, 2**26 // max(1, stack * M * N)))  # at least 4 slices each, 256 MiB for all
+        # at least 4 slices each, 256 MiB for all
+        most = max(1, min(_MOST_PARTS, slices // 4, 2**26 // max(1, blocks * m * n)))
+        if blocks * counters_of_tile(most) > COUNTERS:
+            most = 1
         rounds = (0, 0.25, 0.5, 1, 2, 3, 4)
         for parts in sorted({max(1, min(most, int(places * r / max(1, blocks)))) for r in rounds}):
             whole, rest = divmod(-(-blocks * parts // MULTIPROCESSORS) * warps, held)  # warps of one multiprocessor
             turns = whole * _TURNS[-(-held // 4)] + _TURNS[-(-rest // 4)]
             cycles = turns * 1024 * (-(-slices // parts) + 4) / efficiency  # 1024: of a warp's part of a slice
-            if parts > 1:
-                cycles += 4000 + 4 * (parts + 1) * stack * M * N / 1500
+            cycles += cycles_of_adding(parts, m * n)
             if best is None or cycles < best[0]:
                 best = cycles, Plan(m, n, parts, vector_a, vector_b)
     assert best is not None
@@ -109,21 +112,6 @@ def plan(M: int, N: int, K: int, stack: int = 1, vector_a: int = 4, vector_b: in
 def vector(length: int, *arrays: Any) -> int:
     """How many floats can be moved at once from arrays (None: absent) with rows of a length: 4 or 1."""
     return 4 if length % 4 == 0 and all(a is None or address(a) % 16 == 0 for a in arrays) else 1
-
-
-def sum_parts(source: str, defines: Mapping[str, int], parts: Any, Y: Any, bias: Any = None, scale: float = 1.0) -> Any:
-    """Y = scale * (the sum of parts over their first axis, in order) + bias. Every source that includes tile.cuh has
-    the kernel; source and defines name one that is compiled already."""
-    size, columns = Y.size, Y.shape[-1]
-    launch(
-        source,
-        "sum_parts",
-        (-(-size // 256), 1, 1),
-        (256, 1, 1),
-        (parts, bias, Y, np.int32(len(parts)), np.uint64(size), np.int32(columns), np.float32(scale)),
-        defines=defines,
-    )
-    return Y
 
 
 def matmul(
@@ -179,20 +167,17 @@ def _multiply(
     vectors = vector(M if transpose_a else K, A), vector(N, Y, bias, None if transpose_b else B)
     p = plan(M, N, K, stack, *vectors)
     defines = {**p.defines, "TRANSPOSED_A": int(transpose_a), "TRANSPOSED_B": int(transpose_b)}
-    whole = p.parts == 1
-    to = Y if whole else array_module(Y).empty((p.parts, *Y.shape), np.float32)
+    tiles = p.tiles(M, N)
     launch(
         "matrix.cu",
         "matrix_product",
-        (p.tiles(M, N), stack, p.parts),
+        (tiles, stack, p.parts),
         (p.threads, 1, 1),
-        (A, B, bias if whole else None, to, *map(np.int32, (M, N, K)), *map(np.uint64, apart),
-         np.float32(scale if whole else 1)),
+        (A, B, bias, Y, *slots(array_module(Y), p.parts, stack * tiles, p.m * p.n), *map(np.int32, (M, N, K)),
+         *map(np.uint64, apart), np.float32(scale)),
         p.shared(by_rows=not transpose_a),
         defines,
     )  # fmt: skip
-    if not whole:
-        sum_parts("matrix.cu", defines, to, Y, bias, scale)
 
 
 def matmul_cost(

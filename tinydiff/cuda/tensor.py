@@ -16,15 +16,15 @@ import numpy as np
 
 from tinydiff.backend import address, array_module
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.split_k import COUNTERS, counters_of_tile, cycles_of_adding, slots
 from tinydiff.precision import IN_MEMORY
 
 SOURCE = "tensor_product.cu"
 OLDEST = 80  # architecture with these instructions
 MULTIPROCESSORS = 132  # an H100's: plans are the same for every GPU, so every GPU adds in the same order
 STAGES, SLICE = 4, 64  # as in kernels/tensor.cuh: slices in shared memory, and bytes of K in one
-GROUP, MOST_PARTS = 8, 64
+MOST_PARTS = 64
 _LEAST_SLICES = 6  # of a part: fewer would spend most of their time on filling the pipeline
-_COUNTERS = 1 << 16
 
 # Of each tile: how many blocks a multiprocessor holds, and the cycles in which all of them multiply a slice. Predicted from
 # the machine code for an H100 (tensor cores, issue slots and shared memory, whichever takes longest), with operands of 16
@@ -61,21 +61,20 @@ class Plan(NamedTuple):
 def plan(M: int, N: int, K: int, stack: int = 1, bytes_each: int = 4, of_filters: bool = False) -> Plan:
     """How to multiply `stack` times (M, K) by (K, N) with operands of some bytes: the plan that should take the fewest cycles.
 
-    of_filters: the product is the gradient of filters. Parts are considered up to one round of blocks. What adding them takes
-    is bound by one block, which reads its group's sums at some 64 bytes a cycle.
+    of_filters: the product is the gradient of filters. Parts are considered up to one round of blocks.
     """
     slices, best = -(-K * bytes_each // SLICE), None
     for (m, n), (held, *cycles) in TILES.items():
         tiles = max(1, stack * -(-M // m) * -(-N // n))
         places = MULTIPROCESSORS * held
-        most = min(MOST_PARTS, slices // _LEAST_SLICES, places // tiles, _COUNTERS // ((1 + GROUP) * tiles))
+        most = min(
+            MOST_PARTS, slices // _LEAST_SLICES, places // tiles, COUNTERS // (counters_of_tile(MOST_PARTS) * tiles)
+        )
         for parts in range(1, max(1, most) + 1):
             each, full, rest = -(-slices // parts) + STAGES, *divmod(tiles * parts, places)
             alone = -(-rest // MULTIPROCESSORS) / held  # of a multiprocessor's blocks, in the last round
             time = cycles[2 * of_filters + (bytes_each == 4)] * each * (full + (min(1.0, 1.3 * alone) if rest else 0))
-            if parts > 1:
-                sums = min(parts, GROUP) + (-(-parts // GROUP) if parts > GROUP else 0)
-                time += 1500 + sums * 4 * m * n / 64
+            time += cycles_of_adding(parts, m * n)
             if best is None or time < best[0]:
                 best = time, Plan(m, n, parts)
     assert best is not None
@@ -139,8 +138,8 @@ def product(
         "tensor_product",
         (tiles, stack, p.parts),
         (p.threads, 1, 1),
-        (A, B, bias, Y, *slots(array_module(Y), p, stack * tiles), *map(np.int32, (M, N, K)), *map(np.uint64, apart),
-         np.float32(scale)),
+        (A, B, bias, Y, *slots(array_module(Y), p.parts, stack * tiles, p.m * p.n), *map(np.int32, (M, N, K)),
+         *map(np.uint64, apart), np.float32(scale)),
         p.shared,
         defines(p, precision, "float32" if Y.dtype == np.float32 else precision, transpose_a, transpose_b),
     )  # fmt: skip
@@ -157,25 +156,6 @@ def defines(p: Plan, precision: str, result: str, transpose_a: bool, transpose_b
         "TRANSPOSED_A": int(transpose_a),
         "TRANSPOSED_B": int(transpose_b),
     }
-
-
-_counters: dict[Any, Any] = {}
-
-
-def slots(xp: Any, p: Plan, tiles: int) -> tuple[Any, Any]:
-    """Where `add_parts` of kernels/tensor.cuh keeps the sums of a plan's parts, and counts them; None and None for one part."""
-    if p.parts == 1:
-        return None, None
-    return xp.empty((tiles * p.parts, p.m * p.n), np.float32), _arrived(xp)
-
-
-def _arrived(xp: Any) -> Any:
-    """Counters for `add_parts`: zeros whenever no kernel is running. One array for each stream, since launches of several may
-    run at once; it is kept, since a graph may hold its address."""
-    key = "host" if xp is np else (xp.cuda.Device().id, xp.cuda.get_current_stream().ptr)
-    if key not in _counters:
-        _counters[key] = xp.zeros(_COUNTERS, np.uint32)
-    return _counters[key]
 
 
 _RESULTS = (("tf32", ("float32",)), ("bf16", ("bf16", "float32")), ("fp16", ("fp16", "float32")))

@@ -15,6 +15,7 @@ import numpy as np
 from tinydiff.backend import address, array_module
 from tinydiff.cuda import tensor
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.split_k import slots
 from tinydiff.cuda.taps import Place, Taps, Turned, gradient_products
 from tinydiff.cuda.tensor import OLDEST, SLICE, TILES, Plan
 from tinydiff.precision import IN_MEMORY
@@ -44,7 +45,7 @@ def convolve(
         "tensor_convolution",
         (tiles, filters, p.parts),
         (p.threads, 1, 1),
-        (X, W, *added, Y, *tensor.slots(array_module(Y), p, filters * tiles), *map(np.int32, (*sizes, *order)),
+        (X, W, *added, Y, *slots(array_module(Y), p.parts, filters * tiles, p.m * p.n), *map(np.int32, (*sizes, *order)),
          *map(np.int32, (place.height, place.width, *place.step, *place.start))),
         p.shared,
         defines(p, precision, backward=turned is not None),
@@ -85,7 +86,7 @@ def convolve_weight_gradient(X: Any, L_Y: Any, L_W: Any, taps: Taps, precision: 
         "tensor_weight_gradient",
         (tiles, 1, p.parts),
         (p.threads, 1, 1),
-        (X, L_Y, L_W, *tensor.slots(array_module(L_W), p, tiles), *map(np.int32, sizes)),
+        (X, L_Y, L_W, *slots(array_module(L_W), p.parts, tiles, p.m * p.n), *map(np.int32, sizes)),
         p.shared,
         gradient_defines(p, precision),
     )
