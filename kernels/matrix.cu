@@ -1,6 +1,6 @@
 // Products of matrices in stacks, and the sums of a matrix's columns.
 //
-//     Y = scale A B + 1 bias        Y (M, N)    A (M, K), or its transpose (K, M)    B (K, N), or its transpose (N, K)
+//     Y = scale A B + 1 bias + R    Y, R (M, N)    A (M, K), or its transpose (K, M)    B (K, N), or its transpose (N, K)
 //
 // tile.cuh tells how a block computes its tile of Y. Of a transposed A, slices come column by column, 16 bytes at once like
 // those of A itself; the slices of a transposed B are turned on their way to shared memory, 4 bytes at once.
@@ -26,10 +26,10 @@ __device__ __forceinline__ void copy_slice_turned(float* shared, const float* B,
     }
 }
 
-// Block x is a tile, y a matrix of the stack, z a part of the sum over K. apart_A, apart_B: entries from one matrix of a stack
+// Block x is a tile, y a matrix of the stack, z a part of the sum over K. bias and R may be null; R may be Y. apart_A, apart_B: entries from one matrix of a stack
 // to the next, 0 where all share one. parts, arrived: for add_parts, null with one part.
 KERNEL(matrix_product, TILE_THREADS)
-(const float* A, const float* B, const float* bias, float* Y, float* parts, unsigned* arrived, int M, int N, int K,
+(const float* A, const float* B, const float* bias, const float* R, float* Y, float* parts, unsigned* arrived, int M, int N, int K,
  unsigned long long apart_A, unsigned long long apart_B, float scale) {
     DYNAMIC_SHARED(float, shared);
     const int across = (N + TILE_N - 1) / TILE_N;
@@ -55,14 +55,14 @@ KERNEL(matrix_product, TILE_THREADS)
         },
         sum);
     if (!add_parts<THREADS>(sum, parts, arrived)) return;
-    Y += static_cast<long long>(block_index_again().y) * M * N;
     float for_all[8];
     load_row(for_all, bias, n0, N);
     write_tile<LAYOUT>(sum, m0, M, [&](int m, float(&y)[8]) {
         UNROLL
         for (int j = 0; j < 8; j++) y[j] = y[j] * scale + for_all[j];
-        float* row = Y + static_cast<long long>(m) * N;
-        each_group(n0, N, [&](int j, int n) { store_group(row + n, y, j); });
+        const long long row = (static_cast<long long>(block_index_again().y) * M + m) * N;
+        if (R) each_group(n0, N, [&](int j, int n) { add_group(y, j, R + row + n); });
+        each_group(n0, N, [&](int j, int n) { store_group(Y + row + n, y, j); });
     });
 }
 

@@ -87,10 +87,11 @@ def test_leading_axes_broadcast(device, leading, transpose_a, transpose_b):
     np.testing.assert_allclose(Y, truth, atol=1e-5)
 
 
-def test_a_stack_in_parts(device, forced):
-    forced(Plan(64, 32, 2, 4, 4))
-    A, B = normal(3, 66, 64), normal(3, 64, 36)
-    assert error(device.run(products.matmul, A, B, scale=0.5), 0.5 * A.astype(float) @ B) < 1e-6
+@pytest.mark.parametrize("N", [36, 35])
+def test_a_stack_in_parts_onto_another(device, forced, N):
+    forced(Plan(64, 32, 2, 4, 4 if N == 36 else 1))
+    A, B, R = normal(3, 66, 64), normal(3, 64, N), normal(3, 66, N)
+    assert error(device.run(products.matmul, A, B, scale=0.5, R=R), 0.5 * A.astype(float) @ B + R) < 1e-6
 
 
 def test_parts_give_the_same_bits_whoever_is_last(device, forced):

@@ -36,12 +36,14 @@ def check(device, shape, precision, transpose_a, transpose_b, result="float32", 
     Y = in_memory(np.full((*each, M, N), np.nan, np.float32), result)
     apart = (M * K, K * N) if each else (0, 0)
 
-    def run(a, b, bias, Y):
-        assert tensor.product(a, b, bias, Y, transpose_a, transpose_b, -0.5, (M, N, K, stack), apart, precision)
+    R = in_memory(normal(*each, M, N, seed=2), result)
+
+    def run(a, b, bias, R, Y):
+        assert tensor.product(a, b, bias, Y, transpose_a, transpose_b, -0.5, (M, N, K, stack), apart, precision, R)
         return Y
 
-    Y = from_memory(device.run(run, a, b, bias, Y, seed=seed))
-    truth = -0.5 * rounded(A, precision).astype(float) @ rounded(B, precision) + bias
+    Y = from_memory(device.run(run, a, b, bias, R, Y, seed=seed))
+    truth = -0.5 * rounded(A, precision).astype(float) @ rounded(B, precision) + bias + from_memory(R)
     np.testing.assert_allclose(
         Y, truth, rtol={"float32": 0, "fp16": 2**-11, "bf16": 2**-8}[result], atol=2e-6 * np.abs(truth).max()
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd import waiting
 from tinydiff.backend import array_module
 from tinydiff.cuda import tensor, tensor_convolution
 from tinydiff.cuda.doubling import filters_of_parities, sum_gradient, turned_filters
@@ -49,12 +50,13 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: An
         return NotImplemented
     xp, (_, S, C, K) = array_module(L_Y), W.shape
     L_Y, W, L_X = xp.ascontiguousarray(L_Y), xp.ascontiguousarray(W), xp.empty(shape, np.float32)
-    if tensor_convolution.convolve_input_gradient(L_Y, W, L_X, window, tensor.chosen()):
+    there = waiting.claim(shape)
+    if tensor_convolution.convolve_input_gradient(L_Y, W, L_X, window, tensor.chosen(), there):
         return L_X
     for taps, place, turned in gradient_products(window, shape):
         count = math.prod(taps.size)
         T = W if not count else xp.empty((*taps.size, K, C), np.float32)
-        p = _plan(shape[0] * place.Ho * place.Wo, C, count * K, K, L_Y, T, (None, None, None), L_X)
+        p = _plan(shape[0] * place.Ho * place.Wo, C, count * K, K, L_Y, T, (None, None, there), L_X)
         launch(
             SOURCE,
             "conv_turn",
@@ -63,7 +65,7 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: An
             (W, T, *map(np.int32, (S, C, K, taps.size[1], *turned.last, *turned.step))),
             defines=p.defines,
         )
-        _forward(L_Y, T, (None, None, None), L_X, taps, place)
+        _forward(L_Y, T, (None, None, there), L_X, taps, place)
     return L_X
 
 
@@ -113,7 +115,10 @@ def upsample_convolve_input_gradient(L_Y: Any, W: Any) -> Any:
     """L_Y (N, 2 H, 2 W, K), W (3, 3, C, K) -> L_X (N, H, W, C): a convolution of L_Y with stride 2."""
     if not _takes(1, DOUBLING, L_Y.shape, L_Y, W):
         return NotImplemented
-    return convolve(L_Y, turned_filters(array_module(W).ascontiguousarray(W)), None, DOUBLING)
+    T = turned_filters(array_module(W).ascontiguousarray(W))
+    return convolve(
+        L_Y, T, None, DOUBLING, R=waiting.claim((len(L_Y), L_Y.shape[1] // 2, L_Y.shape[2] // 2, W.shape[2]))
+    )
 
 
 def upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:

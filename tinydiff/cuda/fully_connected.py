@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd import waiting
 from tinydiff.backend import array_module
 from tinydiff.cuda import products
 from tinydiff.cuda.flat import new_gradient
@@ -23,7 +25,17 @@ def linear_forward(X: Any, W: Any, b: Any) -> Any:
 
 def linear_input_gradient(L_Y: Any, W: Any) -> Any:
     """L_X = L_Y W^T."""
-    return products.matmul(L_Y, W, transpose_b=True)
+    return linears_input_gradient([L_Y], [W])
+
+
+def linears_input_gradient(L_Ys: Sequence[Any], Ws: Sequence[Any]) -> Any:
+    """L_X = sum_i L_Y_i W_i^T. Each product is added to those before it, the first to what waits at X."""
+    if any(a.dtype != np.float32 or max(a.shape) > LARGEST for a in (*L_Ys, *Ws)):
+        return NotImplemented
+    L_X = waiting.claim((len(L_Ys[0]), len(Ws[0])))
+    for L_Y, W in zip(L_Ys, Ws, strict=True):
+        L_X = products.matmul(L_Y, W, transpose_b=True, R=L_X)
+    return L_X
 
 
 def linear_weight_gradient(X: Any, L_Y: Any) -> Any:

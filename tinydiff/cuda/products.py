@@ -122,11 +122,12 @@ def matmul(
     bias: Any = None,
     scale: float = 1.0,
     gradient: bool = False,
+    R: Any = None,
 ) -> Any:
-    """Y = scale A B + 1 bias for A (..., M, K), B (..., K, N), bias (N,) or None -> (..., M, N).
+    """Y = scale A B + 1 bias + R for A (..., M, K), B (..., K, N), bias (N,) or None -> (..., M, N).
 
     transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K). gradient: Y is that of a weight, see
-    `flat.new_gradient`. Leading axes broadcast. Where they differ,
+    `flat.new_gradient`. R: like Y, in one piece, or None. Leading axes broadcast. Where they differ,
     arrays are copied to the full shape, unless one matrix without leading axes is used for all of the others.
     NotImplemented for vectors, or if not all is float32. ValueError for shapes that do not fit.
     """
@@ -154,17 +155,26 @@ def matmul(
     if max(M, N, K, stack * 2**15) > LARGEST:
         return NotImplemented
     if Y.size:
-        _multiply(A, B, bias, Y, transpose_a, transpose_b, scale, (M, N, K, stack), (apart_a, apart_b))
+        _multiply(A, B, bias, R, Y, transpose_a, transpose_b, scale, (M, N, K, stack), (apart_a, apart_b))
     return Y
 
 
 def _multiply(
-    A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
+    A: Any,
+    B: Any,
+    bias: Any,
+    R: Any,
+    Y: Any,
+    transpose_a: bool,
+    transpose_b: bool,
+    scale: float,
+    sizes: Any,
+    apart: Any,
 ) -> None:
-    if tensor.multiply(A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart):
+    if tensor.multiply(A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart, R):
         return
     M, N, K, stack = sizes
-    vectors = vector(M if transpose_a else K, A), vector(N, Y, bias, None if transpose_b else B)
+    vectors = vector(M if transpose_a else K, A), vector(N, Y, bias, R, None if transpose_b else B)
     p = plan(M, N, K, stack, *vectors)
     defines = {**p.defines, "TRANSPOSED_A": int(transpose_a), "TRANSPOSED_B": int(transpose_b)}
     tiles = p.tiles(M, N)
@@ -173,7 +183,7 @@ def _multiply(
         "matrix_product",
         (tiles, stack, p.parts),
         (p.threads, 1, 1),
-        (A, B, bias, Y, *slots(array_module(Y), p.parts, stack * tiles, p.m * p.n), *map(np.int32, (M, N, K)),
+        (A, B, bias, R, Y, *slots(array_module(Y), p.parts, stack * tiles, p.m * p.n), *map(np.int32, (M, N, K)),
          *map(np.uint64, apart), np.float32(scale)),
         p.shared(by_rows=not transpose_a),
         defines,
@@ -182,12 +192,12 @@ def _multiply(
 
 def matmul_cost(
     A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False, bias: Any = None, scale: float = 1.0,
-    gradient: bool = False,
+    gradient: bool = False, R: Any = None,
 ) -> Cost:  # fmt: skip
     """The cost of `matmul` with the same arguments."""
     K, N = B.shape[-2:][::-1] if transpose_b else B.shape[-2:]
     entries = math.prod(np.broadcast_shapes(A.shape[:-2], B.shape[:-2])) * A.shape[-1 if transpose_a else -2] * N
-    return Cost(2 * entries * K, 4 * (A.size + B.size + entries + (0 if bias is None else N)))
+    return Cost(2 * entries * K, 4 * (A.size + B.size + entries * (1 + (R is not None)) + (0 if bias is None else N)))
 
 
 _TRANSPOSED = [{"TRANSPOSED_A": a, "TRANSPOSED_B": b} for a, b in ((0, 0), (0, 1), (1, 0))]

@@ -107,28 +107,30 @@ def chosen() -> str:
 
 
 def multiply(
-    A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
-) -> bool:
+    A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any,
+    R: Any = None,
+) -> bool:  # fmt: skip
     """Whether the product was launched: in this thread's precision, if that is one for tensor cores and they take the arrays."""
     return _mode.precision != "float32" and product(
-        A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart, _mode.precision
+        A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart, _mode.precision, R
     )
 
 
 def product(
     A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any,
-    precision: str,
+    precision: str, R: Any = None,
 ) -> bool:  # fmt: skip
-    """Y = scale A B + 1 bias for a stack of contiguous matrices: whether it was launched, else nothing is done.
+    """Y = scale A B + 1 bias + R for a stack of contiguous matrices: whether it was launched, else nothing is done.
 
     A (M, K) or transposed (K, M), B (K, N) or transposed (N, K), not both transposed, as `precision.IN_MEMORY` says; Y (M, N)
-    float32 or as they are; bias (N,) float32 or None. sizes: M, N, K and how many matrices Y has. apart: entries from
-    one matrix of A and of B to the next, 0 where there is one. Their rows must be whole pieces of 16 bytes.
+    float32 or as they are; bias (N,) float32 or None; R like Y, or Y itself, or None. sizes: M, N, K and how many matrices Y
+    has. apart: entries from one matrix of A and of B to the next, 0 where there is one. Their rows must be whole pieces of
+    16 bytes.
     """
     (M, N, K, stack), dtype = sizes, IN_MEMORY[precision]
     chunk = 16 // dtype.itemsize
     rows = (M if transpose_a else K, K if transpose_b else N, N)
-    if any(length % chunk for length in rows) or any(x is not None and address(x) % 16 for x in (A, B, bias, Y)):
+    if any(length % chunk for length in rows) or any(x is not None and address(x) % 16 for x in (A, B, bias, R, Y)):
         return False
     assert A.dtype == B.dtype == dtype
     p = plan(M, N, K, stack, dtype.itemsize)
@@ -138,7 +140,7 @@ def product(
         "tensor_product",
         (tiles, stack, p.parts),
         (p.threads, 1, 1),
-        (A, B, bias, Y, *slots(array_module(Y), p.parts, stack * tiles, p.m * p.n), *map(np.int32, (M, N, K)),
+        (A, B, bias, R, Y, *slots(array_module(Y), p.parts, stack * tiles, p.m * p.n), *map(np.int32, (M, N, K)),
          *map(np.uint64, apart), np.float32(scale)),
         p.shared,
         defines(p, precision, "float32" if Y.dtype == np.float32 else precision, transpose_a, transpose_b),

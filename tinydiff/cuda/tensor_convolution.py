@@ -62,11 +62,11 @@ def takes(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place, precisio
     return ((images * height + down) * width + right) * C < 2**31  # where patches begin, in entries, is an int
 
 
-def convolve_input_gradient(L_Y: Any, W: Any, L_X: Any, window: Any, precision: str) -> bool:
+def convolve_input_gradient(L_Y: Any, W: Any, L_X: Any, window: Any, precision: str, there: Any = None) -> bool:
     """L_X = patches^T(L_Y W^T) for contiguous arrays: L_Y (images, Ho, Wo, K), W (R, S, C, K), L_X (images, H, W, C) float32
-    for TF32, else as L_Y is. K in whole slices, C in whole pieces of 16 bytes."""
+    for TF32, else as L_Y is; there, like L_X or None, is added. K in whole slices, C in whole pieces of 16 bytes."""
     return all(
-        convolve(L_Y, W, (None, None, None), L_X, *product[:2], precision, product[2])
+        convolve(L_Y, W, (None, None, there), L_X, *product[:2], precision, product[2])
         for product in gradient_products(window, L_X.shape)
     )
 

@@ -78,7 +78,7 @@ class Conv2d(Function):
     L_R = L_Y
     """
 
-    gives_new = widens_half = True
+    adds_waiting = gives_new = widens_half = True
 
     def forward(self, X, W, b, E, R, window, groups):
         self.window, self.groups = window, groups
@@ -106,7 +106,7 @@ class UpsampleConv2d(Function):
     """Conv2d of the image U whose pixels are doubled, by 3x3 filters: P = patches(U), U = doubling(X). U is not kept: its
     gradient is summed back to X."""
 
-    gives_new = widens_half = True
+    adds_waiting = gives_new = widens_half = True
 
     def forward(self, X, W, b):
         self.save(X, W)

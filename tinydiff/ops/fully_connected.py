@@ -32,7 +32,7 @@ from tinydiff.precision import rounds_factors
 class Linear(Function):
     """Y = X W + 1 b (4.1.1), for X of any number of leading axes, which count as rows; b may be None."""
 
-    gives_new = widens_half = True
+    adds_waiting = gives_new = widens_half = True
 
     def forward(self, X, W, b):
         self.save(X, W)
@@ -57,7 +57,7 @@ class Linears(Function):
     As X reaches the loss through every Y_i, L_X = sum_i L_Y_i W_i^T; L_W_i = X^T L_Y_i, L_b_i = 1^T L_Y_i.
     """
 
-    gives_new = widens_half = True
+    adds_waiting = gives_new = widens_half = True
 
     def forward(self, X, *layers):
         self.save(X, *layers[::2])
