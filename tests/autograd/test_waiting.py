@@ -7,8 +7,11 @@ import tinydiff as td
 from tests import cupy_stand_in
 from tinydiff import backend, ops
 from tinydiff.autograd import waiting
+from tinydiff.cuda import host
+from tinydiff.dispatch import on_host
 from tinydiff.ops.convolution import conv2d_add, upsample_conv2d
 from tinydiff.ops.fully_connected import linears
+from tinydiff.ops.normalization import group_norm_silu, group_normalize, group_normalize_backward
 from tinydiff.random import Generator
 
 
@@ -26,6 +29,7 @@ CONSUMERS = {  # of images (2, 4, 4, 4); w: weights by shape
     "convolution with stride": lambda h, w: ops.conv2d(h, w(3, 3, 4, 8), stride=2, padding=((0, 1), (0, 1))),
     "itself as residual": lambda h, w: conv2d_add(h, w(1, 1, 4, 4), residual=h),
     "doubled pixels": lambda h, w: upsample_conv2d(h, w(3, 3, 4, 4)),
+    "group norm": lambda h, w: group_norm_silu(h, 2, w(4), w(4)),
     "fully connected": lambda h, w: ops.linear(h, w(4, 8), w(8)),
     "several layers": lambda h, w: sum(linears(h, [(w(4, 8), w(8)), (w(4, 8), None), (w(4, 8), w(8))])[1:], 0 * w(8)),
     "by definition": lambda h, w: ops.conv2d(h, w(3, 3, 2, 4), padding=1, groups=2),
@@ -113,3 +117,18 @@ def test_what_is_on_offer_fits_or_stays():
     for other in (L.swapaxes(0, 1), np.zeros(25, np.float32)[1:].reshape(2, 3, 4)):
         with waiting.offered(other):
             assert waiting.claim(other.shape) is None
+
+
+@pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 7, 8), (2, 5, 7, 6), (1, 50, 50, 16)], ids=["fours", "one by one", "read twice"]
+)
+def test_group_norm_adds_what_is_on_offer(shape):
+    X, L_Y, there = (Generator(number).normal(shape) for number in range(3))
+    _, mean, scale = group_normalize.definition(X, None, None, 2, 1e-5)
+    known = L_Y, X, mean, scale, None, None, 2, False, (True, False, False)
+    with on_host(), waiting.offered(there) as offer:
+        L_X, _, _ = group_normalize_backward(*known)
+    assert offer.gradient is None
+    truth = group_normalize_backward.definition(*known)[0].astype(float) + there
+    np.testing.assert_allclose(L_X, truth, rtol=0, atol=2e-6 * np.abs(truth).max())
