@@ -79,9 +79,11 @@ __device__ __forceinline__ float sum_down(float value) {
 
 // Y (gridDim.y, columns): the sums of the columns of each matrix of X (gridDim.y, rows, columns). Block x has 32 columns, y a
 // matrix, z the rows z * height .. (z + 1) * height - 1. 32 threads side by side take 32 columns, 8 of them down take every eighth
-// row. The last block to arrive adds the sums of the others, parts (gridDim.y, gridDim.x, gridDim.z, 32), in the same way; arrived: a
-// counter for each gridDim.z of them. Both are null where one block has all rows.
-KERNEL(column_sums, 256)(const float* X, float* Y, float* parts, unsigned* arrived, int rows, int columns, int height) {
+// row. The last block to arrive adds the sums of the others, parts (gridDim.y, gridDim.x, gridDim.z, 32), in the same way; parts is
+// null where one block has all rows. total (columns,), which may be null: the sums of Y's columns, by the last of those that write
+// Y. arrived: a counter for each matrix and 32 columns, then one for each 32 columns; null where no block waits for others.
+KERNEL(column_sums, 256)
+(const float* X, float* Y, float* total, float* parts, unsigned* arrived, int rows, int columns, int height) {
     const int column = blockIdx.x * 32 + threadIdx.x, first = blockIdx.z * height, last = min(rows, first + height);
     X += static_cast<long long>(blockIdx.y) * rows * columns;
     float sum = 0.f;
@@ -100,5 +102,15 @@ KERNEL(column_sums, 256)(const float* X, float* Y, float* parts, unsigned* arriv
         for (int part = threadIdx.y; part < count; part += 8) sum += load_shared_by_blocks(parts + part * 32);
         sum = sum_down(sum);
     }
-    if (threadIdx.y == 0 && column < columns) Y[static_cast<long long>(blockIdx.y) * columns + column] = sum;
+    const bool writes = threadIdx.y == 0 && column < columns;
+    if (writes) Y[static_cast<long long>(blockIdx.y) * columns + column] = sum;
+    if (!total || !last_to_arrive(arrived + gridDim.y * gridDim.x + blockIdx.x, gridDim.y)) return;
+    sum = 0.f;
+    if (column < columns) {
+        UNROLL
+        for (int matrix = threadIdx.y; matrix < gridDim.y; matrix += 8)
+            sum += load_shared_by_blocks(Y + static_cast<long long>(matrix) * columns + column);
+    }
+    sum = sum_down(sum);
+    if (writes) total[column] = sum;
 }

@@ -32,7 +32,7 @@ DEFECTS = {
         "counter not reset": ("if (first) *counter = 0;", ""),
         "no fence before the count": ("    fence();\n    __syncthreads();", "    __syncthreads();"),
     },
-    ("matrix", "sum_rows"): {
+    ("matrix", "sum_rows, sum_pixels_and_images"): {
         "last part not added": ("part < count;", "part < count - 1;"),
         "parts of all columns in one place": (
             "parts += static_cast<long long>(tile) * count * 32 + threadIdx.x",
@@ -40,6 +40,7 @@ DEFECTS = {
         ),
         "counter of another tile": ("last_to_arrive(arrived + tile, count)", "last_to_arrive(arrived, count)"),
         "one block too early": ("before[0] < members - 1", "before[0] < members - 2"),
+        "last image forgotten": ("matrix < gridDim.y", "matrix < gridDim.y - 1"),
         "column sums without barrier": ("] = value;\n    __syncthreads();", "] = value;"),
         "column sums too narrow": ("for (int i = 0; i < 8; i++) sum", "for (int i = 0; i < 7; i++) sum"),
         "threads that leave early": ("    if (column < columns) {", "    if (column >= columns) return;\n    {"),

@@ -21,7 +21,7 @@ from tinydiff.cuda.doubling import filters_of_parities, sum_gradient, turned_fil
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.fully_connected import sum_rows, sum_rows_cost
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, vector
+from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_columns, vector
 from tinydiff.cuda.split_k import slots
 from tinydiff.cuda.taps import Place, Taps, gradient_products, taps_of
 from tinydiff.ops.convolution import DOUBLING
@@ -142,9 +142,15 @@ def sum_pixels(X: Any) -> Any:
     return sum_rows(X.reshape(N, H * W, C))
 
 
-def sum_images(L_E: Any) -> Any:
-    """The sum over the images, L_E (N, C) -> (C,)."""
-    return sum_rows(L_E)
+def sum_pixels_and_images(X: Any) -> Any:
+    """The sum over the pixels of each image, and that over all images: X (N, H, W, C) -> (N, C) and (C,), in one launch.
+    NotImplemented for other shapes and dtypes, and where there is nothing to sum."""
+    if X.ndim != 4 or X.dtype != np.float32 or not X.size:
+        return NotImplemented
+    N, H, W, C = X.shape
+    L_b = new_gradient(array_module(X), (C,))
+    L_E = sum_columns(X.reshape(N, H * W, C), L_b)
+    return L_E if L_E is NotImplemented else (L_E, L_b)
 
 
 def convolve_cost(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None, R: Any = None) -> Cost:

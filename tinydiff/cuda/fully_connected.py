@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tinydiff.autograd import waiting
-from tinydiff.backend import array_module
 from tinydiff.cuda import products
-from tinydiff.cuda.flat import new_gradient
-from tinydiff.cuda.launch import launch
-from tinydiff.cuda.products import DEFAULTS, LARGEST, Cost
-from tinydiff.cuda.split_k import slots
-from tinydiff.cuda.tensor import MULTIPROCESSORS
+from tinydiff.cuda.products import LARGEST, Cost
 
 
 def linear_forward(X: Any, W: Any, b: Any) -> Any:
@@ -46,24 +40,7 @@ def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
 def sum_rows(L_Y: Any) -> Any:
     """The sums of the columns of L_Y (M, K) -> (K,), or of each of several matrices (N, M, K) -> (N, K). NotImplemented for
     other shapes and dtypes."""
-    if L_Y.ndim not in (2, 3) or L_Y.dtype != np.float32 or max(L_Y.shape) > LARGEST:
-        return NotImplemented
-    xp, (M, K), N = array_module(L_Y), L_Y.shape[-2:], math.prod(L_Y.shape[:-2])
-    if N > 65535:
-        return NotImplemented
-    across = -(-K // 32)
-    slabs = max(1, min(1024, -(-M // 64), -(-8 * MULTIPROCESSORS // max(1, across * N))))
-    Y = new_gradient(xp, (*L_Y.shape[:-2], K))
-    memory = slots(xp, slabs, across * N, 32, grouped=False)
-    launch(
-        "matrix.cu",
-        "column_sums",
-        (across, N, slabs),
-        (32, 8, 1),
-        (xp.ascontiguousarray(L_Y), Y, *memory, np.int32(M), np.int32(K), np.int32(-(-M // slabs))),
-        defines=DEFAULTS,
-    )
-    return Y
+    return products.sum_columns(L_Y)
 
 
 def sum_rows_cost(X: Any) -> Cost:

@@ -13,13 +13,11 @@ COUNTERS = 1 << 16
 _counters: dict[Any, Any] = {}
 
 
-def slots(xp: Any, parts: int, tiles: int, size: int, grouped: bool = True) -> tuple[Any, Any]:
-    """Memory for the parts of some tiles of `size` entries, and what counts them; None and None for one part. grouped: they are
-    added in groups, as `add_parts` does, not all at once."""
+def slots(xp: Any, parts: int, tiles: int, size: int) -> tuple[Any, Any]:
+    """Memory for the parts of some tiles of `size` entries that `add_parts` adds, and counters; None and None for one part."""
     if parts == 1:
         return None, None
-    assert tiles * (counters_of_tile(parts) if grouped else 1) <= COUNTERS
-    return xp.empty((tiles * parts, size), np.float32), _arrived(xp)
+    return xp.empty((tiles * parts, size), np.float32), counters(xp, tiles * counters_of_tile(parts))
 
 
 def counters_of_tile(parts: int) -> int:
@@ -43,9 +41,10 @@ def _sums(parts: int) -> list[int]:
     return left
 
 
-def _arrived(xp: Any) -> Any:
-    """Counters: zeros whenever no kernel is running. One array for each stream, since launches of several may run at once; it is
-    kept, since a graph may hold its address."""
+def counters(xp: Any, n: int) -> Any:
+    """At least n counters: zeros whenever no kernel is running. One array for each stream, since launches of several may run at
+    once; it is kept, since a graph may hold its address."""
+    assert n <= COUNTERS
     key = "host" if xp is np else (xp.cuda.Device().id, xp.cuda.get_current_stream().ptr)
     if key not in _counters:
         _counters[key] = xp.zeros(COUNTERS, np.uint32)

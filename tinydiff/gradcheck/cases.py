@@ -21,8 +21,8 @@ from tinydiff.ops.convolution import (
     convolve,
     convolve_input_gradient,
     convolve_weight_gradient,
-    sum_images,
     sum_pixels,
+    sum_pixels_and_images,
     upsample_convolve,
     upsample_convolve_input_gradient,
     upsample_convolve_weight_gradient,
@@ -337,7 +337,7 @@ BY_DEFINITION: dict[str, dict[str, Check]] = {  # by the source of the kernels
         "linear_weight_gradient": held(linear_weight_gradient, lambda rng: ((X, L) for X, _, _, L in _layers(rng))),
         "sum_rows": held(sum_rows, _rows),
         "sum_pixels": held(sum_pixels, _images),
-        "sum_images": held(sum_images, _rows),
+        "sum_pixels_and_images": held(sum_pixels_and_images, _images),
         "sum_picked": held(sum_picked, _picked),
     },
     "convolution": {
