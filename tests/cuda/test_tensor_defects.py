@@ -93,7 +93,7 @@ OF_CONVOLUTIONS = {
     "pixels of L_Y past the last": (*WEIGHT, 1, "l_y(L_Y, n0, K, pixels, first)", "l_y(L_Y, n0, K, pixels + TILE_K, first)"),
     "filter of another pixel": (*DOUBLED, 1, "W += static_cast<long long>(blockIdx.y) * length * N;", ""),
     "four filters in one place": (*DOUBLED, 1, "start_h += below, start_w += right", "start_h += right, start_w += below"),
-    "parts of all filters in one place": (*DOUBLED, 2, "static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x", "blockIdx.x"),
+    "parts of all filters in one place": (*DOUBLED, 2, "static_cast<long long>(block.y) * gridDim.x + block.x", "block.x"),
     "stage waited for too late": (*FORWARD, 1, "cp_wait<STAGES - 2>()", "cp_wait<STAGES - 1>()"),
     "stage filled too early": (*WEIGHT, 1, "        __syncthreads();        // everybody's have", "        //"),
     "order of parts": (*WEIGHT, 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),
