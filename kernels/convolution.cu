@@ -159,9 +159,10 @@ KERNEL(conv_weight_gradient, TILE_THREADS)
         },
         sum);
     if (!add_parts<THREADS>(sum, parts, arrived)) return;
-    write_tile<BY_COLUMNS>(sum, m0, rows, [&](int m, float(&y)[8]) {
+    const int tile = block_index_again().x, n = tile % across * TILE_N;
+    write_tile<BY_COLUMNS>(sum, tile / across * TILE_M, rows, [&](int m, float(&y)[8]) {
         float* row = L_W + static_cast<long long>(m) * K;
-        each_group(n0, K, [&](int j, int k) { store_group(row + k, y, j); });
+        each_group(n, K, [&](int j, int k) { store_group(row + k, y, j); });
     });
 }
 
