@@ -36,8 +36,6 @@ DEFECTS = {
     "scale forgotten": ("bf16", 1, "y[j].y * scale", "y[j].y"),
     "order of parts": ("tf32", 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),
     "one part twice": ("tf32", 3, "i < members; i++) {", "i < members - 1; i++) {"),
-    "one half of the sums twice": ("tf32", 3, "for (int j = first; j < first + AT_ONCE; j++)", "for (int j = 0; j < AT_ONCE; j++)"),
-    "half of the sums": ("tf32", 3, "first < FLOATS; first", "first < FLOATS / 2; first"),
     "own part not replaced": ("tf32", 3, "sum[i] = 0.f;", "sum[i] += 0.f;"),
     "no fence before the count": ("tf32", 3, "    fence();\n    __syncthreads();", "    __syncthreads();"),
     "no barrier before the count": ("tf32", 3, "    fence();\n    __syncthreads();", "    fence();"),
