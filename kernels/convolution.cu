@@ -75,18 +75,17 @@ struct Output {
 // Y = P W + 1 b + E + residual. Rows of the product are output pixels, columns are filters; the sum runs over (r, s, c).
 //
 // Shared memory: STAGES slices of P and W, and for each row its corner in X and its place in Y, so that the divisions that find
-// them are done once. A thread copies the same columns (r, s, c) of several rows, and steps from slice to slice without dividing. With gridDim.z
-// parts, part z of the sum goes to Y + z M K (b, E and residual null), and conv_finish adds them up.
+// them are done once. A thread copies the same columns (r, s, c) of several rows, and steps from slice to slice without dividing.
+// parts, arrived: for add_parts, null with one part.
 KERNEL(conv_forward, TILE_THREADS)
-(const float* X, const float* W, const float* b, const float* E, const float* residual, float* Y, int N, int height, int width,
- int C, int K, int R, int S, int Ho, int Wo, int stride_h, int stride_w, int dilation_h, int dilation_w, int top, int left,
- int out_height, int out_width, int step_h, int step_w, int start_h, int start_w) {
+(const float* X, const float* W, const float* b, const float* E, const float* residual, float* Y, float* parts, unsigned* arrived,
+ int N, int height, int width, int C, int K, int R, int S, int Ho, int Wo, int stride_h, int stride_w, int dilation_h,
+ int dilation_w, int top, int left, int out_height, int out_width, int step_h, int step_w, int start_h, int start_w) {
     DYNAMIC_SHARED(float, shared);
     SHARED(Corner, corners, [TILE_M]);
     SHARED(Output::Place, places, [TILE_M]);
     const int M = N * Ho * Wo, length = R * S * C, across = (K + TILE_N - 1) / TILE_N;
     const int m0 = blockIdx.x / across * TILE_M, n0 = blockIdx.x % across * TILE_N;
-    Y += static_cast<long long>(blockIdx.z) * M * K;
     const Output out = {b, E, residual, Y, K, Ho, Wo, out_height, out_width, step_h, step_w, start_h, start_w};
     for (int i = threadIdx.x; i < TILE_M; i += THREADS) {
         corners[i] = corner_of(m0 + i, M, height, width, Ho, Wo, stride_h, stride_w, top, left);
@@ -123,36 +122,19 @@ KERNEL(conv_forward, TILE_THREADS)
                 if (++s == S) s = 0, r++;
         },
         sum);
+    if (!add_parts<THREADS>(sum, parts, arrived)) return;
     write_tile<BY_ROWS>(sum, m0, M, [&](int m, float(&y)[8]) { out.write(places[m - m0], n0, y); });
 }
 
-// Y = the sum of the parts (count, M, K), in order, + 1 b + E + residual. One thread for each entry.
-KERNEL(conv_finish, 256)
-(const float* parts, const float* b, const float* E, const float* residual, float* Y, int count, int N, int K, int Ho, int Wo,
- int out_height, int out_width, int step_h, int step_w, int start_h, int start_w) {
-    const int size = N * Ho * Wo * K, i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= size) return;
-    float y = 0.f;
-    UNROLL
-    for (int part = 0; part < count; part++) y += parts[static_cast<long long>(part) * size + i];
-    const Output out = {b, E, residual, Y, K, Ho, Wo, out_height, out_width, step_h, step_w, start_h, start_w};
-    const int k = i % K;
-    const Output::Place to = out.place(i / K);
-    if (b) y += b[k];
-    if (E) y += E[out.of_image(to) + k];
-    if (residual) y += residual[out.of_pixel(to) + k];
-    Y[out.of_pixel(to) + k] = y;
-}
-
-// L_W = P^T L_Y. Rows of the product are (r, s, c), columns are filters; the sum runs over output pixels (n, p, q), and
-// part z of it goes to L_W + z R S C K (sum_parts adds them up).
+// L_W = P^T L_Y. Rows of the product are (r, s, c), columns are filters; the sum runs over output pixels (n, p, q).
+// parts, arrived: for add_parts, null with one part.
 //
 // A slice is 16 output pixels: of P^T, which comes column by column, and of L_Y. A thread's (r, s, c) stay the same, so what
 // changes are the corners of the pixels. They are computed ahead by a few threads: while slice k is copied, the corners of
 // slice k + STAGES - 1 are written to a ring of 2 STAGES places, which is far enough from those that are being read.
 KERNEL(conv_weight_gradient, TILE_THREADS)
-(const float* X, const float* L_Y, float* L_W, int N, int height, int width, int C, int K, int R, int S, int Ho, int Wo,
- int stride_h, int stride_w, int dilation_h, int dilation_w, int top, int left) {
+(const float* X, const float* L_Y, float* L_W, float* parts, unsigned* arrived, int N, int height, int width, int C, int K, int R,
+ int S, int Ho, int Wo, int stride_h, int stride_w, int dilation_h, int dilation_w, int top, int left) {
     DYNAMIC_SHARED(float, shared);
     SHARED(Corner, ring, [2 * STAGES][TILE_K]);
     const int M = N * Ho * Wo, rows = R * S * C, across = (K + TILE_N - 1) / TILE_N;
@@ -188,10 +170,11 @@ KERNEL(conv_weight_gradient, TILE_THREADS)
             copy_block<VECTOR_B, TILE_K, TILE_N>(B, ROW_B, L_Y, slice * TILE_K, n0, M, K);
         },
         sum);
-    L_W += static_cast<long long>(blockIdx.z) * rows * K;
-    write_tile<BY_COLUMNS>(sum, m0, rows, [&](int m, float(&y)[8]) {
+    if (!add_parts<THREADS>(sum, parts, arrived)) return;
+    const int tile = block_index_again().x, n = tile % across * TILE_N;
+    write_tile<BY_COLUMNS>(sum, tile / across * TILE_M, rows, [&](int m, float(&y)[8]) {
         float* row = L_W + static_cast<long long>(m) * K;
-        each_group(n0, K, [&](int j, int k) { store_group(row + k, y, j); });
+        each_group(n, K, [&](int j, int k) { store_group(row + k, y, j); });
     });
 }
 

@@ -105,6 +105,7 @@ inline float about_exp(float x) { return exp2f(1.44269504f * x); }
 inline float about_reciprocal(float x) { return 1.f / x; }
 
 inline void keep(unsigned&) {}
+inline uint3 block_index_again() { return blockIdx; }
 
 #define TD_MIN_MAX(type)                                          \
     inline type min(type a, type b) { return b < a ? b : a; }     \
@@ -210,4 +211,4 @@ inline float high_fp16(unsigned pair) { return td::half_to_float(pair >> 16); }
 // Blocks run one after another, so a missing fence cannot show in what they read. It is a mistake to count without one.
 inline void fence() { td::fence(); }
 inline unsigned count(unsigned* counter TD_CALLER) { return td::count(counter, place); }
-inline float4 load_shared_by_blocks(const float4* p) { return *p; }
+template <class T> inline T load_shared_by_blocks(const T* p) { return *p; }

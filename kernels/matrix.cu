@@ -1,6 +1,6 @@
 // Products of matrices in stacks, and the sums of a matrix's columns.
 //
-//     Y = scale A B + 1 bias        Y (M, N)    A (M, K), or its transpose (K, M)    B (K, N), or its transpose (N, K)
+//     Y = scale A B + 1 bias + R    Y, R (M, N)    A (M, K), or its transpose (K, M)    B (K, N), or its transpose (N, K)
 //
 // tile.cuh tells how a block computes its tile of Y. Of a transposed A, slices come column by column, 16 bytes at once like
 // those of A itself; the slices of a transposed B are turned on their way to shared memory, 4 bytes at once.
@@ -26,11 +26,11 @@ __device__ __forceinline__ void copy_slice_turned(float* shared, const float* B,
     }
 }
 
-// Block x is a tile, y a matrix of the stack, z a part of the sum over K. apart_A, apart_B: entries from one matrix of a stack
-// to the next, 0 where all share one. With several parts, they go to Y + z * stack * M * N for sum_parts, with scale 1.
+// Block x is a tile, y a matrix of the stack, z a part of the sum over K. bias and R may be null; R may be Y.
+// apart_A, apart_B: entries from one matrix of a stack to the next, 0 where all share one. parts, arrived: for add_parts, null with one part.
 KERNEL(matrix_product, TILE_THREADS)
-(const float* A, const float* B, const float* bias, float* Y, int M, int N, int K, unsigned long long apart_A,
- unsigned long long apart_B, float scale) {
+(const float* A, const float* B, const float* bias, const float* R, float* Y, float* parts, unsigned* arrived, int M, int N, int K,
+ unsigned long long apart_A, unsigned long long apart_B, float scale) {
     DYNAMIC_SHARED(float, shared);
     const int across = (N + TILE_N - 1) / TILE_N;
     const int m0 = blockIdx.x / across * TILE_M, n0 = blockIdx.x % across * TILE_N;
@@ -54,33 +54,63 @@ KERNEL(matrix_product, TILE_THREADS)
                 copy_block<VECTOR_B, TILE_K, TILE_N>(B_slice, ROW_B, B, slice * TILE_K, n0, K, N);
         },
         sum);
-    Y += (static_cast<long long>(blockIdx.z) * gridDim.y + blockIdx.y) * M * N;
+    if (!add_parts<THREADS>(sum, parts, arrived)) return;
     float for_all[8];
     load_row(for_all, bias, n0, N);
     write_tile<LAYOUT>(sum, m0, M, [&](int m, float(&y)[8]) {
         UNROLL
         for (int j = 0; j < 8; j++) y[j] = y[j] * scale + for_all[j];
-        float* row = Y + static_cast<long long>(m) * N;
-        each_group(n0, N, [&](int j, int n) { store_group(row + n, y, j); });
+        const long long row = (static_cast<long long>(block_index_again().y) * M + m) * N;
+        if (R) each_group(n0, N, [&](int j, int n) { add_group(y, j, R + row + n); });
+        each_group(n0, N, [&](int j, int n) { store_group(Y + row + n, y, j); });
     });
 }
 
-// parts (gridDim.y, gridDim.z, columns): part y of matrix z of X (gridDim.z, rows, columns) is the sums of the columns in its
-// rows y * height .. (y + 1) * height - 1; sum_parts adds the parts. 32 threads side by side take 32 columns, 8 of them down
-// take every eighth row; then the first of them adds the 8 sums.
-KERNEL(column_sums, 256)(const float* X, float* parts, int rows, int columns, int height) {
-    SHARED(float, sums, [8][32]);
-    const int column = blockIdx.x * 32 + threadIdx.x, first = blockIdx.y * height, last = min(rows, first + height);
-    X += static_cast<long long>(blockIdx.z) * rows * columns;
+// The sum of `value` over the 8 threads of a column, for the first of them: always in the same order.
+__device__ __forceinline__ float sum_down(float value) {
+    SHARED(float, values, [8][32]);
+    values[threadIdx.y][threadIdx.x] = value;
+    __syncthreads();
+    float sum = 0.f;
+    UNROLL
+    for (int i = 0; i < 8; i++) sum += values[i][threadIdx.x];
+    return sum;
+}
+
+// Y (gridDim.y, columns): the sums of the columns of each matrix of X (gridDim.y, rows, columns). Block x has 32 columns, y a
+// matrix, z the rows z * height .. (z + 1) * height - 1. 32 threads side by side take 32 columns, 8 of them down take every eighth
+// row. The last block to arrive adds the sums of the others, parts (gridDim.y, gridDim.x, gridDim.z, 32), in the same way; parts is
+// null where one block has all rows. total (columns,), which may be null: the sums of Y's columns, by the last of those that write
+// Y. arrived: a counter for each matrix and 32 columns, then one for each 32 columns; null where no block waits for others.
+KERNEL(column_sums, 256)
+(const float* X, float* Y, float* total, float* parts, unsigned* arrived, int rows, int columns, int height) {
+    const int column = blockIdx.x * 32 + threadIdx.x, first = blockIdx.z * height, last = min(rows, first + height);
+    X += static_cast<long long>(blockIdx.y) * rows * columns;
     float sum = 0.f;
     if (column < columns) {
         UNROLL
         for (int row = first + threadIdx.y; row < last; row += 8) sum += X[static_cast<long long>(row) * columns + column];
     }
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y > 0 || column >= columns) return;
-    UNROLL
-    for (int i = 1; i < 8; i++) sum += sums[i][threadIdx.x];
-    parts[(static_cast<long long>(blockIdx.y) * gridDim.z + blockIdx.z) * columns + column] = sum;
+    sum = sum_down(sum);
+    if (gridDim.z > 1) {
+        const int tile = blockIdx.y * gridDim.x + blockIdx.x, count = gridDim.z;
+        parts += static_cast<long long>(tile) * count * 32 + threadIdx.x;
+        if (threadIdx.y == 0) parts[blockIdx.z * 32] = sum;
+        if (!last_to_arrive(arrived + tile, count)) return;
+        sum = 0.f;
+        UNROLL
+        for (int part = threadIdx.y; part < count; part += 8) sum += load_shared_by_blocks(parts + part * 32);
+        sum = sum_down(sum);
+    }
+    const bool writes = threadIdx.y == 0 && column < columns;
+    if (writes) Y[static_cast<long long>(blockIdx.y) * columns + column] = sum;
+    if (!total || !last_to_arrive(arrived + gridDim.y * gridDim.x + blockIdx.x, gridDim.y)) return;
+    sum = 0.f;
+    if (column < columns) {
+        UNROLL
+        for (int matrix = threadIdx.y; matrix < gridDim.y; matrix += 8)
+            sum += load_shared_by_blocks(Y + static_cast<long long>(matrix) * columns + column);
+    }
+    sum = sum_down(sum);
+    if (writes) total[column] = sum;
 }

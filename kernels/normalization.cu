@@ -7,7 +7,7 @@
 //
 //     L_U = L_Y M sigma(U) (1 + U (1 - sigma(U)))
 //     L_b = sum(L_U),  L_w = sum(L_U Z)                                over all images and pixels
-//     L_X = (L_U w - mean(L_U w) - Z mean(L_U w Z)) / s                means over the group
+//     L_X = (L_U w - mean(L_U w) - Z mean(L_U w Z)) / s                means over the group; what waits at X may be added
 //
 // The second term of L_X comes through the mean, the third through the variance (Wu and He, 2018). w does not vary over
 // pixels, so both means follow from sums over pixels, A = sum(L_U) and B = sum(L_U Z) of each channel, and these are also an
@@ -230,11 +230,13 @@ struct Rule {
     }
 };
 
-// sums (2, N, C) receives B and A of each image and channel, L_w and L_b before the sum over images. L_X and sums may be null.
+// sums (2, N, C) receives B and A of each image and channel, L_w and L_b before the sum over images. there, like L_X, is added to
+// it. there, L_X and sums may be null.
 KERNEL(group_norm_backward, THREADS)(const Element* L_Y, const Element* X, const float* mean, const float* scale,
-                                     const float* w, const float* b, Element* L_X, float* sums, int P, int C, int D, int slab,
-                                     int columns, int tiled, int silu, float p, float grown, unsigned long long seed,
-                                     unsigned stream, unsigned step, unsigned long long offset, const unsigned* advance) {
+                                     const float* w, const float* b, const Element* there, Element* L_X, float* sums, int P,
+                                     int C, int D, int slab, int columns, int tiled, int silu, float p, float grown,
+                                     unsigned long long seed, unsigned stream, unsigned step, unsigned long long offset,
+                                     const unsigned* advance) {
     DYNAMIC_SHARED(Element, tile);
     const Slab s(C, slab, columns);
     float* partial = behind(tile, tiled ? 2 * P * slab : 0);
@@ -322,6 +324,11 @@ KERNEL(group_norm_backward, THREADS)(const Element* L_Y, const Element* X, const
             UNROLL
             for (int i = 0; i < VECTOR; i++)
                 z[i] = (l[i] * rule.weight[i] - A[i] - z[i] * B[i]) * rule.scale[i];
+            if (there) {
+                load(l, there + at);
+                UNROLL
+                for (int i = 0; i < VECTOR; i++) z[i] += l[i];
+            }
             store(L_X + at, z);
         }
     }

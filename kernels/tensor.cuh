@@ -32,6 +32,8 @@
 //     longer rows, TF32        chunk ^ 2 (row % 4)      a warp reads rows t = 0 .. 3 of 8 entries g: 4 pairs of chunks
 // Copies write whole rows, of which an exchange changes the order only.
 
+#include "split_k.cuh"
+
 #ifndef PRECISION
 #define PRECISION TF32
 #endif
@@ -249,67 +251,9 @@ template <class S> struct Matrix {
     }
 };
 
-// Adds up the parts: whether this block then has the whole sum of its tile, which is the case for one block of each tile.
-//
-// A block writes its sums to its slot of `parts` (tiles, gridDim.z, TILE_M TILE_N), every thread 16 bytes at once in an order of
-// its own, since threads of the same number read them. The last one to arrive of a group of 8 neighbouring parts adds the 8 in
-// order; of the groups, of which there are at most 8, the last one adds the groups' sums. So the same numbers are added in the
-// same order whichever block is last. Groups, because one block reads no more than some 100 GB/s.
-// arrived (tiles, 9): how many blocks of a group, or groups, have come; zeros before and after.
-constexpr int GROUP = 8, MOST_PARTS = GROUP * GROUP;
-
-// sum += a slot, for one half of the thread's rows. Its loads are on their way together, and need as many registers as half of the
-// sums; those of both halves would need more than there are.
-template <int HALF> __device__ __forceinline__ void add_slot(Sums& sum, const float* slot) {
-    const float4* from = reinterpret_cast<const float4*>(slot) + threadIdx.x;
-    UNROLL
-    for (int i = HALF * FRAGMENTS_M / 2; i < (HALF + 1) * FRAGMENTS_M / 2; i++) {
-        UNROLL
-        for (int j = 0; j < FRAGMENTS_N; j++) {
-            const float4 x = load_shared_by_blocks(from + (i * FRAGMENTS_N + j) * THREADS);
-            float(&d)[4] = sum[i][j];
-            d[0] += x.x, d[1] += x.y, d[2] += x.z, d[3] += x.w;
-        }
-    }
-}
-
+// Whether this block has the whole sum of its tile, see split_k.cuh.
 __device__ __forceinline__ bool add_parts(Sums& sum, float* parts, unsigned* arrived) {
-    if (gridDim.z == 1) return true;
-    SHARED(unsigned, before, [1]);
-    const long long tile = static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x;
-    parts += tile * gridDim.z * (TILE_M * TILE_N);
-    arrived += tile * (1 + GROUP);
-    int index = blockIdx.z, count_of = gridDim.z;
-    for (int apart = 1; count_of > 1; apart *= GROUP) {  // of sums that are added now, in parts
-        float4* to = reinterpret_cast<float4*>(parts + static_cast<long long>(index) * apart * (TILE_M * TILE_N)) + threadIdx.x;
-        UNROLL
-        for (int i = 0; i < FRAGMENTS_M; i++) {
-            UNROLL
-            for (int j = 0; j < FRAGMENTS_N; j++) {
-                const float(&d)[4] = sum[i][j];
-                to[(i * FRAGMENTS_N + j) * THREADS] = make_float4(d[0], d[1], d[2], d[3]);
-            }
-        }
-        const int group = index / GROUP, members = min(GROUP, count_of - group * GROUP);
-        unsigned* counter = arrived + (count_of > GROUP ? 1 + group : 0);
-        fence();
-        __syncthreads();
-        if (threadIdx.x == 0) before[0] = count(counter);
-        __syncthreads();
-        if (before[0] < members - 1) return false;
-        fence();
-        if (threadIdx.x == 0) *counter = 0;  // for the next launch, which may be a replay of this one
-        UNROLL
-        for (int i = 0; i < FRAGMENTS_M * FRAGMENTS_N * 4; i++) sum[i / 4 / FRAGMENTS_N][i / 4 % FRAGMENTS_N][i % 4] = 0.f;
-        const long long onward = static_cast<long long>(apart) * (TILE_M * TILE_N);
-        const float* slot = parts + group * GROUP * onward;
-        ROLLED
-        for (int i = 0; i < members; i++) add_slot<0>(sum, slot + i * onward);
-        ROLLED
-        for (int i = 0; i < members; i++) add_slot<1>(sum, slot + i * onward);
-        index = group, count_of = (count_of + GROUP - 1) / GROUP;
-    }
-    return true;
+    return add_parts<THREADS>(sum, parts, arrived);
 }
 
 // Two neighbouring entries of a result in memory.

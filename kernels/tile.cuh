@@ -20,6 +20,7 @@
 // Bits 1-3 of the lane are r, bits 0 and 4 are c: neighbouring lanes then read few different addresses.
 
 #include "elements.cuh"
+#include "split_k.cuh"
 
 #ifndef TILE_M
 #define TILE_M 128
@@ -114,7 +115,7 @@ template <Layout A> constexpr int STAGE = SLICE_A<A> + TILE_K * ROW_B;
 // called for one slice after the other. Between its calls for slices k and k + STAGES - 1, or later ones, lies a barrier.
 template <Layout LAYOUT, class CopySlice>
 __device__ __forceinline__ void multiply(float* shared, int first, int last, CopySlice copy_slice, float (&sum)[8][8]) {
-    UNROLL
+    ROLLED
     for (int i = 0; i < STAGES - 1; i++) {
         float* A = shared + i * STAGE<LAYOUT>;
         if (first + i < last) copy_slice(first + i, A, A + SLICE_A<LAYOUT>);
@@ -134,8 +135,7 @@ __device__ __forceinline__ void multiply(float* shared, int first, int last, Cop
     }
 }
 
-// The slices are cut into gridDim.z parts, which blocks sum on their own where tiles alone would not fill the GPU; this
-// block's are first .. last - 1.
+// This block's part of the slices, first .. last - 1: there are gridDim.z parts where tiles alone would not fill the GPU.
 __device__ __forceinline__ void slices_of_part(int length, int& first, int& last) {
     const int slices = (length + TILE_K - 1) / TILE_K;
     first = static_cast<int>(static_cast<long long>(slices) * blockIdx.z / gridDim.z);
@@ -203,16 +203,4 @@ __device__ __forceinline__ void load_row(float (&y)[8], const float* x, int n, i
     UNROLL
     for (int j = 0; j < 8; j++) y[j] = 0.f;
     if (x) each_group(n, columns, [&](int j, int column) { add_group(y, j, x + column); });
-}
-
-// Y = scale * (the sum of the parts, in order) + bias: parts (parts, size), Y (size,) in rows of `columns`, bias (columns,) or
-// null. One thread for each entry.
-KERNEL(sum_parts, 256)
-(const float* parts, const float* bias, float* Y, int count, unsigned long long size, int columns, float scale) {
-    const unsigned long long i = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= size) return;
-    float sum = 0.f;
-    UNROLL
-    for (int part = 0; part < count; part++) sum += parts[part * size + i];
-    Y[i] = bias ? scale * sum + bias[i % columns] : scale * sum;
 }

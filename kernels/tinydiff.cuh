@@ -46,6 +46,13 @@ __device__ __forceinline__ float about_reciprocal(float x) {
 // Has a value stay in its register. The compiler would rather compute some again in each turn of a loop.
 __device__ __forceinline__ void keep(unsigned& v) { asm volatile("" : "+r"(v)); }
 
+// blockIdx, read again: kept from the beginning of a kernel to its end, it would take up registers in between.
+__device__ __forceinline__ uint3 block_index_again() {
+    uint3 at;
+    asm volatile("mov.u32 %0, %%ctaid.x; mov.u32 %1, %%ctaid.y; mov.u32 %2, %%ctaid.z;" : "=r"(at.x), "=r"(at.y), "=r"(at.z));
+    return at;
+}
+
 // --- Shuffles: every lane gives a value and takes the value of another lane.
 
 template <class T> __device__ __forceinline__ T shuffle(T v, int source_lane) {
@@ -196,7 +203,7 @@ __device__ __forceinline__ float high_fp16(unsigned pair) { return low_fp16(pair
 
 __device__ __forceinline__ void fence() { __threadfence(); }
 __device__ __forceinline__ unsigned count(unsigned* counter) { return atomicAdd(counter, 1u); }  // as it was before
-__device__ __forceinline__ float4 load_shared_by_blocks(const float4* p) { return __ldcg(p); }
+template <class T> __device__ __forceinline__ T load_shared_by_blocks(const T* p) { return __ldcg(p); }
 
 #endif  // TD_HOST
 

@@ -137,7 +137,7 @@ def test_every_fast_version_of_a_product_is_given_rounded_factors(rng, monkeypat
     for name in ("contraction", "fully_connected", "convolution"):
         definitions, fast = (importlib.import_module(f"tinydiff.{folder}.{name}") for folder in ("ops", "cpu"))
         for function in [n for n, f in vars(definitions).items() if hasattr(f, "definition") and hasattr(fast, n)]:
-            sums = "sum_rows", "sum_pixels", "sum_images", "repeat_pixels", "sum_pixel_blocks"
+            sums = "sum_rows", "sum_pixels", "sum_pixels_and_images", "repeat_pixels", "sum_pixel_blocks"
             if function not in sums and not function.startswith("upsample_"):
                 products.add(function)
                 monkeypatch.setattr(fast, function, checked(function, getattr(fast, function)))

@@ -32,6 +32,7 @@ FOUNDATIONS = {
         "resampling",
         "softmax_rows",
         "source",
+        "split_k",
         "taps",
         "tensor",
         "tensor_attention",

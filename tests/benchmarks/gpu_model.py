@@ -30,6 +30,7 @@ import tinydiff as td
 from tests.benchmarks import gpu
 from tests.benchmarks.gpu_report import table
 from tinydiff.cuda import driver, products, source, tensor, tensor_attention
+from tinydiff.cuda.split_k import cycles_of_adding
 
 FIGURES: dict[str, Any] = json.loads(Path(__file__).with_name("cost_model.json").read_text(encoding="utf-8"))
 STEPS = {"cifar": (gpu.NETWORKS["cifar"], 128), "glyphs": (gpu.NETWORKS["glyphs"], 32)}  # network and batch
@@ -208,7 +209,7 @@ def _by_multipliers(launch: Launch, gpu: Mapping[str, Any]) -> float:
     whole, rest = divmod(-(-math.prod(launch.grid) // gpu["multiprocessors"]) * warps, held)
     slices = math.ceil(math.ceil(K / products.SLICE) / launch.grid[2]) + 4
     rounds = whole * turns[min(4, -(-held // 4))] + turns[min(4, -(-rest // 4))]
-    return rounds * 1024 * slices / FIGURES["float32 tiles"][str(n)]
+    return rounds * 1024 * slices / FIGURES["float32 tiles"][str(n)] + cycles_of_adding(launch.grid[2], m * n)
 
 
 def _on_tensor_cores(launch: Launch, gpu: Mapping[str, Any]) -> float:
@@ -225,10 +226,7 @@ def _on_tensor_cores(launch: Launch, gpu: Mapping[str, Any]) -> float:
     alone = -(-rest // gpu["multiprocessors"]) / held  # of a multiprocessor's blocks, in the last round
     slices = math.ceil(math.ceil(K / deep) / parts) + tensor.STAGES
     cycles = max(multiplying, others) / FIGURES["stall"] * slices * (full + (min(1.0, 1.3 * alone) if rest else 0))
-    if parts > 1:
-        sums = min(parts, tensor.GROUP) + (-(-parts // tensor.GROUP) if parts > tensor.GROUP else 0)
-        cycles += 1500 + sums * 4 * m * n / 64
-    return cycles
+    return cycles + cycles_of_adding(parts, m * n)
 
 
 def _attention(launch: Launch, gpu: Mapping[str, Any]) -> float:
@@ -244,7 +242,7 @@ def _attention(launch: Launch, gpu: Mapping[str, Any]) -> float:
     multiplying = tensor_attention.ROWS * columns * deep / (gpu["multiply-adds a cycle"][precision] * gpu["mma share"])
     each = slices * max(multiplying, known["issue"][precision], known["shared"])
     each += (len(streamed) + len(held)) * FIGURES["attention, fill"] + known["rest"][launch.kernel] * warps / 4
-    fit = 1024 * gpu["shared memory, KiB"] // (tensor_attention.shared(columns, bytes_each) + 3 * products._FIXED)
+    fit = 1024 * gpu["shared memory, KiB"] // (tensor_attention.shared(columns, bytes_each) + 3 * FIXED)
     places = gpu["multiprocessors"] * max(1, min(known["blocks"][launch.kernel], fit))
     full, rest = divmod(math.prod(launch.grid), places)
     alone = -(-rest // gpu["multiprocessors"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinydiff import backend
-from tinydiff.cuda import host
+from tinydiff.cuda import host, split_k
 from tinydiff.dispatch import on_host
 from tinydiff.precision import from_memory, in_memory, rounded
 
@@ -73,7 +73,8 @@ def assert_rounded(ours, truth, error=3e-6):
 
 @pytest.fixture(params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
-    """A `Device`. On the host, np.empty gives NaN, so that outputs which a kernel forgets show."""
+    """A `Device`. On the host, np.empty gives NaN, so that outputs which a kernel forgets show. Counters of parts are zero again
+    after each test."""
     if request.param == "cuda":
         if backend.cupy() is None:
             pytest.skip("needs an NVIDIA GPU and CuPy")
@@ -81,4 +82,6 @@ def device(request, monkeypatch):
         if host.missing():
             pytest.skip(host.missing())
         monkeypatch.setattr(np, "empty", nan_filled)
-    return Device(request.param)
+    monkeypatch.setattr(split_k, "_counters", {})
+    yield Device(request.param)
+    assert not any(counters.any() for counters in split_k._counters.values())

@@ -4,7 +4,7 @@ by numbers that differ from the definition, or by the host's stand-in for CUDA."
 import numpy as np
 import pytest
 
-from tinydiff.cuda import host, source
+from tinydiff.cuda import host, source, split_k
 from tinydiff.cuda.source import KernelError
 from tinydiff.dispatch import on_host
 from tinydiff.gradcheck import backends
@@ -27,11 +27,22 @@ DEFECTS = {
         "parts that overlap": ("(slices) * blockIdx.z / gridDim.z", "(slices) * blockIdx.z / (gridDim.z + 1)"),
         "turned copy past the end": ("n + j < N && k + i < K", "n + j < N"),
         "stack of the other operand": ("B += blockIdx.y * apart_B", "B += blockIdx.y * apart_A"),
+        "one part twice": ("i < members; i++) {", "i < members - 1; i++) {"),
+        "slots of all tiles in one place": ("parts += tile * left * SLOT;", ""),
+        "counter not reset": ("if (first) *counter = 0;", ""),
+        "no fence before the count": ("    fence();\n    __syncthreads();", "    __syncthreads();"),
     },
-    ("matrix", "sum_rows"): {
-        "last part not added": ("part < count", "part < count - 1"),
-        "column sums without barrier": ("] = sum;\n    __syncthreads();", "] = sum;"),
-        "column sums too narrow": ("for (int i = 1; i < 8; i++) sum", "for (int i = 1; i < 7; i++) sum"),
+    ("matrix", "sum_rows, sum_pixels_and_images"): {
+        "last part not added": ("part < count;", "part < count - 1;"),
+        "parts of all columns in one place": (
+            "parts += static_cast<long long>(tile) * count * 32 + threadIdx.x",
+            "parts += threadIdx.x",
+        ),
+        "counter of another tile": ("last_to_arrive(arrived + tile, count)", "last_to_arrive(arrived, count)"),
+        "one block too early": ("before[0] < members - 1", "before[0] < members - 2"),
+        "last image forgotten": ("matrix < gridDim.y", "matrix < gridDim.y - 1"),
+        "column sums without barrier": ("] = value;\n    __syncthreads();", "] = value;"),
+        "column sums too narrow": ("for (int i = 0; i < 8; i++) sum", "for (int i = 0; i < 7; i++) sum"),
         "threads that leave early": ("    if (column < columns) {", "    if (column >= columns) return;\n    {"),
     },
     ("convolution", "convolve"): {
@@ -178,8 +189,11 @@ def test_defects_are_caught(family, checks, text, replacement, monkeypatch):
     monkeypatch.setattr(
         host, "FLAGS", ("-O0", *(flag for flag in host.FLAGS if flag != "-O2"))
     )  # compiles in half the time
+    monkeypatch.setattr(split_k, "_counters", {})
     noticed = (first_failure(backends.BY_SOURCE[family][check]) for check in checks.split(", "))
     failure = next(filter(None, noticed), None)
+    if any(counters.any() for counters in split_k._counters.values()):
+        failure = failure or "counters are not 0 again"
     assert failure, "nothing noticed"
     assert "does not compile" not in failure, failure
 

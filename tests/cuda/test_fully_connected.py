@@ -29,6 +29,20 @@ def test_sum_pixels(device, shape):
     assert device.run(convolution.sum_pixels, X[0] if len(X) else X[:, 0]) is NotImplemented
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 5, 8), (2, 1, 1, 33), (40, 12, 12, 36)])
+def test_sum_pixels_and_images(device, shape):
+    """In one part and in several of an image; the same bits whichever blocks are last."""
+    X = normal(*shape)
+    first, second = (device.run(convolution.sum_pixels_and_images, X, seed=seed) for seed in (1, 2))
+    for ours, again, truth in zip(
+        first, second, (X.astype(float).sum((1, 2)), X.astype(float).sum((0, 1, 2))), strict=True
+    ):
+        np.testing.assert_allclose(ours, truth, rtol=0, atol=1e-6 * np.abs(X).sum() / shape[3])
+        np.testing.assert_array_equal(ours, again)
+    for other in (X[0], X[:0], X.astype(float)):
+        assert device.run(convolution.sum_pixels_and_images, other) is NotImplemented
+
+
 def test_sum_rows_leaves_others_alone(device):
     assert device.run(fully_connected.sum_rows, np.ones((2, 2))) is NotImplemented
     assert device.run(fully_connected.sum_rows, normal(2, 2, 2, 2)) is NotImplemented

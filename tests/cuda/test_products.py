@@ -87,10 +87,21 @@ def test_leading_axes_broadcast(device, leading, transpose_a, transpose_b):
     np.testing.assert_allclose(Y, truth, atol=1e-5)
 
 
-def test_a_stack_in_parts(device, forced):
-    forced(Plan(64, 32, 2, 4, 4))
-    A, B = normal(3, 66, 64), normal(3, 64, 36)
-    assert error(device.run(products.matmul, A, B, scale=0.5), 0.5 * A.astype(float) @ B) < 1e-6
+@pytest.mark.parametrize("N", [36, 35])
+def test_a_stack_in_parts_onto_another(device, forced, N):
+    forced(Plan(64, 32, 2, 4, 4 if N == 36 else 1))
+    A, B, R = normal(3, 66, 64), normal(3, 64, N), normal(3, 66, N)
+    assert error(device.run(products.matmul, A, B, scale=0.5, R=R), 0.5 * A.astype(float) @ B + R) < 1e-6
+
+
+def test_parts_give_the_same_bits_whoever_is_last(device, forced):
+    """In one group of parts; in three, of which the last has two; in nine, which make two groups of groups."""
+    for parts in (3, 18, 66):
+        forced(Plan(64, 32, parts, 4, 4))
+        A, B, bias = normal(2, 66, 16 * parts), normal(2, 16 * parts, 36), normal(36)
+        first, second = (device.run(products.matmul, A, B, bias=bias, scale=0.5, seed=seed) for seed in (1, 2))
+        assert error(first, 0.5 * A.astype(float) @ B + bias) < 1e-6
+        np.testing.assert_array_equal(first, second)
 
 
 def test_no_rows_no_columns_no_matrices(device):

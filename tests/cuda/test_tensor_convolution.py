@@ -144,7 +144,7 @@ def test_tf32_by_the_layers_functions(device, launched, case):
 
 @pytest.mark.parametrize("case", ["many images in a tile", "halving"])
 def test_parts_give_the_same_bits_whoever_is_last(device, forced, case):
-    """In one group of parts, and in three of which the last has two; some parts are empty. The counters are zero again."""
+    """In one group of parts, and in three of which the last has two; some parts are empty."""
     given = *arrays(*CASES[case]), CASES[case][3]
     truth = truths(*given, "tf32")
     for parts in (3, 18):
@@ -153,8 +153,6 @@ def test_parts_give_the_same_bits_whoever_is_last(device, forced, case):
         for name, y in one.items():
             assert error(y, truth[name]) < 4e-7
             np.testing.assert_array_equal(y, other[name])
-        for counters in tensor._counters.values():
-            assert not counters.any()
 
 
 def test_an_infinite_pixel_reaches_only_the_outputs_that_read_it(device):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.cuda.conftest import nan_filled
-from tinydiff.cuda import host, source, tensor
+from tinydiff.cuda import host, source, split_k, tensor
 from tinydiff.cuda.tensor import Plan
 from tinydiff.gradcheck import backends
 
@@ -34,18 +34,16 @@ DEFECTS = {
     "written past the last column": ("tf32", 1, "if (n < N) pair(j, n);", "pair(j, n);"),
     "bias of the tile's first columns": ("tf32", 1, "load_pair(bias + n)", "load_pair(bias + n - n0)"),
     "scale forgotten": ("bf16", 1, "y[j].y * scale", "y[j].y"),
-    "order of parts": ("tf32", 10, "static_cast<long long>(apart) * (TILE", "static_cast<long long>(1) * (TILE"),
-    "one part twice": ("tf32", 3, "i < members; i++) add_slot<0>", "i < members - 1; i++) add_slot<0>"),
-    "one half of the rows twice": ("tf32", 3, "add_slot<1>", "add_slot<0>"),
-    "half of the rows": ("tf32", 3, "i < (HALF + 1) * FRAGMENTS_M / 2", "i < HALF * FRAGMENTS_M / 2 + FRAGMENTS_M / 4"),
-    "own part not replaced": ("tf32", 3, "[i / 4 % FRAGMENTS_N][i % 4] = 0.f;", "[i / 4 % FRAGMENTS_N][i % 4] += 0.f;"),
-    "no fence before the count": ("tf32", 3, "        fence();\n        __syncthreads();", "        __syncthreads();"),
-    "no barrier before the count": ("tf32", 3, "        fence();\n        __syncthreads();", "        fence();"),
-    "no barrier after the count": ("tf32", 10, "= count(counter);\n        __syncthreads();", "= count(counter);"),
-    "counter not reset": ("tf32", 3, "if (threadIdx.x == 0) *counter = 0;", ""),
-    "counters of two groups in one": ("tf32", 10, "count_of > GROUP ? 1 + group : 0", "0"),
-    "parts of all tiles in one place": ("tf32", 3, "parts += tile * gridDim.z * (TILE_M * TILE_N);", ""),
-    "counters of all tiles in one place": ("tf32", 3, "arrived += tile * (1 + GROUP);", ""),
+    "order of parts": ("tf32", 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),
+    "one part twice": ("tf32", 3, "i < members; i++) {", "i < members - 1; i++) {"),
+    "own part not replaced": ("tf32", 3, "sum[i] = 0.f;", "sum[i] += 0.f;"),
+    "no fence before the count": ("tf32", 3, "    fence();\n    __syncthreads();", "    __syncthreads();"),
+    "no barrier before the count": ("tf32", 3, "    fence();\n    __syncthreads();", "    fence();"),
+    "no barrier after the count": ("tf32", 10, "= count(counter);\n    __syncthreads();", "= count(counter);"),
+    "counter not reset": ("tf32", 3, "if (first) *counter = 0;", ""),
+    "counters of two groups in one": ("tf32", 10, "last_to_arrive(arrived + group, members)", "last_to_arrive(arrived, members)"),
+    "parts of all tiles in one place": ("tf32", 3, "parts += tile * left * SLOT;", ""),
+    "counters of all tiles in one place": ("tf32", 3, "arrived += tile * counters;", ""),
 }  # fmt: skip
 
 
@@ -95,11 +93,11 @@ OF_CONVOLUTIONS = {
     "pixels of L_Y past the last": (*WEIGHT, 1, "l_y(L_Y, n0, K, pixels, first)", "l_y(L_Y, n0, K, pixels + TILE_K, first)"),
     "filter of another pixel": (*DOUBLED, 1, "W += static_cast<long long>(blockIdx.y) * length * N;", ""),
     "four filters in one place": (*DOUBLED, 1, "start_h += below, start_w += right", "start_h += right, start_w += below"),
-    "parts of all filters in one place": (*DOUBLED, 2, "static_cast<long long>(blockIdx.y) * gridDim.x + blockIdx.x", "blockIdx.x"),
+    "parts of all filters in one place": (*DOUBLED, 2, "static_cast<long long>(block.y) * gridDim.x + block.x", "block.x"),
     "stage waited for too late": (*FORWARD, 1, "cp_wait<DEPTH - 2>()", "cp_wait<DEPTH - 1>()"),
     "stage filled too early": (*WEIGHT, 1, "        __syncthreads();        // everybody's have", "        //"),
-    "order of parts": (*WEIGHT, 10, "static_cast<long long>(apart) * (TILE", "static_cast<long long>(1) * (TILE"),
-    "no fence before the count": (*WEIGHT, 3, "        fence();\n        __syncthreads();", "        __syncthreads();"),
+    "order of parts": (*WEIGHT, 10, "group * GROUP + i) * apart;", "group * GROUP + i);"),
+    "no fence before the count": (*WEIGHT, 3, "    fence();\n    __syncthreads();", "    __syncthreads();"),
     # by somebody who had not seen the checks
     "columns masked by the dilation of rows": (
         "tensor_convolution", "tf32", 1,
@@ -143,7 +141,7 @@ OF_CONVOLUTIONS = {
         "A::place(A::row(), A::chunk())",
         "A::place(A::row() % 4, A::chunk()) + A::row() / 4 * 4 * A::ROW",
     ),
-    "groups' sums where parts still lie": ("tensor_weight_gradient", "tf32", 10, "(index) * apart * (TILE", "(index) * (TILE"),
+    "groups' sums where parts still lie": ("tensor_weight_gradient", "tf32", 10, "(index) * apart * SLOT", "(index) * SLOT"),
 }  # fmt: skip
 
 
@@ -169,10 +167,10 @@ def is_caught(monkeypatch, family, check, parts, text, replacement):
 
     monkeypatch.setattr(source, "load", planted)
     monkeypatch.setattr(host, "FLAGS", ("-O0", *(flag for flag in host.FLAGS if flag != "-O2")))
-    monkeypatch.setattr(tensor, "_counters", {})
+    monkeypatch.setattr(split_k, "_counters", {})
     monkeypatch.setattr(tensor, "plan", lambda *sizes: Plan(64, 64, parts))
     monkeypatch.setattr(np, "empty", nan_filled)
     outcome = backends.run_check(backends.BY_SOURCE[family][check])
-    counted = any(counters.any() for counters in tensor._counters.values())
+    counted = any(counters.any() for counters in split_k._counters.values())
     assert outcome.failure or counted, "nothing noticed"
     assert "does not compile" not in outcome.failure, outcome.failure

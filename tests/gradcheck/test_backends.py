@@ -74,4 +74,5 @@ def test_every_fast_version_is_among_the_cases():
         ("optim", "move_averages"),
         ("optim", "clipped_adam"),
         ("pixels", "gather_batch"),
-    }, "these are tested in tests/cpu/test_optim.py, tests/test_optim_at_once.py and tests/cuda/test_pixels.py"
+        ("rounding", "converted"),
+    }, "these are tested in tests/cpu/test_optim.py, test_optim_at_once.py, tests/cuda/test_pixels.py and test_rounding.py"

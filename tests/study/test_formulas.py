@@ -11,6 +11,7 @@ import tinydiff as td
 import tinydiff.ops
 from tinydiff.autograd.function import Function
 from tinydiff.diffusion.decoder import bin_log_prob
+from tinydiff.ops.rounding import cast
 from tinydiff.study.formulas import formulas_of, parts_of, value_of
 from tinydiff.study.notation import evaluate, parse
 
@@ -107,6 +108,7 @@ CASES = {
     "min": lambda: o.min(ties(4, 3, 2), axis=(1, 2), keepdims=True),
     "transpose": lambda: o.transpose(tensor(2, 3, 4), (2, 0, 1)),
     "reshape": lambda: o.reshape(tensor(2, 6), (3, 4)),
+    "cast": lambda: cast(tensor(2, 3), np.float64),
     "broadcast": lambda: o.broadcast_to(tensor(3, 1), (2, 3, 4)),
     "concatenate": lambda: o.concatenate([tensor(2, 3), tensor(2, 1), tensor(2, 2)], axis=1),
     "split": lambda: o.split(tensor(5, 2), [1, 3]),

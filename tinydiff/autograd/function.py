@@ -55,6 +55,8 @@ class Function:
     `gives_new = True` promises that backward returns new arrays, a different one for each input, or an L_Y as it came: the
     tape then adds to them in place where gradients meet.
 
+    `adds_waiting = True` allows kernels to add what other operations have sent to the first input already, see `waiting.py`.
+
     `widens_half = True` has arrays of 16-bit floating point numbers come to forward and backward as float32; outputs and
     gradients are rounded again. `takes_half = True` has them come as they are: forward and backward leave all sums to functions
     that `dispatch.accelerated` widens them for. What these return in float32 is rounded as well.
@@ -64,6 +66,7 @@ class Function:
     """
 
     gives_new: ClassVar[bool] = False
+    adds_waiting: ClassVar[bool] = False
     widens_half: ClassVar[bool] = False
     takes_half: ClassVar[bool] = False
     weights: ClassVar[slice] = slice(0)

@@ -38,7 +38,7 @@ class _RecomputeNode(Node):
 
     __slots__ = ()
 
-    def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
+    def pull(self, L_Ys: list[Any], gradients: Any = None) -> Iterator[tuple[Edge, Any, bool]]:
         op = self.op
         if any(version.count != count for version, count in op.versions.items()):
             raise RuntimeError(

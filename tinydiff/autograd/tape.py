@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from tinydiff.autograd import origin, places
+import numpy as np
+
+from tinydiff.autograd import origin, places, waiting
 from tinydiff.autograd.hooks import run as run_hooks
 from tinydiff.backend import array_module, is_array, is_float, refuse_missing_library, widened
 from tinydiff.errors import a_type
@@ -142,13 +144,14 @@ class Node:
         self.origin = origin.here() if mode.checking else ""
         self.watchers: dict[int, Any] = {}  # a `hooks.Watch` for outputs whose gradient somebody wants to see
 
-    def pull(self, L_Ys: list[Any]) -> Iterator[tuple[Edge, Any, bool]]:
-        """The edges to the parents, each with its gradient and whether nothing else holds that array."""
+    def pull(self, L_Ys: list[Any], gradients: _Gradients | None = None) -> Iterator[tuple[Edge, Any, bool]]:
+        """The edges to the parents, each with its gradient and whether nothing else holds that array. gradients: those on
+        their way, for an operation that may add what waits at its first input already; None to leave that to others."""
         op, name = self.op, self.name
         if op.rounds_to is not None and not op.takes_half:
             L_Ys = [widened(L_Y) for L_Y in L_Ys]
         try:
-            L_Xs = self._placed(L_Ys) if places.in_use() else self._run(L_Ys)
+            L_Xs = self._onto(L_Ys, gradients)
         except (ImportError, RuntimeError) as error:
             refuse_missing_library(error, f"the backward pass of {name}")
             raise
@@ -167,6 +170,22 @@ class Node:
                 )
             new = op.gives_new and is_array(L_X) and all(L_X is not L_Y for L_Y in L_Ys)
             yield edge, L_X.astype(edge.dtype, copy=False), new
+
+    def _onto(self, L_Ys: list[Any], gradients: _Gradients | None) -> Any:
+        """What `_placed` gives, where the gradient of the first input may include what waits there already."""
+        op = self.op
+        adds = op.adds_waiting and (op.rounds_to is None or op.takes_half)  # arrays come as they are
+        first = self.parents[0] if adds else None
+        if gradients is not None and first is not None:
+            key = first.target, first.output
+            there = gradients.there(key)
+            if there is not None and not isinstance(there, np.ndarray):  # on a CPU `_Gradients` adds, in place
+                with waiting.offered(there) as offer:
+                    L_Xs = self._placed(L_Ys)
+                if offer.gradient is None:
+                    gradients.pop(key)
+                return L_Xs
+        return self._placed(L_Ys) if places.in_use() else self._run(L_Ys)
 
     def _run(self, L_Ys: list[Any]) -> Any:
         observer = mode.observer
@@ -222,7 +241,8 @@ class _Gradients:
         return self._sums.get(key)
 
     def pop(self, key: tuple[Any, int]) -> Any:
-        """The gradient that has arrived."""
+        """The gradient that has arrived, which is forgotten."""
+        self._own.discard(key)
         return self._sums.pop(key)
 
     def take(self, node: Node) -> list[Any]:
@@ -279,7 +299,7 @@ def _walk(tensor: Any, L_Y: Any, retain_graph: bool) -> None:
         L_Ys = gradients.take(node)
         for index, watch in node.watchers.items():
             L_Ys[index] = watch.pass_on(L_Ys[index], index in arrived)
-        for edge, L_X, own in node.pull(L_Ys):
+        for edge, L_X, own in node.pull(L_Ys, gradients if sending is None else None):
             send(edge, L_X, own, node)
         if not retain_graph:
             if releasing is not None:

@@ -9,6 +9,7 @@ with the same names and signatures. The others support these:
     source.py      the texts of kernels/*.cu and the parameters of each kernel
     nvrtc.py       compiles every kernel for every architecture, without a GPU
     products.py    products of matrices, and how they are cut into tiles
+    split_k.py     sums that blocks compute in parts and the last of them adds
     tensor.py      products of matrices on tensor cores, in TF32 and with operands of 16 bits
     tensor_convolution.py  convolutions on tensor cores, which convolution.py asks for
     tensor_attention.py  attention on tensor cores, which attending.py asks for

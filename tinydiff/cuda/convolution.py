@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd import waiting
 from tinydiff.backend import array_module, widened
 from tinydiff.cuda import tensor, tensor_convolution
 from tinydiff.cuda.doubling import filters_of_parities, sum_gradient, turned_filters
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.fully_connected import sum_rows, sum_rows_cost
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_parts, vector
+from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_columns, vector
+from tinydiff.cuda.split_k import slots
 from tinydiff.cuda.taps import Place, Taps, gradient_products, taps_of
 from tinydiff.ops.convolution import DOUBLING
 from tinydiff.precision import of_half
@@ -52,14 +54,15 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: An
         return NotImplemented
     xp, (_, S, C, K) = array_module(L_Y), W.shape
     L_Y, W, L_X = xp.ascontiguousarray(L_Y), xp.ascontiguousarray(W), xp.empty(shape, L_Y.dtype)
-    if tensor_convolution.convolve_input_gradient(L_Y, W, L_X, window, tensor.of(L_Y)):
+    there = _waiting(L_Y, shape)
+    if tensor_convolution.convolve_input_gradient(L_Y, W, L_X, window, tensor.of(L_Y), there):
         return L_X
     if L_Y.dtype != np.float32:
         return NotImplemented
     for taps, place, turned in gradient_products(window, shape):
         count = math.prod(taps.size)
         T = W if not count else xp.empty((*taps.size, K, C), np.float32)
-        p = _plan(shape[0] * place.Ho * place.Wo, C, count * K, K, L_Y, T, (None, None, None), L_X)
+        p = _plan(shape[0] * place.Ho * place.Wo, C, count * K, K, L_Y, T, (None, None, there), L_X)
         launch(
             SOURCE,
             "conv_turn",
@@ -68,7 +71,7 @@ def convolve_input_gradient(L_Y: Any, W: Any, shape: tuple[int, ...], window: An
             (W, T, *map(np.int32, (S, C, K, taps.size[1], *turned.last, *turned.step))),
             defines=p.defines,
         )
-        _forward(L_Y, T, (None, None, None), L_X, taps, place)
+        _forward(L_Y, T, (None, None, there), L_X, taps, place)
     return L_X
 
 
@@ -83,18 +86,17 @@ def convolve_weight_gradient(X: Any, L_Y: Any, shape: tuple[int, ...], window: A
         return L_W
     X, L_Y = widened(X), widened(L_Y)
     p = plan(R * S * C, K, N * Ho * Wo, 1, vector(C, X), vector(K, L_Y, L_W))
-    to = L_W if p.parts == 1 else xp.empty((p.parts, *shape), np.float32)
-    sizes = (*X.shape, K, R, S, Ho, Wo, *taps.stride, *taps.dilation, *taps.padding)
+    tiles, sizes = p.tiles(R * S * C, K), (*X.shape, K, R, S, Ho, Wo, *taps.stride, *taps.dilation, *taps.padding)
     launch(
         SOURCE,
         "conv_weight_gradient",
-        (p.tiles(R * S * C, K), 1, p.parts),
+        (tiles, 1, p.parts),
         (p.threads, 1, 1),
-        (X, L_Y, to, *map(np.int32, sizes)),
+        (X, L_Y, L_W, *slots(xp, p.parts, tiles, p.m * p.n), *map(np.int32, sizes)),
         p.shared(by_rows=False),
         p.defines,
     )
-    return L_W if p.parts == 1 else sum_parts(SOURCE, p.defines, to, L_W)
+    return L_W
 
 
 def upsample_convolve(X: Any, W: Any, b: Any) -> Any:
@@ -122,7 +124,9 @@ def upsample_convolve_input_gradient(L_Y: Any, W: Any) -> Any:
     """L_Y (N, 2 H, 2 W, K), W (3, 3, C, K) -> L_X (N, H, W, C): a convolution of L_Y with stride 2."""
     if not _takes(1, DOUBLING, L_Y.shape, (L_Y, W)):
         return NotImplemented
-    return convolve(L_Y, turned_filters(array_module(W).ascontiguousarray(W)), None, DOUBLING)
+    T = turned_filters(array_module(W).ascontiguousarray(W))
+    shape = len(L_Y), L_Y.shape[1] // 2, L_Y.shape[2] // 2, W.shape[2]
+    return convolve(L_Y, T, None, DOUBLING, R=_waiting(L_Y, shape))
 
 
 def upsample_convolve_weight_gradient(X: Any, L_Y: Any) -> Any:
@@ -146,9 +150,15 @@ def sum_pixels(X: Any) -> Any:
     return sum_rows(X.reshape(N, H * W, C))
 
 
-def sum_images(L_E: Any) -> Any:
-    """The sum over the images, L_E (N, C) -> (C,)."""
-    return sum_rows(L_E)
+def sum_pixels_and_images(X: Any) -> Any:
+    """The sum over the pixels of each image, and that over all images: X (N, H, W, C) -> (N, C) and (C,), in one launch.
+    NotImplemented for other shapes and dtypes, and where there is nothing to sum."""
+    if X.ndim != 4 or X.dtype != np.float32 or not X.size:
+        return NotImplemented
+    N, H, W, C = X.shape
+    L_b = new_gradient(array_module(X), (C,))
+    L_E = sum_columns(X.reshape(N, H * W, C), L_b)
+    return L_E if L_E is NotImplemented else (L_E, L_b)
 
 
 def convolve_cost(X: Any, W: Any, b: Any, window: Any, groups: int = 1, E: Any = None, R: Any = None) -> Cost:
@@ -178,32 +188,26 @@ def _forward(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place) -> No
     (N, H, W_, C), K, (Ho, Wo) = X.shape, Y.shape[3], place[:2]
     M, inner = N * Ho * Wo, math.prod(taps.size) * C
     p = _plan(M, K, inner, C, X, W, added, Y)
-    output = (Ho, Wo, place.height, place.width, *place.step, *place.start)
-    parts = p.parts > 1 and array_module(X).empty((p.parts, M, K), np.float32)
+    tiles, memory = p.tiles(M, K), slots(array_module(X), p.parts, p.tiles(M, K), p.m * p.n)
     sizes = (N, H, W_, C, K, *taps.size, Ho, Wo, *taps.stride, *taps.dilation, *taps.padding)
     launch(
         SOURCE,
         "conv_forward",
-        (p.tiles(M, K), 1, p.parts),
+        (tiles, 1, p.parts),
         (p.threads, 1, 1),
-        (X, W, *((None, None, None, parts) if p.parts > 1 else (*added, Y)), *map(np.int32, sizes),
-         *map(np.int32, (Ho, Wo, 1, 1, 0, 0) if p.parts > 1 else output[2:])),
+        (X, W, *added, Y, *memory, *map(np.int32, (*sizes, place.height, place.width, *place.step, *place.start))),
         p.shared(by_rows=True),
         p.defines,
-    )  # fmt: skip
-    if p.parts > 1:
-        launch(
-            SOURCE,
-            "conv_finish",
-            (-(-M * K // 256), 1, 1),
-            (256, 1, 1),
-            (parts, *added, Y, *map(np.int32, (p.parts, N, K, *output))),
-            defines=p.defines,
-        )
+    )
 
 
 def _plan(M: int, K: int, inner: int, C: int, X: Any, W: Any, added: Any, Y: Any) -> Plan:
     return plan(M, K, inner, 1, vector(C, X), vector(K, W, Y, *added))
+
+
+def _waiting(L_Y: Any, shape: tuple[int, ...]) -> Any:
+    """What waits where L_X goes, claimed, or None. For float32 alone: 16 bits may still turn out not to be taken."""
+    return waiting.claim(shape) if L_Y.dtype == np.float32 else None
 
 
 def _takes(groups: int, window: Any, shape: tuple[int, ...], maps: Any, rest: Any = ()) -> bool:

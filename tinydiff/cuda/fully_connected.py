@@ -1,18 +1,19 @@
-"""The fully connected layer, by the kernels in kernels/matrix.cu; all float32."""
+"""The fully connected layer, by the kernels in kernels/matrix.cu; float32, or the products in 16 bits."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 
-from tinydiff.backend import array_module
+from tinydiff.autograd import waiting
+from tinydiff.backend import widened
 from tinydiff.cuda import products
-from tinydiff.cuda.flat import new_gradient
-from tinydiff.cuda.launch import launch
-from tinydiff.cuda.products import DEFAULTS, LARGEST, Cost, sum_parts
-from tinydiff.cuda.tensor import MULTIPROCESSORS
+from tinydiff.cuda.products import LARGEST, Cost
+from tinydiff.precision import of_half
 
 
 def linear_forward(X: Any, W: Any, b: Any) -> Any:
@@ -22,7 +23,24 @@ def linear_forward(X: Any, W: Any, b: Any) -> Any:
 
 def linear_input_gradient(L_Y: Any, W: Any) -> Any:
     """L_X = L_Y W^T."""
-    return products.matmul(L_Y, W, transpose_b=True)
+    if L_Y.dtype != np.float32:
+        return products.matmul(L_Y, W, transpose_b=True)
+    return linears_input_gradient([L_Y], [W])
+
+
+def linears_input_gradient(L_Ys: Sequence[Any], Ws: Sequence[Any]) -> Any:
+    """L_X = sum_i L_Y_i W_i^T, float32. Each product is added to those before it, the first to what waits at X. Products of 16 bits
+    are rounded to 16 bits and added in float32."""
+    if all(of_half(L_Y.dtype) for L_Y in L_Ys):
+        L_Xs = [linear_input_gradient(L_Y, W) for L_Y, W in zip(L_Ys, Ws, strict=True)]
+        known = all(L_X is not NotImplemented for L_X in L_Xs)
+        return reduce(add, map(widened, L_Xs)) if known else NotImplemented
+    if any(a.dtype != np.float32 or max(a.shape) > LARGEST for a in (*L_Ys, *Ws)):
+        return NotImplemented
+    L_X = waiting.claim((len(L_Ys[0]), len(Ws[0])))
+    for L_Y, W in zip(L_Ys, Ws, strict=True):
+        L_X = products.matmul(L_Y, W, transpose_b=True, R=L_X)
+    return L_X
 
 
 def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
@@ -33,24 +51,7 @@ def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
 def sum_rows(L_Y: Any) -> Any:
     """The sums of the columns of L_Y (M, K) -> (K,), or of each of several matrices (N, M, K) -> (N, K). NotImplemented for
     other shapes and dtypes."""
-    if L_Y.ndim not in (2, 3) or L_Y.dtype != np.float32 or max(L_Y.shape) > LARGEST:
-        return NotImplemented
-    xp, (M, K), N = array_module(L_Y), L_Y.shape[-2:], math.prod(L_Y.shape[:-2])
-    if N > 65535:
-        return NotImplemented
-    across = -(-K // 32)
-    slabs = max(1, min(1024, -(-M // 64), -(-8 * MULTIPROCESSORS // max(1, across * N))))
-    Y = new_gradient(xp, (*L_Y.shape[:-2], K))
-    parts = Y if slabs == 1 else xp.empty((slabs, *Y.shape), np.float32)
-    launch(
-        "matrix.cu",
-        "column_sums",
-        (across, slabs, N),
-        (32, 8, 1),
-        (xp.ascontiguousarray(L_Y), parts, np.int32(M), np.int32(K), np.int32(-(-M // slabs))),
-        defines=DEFAULTS,
-    )
-    return Y if slabs == 1 else sum_parts("matrix.cu", DEFAULTS, parts, Y)
+    return products.sum_columns(L_Y)
 
 
 def sum_rows_cost(X: Any) -> Cost:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff import backend
+from tinydiff.autograd import waiting
 from tinydiff.backend import address, array_module
 from tinydiff.cuda.draws import draw_arguments
 from tinydiff.cuda.flat import new_gradient
@@ -82,9 +83,9 @@ def group_normalize_backward(
         return NotImplemented
     L_Y, X, w, b = _aligned(L_Y), _aligned(X), _contiguous(w), _contiguous(b)
     N, P, C = _sizes(X)
-    L_X = xp.empty_like(X) if needs[0] else None
+    L_X, there = (xp.empty_like(X), waiting.claim(X.shape, X.dtype)) if needs[0] else (None, None)
     sums = xp.empty((2, N, C), np.float32) if needs[1] or needs[2] else None
-    args = (L_Y, X, mean, scale, w, b, L_X, sums, *_numbers(P, C, C // groups, layout))
+    args = (L_Y, X, mean, scale, w, b, there, L_X, sums, *_numbers(P, C, C // groups, layout))
     if any(needs):
         _launch("group_norm_backward", layout, N, C, args, silu, dropout)
     if sums is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from tinydiff.backend import address, array_module, widened
 from tinydiff.cuda import occupancy, tensor
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.split_k import COUNTERS, counters, counters_of_tile, cycles_of_adding, slots
 from tinydiff.cuda.tensor import MULTIPROCESSORS
 from tinydiff.precision import of_half
 
@@ -24,6 +24,7 @@ STAGES = 3
 KERNELS = ("matrix_product", "conv_forward", "conv_weight_gradient")  # that plans are made for
 _TILES = ((128, 128), (64, 64), (64, 32))
 _TURNS = (0, 1.8, 2.7, 3.35, 4)  # what 0 to 4 warps of a scheduler take together, if one alone never had to wait: 1
+_MOST_PARTS = 512
 LARGEST = 2**31 - 2**17  # that the kernels count in an int, with room for the last tile
 
 
@@ -90,14 +91,16 @@ def plan(M: int, N: int, K: int, stack: int = 1, vector_a: int = 4, vector_b: in
     for m, n in tiles:
         warps, efficiency, held = m * n // 2048, {128: 0.8, 64: 0.7, 32: 0.55}[n], warps_held(m, n, vector_a, vector_b)
         blocks, places = stack * -(-M // m) * -(-N // n), MULTIPROCESSORS * held // warps
-        most = max(1, min(slices // 4, 2**26 // max(1, stack * M * N)))  # at least 4 slices each, 256 MiB for all
+        # at least 4 slices each, 256 MiB for all
+        most = max(1, min(_MOST_PARTS, slices // 4, 2**26 // max(1, blocks * m * n)))
+        if blocks * counters_of_tile(most) > COUNTERS:
+            most = 1
         rounds = (0, 0.25, 0.5, 1, 2, 3, 4)
         for parts in sorted({max(1, min(most, int(places * r / max(1, blocks)))) for r in rounds}):
             whole, rest = divmod(-(-blocks * parts // MULTIPROCESSORS) * warps, held)  # warps of one multiprocessor
             turns = whole * _TURNS[-(-held // 4)] + _TURNS[-(-rest // 4)]
             cycles = turns * 1024 * (-(-slices // parts) + 4) / efficiency  # 1024: of a warp's part of a slice
-            if parts > 1:
-                cycles += 4000 + 4 * (parts + 1) * stack * M * N / 1500
+            cycles += cycles_of_adding(parts, m * n)
             if best is None or cycles < best[0]:
                 best = cycles, Plan(m, n, parts, vector_a, vector_b)
     assert best is not None
@@ -109,21 +112,6 @@ def vector(length: int, *arrays: Any) -> int:
     return 4 if length % 4 == 0 and all(a is None or address(a) % 16 == 0 for a in arrays) else 1
 
 
-def sum_parts(source: str, defines: Mapping[str, int], parts: Any, Y: Any, bias: Any = None, scale: float = 1.0) -> Any:
-    """Y = scale * (the sum of parts over their first axis, in order) + bias. Every source that includes tile.cuh has
-    the kernel; source and defines name one that is compiled already."""
-    size, columns = Y.size, Y.shape[-1]
-    launch(
-        source,
-        "sum_parts",
-        (-(-size // 256), 1, 1),
-        (256, 1, 1),
-        (parts, bias, Y, np.int32(len(parts)), np.uint64(size), np.int32(columns), np.float32(scale)),
-        defines=defines,
-    )
-    return Y
-
-
 def matmul(
     A: Any,
     B: Any,
@@ -132,11 +120,12 @@ def matmul(
     bias: Any = None,
     scale: float = 1.0,
     gradient: bool = False,
+    R: Any = None,
 ) -> Any:
-    """Y = scale A B + 1 bias for A (..., M, K), B (..., K, N), bias (N,) or None -> (..., M, N).
+    """Y = scale A B + 1 bias + R for A (..., M, K), B (..., K, N), bias (N,) or None -> (..., M, N).
 
     transpose_a: A is given as (..., K, M); transpose_b: B as (..., N, K). gradient: Y is that of a weight, see
-    `flat.new_gradient`. Leading axes broadcast. Where they differ,
+    `flat.new_gradient`. R: like Y, in one piece, or None. Leading axes broadcast. Where they differ,
     arrays are copied to the full shape, unless one matrix without leading axes is used for all of the others.
     A and B are float32, or both of one type of 16 bits, as Y is then unless it is a gradient; bias is float32. NotImplemented for
     other dtypes and for vectors. ValueError for shapes that do not fit.
@@ -169,49 +158,81 @@ def matmul(
     if max(M, N, K, stack * 2**15) > LARGEST:
         return NotImplemented
     if Y.size:
-        _multiply(A, B, bias, Y, transpose_a, transpose_b, scale, (M, N, K, stack), (apart_a, apart_b))
+        _multiply(A, B, bias, R, Y, transpose_a, transpose_b, scale, (M, N, K, stack), (apart_a, apart_b))
     return Y
 
 
 def _multiply(
-    A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
+    A: Any,
+    B: Any,
+    bias: Any,
+    R: Any,
+    Y: Any,
+    transpose_a: bool,
+    transpose_b: bool,
+    scale: float,
+    sizes: Any,
+    apart: Any,
 ) -> None:
-    if tensor.multiply(A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart):
+    if tensor.multiply(A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart, R):
         return
     if A.dtype != np.float32:
         wide = Y if Y.dtype == np.float32 else array_module(Y).empty(Y.shape, np.float32)
-        _multiply(widened(A), widened(B), bias, wide, transpose_a, transpose_b, scale, sizes, apart)
+        R = None if R is None else widened(R)
+        _multiply(widened(A), widened(B), bias, R, wide, transpose_a, transpose_b, scale, sizes, apart)
         if wide is not Y:
             Y[...] = wide
         return
     M, N, K, stack = sizes
-    vectors = vector(M if transpose_a else K, A), vector(N, Y, bias, None if transpose_b else B)
+    vectors = vector(M if transpose_a else K, A), vector(N, Y, bias, R, None if transpose_b else B)
     p = plan(M, N, K, stack, *vectors)
     defines = {**p.defines, "TRANSPOSED_A": int(transpose_a), "TRANSPOSED_B": int(transpose_b)}
-    whole = p.parts == 1
-    to = Y if whole else array_module(Y).empty((p.parts, *Y.shape), np.float32)
+    tiles = p.tiles(M, N)
     launch(
         "matrix.cu",
         "matrix_product",
-        (p.tiles(M, N), stack, p.parts),
+        (tiles, stack, p.parts),
         (p.threads, 1, 1),
-        (A, B, bias if whole else None, to, *map(np.int32, (M, N, K)), *map(np.uint64, apart),
-         np.float32(scale if whole else 1)),
+        (A, B, bias, R, Y, *slots(array_module(Y), p.parts, stack * tiles, p.m * p.n), *map(np.int32, (M, N, K)),
+         *map(np.uint64, apart), np.float32(scale)),
         p.shared(by_rows=not transpose_a),
         defines,
     )  # fmt: skip
-    if not whole:
-        sum_parts("matrix.cu", defines, to, Y, bias, scale)
 
 
 def matmul_cost(
     A: Any, B: Any, transpose_a: bool = False, transpose_b: bool = False, bias: Any = None, scale: float = 1.0,
-    gradient: bool = False,
+    gradient: bool = False, R: Any = None,
 ) -> Cost:  # fmt: skip
     """The cost of `matmul` with the same arguments."""
     K, N = B.shape[-2:][::-1] if transpose_b else B.shape[-2:]
     entries = math.prod(np.broadcast_shapes(A.shape[:-2], B.shape[:-2])) * A.shape[-1 if transpose_a else -2] * N
-    return Cost(2 * entries * K, 4 * (A.size + B.size + entries + (0 if bias is None else N)))
+    return Cost(2 * entries * K, 4 * (A.size + B.size + entries * (1 + (R is not None)) + (0 if bias is None else N)))
+
+
+def sum_columns(L_Y: Any, total: Any = None) -> Any:
+    """The sums of the columns of L_Y (M, K) -> (K,), or of each of several matrices (N, M, K) -> (N, K); total, (K,) or None,
+    receives the sums of these. NotImplemented for other shapes and dtypes."""
+    if L_Y.ndim not in (2, 3) or L_Y.dtype != np.float32 or max(L_Y.shape) > LARGEST:
+        return NotImplemented
+    xp, (M, K), N = array_module(L_Y), L_Y.shape[-2:], math.prod(L_Y.shape[:-2])
+    across = -(-K // 32)
+    slabs = max(1, min(1024, -(-M // 64), -(-8 * MULTIPROCESSORS // max(1, across * N))))
+    waited_for = slabs > 1 or total is not None
+    if N > 65535 or (waited_for and (N + 1) * across > COUNTERS):
+        return NotImplemented
+    Y = new_gradient(xp, (K,)) if L_Y.ndim == 2 else xp.empty((N, K), np.float32)
+    parts = None if slabs == 1 else xp.empty((across * N * slabs, 32), np.float32)
+    arrived = counters(xp, (N + 1) * across) if waited_for else None
+    launch(
+        "matrix.cu",
+        "column_sums",
+        (across, N, slabs),
+        (32, 8, 1),
+        (xp.ascontiguousarray(L_Y), Y, total, parts, arrived, *map(np.int32, (M, K, -(-M // slabs)))),
+        defines=DEFAULTS,
+    )
+    return Y
 
 
 _TRANSPOSED = [{"TRANSPOSED_A": a, "TRANSPOSED_B": b} for a, b in ((0, 0), (0, 1), (1, 0))]

@@ -17,15 +17,15 @@ import numpy as np
 from tinydiff.backend import address, array_module, compute_capability
 from tinydiff.cuda import occupancy
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.split_k import COUNTERS, counters_of_tile, cycles_of_adding, slots
 from tinydiff.precision import IN_MEMORY, of_half, precision_of
 
 SOURCE = "tensor_product.cu"
 OLDEST = 80  # architecture with these instructions
 MULTIPROCESSORS = 132  # an H100's: plans are the same for every GPU, so every GPU adds in the same order
 STAGES, SLICE = 4, 64  # as in kernels/tensor.cuh: slices in shared memory, and bytes of K in one
-GROUP, MOST_PARTS = 8, 64
+MOST_PARTS = 64
 _LEAST_SLICES = 6  # of a part: fewer would spend most of their time on filling the pipeline
-_COUNTERS = 1 << 16
 
 KERNELS = "tensor_product", "tensor_convolution", "tensor_weight_gradient"  # that plans are made for, each in a file
 SOURCES = tuple(f"{kernel}.cu" for kernel in KERNELS)
@@ -73,8 +73,7 @@ def blocks_held(m: int, n: int, bytes_each: int, of_filters: bool = False) -> in
 def plan(M: int, N: int, K: int, stack: int = 1, bytes_each: int = 4, of_filters: bool = False) -> Plan:
     """How to multiply `stack` times (M, K) by (K, N) with operands of some bytes: the plan that should take the fewest cycles.
 
-    of_filters: the product is the gradient of filters. Parts are considered up to one round of blocks. What adding them takes
-    is bound by one block, which reads its group's sums at some 64 bytes a cycle.
+    of_filters: the product is the gradient of filters. Parts are considered up to one round of blocks.
     """
     slices, best = -(-K * bytes_each // SLICE), None
     for (m, n), each_block in TILES.items():
@@ -82,14 +81,14 @@ def plan(M: int, N: int, K: int, stack: int = 1, bytes_each: int = 4, of_filters
         cycles = [held * c for c in each_block]
         tiles = max(1, stack * -(-M // m) * -(-N // n))
         places = MULTIPROCESSORS * held
-        most = min(MOST_PARTS, slices // _LEAST_SLICES, places // tiles, _COUNTERS // ((1 + GROUP) * tiles))
+        most = min(
+            MOST_PARTS, slices // _LEAST_SLICES, places // tiles, COUNTERS // (counters_of_tile(MOST_PARTS) * tiles)
+        )
         for parts in range(1, max(1, most) + 1):
             each, full, rest = -(-slices // parts) + STAGES, *divmod(tiles * parts, places)
             alone = -(-rest // MULTIPROCESSORS) / held  # of a multiprocessor's blocks, in the last round
             time = cycles[2 * of_filters + (bytes_each == 4)] * each * (full + (min(1.0, 1.3 * alone) if rest else 0))
-            if parts > 1:
-                sums = min(parts, GROUP) + (-(-parts // GROUP) if parts > GROUP else 0)
-                time += 1500 + sums * 4 * m * n / 64
+            time += cycles_of_adding(parts, m * n)
             if best is None or time < best[0]:
                 best = time, Plan(m, n, parts)
     assert best is not None
@@ -131,29 +130,31 @@ def of(X: Any) -> str | None:
 
 
 def multiply(
-    A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any
-) -> bool:
+    A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any,
+    R: Any = None,
+) -> bool:  # fmt: skip
     """Whether the product was launched: in the precision `of` the arrays, if that is one for tensor cores and they take them."""
     name = of(A)
     return name not in (None, "float32") and product(
-        A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart, str(name)
+        A, B, bias, Y, transpose_a, transpose_b, scale, sizes, apart, str(name), R
     )
 
 
 def product(
     A: Any, B: Any, bias: Any, Y: Any, transpose_a: bool, transpose_b: bool, scale: float, sizes: Any, apart: Any,
-    precision: str,
+    precision: str, R: Any = None,
 ) -> bool:  # fmt: skip
-    """Y = scale A B + 1 bias for a stack of contiguous matrices: whether it was launched, else nothing is done.
+    """Y = scale A B + 1 bias + R for a stack of contiguous matrices: whether it was launched, else nothing is done.
 
     A (M, K) or transposed (K, M), B (K, N) or transposed (N, K), not both transposed, as `precision.IN_MEMORY` says; Y (M, N)
-    float32 or as they are; bias (N,) float32 or None. sizes: M, N, K and how many matrices Y has. apart: entries from
-    one matrix of A and of B to the next, 0 where there is one. Their rows must be whole pieces of 16 bytes.
+    float32 or as they are; bias (N,) float32 or None; R like Y, or Y itself, or None. sizes: M, N, K and how many matrices Y
+    has. apart: entries from one matrix of A and of B to the next, 0 where there is one. Their rows must be whole pieces of
+    16 bytes.
     """
     (M, N, K, stack), dtype = sizes, IN_MEMORY[precision]
     chunk = 16 // dtype.itemsize
     rows = (M if transpose_a else K, K if transpose_b else N, N)
-    if any(length % chunk for length in rows) or any(x is not None and address(x) % 16 for x in (A, B, bias, Y)):
+    if any(length % chunk for length in rows) or any(x is not None and address(x) % 16 for x in (A, B, bias, R, Y)):
         return False
     assert A.dtype == B.dtype and precision_of(A.dtype) == precision_of(dtype)
     p = plan(M, N, K, stack, dtype.itemsize)
@@ -163,8 +164,8 @@ def product(
         "tensor_product",
         (tiles, stack, p.parts),
         (p.threads, 1, 1),
-        (A, B, bias, Y, *slots(array_module(Y), p, stack * tiles), *map(np.int32, (M, N, K)), *map(np.uint64, apart),
-         np.float32(scale)),
+        (A, B, bias, R, Y, *slots(array_module(Y), p.parts, stack * tiles, p.m * p.n), *map(np.int32, (M, N, K)),
+         *map(np.uint64, apart), np.float32(scale)),
         p.shared,
         defines(p, precision, "float32" if Y.dtype == np.float32 else precision, transpose_a, transpose_b),
     )  # fmt: skip
@@ -181,25 +182,6 @@ def defines(p: Plan, precision: str, result: str, transpose_a: bool, transpose_b
         "TRANSPOSED_A": int(transpose_a),
         "TRANSPOSED_B": int(transpose_b),
     }
-
-
-_counters: dict[Any, Any] = {}
-
-
-def slots(xp: Any, p: Plan, tiles: int) -> tuple[Any, Any]:
-    """Where `add_parts` of kernels/tensor.cuh keeps the sums of a plan's parts, and counts them; None and None for one part."""
-    if p.parts == 1:
-        return None, None
-    return xp.empty((tiles * p.parts, p.m * p.n), np.float32), _arrived(xp)
-
-
-def _arrived(xp: Any) -> Any:
-    """Counters for `add_parts`: zeros whenever no kernel is running. One array for each stream, since launches of several may
-    run at once; it is kept, since a graph may hold its address."""
-    key = "host" if xp is np else (xp.cuda.Device().id, xp.cuda.get_current_stream().ptr)
-    if key not in _counters:
-        _counters[key] = xp.zeros(_COUNTERS, np.uint32)
-    return _counters[key]
 
 
 _RESULTS = (("tf32", ("float32",)), ("bf16", ("bf16", "float32")), ("fp16", ("fp16", "float32")))

@@ -15,6 +15,7 @@ import numpy as np
 from tinydiff.backend import address, array_module
 from tinydiff.cuda import tensor
 from tinydiff.cuda.launch import launch
+from tinydiff.cuda.split_k import slots
 from tinydiff.cuda.taps import Place, Taps, Turned, gradient_products
 from tinydiff.cuda.tensor import OLDEST, SLICE, TILES, Plan
 from tinydiff.precision import IN_MEMORY, precision_of
@@ -44,7 +45,7 @@ def convolve(
         "tensor_convolution",
         (tiles, filters, p.parts),
         (p.threads, 1, 1),
-        (X, W, *added, Y, *tensor.slots(array_module(Y), p, filters * tiles), *map(np.int32, (*sizes, *order)),
+        (X, W, *added, Y, *slots(array_module(Y), p.parts, filters * tiles, p.m * p.n), *map(np.int32, (*sizes, *order)),
          *map(np.int32, (place.height, place.width, *place.step, *place.start))),
         p.shared,
         defines(p, str(precision), backward=turned is not None),
@@ -61,11 +62,11 @@ def takes(X: Any, W: Any, added: Any, Y: Any, taps: Taps, place: Place, precisio
     return ((images * height + down) * width + right) * C < 2**31  # where patches begin, in entries, is an int
 
 
-def convolve_input_gradient(L_Y: Any, W: Any, L_X: Any, window: Any, precision: str | None) -> bool:
+def convolve_input_gradient(L_Y: Any, W: Any, L_X: Any, window: Any, precision: str | None, there: Any = None) -> bool:
     """L_X = patches^T(L_Y W^T) for contiguous arrays: L_Y (images, Ho, Wo, K), W (R, S, C, K), L_X (images, H, W, C) float32
-    for TF32, else as L_Y is. K in whole slices, C in whole pieces of 16 bytes."""
+    for TF32, else as L_Y is; there, like L_X or None, is added. K in whole slices, C in whole pieces of 16 bytes."""
     return all(
-        convolve(L_Y, W, (None, None, None), L_X, *product[:2], precision, product[2])
+        convolve(L_Y, W, (None, None, there), L_X, *product[:2], precision, product[2])
         for product in gradient_products(window, L_X.shape)
     )
 
@@ -85,7 +86,7 @@ def convolve_weight_gradient(X: Any, L_Y: Any, L_W: Any, taps: Taps, precision: 
         "tensor_weight_gradient",
         (tiles, 1, p.parts),
         (p.threads, 1, 1),
-        (X, L_Y, L_W, *tensor.slots(array_module(L_W), p, tiles), *map(np.int32, sizes)),
+        (X, L_Y, L_W, *slots(array_module(L_W), p.parts, tiles, p.m * p.n), *map(np.int32, sizes)),
         p.shared,
         gradient_defines(p, str(precision)),
     )

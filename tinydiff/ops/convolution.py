@@ -78,7 +78,7 @@ class Conv2d(Function):
     L_R = L_Y
     """
 
-    gives_new, takes_half, weights = True, True, slice(1, 2)
+    adds_waiting, gives_new, takes_half, weights = True, True, True, slice(1, 2)
 
     def forward(self, X, W, b, E, R, window, groups):
         self.window, self.groups = window, groups
@@ -87,16 +87,15 @@ class Conv2d(Function):
 
     def backward(self, L_Y):
         X, W = self.saved
-        L_X = L_W = L_b = L_R = None
-        L_E: Any = None
+        L_X = L_W = L_b = L_E = L_R = None
         if self.needs[0]:
             L_X = convolve_input_gradient(L_Y, W, X.shape, self.window, self.groups)  # patches^T(L_Y W^T)
         if self.needs[1]:
             L_W = convolve_weight_gradient(X, L_Y, W.shape, self.window, self.groups)  # P^T L_Y
-        if self.needs[2] or self.needs[3]:
-            L_E = sum_pixels(L_Y)
         if self.needs[2]:
-            L_b = sum_images(L_E)  # 1^T L_Y
+            L_E, L_b = sum_pixels_and_images(L_Y)  # 1^T L_Y
+        elif self.needs[3]:
+            L_E = sum_pixels(L_Y)
         if self.needs[4]:
             L_R = L_Y
         return L_X, L_W, L_b, L_E, L_R
@@ -106,7 +105,7 @@ class UpsampleConv2d(Function):
     """Conv2d of the image U whose pixels are doubled, by 3x3 filters: P = patches(U), U = doubling(X). U is not kept: its
     gradient is summed back to X."""
 
-    gives_new, takes_half, weights = True, True, slice(1, 2)
+    adds_waiting, gives_new, takes_half, weights = True, True, True, slice(1, 2)
 
     def forward(self, X, W, b):
         self.save(X, W)
@@ -120,7 +119,7 @@ class UpsampleConv2d(Function):
         if self.needs[1]:
             L_W = upsample_convolve_weight_gradient(X, L_Y)  # P^T L_Y
         if self.needs[2]:
-            L_b = sum_images(sum_pixels(L_Y))  # 1^T L_Y
+            _, L_b = sum_pixels_and_images(L_Y)  # 1^T L_Y
         return L_X, L_W, L_b
 
 
@@ -143,7 +142,7 @@ class ConvTranspose2d(Function):
         if self.needs[1]:
             L_W = convolve_weight_gradient(L_Y, X, W.shape, self.window, self.groups)  # patches(L_Y)^T X
         if self.needs[2]:
-            L_b = sum_images(sum_pixels(L_Y))  # 1^T L_Y
+            _, L_b = sum_pixels_and_images(L_Y)  # 1^T L_Y
         return L_X, L_W, L_b
 
 
@@ -181,9 +180,10 @@ def sum_pixels(X: Any) -> Any:
 
 
 @accelerated_in_float32
-def sum_images(L_E: Any) -> Any:
-    """The sum over the images: L_E (N, C) -> (C,)."""
-    return L_E.sum(0)
+def sum_pixels_and_images(X: Any) -> Any:
+    """The sum over the pixels of each image, and that over all images: X (N, H, W, C) -> (N, C) and (C,)."""
+    L_E = sum_pixels(X)
+    return L_E, L_E.sum(0)
 
 
 def _sum_taps(W: Any) -> Any:

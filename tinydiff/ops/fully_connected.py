@@ -33,7 +33,8 @@ from tinydiff.precision import rounds_factors
 class Linear(Function):
     """Y = X W + 1 b (4.1.1), for X of any number of leading axes, which count as rows; b may be None."""
 
-    gives_new, takes_half, weights = True, True, slice(1, 2)
+    adds_waiting = gives_new = takes_half = True
+    weights = slice(1, 2)
 
     def forward(self, X, W, b):
         self.save(X, W)
@@ -58,7 +59,7 @@ class Linears(Function):
     As X reaches the loss through every Y_i, L_X = sum_i L_Y_i W_i^T; L_W_i = X^T L_Y_i, L_b_i = 1^T L_Y_i.
     """
 
-    gives_new = takes_half = True
+    adds_waiting = gives_new = takes_half = True
     weights = slice(1, None, 2)
 
     def forward(self, X, *layers):

@@ -37,7 +37,7 @@ from tinydiff.random import Generator
 class GroupNorm(Function):
     """Saves its input alone. Z, the input of SiLU and dropout's mask are cheaper to compute again than to keep."""
 
-    gives_new = takes_half = True
+    adds_waiting = gives_new = takes_half = True
 
     def forward(self, X, w, b, groups, eps, silu=False, dropout=None):
         """dropout: (p, generator), or None for none."""

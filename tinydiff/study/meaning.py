@@ -258,7 +258,7 @@ def _bins(meaning: Meaning) -> None:
 
 
 _KINDS: dict[Callable[[Meaning], None], str] = {
-    _elementwise: "Add Subtract Multiply Divide Power Maximum Minimum Where Clip Negative Positive Abs Exp Log Sqrt Sin Cos Erf "
+    _elementwise: "Add Subtract Multiply Divide Power Maximum Minimum Where Clip Negative Positive Cast Abs Exp Log Sqrt Sin Cos Erf "
     "Relu Silu Sigmoid Tanh Gelu GeluTanh Softplus",
     _reduction: "Sum Mean Var Std Norm Max Min LogSumExp",
     _along_axis: "Softmax LogSoftmax",
