@@ -75,4 +75,6 @@ def test_every_fast_version_is_among_the_cases():
         ("optim", "clipped_adam"),
         ("pixels", "gather_batch"),
         ("rounding", "converted"),
-    }, "these are tested in tests/cpu/test_optim.py, test_optim_at_once.py, tests/cuda/test_pixels.py and test_rounding.py"
+    }, (
+        "these are tested in tests/cpu/test_optim.py, test_optim_at_once.py, tests/cuda/test_pixels.py and test_rounding.py"
+    )

@@ -108,7 +108,7 @@ CASES = {
     "min": lambda: o.min(ties(4, 3, 2), axis=(1, 2), keepdims=True),
     "transpose": lambda: o.transpose(tensor(2, 3, 4), (2, 0, 1)),
     "reshape": lambda: o.reshape(tensor(2, 6), (3, 4)),
-    "cast": lambda: cast(tensor(2, 3), np.float64),
+    "cast": lambda: cast(tensor(2, 3), np.float32),
     "broadcast": lambda: o.broadcast_to(tensor(3, 1), (2, 3, 4)),
     "concatenate": lambda: o.concatenate([tensor(2, 3), tensor(2, 1), tensor(2, 2)], axis=1),
     "split": lambda: o.split(tensor(5, 2), [1, 3]),

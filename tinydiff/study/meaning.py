@@ -258,8 +258,8 @@ def _bins(meaning: Meaning) -> None:
 
 
 _KINDS: dict[Callable[[Meaning], None], str] = {
-    _elementwise: "Add Subtract Multiply Divide Power Maximum Minimum Where Clip Negative Positive Cast Abs Exp Log Sqrt Sin Cos Erf "
-    "Relu Silu Sigmoid Tanh Gelu GeluTanh Softplus",
+    _elementwise: "Add Subtract Multiply Divide Power Maximum Minimum Where Clip Negative Positive Cast Abs Exp Log Sqrt Sin Cos "
+    "Erf Relu Silu Sigmoid Tanh Gelu GeluTanh Softplus",
     _reduction: "Sum Mean Var Std Norm Max Min LogSumExp",
     _along_axis: "Softmax LogSoftmax",
     _norm: "GroupNorm LayerNorm BatchNorm",
