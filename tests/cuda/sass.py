@@ -146,7 +146,7 @@ EXPECTED = (
     Expected("tensor_product.cu", "tensor_product", TENSOR, LARGE | {"loop": 210}),
     *(
         Expected(f"{kernel}.cu", kernel, *bounds)
-        for kernel, *most in (("tensor_convolution", 220, 350, 210), ("tensor_weight_gradient", 340, 480, 300))
+        for kernel, *most in (("tensor_convolution", 236, 350, 210), ("tensor_weight_gradient", 345, 480, 300))
         for bounds in (
             (SMALL_TENSOR, WITHOUT_LOADS | {"loop": most[0]}, {"TILE_M": 64, "TILE_N": 64}),
             (TENSOR, LARGE | {"loop": most[1]}, {"PRECISION": "TF32"}),
