@@ -9,6 +9,7 @@ from tinydiff import nn, ops, random
 from tinydiff.autograd.function import Function
 from tinydiff.diffusion import Diffusion, Schedule
 from tinydiff.diffusion.decoder import bin_log_prob
+from tinydiff.ops.batch_normalization import BatchNorm
 from tinydiff.ops.convolution import conv2d_add, upsample_conv2d
 from tinydiff.ops.normalization import group_norm_silu
 from tinydiff.unet import ResBlock
@@ -125,6 +126,7 @@ def _reductions(rng, seed):
     yield "group_norm_silu", lambda x, w, b: group_norm_silu(x, 2, w, b), [x, w, b]
     yield "batch_norm", lambda x, w, b: ops.batch_norm(x, w, b), [x, w, b]
     yield "layer_norm", ops.layer_norm, [rng.normal(size=(3, 7)), rng.normal(size=7), rng.normal(size=7)]
+    yield "batch_norm with its statistics", lambda x, w, b: BatchNorm.apply(x, w, b, eps=1e-5), [x, w, b]
 
 
 def _arrays(rng, seed):
