@@ -1,4 +1,4 @@
-"""The page of the scaling benchmark, and that `doctor` advises what its figures say."""
+"""The page of the scaling benchmark, and what training takes from its figures."""
 
 import json
 
