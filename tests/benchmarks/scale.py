@@ -241,7 +241,7 @@ def main():
     if not options.quick:
         RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         RESULT.with_suffix(".md").write_text(page, encoding="utf-8")
-        print(f"doctor: TWO_PROCESSES_UP_TO should be {scale_page.largest_gaining_batch(found)}", file=sys.stderr)
+        print(f"the largest batch that gained: {scale_page.largest_gaining_batch(found)}", file=sys.stderr)
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
     return None
 
