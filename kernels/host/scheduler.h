@@ -67,17 +67,31 @@ void enter() {
     abort();  // a fiber that ended is not resumed
 }
 
+// The pool grows to the largest block. A stack with its protected page takes two mappings, of which Linux gives a process 65,530:
+// a pool for each source used them up, and then malloc failed.
+bool grow(Stacks& stacks, size_t stride) {
+    char** first = static_cast<char**>(realloc(stacks.first, threads * sizeof(char*)));
+    if (!first) return false;
+    stacks.first = first;
+    while (stacks.count < threads) {
+        void* map = mmap(nullptr, stride, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (map == MAP_FAILED) return false;
+        if (mprotect(map, page_size(), PROT_NONE) != 0) {
+            munmap(map, stride);
+            return false;
+        }
+        stacks.first[stacks.count++] = static_cast<char*>(map);
+    }
+    return true;
+}
+
 bool start_fibers() {
     const size_t stride = STACK + page_size();
-    while (fibers.size() < threads) {
-        void* map = mmap(nullptr, stride, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (map == MAP_FAILED || mprotect(map, page_size(), PROT_NONE) != 0) return false;
-        Fiber* fiber = new Fiber;
-        fiber->stack = static_cast<char*>(map);
-        fibers.push_back(fiber);
-    }
+    if (launch->stacks->count < threads && !grow(*launch->stacks, stride)) return false;
+    while (fibers.size() < threads) fibers.push_back(new Fiber);
     for (unsigned i = 0; i < threads; i++) {
         Fiber& fiber = *fibers[i];
+        fiber.stack = launch->stacks->first[i];
         fiber.number = i;
         fiber.index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
         fiber.done = false;

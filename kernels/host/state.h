@@ -23,13 +23,19 @@ struct Argument {
     int kind;
 };
 
-struct Launch {  // as tinydiff/kernels/host.py fills it in
+struct Stacks {  // one pool for all compiled sources of the process, which run one at a time
+    char** first;
+    size_t count;
+};
+
+struct Launch {  // as tinydiff/cuda/host.py fills it in
     const char* kernel;
     unsigned grid[3], block[3];
     size_t shared;
     uint64_t seed;
     int count;
     const Argument* arguments;
+    Stacks* stacks;
     char* error;
     size_t error_bytes;
 };

@@ -320,6 +320,18 @@ def test_blocks_use_the_stacks_of_earlier_ones():
     assert (Y == 45).all()
 
 
+def test_sources_use_the_same_stacks():
+    """Linux gives a process some 65,000 mappings of memory; a stack and its protected page take two."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system does not tell mappings")
+    Y = floats(1)
+    run("many_barriers", 1, 256, Y, np.int32(1), defines={"WAIT": 0})
+    before = maps.read_text().count("\n")
+    run("many_barriers", 1, 256, Y, np.int32(1), defines={"WAIT": 1})
+    assert maps.read_text().count("\n") - before < 128
+
+
 def test_the_c_librarys_fibers_do_as_well(monkeypatch):
     """Where nobody wrote a change of stacks for the processor."""
     monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DTD_OWN_SWITCH=0"))

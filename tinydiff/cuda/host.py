@@ -48,6 +48,10 @@ class _Argument(ctypes.Structure):
     )
 
 
+class _Stacks(ctypes.Structure):
+    _fields_ = (("first", ctypes.POINTER(ctypes.c_char_p)), ("count", ctypes.c_size_t))
+
+
 class _Launch(ctypes.Structure):
     _fields_ = (
         ("kernel", ctypes.c_char_p),
@@ -57,9 +61,13 @@ class _Launch(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("count", ctypes.c_int),
         ("arguments", ctypes.POINTER(_Argument)),
+        ("stacks", ctypes.POINTER(_Stacks)),
         ("error", ctypes.c_char_p),
         ("error_bytes", ctypes.c_size_t),
     )
+
+
+_stacks = _Stacks()  # of a block's threads; all libraries use them, and the one that needs more adds them
 
 
 def run(
@@ -88,7 +96,7 @@ def run(
     error = ctypes.create_string_buffer(4096)
     launch = _Launch(
         kernel.encode(), tuple(grid), tuple(block), shared, seed, len(args), arguments,
-        ctypes.cast(error, ctypes.c_char_p), len(error),
+        ctypes.pointer(_stacks), ctypes.cast(error, ctypes.c_char_p), len(error),
     )  # fmt: skip
     with _lock:
         status = call(ctypes.byref(launch))
