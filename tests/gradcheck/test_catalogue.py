@@ -27,6 +27,7 @@ def test_a_planted_bug_is_found_and_named(planted, seed):
     assert caught.value.report.diagnosis == planted.expected, planted.slip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_right_is_accused(seed):
     for right in cases(seed):
