@@ -16,6 +16,7 @@ from tinydiff.cli import flags, info, main
 from tinydiff.cuda import compiling, driver, tensor
 from tinydiff.errors import InputError
 from tinydiff.evaluation import evaluate
+from tinydiff.precision import half, held
 from tinydiff.runs import arithmetic, config, replays, resuming
 from tinydiff.runs import trainer as training
 
@@ -61,11 +62,11 @@ def test_a_run_in_tf32_replays_and_resumes_with_its_own_bits(tmp_path, launched,
     assert config.load(tmp_path / "half/config.toml")["precision"] == "tf32"
     assert "3 saved of 3 planned, batches of 2, in tf32\n" in info.describe(tmp_path / "half")
     assert drawn == ["tf32"] * 3 and tensor.chosen() == "float32"
-    for precision, kernel in (("auto", ("tensor_product", "TF32")), ("float32", ("matrix_product", None))):
+    for precision, kernel in (("tf32", ("tensor_product", "TF32")), ("float32", ("matrix_product", None))):
         launched.clear()
         words = ["sample", str(tmp_path / "half"), "--n=1", "--steps=1", "--device=cuda", "--precision", precision]
         assert main(words) == 0
-        assert set(launched) == {kernel} and ("precision-tf32" in capsys.readouterr().out) == (precision == "auto")
+        assert set(launched) == {kernel} and ("precision-tf32" in capsys.readouterr().out) == (precision == "tf32")
 
 
 def test_a_run_in_float32_uses_no_tensor_cores(tmp_path, launched):
@@ -77,7 +78,10 @@ def test_a_run_in_float32_uses_no_tensor_cores(tmp_path, launched):
 
 def test_the_fastest_precision_is_recorded(tmp_path, monkeypatch, capsys):
     assert trainer(tmp_path / "new", precision="auto", steps=1).run() == 1
-    assert config.load(tmp_path / "new/config.toml")["precision"] == "tf32"
+    assert config.load(tmp_path / "new/config.toml")["precision"] == "bf16"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ml_dtypes", None)
+        assert arithmetic.best("cuda") == "tf32"
     monkeypatch.setattr(cupy_stand_in.streams.Device, "compute_capability", "75")
     one = trainer(tmp_path / "old", precision="auto", steps=1)
     one.check_start()
@@ -175,10 +179,14 @@ def test_training_compiles_ahead_what_its_precision_launches(tmp_path, monkeypat
 def test_an_evaluation_is_computed_in_its_precision(tmp_path, monkeypatch):
     unet = trainer(tmp_path).unet
     monkeypatch.setattr(evaluate, "load_subject", lambda *_: SimpleNamespace(unet=unet))
-    monkeypatch.setattr(evaluate._Evaluation, "run", lambda self: (self.settings.precision, tensor.chosen()))
-    for precision, used in (("auto", "tf32"), ("float32", "float32")):
+    monkeypatch.setattr(evaluate._Evaluation, "run", lambda self: (self.settings.precision, tensor.chosen(), held()))
+    for precision, used in (
+        ("tf32", ("tf32", "tf32", None)),
+        ("auto", ("bf16", "float32", half("bf16"))),
+        ("float32", ("float32", "float32", None)),
+    ):
         settings = evaluate.Settings(device="cuda", precision=precision, out=str(tmp_path / precision))
-        assert evaluate.evaluate(tmp_path, settings) == (used, used)
+        assert evaluate.evaluate(tmp_path, settings) == used
 
 
 def test_a_function_of_ones_own_has_a_graph_for_each_precision():

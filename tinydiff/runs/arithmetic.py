@@ -38,8 +38,9 @@ def lacking(device: str, precision: str = "tf32") -> str | None:
 
 
 def best(device: str) -> str:
-    """The precision that "auto" means on a resolved device: the fastest that changes no array."""
-    return "float32" if lacking(device) else "tf32"
+    """The precision that "auto" means on a resolved device: the fastest that it offers. Of those in 16 bits that is bf16, which
+    has the range of float32 and needs no loss scale."""
+    return next(precision for precision in ("bf16", "tf32", "float32") if lacking(device, precision) is None)
 
 
 def used(precision: str, device: str) -> str:

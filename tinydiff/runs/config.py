@@ -71,7 +71,7 @@ class TrainConfig:
     seed: of all random numbers, in 0..2^64-1.
     device: "auto", "cpu" or "cuda". threads: CPU threads; None: all that the process may use.
     precision: on a GPU from compute capability 8.0 on: "float32"; "tf32", products on tensor cores; "fp16" or "bf16", maps and
-        their gradients in 16 bits as well; or "auto", tf32 where the device offers it. Elsewhere float32 alone. A run records
+        their gradients in 16 bits as well; or "auto", bf16 where the device offers it. Elsewhere float32 alone. A run records
         which one it was; `tinydiff.precision` says what is held in which.
     save_every, preview_every: steps between checkpoints and between sheets of samples; preview_every=0: no sheets.
     holdout_every: steps between losses on the held-out images, if there are some; 0: none.
@@ -123,7 +123,7 @@ class TrainConfig:
         "float32",
         "training",
         "float32; on a GPU from compute capability 8.0 on also tf32, products on tensor cores, or fp16 and bf16, maps and their "
-        "gradients in 16 bits; auto: tf32 where the device offers it",
+        "gradients in 16 bits; auto: bf16 where the device offers it",
         _one_of("float32", "tf32", "fp16", "bf16", "auto"),
     )
     save_every: int = _setting(500, "training", "steps between checkpoints", _at_least(1))
