@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Protocol, TypeVar, cast
 
+import numpy as np
+
 from tinydiff.backend import DEVICES, HALVES, device_of, is_array, widened
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,9 +38,17 @@ class _Mode(threading.local):
 _mode = _Mode()
 
 
+_ndarray, _float32 = np.ndarray, np.dtype(np.float32)
+_WITHOUT_DTYPE = frozenset((type(None), bool, int, float, str))  # types of most arguments beside arrays
+
+
 def _have_half(args: tuple[Any, ...]) -> bool:
+    """Whether one of the arguments, or the first item of one, is an array of 16 bits; runs for every operation."""
     for arg in args:
-        first = arg[0] if type(arg) in (tuple, list) and arg else arg
+        kind = type(arg)
+        if kind in _WITHOUT_DTYPE or (kind is _ndarray and arg.dtype is _float32):
+            continue
+        first = arg[0] if kind in (tuple, list) and arg else arg
         if is_array(first) and first.dtype.char in HALVES:
             return True
     return False

@@ -67,9 +67,9 @@ class Optimizer:
         for i, p in enumerate(self.parameters):
             if p.grad is None or not p.requires_grad:
                 continue
-            if p.grad.shape != p.shape:
+            if p.grad.shape != p.data.shape:
                 raise ValueError(f"{name}: weight {i} has shape {p.shape}, its gradient {p.grad.shape}")
-            if len({device_of(a) for a in (p.data, p.grad, *self.state[i])}) > 1:
+            if len(set(map(device_of, (p.data, p.grad, *self.state[i])))) > 1:
                 raise ValueError(f"{name}: weight {i}, its gradient and its state are on different devices")
             found.setdefault(self.steps[i] + 1, []).append(i)
         return found
@@ -193,7 +193,7 @@ class Adam(Optimizer):
         at_once &= ema is None or type(ema).update is EMA.update
         averages = ema.averages_of(weights) if at_once and ema is not None else []
         arrays = [a for p in weights for a in (p.data, p.grad)] + [a for slots in self.state for a in slots] + averages
-        if not at_once or len({(a.dtype, device_of(a)) for a in arrays}) > 1:
+        if not at_once or len({a.dtype for a in arrays}) > 1 or len(set(map(device_of, arrays))) > 1:
             return self._take_each(ema, losses, max_norm, loss_scale)
         self._begin(range(len(weights)))
         pieces, parts = gathered([p.data for p in weights])

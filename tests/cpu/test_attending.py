@@ -35,9 +35,11 @@ def test_agrees_with_the_definition(shapes, size, rng):
 @pytest.mark.parametrize("needs", [tuple(bool(k >> i & 1) for i in range(3)) for k in range(8)], ids=str)
 @pytest.mark.parametrize("small", [True, False])
 def test_only_the_gradients_that_are_needed(needs, small, rng, monkeypatch):
-    """With panels of K and without, as it is by the library."""
-    monkeypatch.setattr(blas, "has_small_products", lambda: small)
+    """With panels of K and with K transposed by the library, as it is by the library."""
+    for place in (blas, module):
+        monkeypatch.setattr(place, "has_small_products", lambda: small)
     L_Y, Q, K, V = arguments((3,), 40, 96, 16, 24, 1, rng)
+    check(attend, Q, K, V, 0.3)
     Y, z = attend.definition(Q, K, V, 0.3)
     check(attend_backward, L_Y, Q, K, V, z, Y, 0.3, needs, single=1e-5)
 

@@ -145,7 +145,7 @@ class Function:
     @property
     def saved(self) -> tuple[Any, ...]:
         """What was saved. RuntimeError if an array among it was changed in place since forward."""
-        if any(version.count != count for version, count in self._watched):
+        if True in [version.count != count for version, count in self._watched]:
             raise RuntimeError(
                 f"an array that {type(self).__name__} saved for its backward pass was changed in place since then"
             )

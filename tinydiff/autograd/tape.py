@@ -162,14 +162,15 @@ class Node:
         for i, (edge, L_X) in enumerate(zip(self.parents, L_Xs, strict=True)):
             if edge is None or L_X is None:
                 continue
-            if not hasattr(L_X, "dtype") or not hasattr(L_X, "astype"):
+            array = is_array(L_X)
+            if not array and not (hasattr(L_X, "dtype") and hasattr(L_X, "astype")):
                 raise TypeError(f"{name}.backward returned {a_type(L_X)} as gradient of input {i}, not an array")
             if L_X.shape != edge.shape:
                 raise ValueError(
                     f"{name}.backward returned a gradient of shape {L_X.shape} for input {i} of shape {edge.shape}"
                 )
-            new = op.gives_new and is_array(L_X) and all(L_X is not L_Y for L_Y in L_Ys)
-            yield edge, L_X.astype(edge.dtype, copy=False), new
+            new = array and op.gives_new and True not in [L_X is L_Y for L_Y in L_Ys]
+            yield edge, L_X if L_X.dtype is edge.dtype else L_X.astype(edge.dtype, copy=False), new
 
     def _onto(self, L_Ys: list[Any], gradients: _Gradients | None) -> Any:
         """What `_placed` gives, where the gradient of the first input may include what waits there already."""
