@@ -5,6 +5,7 @@ import pytest
 
 import tinydiff as td
 from tests import cupy_stand_in
+from tests.cuda.conftest import HALVES, assert_rounded, in_16_bits
 from tinydiff import backend, ops
 from tinydiff.autograd import waiting
 from tinydiff.cuda import host
@@ -132,3 +133,16 @@ def test_group_norm_adds_what_is_on_offer(shape):
     assert offer.gradient is None
     truth = group_normalize_backward.definition(*known)[0].astype(float) + there
     np.testing.assert_allclose(L_X, truth, rtol=0, atol=2e-6 * np.abs(truth).max())
+
+
+@pytest.mark.skipif(host.missing() is not None, reason=str(host.missing()))
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("C", [8, 6], ids=["eights", "one by one"])
+def test_group_norm_rounds_the_sum_once(C, precision):
+    arrays, (X, L_Y, there) = in_16_bits(precision, *(Generator(number).normal((2, 5, 7, C)) for number in range(3)))
+    _, mean, scale = group_normalize.definition(X, None, None, 2, 1e-5)
+    known = mean.astype(np.float32), scale.astype(np.float32), None, None, 2, False, (True, False, False)
+    with on_host(), waiting.offered(arrays[2]) as offer:
+        L_X, _, _ = group_normalize_backward(arrays[1], arrays[0], *known)
+    assert offer.gradient is None
+    assert_rounded(L_X, group_normalize_backward.definition(L_Y, X, *known)[0] + there)
