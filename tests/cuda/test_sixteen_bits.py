@@ -131,4 +131,6 @@ def test_a_network_runs_its_inner_products_on_tensor_cores_and_agrees_with_the_c
     convolutions = sum(w.ndim == 4 for w in unet.parameters())
     assert sum(kernel == "tensor_weight_gradient" for kernel, _ in inner) == convolutions - 2
     assert sum(kernel == "conv_weight_gradient" for kernel, _ in products) == 2
+    attention = {(f"attention_{name}", precision.upper()) for name in ("forward", "queries_gradient", "keys_gradient")}
+    assert attention <= set(launched)
     assert np.linalg.norm(on_gpu - on_cpu) < 4 * UNIT[precision] * np.linalg.norm(on_cpu)

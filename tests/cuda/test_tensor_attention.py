@@ -157,8 +157,8 @@ def test_views_of_one_array_are_read_where_they_are(device, monkeypatch):
     np.testing.assert_array_equal(Y, same)
 
 
-VIEWS = {  # of an array (1, 70, 16): two tiles of rows, and several slices of keys
-    "some columns": lambda x: x[..., 4:12],
+VIEWS = {  # of an array (1, 70, 16), and in 16 bits (1, 40, 16): two tiles of rows, or one, and several slices of keys
+    "some columns": lambda x: x[..., 8:],
     "two heads side by side": lambda x: x.reshape(1, 70, 2, 8).swapaxes(1, 2),
     "rows from last to first": lambda x: x[:, ::-1, :8],
     "columns off 16 bytes": lambda x: x[..., 1:9],
@@ -166,17 +166,18 @@ VIEWS = {  # of an array (1, 70, 16): two tiles of rows, and several slices of k
 }
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_views_have_the_results_of_their_copies(device, name):
+@pytest.mark.parametrize("name, precision", [*((name, "tf32") for name in VIEWS), ("some columns", "fp16")])
+def test_views_have_the_results_of_their_copies(device, name, precision):
     """For all four inputs alike, whether they are read where they are or copied."""
 
     def run(arrays, copied):
         arrays = [VIEWS[name](X) for X in arrays]
         Q, K, V, L_Y = [X.copy() for X in arrays] if copied else arrays
-        Y, z = tensor_attention.attend(Q, K, V, 0.4, "tf32")
-        return Y, z, *tensor_attention.attend_backward(L_Y, Q, K, V, z, 0.4, (True,) * 3, "tf32")
+        Y, z = tensor_attention.attend(Q, K, V, 0.4, precision)
+        return Y, z, *tensor_attention.attend_backward(L_Y, Q, K, V, z, 0.4, (True,) * 3, precision)
 
-    whole = [X[None] for X in np.random.default_rng(1).standard_normal((4, 70, 16)).astype(np.float32)]
+    shape = 4, 1, 70 if precision == "tf32" else 40, 16
+    whole = list(in_memory(np.random.default_rng(1).standard_normal(shape).astype(np.float32), precision))
     for a, e in zip(device.run(run, whole, False), device.run(run, whole, True), strict=True):
         np.testing.assert_array_equal(a, e)
 

@@ -88,6 +88,16 @@ def test_an_overflow_skips_a_step_and_a_run_goes_on_with_its_own_bits(tmp_path, 
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid):RuntimeWarning")
+def test_a_replayed_step_that_overflows_is_no_failure(tmp_path, monkeypatch, first_scale):
+    monkeypatch.setattr(replays, "EAGER", 1)
+    first_scale(2.0**30)
+    one = sensitive(tmp_path, steps=4)
+    assert one.run() == 4 and one._replays.replaying
+    assert [row["grad_norm"] for row in rows(one)] == [""] * 4
+    assert column(one) == [str(2 ** (30 - i)) for i in range(4)]
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid):RuntimeWarning")
 def test_a_nan_that_stays_with_the_least_scale_is_a_failure(tmp_path, monkeypatch, first_scale):
     first_scale(4)
     one = trainer(tmp_path, precision="fp16", steps=9, save_every=2)
@@ -109,6 +119,7 @@ def test_a_nan_that_stays_with_the_least_scale_is_a_failure(tmp_path, monkeypatc
     for a, b in zip(state(one)[0][:weights:2], states["before"][0][:weights:2], strict=True):
         np.testing.assert_array_equal(a, b)
     assert column(one) == ["4", "4", "4", "2"]
+    assert one.ema.updates == 4 and set(one.optimizer.steps) == {4}  # the failure does not count
     assert checkpoint.load_training_state(tmp_path / "checkpoint", arrays=False)[1]["step"] in ("2", "4")
 
 
