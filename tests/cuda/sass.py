@@ -234,8 +234,8 @@ def in_flight(instructions: Iterable[Instruction]) -> int:
 
 def fenced(instructions: Iterable[Instruction]) -> bool:
     """Whether a fence for the whole GPU stands between each atomic addition and the stores before it, and between it and the
-    loads of what other blocks have stored: those past the first-level cache, and any of 16 bytes."""
-    stored = counted = False
+    loads of what other blocks have stored: those past the first-level cache, of which there must be one, and any of 16 bytes."""
+    stored = counted = passed = False
     for i in instructions:
         if i.kind == "MEMBAR" and "GPU" in i.name:
             stored = counted = False
@@ -244,10 +244,12 @@ def fenced(instructions: Iterable[Instruction]) -> bool:
         elif i.kind == "ATOMG" and stored:
             return False
         elif i.kind == "ATOMG":
-            counted = True
+            counted, passed = True, False
         elif i.kind == "LDG" and counted and ("STRONG" in i.name or i.wide):
             return False
-    return True
+        elif i.kind == "LDG":
+            passed |= "STRONG" in i.name
+    return passed
 
 
 def last_alone(instructions: Iterable[Instruction]) -> bool:

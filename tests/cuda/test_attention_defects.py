@@ -120,6 +120,14 @@ DEFECTS = {
     ),
     "P and L_S exchanged": (FEW, "product_of(P, shared, l_y", "product_of(L_S, shared, l_y"),
     "not rounded": (MANY, "r[j] = to_tf32(__uint_as_float(r[j]))", "r[j] = r[j]"),
+    # Q, K and V are parts of larger arrays
+    "rows of a view": (MANY, "down = S::DOWN * apart, onward = TILE_K;", "down = S::DOWN * length, onward = TILE_K;"),
+    "slices of a view": (MANY, "onward = TILE_K * apart;", "onward = TILE_K * extent;"),
+    "second tile of a view": (
+        MANY,
+        "matrix + (first + row) * apart + k;",
+        "matrix + first * length + row * apart + k;",
+    ),
     "stage waited for too late": (MANY, "cp_wait<DEPTH - 2>()", "cp_wait<DEPTH - 1>()"),
     "stage of another slice": (MANY, "next = DEPTH - 1;", "next = DEPTH - 2;"),
 }

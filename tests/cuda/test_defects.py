@@ -90,6 +90,15 @@ DEFECTS = {
         "term of the variance": (" - z[i] * B[i])", ")"),
         "images counted twice": ("n < N; n += 8", "n < N; n += 7"),
     },
+    ("normalization", "onto another"): {
+        "what waits at the first of two pixels": ("load(l, there + at);", "load(l, there + at - j * apart);"),
+    },
+    ("normalization", "bf16 onto another"): {
+        "rounded before the sum": (
+            "load(l, there + at);",
+            "{ Piece q; narrow(q, z); widen(z, q); } load(l, there + at);",
+        ),
+    },
     ("normalization", "bf16 group_normalize"): {
         "entries exchanged": ("rounded<PRECISION>(v[6], v[7])", "rounded<PRECISION>(v[7], v[6])"),
         "sums in an odd tile": ("(entries + WHOLE - 1) / WHOLE * WHOLE", "entries / WHOLE * WHOLE"),
@@ -142,6 +151,7 @@ DEFECTS = {
             "if (half) store_up_to(half, i, n, weight)",
             "if (half) store_up_to(half, i, n, first)",
         ),
+        "their average": ("store_up_to(half, i, n, weight)", "store_up_to(half, i, n, average)"),
     },
     ("resampling", "repeat_pixels, sum_pixel_blocks, join, cut"): {
         "width not doubled": ("put<VECTOR>(Y + (at + k / 2 * (2 * width)", "put<VECTOR>(Y + (at + k / 2 * width"),

@@ -1,10 +1,11 @@
-"""Sums over rows and over pixels against float64."""
+"""Sums over rows and over pixels, and of products, against float64."""
 
 import numpy as np
 import pytest
 
 from tinydiff.cuda import convolution, fully_connected
 from tinydiff.cuda.products import Cost
+from tinydiff.ops.fully_connected import linears_input_gradient
 
 
 def normal(*shape, seed=0):
@@ -52,3 +53,11 @@ def test_sum_rows_leaves_others_alone(device):
 def test_costs():
     assert fully_connected.sum_rows_cost(normal(6, 7)) == Cost(42, 4 * 49)
     assert convolution.sum_pixels_cost(normal(2, 3, 4, 5)) == Cost(120, 4 * (120 + 10))
+
+
+def test_products_of_16_bits_are_added_in_float32(device):
+    """2^11 + 1 is no number of fp16, 2^11 + 2 is one."""
+    L_Ys = [np.full((1, 8), x, np.float16) for x in (2**11, 1, 1)]
+    L_X = device.run(fully_connected.linears_input_gradient, L_Ys, [np.eye(8, dtype=np.float16)] * 3)
+    np.testing.assert_array_equal(L_X, np.full((1, 8), 2**11 + 2))
+    np.testing.assert_array_equal(linears_input_gradient(L_Ys, [np.eye(8, dtype=np.float16)] * 3), L_X)

@@ -1,14 +1,16 @@
 """Replays of a CUDA graph give the bits of eager steps, on the stand-in for CuPy and, with `-m gpu`, on a GPU."""
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 import tinydiff as td
 from tests import cupy_stand_in
-from tinydiff import backend, ops, optim
-from tinydiff.cuda import host
+from tinydiff import backend, ops, optim, precision
+from tinydiff.cuda import host, tensor
+from tinydiff.precision import mixed
 from tinydiff.random import Generator
 from tinydiff.replay import NotRepeatable
 
@@ -194,6 +196,22 @@ def test_other_shapes_and_values_make_other_graphs():
     for _ in range(6):
         for n, factor in ((4, 2.0), (5, 2.0), (4, 3.0)):
             np.testing.assert_array_equal(graphed(on_gpu(n, 2), factor).numpy(), np.full((n, 3), 2 * factor))
+    assert len(passes) == 3 * 4
+
+
+def test_every_precision_of_maps_and_of_products_has_a_graph_of_its_own():
+    w, passes = weights(), []
+
+    def step(x):
+        passes.append(x)
+        return ops.linear(x, w)
+
+    graphed = td.cuda.graph(step)
+    x = backend.to_device(np.ones((4, 2), np.float16), "cuda")
+    for block in (nullcontext, lambda: mixed("fp16"), lambda: tensor.precision("tf32"), nullcontext):
+        with block():
+            for _ in range(5):
+                assert graphed(x).dtype == (precision.held() or np.float32)
     assert len(passes) == 3 * 4
 
 

@@ -54,6 +54,18 @@ def test_empty_arrays(path):
     launch(path, "scale", (1, 1, 1), (64, 1, 1), arguments(X=empty, Y=empty.copy(), n=np.int32(0)))
 
 
+def test_bits_of_bf16_are_not_those_of_fp16(tmp_path, monkeypatch):
+    path, ran = tmp_path / "halves.cu", []
+    path.write_text('#include "tinydiff.cuh"\n#include "precision.cuh"\nKERNEL(copy, 1)(const Element* X) {}\n')
+    monkeypatch.setattr(host, "run", lambda *args: ran.append(args))
+    x, run = np.ones(3, np.float16), (str(path), "copy", (1, 1, 1), (1, 1, 1))
+    launch(*run, (x.view(np.uint16),), defines={"PRECISION": "BF16"})
+    assert ran
+    for other in (x, x.view(np.int16), x.astype(np.float32)):
+        with pytest.raises(TypeError, match="uint16"):
+            launch(*run, (other,), defines={"PRECISION": "BF16"})
+
+
 def test_an_empty_grid_runs_nothing_but_checks(path, monkeypatch):
     monkeypatch.setattr(host, "run", None)
     for grid in ((0, 1, 1), (1, 0, 1), (5, 1, 0)):

@@ -36,6 +36,17 @@ SHAPES = [
 ]
 
 
+def shifted(a):
+    """Not from a multiple of 16 bytes on."""
+    other = np.zeros(a.size + 1, a.dtype)[1:].reshape(a.shape)
+    other[...] = a
+    return other
+
+
+def strided(a):
+    return np.repeat(a, 2, axis=-1)[..., ::2]
+
+
 def arrays(rng, N, size, C):
     X, L_Y = (rng.normal(size=(N, *size, C)).astype(np.float32) for _ in range(2))
     return X + 1, L_Y, *(rng.normal(size=C).astype(np.float32) for _ in range(2))
@@ -87,6 +98,7 @@ HALF_SHAPES = [
     (2, (4, 4), 8, 8),
     (2, (3, 5), 24, 8),
     (1, (20, 15), 24, 2),
+    (1, (16, 9), 40, 5),
     (1, (20, 6), 144, 3),
     (1, (3,), 1040, 2),
     (1, (50, 50), 16, 2),
@@ -116,11 +128,9 @@ def test_16_bits_that_lie_in_memory_in_other_ways(precision, device, rng):
     X, L_Y, w, b = arrays(rng, 2, (3, 4), 8)
     (X, L_Y), _ = in_16_bits(precision, X, L_Y)
     expected = both(device, X, L_Y, w, b, 2, silu=True, dropout=DROPOUT)
-    shifted = np.zeros(X.size + 1, X.dtype)[1:].reshape(X.shape)  # not from a multiple of 16 bytes on
-    shifted[...] = X
-    strided = np.repeat(L_Y, 2, axis=-1)[..., ::2]
-    for a, e in zip(both(device, shifted, strided, w, b, 2, silu=True, dropout=DROPOUT, seed=3), expected, strict=True):
-        np.testing.assert_array_equal(a, e)
+    for x, l_y in ((shifted(X), strided(L_Y)), (strided(X), shifted(L_Y))):
+        for a, e in zip(both(device, x, l_y, w, b, 2, silu=True, dropout=DROPOUT, seed=3), expected, strict=True):
+            np.testing.assert_array_equal(a, e)
 
 
 @pytest.mark.parametrize("precision", HALVES)
@@ -297,11 +307,9 @@ def test_the_clock_is_added_to_step_and_offset(device, rng):
 def test_arrays_that_lie_in_memory_in_other_ways(device, rng):
     X, L_Y, w, b = arrays(rng, 2, (3, 4), 8)
     expected = both(device, X, L_Y, w, b, 2, silu=True)
-    shifted = np.zeros(X.size + 1, np.float32)[1:].reshape(X.shape)  # not from a multiple of 16 bytes on
-    shifted[...] = X
-    strided = np.repeat(L_Y, 2, axis=-1)[..., ::2]
-    for a, e in zip(both(device, shifted, strided, np.repeat(w, 2)[::2], b, 2, silu=True), expected, strict=True):
-        np.testing.assert_array_equal(a, e)
+    for x, l_y in ((shifted(X), strided(L_Y)), (strided(X), shifted(L_Y))):
+        for a, e in zip(both(device, x, l_y, strided(w), b, 2, silu=True), expected, strict=True):
+            np.testing.assert_array_equal(a, e)
 
 
 def test_what_the_kernels_leave_to_others(device):

@@ -65,10 +65,10 @@ def test_16_bits(precision, shape, device):
 
 @pytest.mark.parametrize("A, B", [(8, 16), (8, 4), (12, 8), (3, 8)])
 def test_join_and_cut_in_16_bits(device, A, B):
-    memory = normal(1 + 2 * 5 * A).astype(np.float16)
-    first, second = memory[1:].reshape(2, 5, A), normal(2, 5, B).astype(np.float16)  # the first lies off 16 bytes
-    for a in (first, first.copy()):
-        Y = device.run(join, [a, second], -1)
+    memory = [normal(1 + 2 * 5 * n, seed=n).astype(np.float16) for n in (A, B)]
+    first, second = off = [x[1:].reshape(2, 5, -1) for x in memory]  # these lie off 16 bytes
+    for a, b in (off, (first.copy(), second), (first, second.copy()), (first.copy(), second.copy())):
+        Y = device.run(join, [a, b], -1)
         np.testing.assert_array_equal(Y, np.concatenate([first, second], -1))
         for part, truth in zip(device.run(cut, Y, [A], -1), (first, second), strict=True):
             np.testing.assert_array_equal(part, truth)

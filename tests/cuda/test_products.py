@@ -94,6 +94,16 @@ def test_a_stack_in_parts_onto_another(device, forced, N):
     assert error(device.run(products.matmul, A, B, scale=0.5, R=R), 0.5 * A.astype(float) @ B + R) < 1e-6
 
 
+def test_in_16_bits_all_is_added_before_the_sum_is_rounded(device):
+    """Rows that tensor cores do not take, with a bias and another array."""
+    A, B, R, bias = (normal(*s).astype(np.float16) for s in ((5, 7), (7, 6), (5, 6), (6,)))
+    bias = bias.astype(np.float32)
+    Y = device.run(products.matmul, A, B, bias=bias, scale=0.5, R=R)
+    assert Y.dtype == np.float16
+    truth = 0.5 * A.astype(float) @ B.astype(float) + bias + R
+    np.testing.assert_allclose(Y, truth, rtol=2.0**-11, atol=2.0**-20)
+
+
 def test_parts_give_the_same_bits_whoever_is_last(device, forced):
     """In one group of parts; in three, of which the last has two; in nine, which make two groups of groups."""
     for parts in (3, 18, 66):

@@ -67,7 +67,8 @@ def test_what_does_not_hold_is_named(monkeypatch):
         ("STG.E MEMBAR.SC.CTA ATOMG.E.ADD", False),  # a fence for the block alone
         ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD LDG.E.STRONG.GPU", False),
         ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD LDG.E.128", False),
-        ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD LDG.E.CONSTANT", True),
+        ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD LDG.E.CONSTANT MEMBAR.SC.GPU LDG.E.STRONG.GPU", True),
+        ("STG.E MEMBAR.SC.GPU ATOMG.E.ADD MEMBAR.SC.GPU LDG.E", False),  # may come from the first-level cache
     ],
 )
 def test_fences_around_what_blocks_hand_on(names, holds):

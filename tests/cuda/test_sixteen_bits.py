@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
+from tests.cuda.conftest import assert_rounded
 from tinydiff.cuda import host, tensor
 from tinydiff.dispatch import on_host
 from tinydiff.ops.convolution import conv2d_add, upsample_conv2d
@@ -72,6 +73,8 @@ def test_products_of_16_bits_run_on_tensor_cores_and_round_once(name, precision,
     for i, (a, b) in enumerate(zip(ours, truth, strict=True)):
         rounding = 1e-5 if a.dtype == np.float32 else (2 if name in ("doubled", "linears") else 1) * UNIT[precision]
         rounding = 4 * UNIT[precision] if name == "doubled" and i < 2 else rounding  # whose filters are sums
+        if rounding == UNIT[precision]:
+            assert_rounded(a.view(np.uint16) if precision == "bf16" else a, b, 1e-5)
         a, b = a.astype(np.float64), b.astype(np.float64)
         assert np.abs(a - b).max() <= (rounding + 1e-5) * np.abs(b).max(), i
 
@@ -83,7 +86,9 @@ def test_what_tensor_cores_do_not_take_is_computed_in_float32_and_rounded(name, 
     arrays = [rng.normal(size=size).astype(np.float16).astype(np.float32) for size in sizes]
     with mixed("fp16"), on_host():
         ours = run(function, arrays, np.float16, np.float16)
-    assert launched and not [kernel for kernel, _ in launched if "tensor" in kernel]
+    kernels = {kernel for kernel, _ in launched}
+    assert ("matrix_product" if name.startswith("linear") else "conv_forward") in kernels
+    assert not [kernel for kernel in kernels if "tensor" in kernel]
     with td.by_definition():
         truth = run(function, arrays, np.float64, np.float16)
     for a, b in zip(ours, truth, strict=True):
@@ -128,4 +133,6 @@ def test_a_network_runs_its_inner_products_on_tensor_cores_and_agrees_with_the_c
     convolutions = sum(w.ndim == 4 for w in unet.parameters())
     assert sum(kernel == "tensor_weight_gradient" for kernel, _ in inner) == convolutions - 2
     assert sum(kernel == "conv_weight_gradient" for kernel, _ in products) == 2
+    attention = {(f"attention_{name}", precision.upper()) for name in ("forward", "queries_gradient", "keys_gradient")}
+    assert attention <= set(launched)
     assert np.linalg.norm(on_gpu - on_cpu) < 4 * UNIT[precision] * np.linalg.norm(on_cpu)

@@ -157,6 +157,31 @@ def test_views_of_one_array_are_read_where_they_are(device, monkeypatch):
     np.testing.assert_array_equal(Y, same)
 
 
+VIEWS = {  # of an array (1, 70, 16), and in 16 bits (1, 40, 16): two tiles of rows, or one, and several slices of keys
+    "some columns": lambda x: x[..., 8:],
+    "two heads side by side": lambda x: x.reshape(1, 70, 2, 8).swapaxes(1, 2),
+    "rows from last to first": lambda x: x[:, ::-1, :8],
+    "columns off 16 bytes": lambda x: x[..., 1:9],
+    "all of it off 16 bytes": lambda x: x.ravel()[1 : 1 + 70 * 8].reshape(1, 70, 8),
+}
+
+
+@pytest.mark.parametrize("name, precision", [*((name, "tf32") for name in VIEWS), ("some columns", "fp16")])
+def test_views_have_the_results_of_their_copies(device, name, precision):
+    """For all four inputs alike, whether they are read where they are or copied."""
+
+    def run(arrays, copied):
+        arrays = [VIEWS[name](X) for X in arrays]
+        Q, K, V, L_Y = [X.copy() for X in arrays] if copied else arrays
+        Y, z = tensor_attention.attend(Q, K, V, 0.4, precision)
+        return Y, z, *tensor_attention.attend_backward(L_Y, Q, K, V, z, 0.4, (True,) * 3, precision)
+
+    shape = 4, 1, 70 if precision == "tf32" else 40, 16
+    whole = list(in_memory(np.random.default_rng(1).standard_normal(shape).astype(np.float32), precision))
+    for a, e in zip(device.run(run, whole, False), device.run(run, whole, True), strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
 def test_what_is_left_to_others():
     def taken(leading=(), L=4, M=4, D=8, E=8, precision="tf32", as_if=None):
         arrays_ = [in_memory(X, precision) for X in arrays(leading, L, M, D, E)[:3]]
@@ -168,6 +193,9 @@ def test_what_is_left_to_others():
     assert not taken(as_if="bf16") and not taken(precision="fp16", as_if="tf32")
     Q, K, V, _ = arrays((2,), 4, 4, 8, 8)
     assert not tensor_attention.takes(Q, K[:1], V[:1], "tf32", 4)
+    Q, K, V, L_Y = (in_memory(X, "fp16") for X in arrays((), 4, 4, 8, 8))
+    rest = Q, K, V, np.zeros((4, 1), np.float32), 0.4, (True,) * 3, "fp16"
+    assert tensor_attention.attend_backward(L_Y.astype(np.float32), *rest) is None
 
 
 def test_a_block_of_tf32_reaches_attention(device, monkeypatch):

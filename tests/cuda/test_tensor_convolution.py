@@ -252,6 +252,19 @@ def test_doubled_pixels(device, launched, image, C, K, left):
         assert (launched[0] == (ON_TENSOR_CORES[name], "TF32")) == (name not in left)
 
 
+def test_doubled_pixels_in_parts(device, forced):
+    forced(Plan(64, 64, 10))
+    rng = np.random.default_rng(1)
+    X, W = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((1, 2, 3, 64), (3, 3, 64, 16)))
+
+    def run(X, W):
+        with tensor.precision("tf32"):
+            return convolution.upsample_convolve(X, W, None)
+
+    truth = definition.upsample_convolve.definition(X.astype(float), W.astype(float), None)
+    np.testing.assert_array_equal(device.run(run, X, W), truth)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("tile", tensor.TILES, ids=lambda tile: f"{tile[0]}x{tile[1]}")

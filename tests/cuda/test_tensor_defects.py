@@ -46,6 +46,11 @@ DEFECTS = {
     "counters of all tiles in one place": ("tf32", 3, "arrived += tile * counters;", ""),
 }  # fmt: skip
 
+# of products in tiles of which a thread has 128 sums, in ten parts: what is planted and what replaces it
+OF_LARGE_TILES = {
+    "the first 64 sums alone": ("for (int first = 0; first < FLOATS;", "for (int first = 0; first < AT_ONCE;"),
+    "the first 64 sums again": ("for (int j = first; j < first + AT_ONCE; j++)", "for (int j = 0; j < AT_ONCE; j++)"),
+}
 
 # of convolutions: which source and check, in how many parts, what is planted and what replaces it
 FORWARD = "tensor_convolution", "tf32"
@@ -141,6 +146,11 @@ OF_CONVOLUTIONS = {
         "A::place(A::row(), A::chunk())",
         "A::place(A::row() % 4, A::chunk()) + A::row() / 4 * 4 * A::ROW",
     ),
+    "rounded before the residual is added": (
+        "tensor_convolution", "bf16", 1,
+        "if (residual) each_pair(n0, N, [&](int j, int n) {",
+        "if (residual) each_pair(n0, N, [&](int j, int n) { alignas(4) Result z[2]; store_pair(z, y[j]); y[j] = load_pair(z);",
+    ),
     "groups' sums where parts still lie": ("tensor_weight_gradient", "tf32", 10, "(index) * apart * SLOT", "(index) * SLOT"),
 }  # fmt: skip
 
@@ -150,12 +160,17 @@ def test_defects_of_products_are_caught(what, monkeypatch):
     is_caught(monkeypatch, "tensor_product", *DEFECTS[what])
 
 
+@pytest.mark.parametrize("what", OF_LARGE_TILES)
+def test_defects_of_large_tiles_are_caught(what, monkeypatch):
+    is_caught(monkeypatch, "tensor_product", "tf32", 10, *OF_LARGE_TILES[what], tile=(128, 128))
+
+
 @pytest.mark.parametrize("what", OF_CONVOLUTIONS)
 def test_defects_of_convolutions_are_caught(what, monkeypatch):
     is_caught(monkeypatch, *OF_CONVOLUTIONS[what])
 
 
-def is_caught(monkeypatch, family, check, parts, text, replacement):
+def is_caught(monkeypatch, family, check, parts, text, replacement, tile=(64, 64)):
     load = source.load
 
     def planted(name, host=False):
@@ -168,7 +183,7 @@ def is_caught(monkeypatch, family, check, parts, text, replacement):
     monkeypatch.setattr(source, "load", planted)
     monkeypatch.setattr(host, "FLAGS", ("-O0", *(flag for flag in host.FLAGS if flag != "-O2")))
     monkeypatch.setattr(split_k, "_counters", {})
-    monkeypatch.setattr(tensor, "plan", lambda *sizes: Plan(64, 64, parts))
+    monkeypatch.setattr(tensor, "plan", lambda *sizes: Plan(*tile, parts))
     monkeypatch.setattr(np, "empty", nan_filled)
     outcome = backends.run_check(backends.BY_SOURCE[family][check])
     counted = any(counters.any() for counters in split_k._counters.values())

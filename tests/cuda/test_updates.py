@@ -63,17 +63,19 @@ def test_adam_rounds_like_the_arrays_of_numpy(device, rng):
 
 @pytest.mark.parametrize("precision", HALVES)
 def test_adam_writes_the_weights_in_16_bits_as_well(precision, device, rng):
-    for n, first in ((1, 0), (1027, 0), (41, 1)):  # from 1 on off 16 bytes
-        p, g, m, v = rng.uniform(size=(4, n)).astype(np.float32)
+    for n, first, averaged in ((1, 0, False), (1027, 0, True), (41, 1, True)):  # from 1 on off 16 bytes
+        p, g, m, v, average = rng.uniform(size=(5, n)).astype(np.float32)
         half = in_memory(rng.normal(size=n + first).astype(np.float32), precision)
+        average = average if averaged else None
 
-        def both(p, g, m, v, half, scalars, first=first):
+        def both(p, g, m, v, average, half, scalars, first=first):
             alone = p.copy()
             updates.launch_adam(alone, g, m.copy(), v.copy(), None, scalars)
-            updates.launch_adam(p, g, m, v, None, scalars, half=half[first:])
+            updates.launch_adam(p, g, m, v, average, scalars, half=half[first:])
             return alone, p, half
 
-        alone, p, after = device.run(both, p, g, m, v, half.copy(), updates.adam_scalars(1, 0.1))
+        scalars = updates.adam_scalars(1, 0.1, average_decay=0.5)
+        alone, p, after = device.run(both, p, g, m, v, average, half.copy(), scalars)
         np.testing.assert_array_equal(p, alone)
         np.testing.assert_array_equal(after[first:], in_memory(p, precision))
         np.testing.assert_array_equal(after[:first], half[:first])

@@ -88,6 +88,16 @@ def test_an_overflow_skips_a_step_and_a_run_goes_on_with_its_own_bits(tmp_path, 
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid):RuntimeWarning")
+def test_a_replayed_step_that_overflows_is_no_failure(tmp_path, monkeypatch, first_scale):
+    monkeypatch.setattr(replays, "EAGER", 1)
+    first_scale(2.0**30)
+    one = sensitive(tmp_path, steps=4)
+    assert one.run() == 4 and one._replays.replaying
+    assert [row["grad_norm"] for row in rows(one)] == [""] * 4
+    assert column(one) == [str(2 ** (30 - i)) for i in range(4)]
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid):RuntimeWarning")
 def test_a_nan_that_stays_with_the_least_scale_is_a_failure(tmp_path, monkeypatch, first_scale):
     first_scale(4)
     one = trainer(tmp_path, precision="fp16", steps=9, save_every=2)
@@ -109,6 +119,7 @@ def test_a_nan_that_stays_with_the_least_scale_is_a_failure(tmp_path, monkeypatc
     for a, b in zip(state(one)[0][:weights:2], states["before"][0][:weights:2], strict=True):
         np.testing.assert_array_equal(a, b)
     assert column(one) == ["4", "4", "4", "2"]
+    assert one.ema.updates == 4 and set(one.optimizer.steps) == {4}  # the failure does not count
     assert checkpoint.load_training_state(tmp_path / "checkpoint", arrays=False)[1]["step"] in ("2", "4")
 
 
@@ -140,6 +151,35 @@ def test_other_precisions_have_no_scale(tmp_path):
     one.run()
     assert "loss_scale" not in rows(one)[0]
     assert loss_scale.NAME not in checkpoint.load_training_state(tmp_path / "checkpoint", arrays=False)[1]
+
+
+def test_what_was_saved_takes_the_place_of_what_is_there():
+    one = LossScale("cpu", lambda: "fp16")
+    for pair in ([8, 3], [4, 1]):
+        one.state[...] = pair
+        saved = one.metadata()
+    assert saved == {loss_scale.NAME: "4.0 1.0"}
+    one.state[...] = 2, 0
+    one.restore(saved)
+    assert one.state.tolist() == [4, 1]
+    one.restore({})
+    assert one.state.tolist() == [loss_scale.FIRST_SCALE, 0]
+
+
+def test_the_loss_of_every_part_is_multiplied_by_the_present_scale(tmp_path):
+    one, found = trainer(tmp_path, precision="fp16", steps=1, classes=None, accumulate=2), []
+    for S in (1, 2**10):
+        one.loss_scale.state[:1] = S
+        one.gradients(1)
+        found.append(np.concatenate([p.grad.get().ravel() for p in one.parameters]) / S)
+    assert np.linalg.norm(found[1] - found[0]) < 0.05 * np.linalg.norm(found[0])
+
+
+def test_scales_of_old_steps_are_forgotten(monkeypatch):
+    monkeypatch.setattr(loss_scale, "_REMEMBERED", 2)
+    one = LossScale("cpu", lambda: "fp16")
+    assert [one.taken(step, [0.5, 8.0]) for step in (1, 2, 3)] == [[0.5]] * 3
+    assert [one.used(step) for step in (1, 2, 3)] == [None, 8, 8] and one.skipped(3) and not one.skipped(1)
 
 
 @pytest.mark.parametrize("text", ["", "1", "0.5 3", "nan 1", "2 -1", "a b", "inf 0"])

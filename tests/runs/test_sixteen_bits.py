@@ -55,9 +55,12 @@ def test_an_update_rounds_all_weights_in_one_pass(tmp_path, monkeypatch):
     original = halves.of
     one = trainer(tmp_path, precision="fp16", steps=2, classes=None)
     one.run(graph=False)
+    rounded = [w for w in one.parameters if w._half is not None]
+    assert rounded and all((w._half.array.get() == w.data.get().astype(np.float16)).all() for w in rounded)
 
     def of(x, dtype):
-        found.append(getattr(x, "_half", None) is not None and x._half.count == x._version.count)
+        half = getattr(x, "_half", None)
+        found.append(half is not None and half.count == x._version.count and half.data is x.data)
         return original(x, dtype)
 
     monkeypatch.setattr(halves, "of", of)

@@ -109,6 +109,11 @@ def test_a_weight_is_rounded_again_when_it_has_changed_and_only_then():
         np.testing.assert_array_equal(array, w.data.astype(np.float16))
     assert unet.conv_in.weight._half is unet.time_embedding.linear_1.weight._half is None
     assert step(unet)[0].dtype == np.float32
+    td.optim.Adam(unet.parameters(), 0.01).step()  # all weights at once
+    with mixed("fp16"):
+        step(unet)
+    assert w._half.array is array
+    np.testing.assert_array_equal(array, w.data.astype(np.float16))
 
 
 def test_averages_in_the_place_of_weights_are_rounded_for_themselves():
@@ -146,5 +151,6 @@ def test_outside_of_a_block_types_are_numpys():
         assert td.ops.conv2d(x, w, b).dtype == np.float16
         assert td.ops.conv2d(td.Tensor(x.data.astype(np.float32)), w, b).dtype == np.float32
         assert (x * np.float32([3])).dtype == np.float16
+        assert (td.Tensor(np.float32([3])) * x).dtype == np.float32
         assert Linear.apply(x, [[1.0]] * 8, None).dtype == np.float16
     assert half("float32") is half("tf32") is None

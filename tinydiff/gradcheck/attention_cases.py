@@ -1,4 +1,4 @@
-"""Attention on tensor cores against float64 on rounded operands, P and L_S being operands too."""
+"""Attention on tensor cores against float64 on rounded operands, P and L_S being operands too. Q, K and V are views."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ MANY = (((2,), 65, 196, 40, 16, 0),)
 def _attention(rng: np.random.Generator, run: Run, precision: str, sizes: Any) -> Pairs:
     for (Q, K, V, L_Y), scale in _arrays(rng, sizes):
         expected = truths(Q, K, V, L_Y, scale, precision)
-        Q, K, V, L_Y = (in_memory(X, precision) for X in (Q, K, V, L_Y))
+        Q, K, V = (_beside_others(in_memory(X, precision)) for X in (Q, K, V))
+        L_Y = in_memory(L_Y, precision)
         Y, z = run(tensor_attention.attend, Q, K, V, scale, precision)
         gradients = run(tensor_attention.attend_backward, L_Y, Q, K, V, z, scale, (True,) * 3, precision)
         for truth, ours in zip(expected.values(), (z, Y, *gradients), strict=True):
@@ -86,6 +87,14 @@ def _arrays(rng: np.random.Generator, sizes: Any) -> Iterator[tuple[Any, float]]
         if added:
             Q[..., 0], K[..., 0] = 8, np.round(added / 8 / scale)
         yield (Q, K, V, L_Y), scale
+
+
+def _beside_others(X: Any) -> Any:
+    """X as the first columns of a larger array, as q, k and v may lie side by side. The others are NaN."""
+    whole = np.zeros((*X.shape[:-1], X.shape[-1] + 16 // X.itemsize), X.dtype)
+    whole.view(np.uint8)[...] = 255
+    whole[..., : X.shape[-1]] = X
+    return whole[..., : X.shape[-1]]
 
 
 CHECKS: dict[str, Check] = {

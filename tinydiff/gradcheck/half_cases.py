@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tinydiff.autograd import waiting
 from tinydiff.cuda.rounding import converted
 from tinydiff.cuda.updates import adam_scalars, launch_adam
 from tinydiff.gradcheck.cases import STATE, Cases, Check, Pairs, Run, defined, double, normal, normalized, pairs
@@ -95,12 +96,23 @@ def _with_dropout(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
             yield (a, e) if a.dtype == np.float32 else compared(a, e, precision)
 
 
+def onto_another(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
+    """L_X and what waits where it goes: their sum is rounded once."""
+    for L_Y, X, *known in _backward(rng):
+        arrays = L_Y, X, normal(rng, *X.shape)
+        short = [in_memory(a, precision) for a in arrays]
+        l_y, x, there = (double(rounded(a, precision)) for a in arrays)
+        with waiting.offered(short[2]):
+            L_X = run(group_normalize_backward, *short[:2], *known)[0]
+        yield compared(L_X, defined(group_normalize_backward, l_y, x, *map(double, known))[0] + there, precision)
+
+
 def _adam(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
-    """The weights in 16 bits are those in float32, rounded."""
+    """The weights in 16 bits are those in float32, rounded; not their average."""
     for n in (1, 1027):
-        p, g, m, v = (normal(rng, n) ** power for power in (1, 1, 1, 2))
+        p, g, m, v, average = (normal(rng, n) ** power for power in (1, 1, 1, 2, 1))
         half = in_memory(np.zeros(n, np.float32), precision)
-        run(launch_adam, p, g, m, v, None, adam_scalars(7, 0.02), half=half)
+        run(launch_adam, p, g, m, v, average, adam_scalars(7, 0.02, average_decay=0.5), half=half)
         yield half, in_memory(p, precision)
 
 
@@ -119,6 +131,7 @@ def _of(precision: str) -> dict[str, dict[str, Check]]:
             "group_normalize": held(group_normalize, _normalizations, [0]),
             "group_normalize_backward": held(group_normalize_backward, _backward, [0, 1]),
             "dropout": functools.partial(_with_dropout, precision=precision),
+            "onto another": functools.partial(onto_another, precision=precision),
             "silu": held(silu_forward, lambda rng: ((x,) for _, x in _vectors(rng)), [0]),
             "silu_backward": held(silu_backward, _vectors, [0, 1]),
         },

@@ -28,7 +28,7 @@ from tinydiff.gradcheck.cases import (
     pairs,
     products_of,
 )
-from tinydiff.gradcheck.half_cases import SOURCES_OF_HALVES, compared, in_16_bits
+from tinydiff.gradcheck.half_cases import SOURCES_OF_HALVES, compared, in_16_bits, onto_another
 from tinydiff.ops import convolution
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
 from tinydiff.ops.optim import move_loss_scale
@@ -223,7 +223,10 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
         **{f"{p} filters": functools.partial(_filters, precision=p) for p in ("bf16", "fp16")},
     },
     "matrix": {"matmul": _matmul},
-    "normalization": {"dropout": _with_dropout},
+    "normalization": {
+        "dropout": _with_dropout,
+        "onto another": functools.partial(onto_another, precision="float32"),
+    },
     "tensor_product": {
         precision + (result != "float32") * f" to {result}" + name: functools.partial(
             _tensor_product, precision=precision, result=result, transpose_a=a, transpose_b=b
