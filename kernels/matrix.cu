@@ -15,17 +15,6 @@
 #define TRANSPOSED_B 0
 #endif
 
-// Copies columns k .. k + TILE_K - 1 and rows n .. n + TILE_N - 1 of B (N, K), turned: neighbouring threads read neighbours
-// of a row, and write to rows of shared memory which are 4 banks apart.
-__device__ __forceinline__ void copy_slice_turned(float* shared, const float* B, int n, int k, int N, int K) {
-    ROLLED
-    for (unsigned at = threadIdx.x; at < TILE_K * TILE_N; at += THREADS) {
-        const int i = at % TILE_K, j = at / TILE_K;
-        const float* from = B + static_cast<long long>(n + j) * K + k + i;
-        copy<1>(shared + i * ROW_B + j, from, n + j < N && k + i < K);
-    }
-}
-
 // Block x is a tile, y a matrix of the stack, z a part of the sum over K. bias and R may be null; R may be Y.
 // apart_A, apart_B: entries from one matrix of a stack to the next, 0 where all share one. parts, arrived: for add_parts, null with one part.
 KERNEL(matrix_product, TILE_THREADS)

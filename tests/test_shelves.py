@@ -25,6 +25,7 @@ FOUNDATIONS = {
         "flat",
         "graphs",
         "host",
+        "joint",
         "launch",
         "nvrtc",
         "occupancy",

@@ -28,7 +28,7 @@ from tinydiff.machine import threads
 
 ARCHITECTURES = (75, 80, 89, 90, 120)
 FAMILIES = (
-    "pixels", "products", "tensor", "convolution", "tensor_convolution", "tensor_attention", "doubling", "normalization",
+    "pixels", "products", "joint", "tensor", "convolution", "tensor_convolution", "tensor_attention", "doubling", "normalization",
     "softmax_rows", "draws", "updates", "resampling", "rounding",
 )  # fmt: skip
 # CuPy adds the last two: denormals (below 2^-126) are flushed to 0, and functions are the device's.

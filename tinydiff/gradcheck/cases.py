@@ -33,6 +33,7 @@ from tinydiff.ops.fully_connected import (
     linear_weight_gradient,
     linears_forward,
     linears_input_gradient,
+    linears_weight_gradient,
     sum_rows,
 )
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
@@ -134,6 +135,13 @@ def _several_layers(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
 def _several_gradients(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     for _, W, _, L_Y in _layers(rng):
         yield [L_Y, L_Y[:, :1]], [W, -W[:, :1]]
+
+
+def joint_layers(rng: np.random.Generator) -> Iterator[tuple[Array, list[Array], list[Any], list[Array]]]:
+    """X (N, D), several W (D, M), b (M,) or None, L_Y (N, M), whose rows are whole pieces of 16 bytes."""
+    for N, D, widths in ((72, 136, (24, 8)), (5, 264, (8, 136, 72)), (300, 8, (40, 8))):
+        Ws, L_Ys = ([normal(rng, n, m) for m in widths] for n in (D, N))
+        yield normal(rng, N, D), Ws, [None, *(normal(rng, m) for m in widths[1:])], L_Ys
 
 
 def _rows(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
@@ -333,12 +341,24 @@ BY_DEFINITION: dict[str, dict[str, Check]] = {  # by the source of the kernels
         "linear_forward": held(linear_forward, _linear),
         "linears_forward": held(linears_forward, _several_layers),
         "linears_input_gradient": held(linears_input_gradient, _several_gradients),
+        "linears_weight_gradient": held(
+            linears_weight_gradient, lambda rng: ((X, [L, L[:, :1]]) for X, _, _, L in _layers(rng))
+        ),
         "linear_input_gradient": held(linear_input_gradient, lambda rng: ((L, W) for _, W, _, L in _layers(rng))),
         "linear_weight_gradient": held(linear_weight_gradient, lambda rng: ((X, L) for X, _, _, L in _layers(rng))),
         "sum_rows": held(sum_rows, _rows),
         "sum_pixels": held(sum_pixels, _images),
         "sum_pixels_and_images": held(sum_pixels_and_images, _images),
         "sum_picked": held(sum_picked, _picked),
+    },
+    "joint": {
+        "linears_forward": held(linears_forward, lambda rng: ((X, Ws, bs) for X, Ws, bs, _ in joint_layers(rng))),
+        "linears_input_gradient": held(
+            linears_input_gradient, lambda rng: ((L_Ys, Ws) for _, Ws, _, L_Ys in joint_layers(rng))
+        ),
+        "linears_weight_gradient": held(
+            linears_weight_gradient, lambda rng: ((X, L_Ys) for X, _, _, L_Ys in joint_layers(rng))
+        ),
     },
     "convolution": {
         "convolve": held(convolve, _convolve),
