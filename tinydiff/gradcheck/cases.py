@@ -137,13 +137,6 @@ def _several_gradients(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
         yield [L_Y, L_Y[:, :1]], [W, -W[:, :1]]
 
 
-def joint_layers(rng: np.random.Generator) -> Iterator[tuple[Array, list[Array], list[Any], list[Array]]]:
-    """X (N, D), several W (D, M), b (M,) or None, L_Y (N, M), whose rows are whole pieces of 16 bytes."""
-    for N, D, widths in ((72, 136, (24, 8)), (5, 264, (8, 136, 72)), (300, 8, (40, 8))):
-        Ws, L_Ys = ([normal(rng, n, m) for m in widths] for n in (D, N))
-        yield normal(rng, N, D), Ws, [None, *(normal(rng, m) for m in widths[1:])], L_Ys
-
-
 def _rows(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     for shape in ((1, 1), (300, 33), (7, 64), (1000, 5)):
         yield (normal(rng, *shape),)
@@ -350,15 +343,6 @@ BY_DEFINITION: dict[str, dict[str, Check]] = {  # by the source of the kernels
         "sum_pixels": held(sum_pixels, _images),
         "sum_pixels_and_images": held(sum_pixels_and_images, _images),
         "sum_picked": held(sum_picked, _picked),
-    },
-    "joint": {
-        "linears_forward": held(linears_forward, lambda rng: ((X, Ws, bs) for X, Ws, bs, _ in joint_layers(rng))),
-        "linears_input_gradient": held(
-            linears_input_gradient, lambda rng: ((L_Ys, Ws) for _, Ws, _, L_Ys in joint_layers(rng))
-        ),
-        "linears_weight_gradient": held(
-            linears_weight_gradient, lambda rng: ((X, L_Ys) for X, _, _, L_Ys in joint_layers(rng))
-        ),
     },
     "convolution": {
         "convolve": held(convolve, _convolve),

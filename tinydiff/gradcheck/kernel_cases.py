@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from tinydiff import optim
-from tinydiff.cuda import doubling, joint, normalization, products, tensor, tensor_convolution
+from tinydiff.cuda import doubling, normalization, products, tensor, tensor_convolution
 from tinydiff.cuda.launch import launch
 from tinydiff.cuda.taps import Place, Taps, taps_of
 from tinydiff.cuda.updates import Prepared, adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
-from tinydiff.gradcheck import attention_cases
+from tinydiff.gradcheck import attention_cases, joint_cases
 from tinydiff.gradcheck.cases import (
     BY_DEFINITION,
     STATE,
@@ -23,7 +23,6 @@ from tinydiff.gradcheck.cases import (
     Run,
     defined,
     double,
-    joint_layers,
     normal,
     normalized,
     pairs,
@@ -57,19 +56,6 @@ def _tensor_product(
         run(tensor.product, a, b, bias, y, *transposes, 0.5, (M, N, K, stack), (M * K, K * N), precision)
         truth = double(rounded(A, precision)) @ double(rounded(B, precision)) / 2 + bias
         yield compared(y, truth, "tf32" if result == "float32" else result)
-
-
-def _tensor_joint(rng: np.random.Generator, run: Run, precision: str) -> Pairs:
-    """Layers that share an input, of rounded operands."""
-    for X, Ws, bs, L_Ys in joint_layers(rng):
-        held: Any = [[in_memory(a, precision) for a in each] for each in ([X], Ws, L_Ys)]
-        (x,), ws, l_ys = ([double(rounded(a, precision)) for a in each] for each in ([X], Ws, L_Ys))
-        for Y, w, b in zip(run(joint.forward, held[0][0], held[1], bs, precision), ws, bs, strict=True):
-            yield compared(Y, x @ w + (0 if b is None else b), precision)
-        L_X = sum(l_y @ w.T for l_y, w in zip(l_ys, ws, strict=True))
-        yield compared(run(joint.input_gradient, held[2], held[1], precision), L_X, precision)
-        for L_W, l_y in zip(run(joint.weight_gradients, held[0][0], held[2], precision), l_ys, strict=True):
-            yield L_W, x.T @ l_y
 
 
 _CONVOLUTIONS = (  # images, channels, filters, window
@@ -236,6 +222,7 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
         "their gradient": _filters_backward,
         **{f"{p} filters": functools.partial(_filters, precision=p) for p in ("bf16", "fp16")},
     },
+    "joint": joint_cases.IN_FLOAT32,
     "matrix": {"matmul": _matmul},
     "normalization": {"dropout": _with_dropout},
     "tensor_product": {
@@ -251,9 +238,7 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
         )
         for name, a, b in (("", False, False), (", A transposed", True, False), (", B transposed", False, True))
     },
-    "tensor_joint": {
-        precision: functools.partial(_tensor_joint, precision=precision) for precision in ("tf32", "bf16", "fp16")
-    },
+    "tensor_joint": joint_cases.ON_TENSOR_CORES,
     "tensor_convolution": {
         **{
             f"{precision}{', backward' if backward else ''}": functools.partial(
