@@ -37,7 +37,7 @@ template <class T> struct Side {
 template <class T>
 __device__ __forceinline__ void find_side(Side<T>& side, int tile, int width, const T* const (&Bs)[LAYERS],
                                           const int (&columns)[LAYERS]) {
-    if (threadIdx.x == 0) {
+    if ((threadIdx.x | threadIdx.y) == 0) {
         UNROLL
         for (int i = 0; i < LAYERS; i++) {
             const int tiles = (columns[i] + width - 1) / width;

@@ -34,6 +34,7 @@ FOUNDATIONS = {
         "softmax_rows",
         "source",
         "split_k",
+        "sums",
         "taps",
         "tensor",
         "tensor_attention",

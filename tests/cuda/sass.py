@@ -57,7 +57,8 @@ LARGE = WITHOUT_LOADS | {"loop HMMA": 64, "loop LDSM": 16, "registers": 240}  # 
 EXPECTED = (
     Expected("matrix.cu", "matrix_product", PRODUCT, WITHOUT_LOADS, FOURS),
     Expected("matrix.cu", "matrix_product", SPLIT | {"warps": 12, "loop share": 0.845}, WITHOUT_LOADS),
-    Expected("matrix.cu", "column_sums", SPLIT | {"warps": 64}),
+    Expected("sums.cu", "column_sums", SPLIT | {"warps": 64}),
+    Expected("sums.cu", "joint_column_sums", SPLIT | {"warps": 40}),
     *(Expected("joint.cu", f"joint_{way}", PRODUCT, WITHOUT_LOADS) for way in ("forward", "weight_gradient")),
     Expected("joint.cu", "joint_input_gradient", PRODUCT | {"loop share": 0.84}, WITHOUT_LOADS),  # it looks up its term
     Expected("convolution.cu", "conv_forward", CONVOLUTION, WITHOUT_LOADS, FOURS),

@@ -63,8 +63,10 @@ def test_products_of_16_bits_run_on_tensor_cores_and_round_once(name, precision,
     ]  # numbers of both types
     with mixed(precision), on_host():
         ours = run(function, arrays, *[half(precision)] * 2)
-    products = [(k, p) for k, p in launched if any(word in k for word in ("product", "conv", "weight", "joint"))]
+    words = "product", "conv", "weight", "joint_forward", "joint_input"
+    products = [(k, p) for k, p in launched if any(word in k for word in words)]
     assert products and all("tensor" in kernel and p == precision.upper() for kernel, p in products)
+    assert "from_half" not in dict(launched)  # sums for biases read 16 bits
     with td.by_definition():
         truth = run(function, arrays, np.float64, half(precision))
     dtypes = [y.dtype for y in ours]

@@ -14,7 +14,6 @@ pytestmark = pytest.mark.skipif(host.missing() is not None, reason=str(host.miss
 
 # Kernels that no function launches with these defines; a variant is a whole source, so they are compiled all the same.
 IDLE = {
-    "matrix.cu": lambda defines: set() if defines == products.DEFAULTS else {"column_sums"},
     "optimizer.cu": lambda defines: {"squared_norm", "clip_scale"} if defines else set(),
     "normalization.cu": lambda defines: set() if defines["VECTOR"] > 1 else {"silu_forward", "silu_backward"},
     "attention.cu": lambda defines: set() if defines["PER_LANE"] == 32 else {"softmax_long", "softmax_long_backward"},

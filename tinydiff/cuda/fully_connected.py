@@ -1,5 +1,5 @@
-"""The fully connected layer, by the kernels in kernels/matrix.cu; float32, or the products in 16 bits. Several layers of one input
-are computed together where `joint.py` takes the arrays, one after another elsewhere."""
+"""The fully connected layer, by the kernels in kernels/matrix.cu and kernels/sums.cu; float32, or the products in 16 bits.
+Several layers of one input are computed together where `joint.py` takes the arrays, one after another elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tinydiff.autograd import waiting
 from tinydiff.backend import widened
-from tinydiff.cuda import joint, products
+from tinydiff.cuda import joint, products, sums
 from tinydiff.cuda.products import LARGEST, Cost
 from tinydiff.ops import fully_connected as definitions
 from tinydiff.precision import of_half
@@ -69,7 +69,13 @@ def linears_weight_gradient(X: Any, L_Ys: Sequence[Any]) -> Any:
 def sum_rows(L_Y: Any) -> Any:
     """The sums of the columns of L_Y (M, K) -> (K,), or of each of several matrices (N, M, K) -> (N, K). NotImplemented for
     other shapes and dtypes."""
-    return products.sum_columns(L_Y)
+    return sums.sum_columns(L_Y)
+
+
+def sums_of_rows(L_Ys: Sequence[Any]) -> Any:
+    """The sums of the columns of several matrices."""
+    L_bs = sums.sum_columns_of_each(L_Ys) if len(L_Ys) > 1 else None
+    return [definitions.sum_rows(L_Y) for L_Y in L_Ys] if L_bs is None else L_bs
 
 
 def sum_rows_cost(X: Any) -> Cost:

@@ -84,7 +84,7 @@ def input_gradient(L_Ys: Sequence[Any], Ws: Sequence[Any], precision: str | None
             way = way._replace(parts=1)
         if L_X is None or at == 0:
             L_X = xp.empty((M, D), dtype)  # what waits must not be changed
-        args = (*_padded(L_Ys[some]), *_padded(Ws[some]), *_numbers(widths), before, L_X)
+        args = (*padded(L_Ys[some]), *padded(Ws[some]), *numbers(widths), before, L_X)
         memory = slots(xp, way.parts, tiles, way.m * way.n)
         _launch("joint_input_gradient", (tiles, 1, way.parts), way, (*args, *memory, *map(np.int32, (M, D, slices))))
     return L_X
@@ -106,7 +106,7 @@ def _side_by_side(
         if down > MOST_TILES:
             return False
         memory = slots(array_module(X), way.parts, across * down, way.m * way.n)
-        args = (X, *(a for arrays in some for a in _padded(arrays)), *_numbers(widths), *memory)
+        args = (X, *(a for arrays in some for a in padded(arrays)), *numbers(widths), *memory)
         _launch(kernel, (across, down, way.parts), way, (*args, np.int32(M), np.int32(K)))
     return True
 
@@ -147,11 +147,13 @@ def _whole(a: Any) -> Any:
     return None if a is None else array_module(a).ascontiguousarray(a)
 
 
-def _padded(arrays: Sequence[Any]) -> tuple[Any, ...]:
+def padded(arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments for EACH(type*, name) of a kernel."""
     return (*arrays, *[None] * (LAYERS - len(arrays)))
 
 
-def _numbers(widths: Sequence[int]) -> tuple[Any, ...]:
+def numbers(widths: Sequence[int]) -> tuple[Any, ...]:
+    """The arguments for EACH(int, name)."""
     return (*map(np.int32, widths), *[np.int32(0)] * (LAYERS - len(widths)))
 
 

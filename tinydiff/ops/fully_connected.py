@@ -71,7 +71,7 @@ class Linears(Function):
         x, l_ys, needs = _rows(X), [_rows(L_Y) for L_Y in L_Ys], self.needs
         L_X = _like(X, linears_input_gradient(l_ys, Ws)) if needs[0] else None
         L_Ws = _where(needs[1::2], l_ys, lambda some: linears_weight_gradient(x, some))
-        L_bs = [sum_rows(l_y) if need else None for l_y, need in zip(l_ys, needs[2::2], strict=True)]
+        L_bs = _where(needs[2::2], l_ys, sums_of_rows)
         return L_X, *(L for pair in zip(L_Ws, L_bs, strict=True) for L in pair)
 
 
@@ -121,6 +121,12 @@ def linears_weight_gradient(X: Any, L_Ys: Sequence[Any]) -> Any:
 def sum_rows(L_Y: Any) -> Any:
     """L_b = 1^T L_Y for L_Y (N, M) -> (M,)  (4.1.14), or for each of several matrices."""
     return L_Y.sum(-2)
+
+
+@accelerated_in_float32
+def sums_of_rows(L_Ys: Sequence[Any]) -> Any:
+    """L_b_i = 1^T L_Y_i for all i."""
+    return [sum_rows(L_Y) for L_Y in L_Ys]
 
 
 def _where(needs: Sequence[bool], xs: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
