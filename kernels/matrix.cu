@@ -1,4 +1,4 @@
-// Products of matrices in stacks, and the sums of a matrix's columns.
+// Products of matrices in stacks.
 //
 //     Y = scale A B + 1 bias + R    Y, R (M, N)    A (M, K), or its transpose (K, M)    B (K, N), or its transpose (N, K)
 //
@@ -14,17 +14,6 @@
 #ifndef TRANSPOSED_B
 #define TRANSPOSED_B 0
 #endif
-
-// Copies columns k .. k + TILE_K - 1 and rows n .. n + TILE_N - 1 of B (N, K), turned: neighbouring threads read neighbours
-// of a row, and write to rows of shared memory which are 4 banks apart.
-__device__ __forceinline__ void copy_slice_turned(float* shared, const float* B, int n, int k, int N, int K) {
-    ROLLED
-    for (unsigned at = threadIdx.x; at < TILE_K * TILE_N; at += THREADS) {
-        const int i = at % TILE_K, j = at / TILE_K;
-        const float* from = B + static_cast<long long>(n + j) * K + k + i;
-        copy<1>(shared + i * ROW_B + j, from, n + j < N && k + i < K);
-    }
-}
 
 // Block x is a tile, y a matrix of the stack, z a part of the sum over K. bias and R may be null; R may be Y.
 // apart_A, apart_B: entries from one matrix of a stack to the next, 0 where all share one. parts, arrived: for add_parts, null with one part.
@@ -64,53 +53,4 @@ KERNEL(matrix_product, TILE_THREADS)
         if (R) each_group(n0, N, [&](int j, int n) { add_group(y, j, R + row + n); });
         each_group(n0, N, [&](int j, int n) { store_group(Y + row + n, y, j); });
     });
-}
-
-// The sum of `value` over the 8 threads of a column, for the first of them: always in the same order.
-__device__ __forceinline__ float sum_down(float value) {
-    SHARED(float, values, [8][32]);
-    values[threadIdx.y][threadIdx.x] = value;
-    __syncthreads();
-    float sum = 0.f;
-    UNROLL
-    for (int i = 0; i < 8; i++) sum += values[i][threadIdx.x];
-    return sum;
-}
-
-// Y (gridDim.y, columns): the sums of the columns of each matrix of X (gridDim.y, rows, columns). Block x has 32 columns, y a
-// matrix, z the rows z * height .. (z + 1) * height - 1. 32 threads side by side take 32 columns, 8 of them down take every eighth
-// row. The last block to arrive adds the sums of the others, parts (gridDim.y, gridDim.x, gridDim.z, 32), in the same way; parts is
-// null where one block has all rows. total (columns,), which may be null: the sums of Y's columns, by the last of those that write
-// Y. arrived: a counter for each matrix and 32 columns, then one for each 32 columns; null where no block waits for others.
-KERNEL(column_sums, 256)
-(const float* X, float* Y, float* total, float* parts, unsigned* arrived, int rows, int columns, int height) {
-    const int column = blockIdx.x * 32 + threadIdx.x, first = blockIdx.z * height, last = min(rows, first + height);
-    X += static_cast<long long>(blockIdx.y) * rows * columns;
-    float sum = 0.f;
-    if (column < columns) {
-        UNROLL
-        for (int row = first + threadIdx.y; row < last; row += 8) sum += X[static_cast<long long>(row) * columns + column];
-    }
-    sum = sum_down(sum);
-    if (gridDim.z > 1) {
-        const int tile = blockIdx.y * gridDim.x + blockIdx.x, count = gridDim.z;
-        parts += static_cast<long long>(tile) * count * 32 + threadIdx.x;
-        if (threadIdx.y == 0) parts[blockIdx.z * 32] = sum;
-        if (!last_to_arrive(arrived + tile, count)) return;
-        sum = 0.f;
-        UNROLL
-        for (int part = threadIdx.y; part < count; part += 8) sum += load_shared_by_blocks(parts + part * 32);
-        sum = sum_down(sum);
-    }
-    const bool writes = threadIdx.y == 0 && column < columns;
-    if (writes) Y[static_cast<long long>(blockIdx.y) * columns + column] = sum;
-    if (!total || !last_to_arrive(arrived + gridDim.y * gridDim.x + blockIdx.x, gridDim.y)) return;
-    sum = 0.f;
-    if (column < columns) {
-        UNROLL
-        for (int matrix = threadIdx.y; matrix < gridDim.y; matrix += 8)
-            sum += load_shared_by_blocks(Y + static_cast<long long>(matrix) * columns + column);
-    }
-    sum = sum_down(sum);
-    if (writes) total[column] = sum;
 }

@@ -161,6 +161,17 @@ __device__ __forceinline__ void copy_block(
     }
 }
 
+// Copies columns k .. k + TILE_K - 1 and rows n .. n + TILE_N - 1 of B (N, K), turned: neighbouring threads read neighbours
+// of a row, and write to rows of shared memory which are 4 banks apart.
+__device__ __forceinline__ void copy_slice_turned(float* shared, const float* B, int n, int k, int N, int K) {
+    ROLLED
+    for (unsigned at = threadIdx.x; at < TILE_K * TILE_N; at += THREADS) {
+        const int i = at % TILE_K, j = at / TILE_K;
+        const float* from = B + static_cast<long long>(n + j) * K + k + i;
+        copy<1>(shared + i * ROW_B + j, from, n + j < N && k + i < K);
+    }
+}
+
 // Calls write(m, y) for each row m of this thread inside of `rows`, with its eight entries y, which may be changed.
 //
 // What depends on the row alone (where it lies, what is added to all of it) is then found once for eight entries. Code that is

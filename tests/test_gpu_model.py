@@ -8,7 +8,7 @@ from tests import cupy_stand_in
 from tests.benchmarks import gpu_model
 from tests.benchmarks.gpu_model import FIGURES, Launch, floor, seconds
 from tests.test_gpu_first import TINY
-from tinydiff.cuda import driver, tensor, tensor_attention
+from tinydiff.cuda import driver, joint, sums, tensor, tensor_attention
 
 H100, RTX4090 = (FIGURES["gpus"][name] for name in ("H100", "RTX 4090"))
 
@@ -92,6 +92,20 @@ def test_a_convolution_on_tensor_cores_is_taken_for_what_it_is():
     gradient = {name: n for name, n in numbers.items() if name != "N"} | {"K": 256}
     weights = Launch("some_weight_gradient", 40 << 20, "", (18, 1, 7), defines, gradient)
     assert weights.product == (2304, 256, 128 * 256, 1) and weights.flops == forward.flops
+
+
+def test_layers_that_share_an_input_take_a_launch_each_way(steps, monkeypatch):
+    """Query, key and value of an attention, and the time's projections for five residual blocks: the same products, fewer bytes. So
+    do the sums for their biases."""
+    monkeypatch.setattr(joint, "_taken", lambda *args: None)
+    monkeypatch.setattr(sums, "sum_columns_of_each", lambda L_Ys: None)
+    for precision, launches in steps.items():
+        together = [x for x in launches if "joint" in x.kernel and "sums" not in x.kernel]
+        apart = gpu_model.recorded(TINY, 2, precision)
+        assert len(together) == 3 * 2 and len(apart) - len(launches) == (3 + 1) * (2 + 4)
+        assert all(x.kernel.startswith("tensor") == (precision == "tf32") and x.flops > 0 for x in together)
+        assert sum(x.flops for x in apart) == sum(x.flops for x in launches)
+        assert sum(x.bytes for x in apart) > sum(x.bytes for x in launches)
 
 
 def test_attention_in_one_kernel_each_way_saves_launches_and_bytes(steps, monkeypatch):

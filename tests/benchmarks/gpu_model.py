@@ -78,6 +78,9 @@ class Launch(NamedTuple):
         n = self.numbers
         if {"M", "N", "K"} <= set(n):
             return n["M"], n["N"], n["K"], self.grid[1]
+        if "M" in n and "columns0" in n:  # of layers that share an input: side by side, or one sum through all
+            columns = sum(n[f"columns{i}"] for i in range(source.LAYERS))
+            return n["M"], n.get("N", columns), n.get("K", columns), 1
         if not {"R", "S", "C", "Ho", "Wo"} <= set(n):
             return None
         images, outputs = n.get("images", n.get("N", 0)), n.get("K", n.get("N", 0))

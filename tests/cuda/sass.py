@@ -57,7 +57,10 @@ LARGE = WITHOUT_LOADS | {"loop HMMA": 64, "loop LDSM": 16, "registers": 240}  # 
 EXPECTED = (
     Expected("matrix.cu", "matrix_product", PRODUCT, WITHOUT_LOADS, FOURS),
     Expected("matrix.cu", "matrix_product", SPLIT | {"warps": 12, "loop share": 0.845}, WITHOUT_LOADS),
-    Expected("matrix.cu", "column_sums", SPLIT | {"warps": 64}),
+    Expected("sums.cu", "column_sums", SPLIT | {"warps": 64}),
+    Expected("sums.cu", "joint_column_sums", SPLIT | {"warps": 40}),
+    *(Expected("joint.cu", f"joint_{way}", PRODUCT, WITHOUT_LOADS) for way in ("forward", "weight_gradient")),
+    Expected("joint.cu", "joint_input_gradient", PRODUCT | {"loop share": 0.84}, WITHOUT_LOADS),  # it looks up its term
     Expected("convolution.cu", "conv_forward", CONVOLUTION, WITHOUT_LOADS, FOURS),
     Expected(
         "convolution.cu", "conv_forward", SPLIT | {"warps": 16, "loop share": 0.78}, WITHOUT_LOADS, {"VECTOR_A": 4}
@@ -144,6 +147,15 @@ EXPECTED = (
         {"PRECISION": "TF32"},
     ),
     Expected("tensor_product.cu", "tensor_product", TENSOR, LARGE | {"loop": 210}),
+    *(
+        Expected("tensor_joint.cu", f"tensor_joint_{way}", *bounds)
+        for way in ("forward", "weight_gradient", "input_gradient")
+        for bounds in (
+            (SMALL_TENSOR, WITHOUT_LOADS | {"loop": 236}, {"TILE_M": 64, "TILE_N": 64}),
+            (TENSOR, LARGE | {"loop": 360}, {"PRECISION": "TF32"}),
+            (TENSOR, LARGE | {"loop": 210}),
+        )
+    ),
     *(
         Expected(f"{kernel}.cu", kernel, *bounds)
         for kernel, *most in (("tensor_convolution", 236, 350, 210), ("tensor_weight_gradient", 345, 480, 300))

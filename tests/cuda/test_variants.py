@@ -14,13 +14,12 @@ pytestmark = pytest.mark.skipif(host.missing() is not None, reason=str(host.miss
 
 # Kernels that no function launches with these defines; a variant is a whole source, so they are compiled all the same.
 IDLE = {
-    "matrix.cu": lambda defines: set() if defines == products.DEFAULTS else {"column_sums"},
     "optimizer.cu": lambda defines: {"squared_norm", "clip_scale"} if defines else set(),
     "normalization.cu": lambda defines: set() if defines["VECTOR"] > 1 else {"silu_forward", "silu_backward"},
     "attention.cu": lambda defines: set() if defines["PER_LANE"] == 32 else {"softmax_long", "softmax_long_backward"},
 }
 
-WITH_PLANS = ("matrix", "convolution")
+WITH_PLANS = ("matrix", "joint", "convolution")
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def plans(monkeypatch):
             yield forced
 
 
-# Those for tensor cores: test_tensor.py, test_tensor_convolution.py and test_tensor_attention.py run every variant.
+# Those for tensor cores: test_tensor.py, test_joint.py, test_tensor_convolution.py and test_tensor_attention.py run every variant.
 @pytest.mark.parametrize(
     "family",
     [pytest.param(f, marks=[pytest.mark.slow] * (f in WITH_PLANS)) for f in BY_SOURCE if not f.startswith("tensor")],

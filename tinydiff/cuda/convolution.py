@@ -21,8 +21,9 @@ from tinydiff.cuda.doubling import filters_of_parities, sum_gradient, turned_fil
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.fully_connected import sum_rows, sum_rows_cost
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, sum_columns, vector
+from tinydiff.cuda.products import LARGEST, PLANS, Cost, Plan, plan, vector
 from tinydiff.cuda.split_k import slots
+from tinydiff.cuda.sums import sum_columns, takes
 from tinydiff.cuda.taps import Place, Taps, gradient_products, taps_of
 from tinydiff.ops.convolution import DOUBLING
 from tinydiff.precision import of_half
@@ -153,7 +154,7 @@ def sum_pixels(X: Any) -> Any:
 def sum_pixels_and_images(X: Any) -> Any:
     """The sum over the pixels of each image, and that over all images: X (N, H, W, C) -> (N, C) and (C,), in one launch.
     NotImplemented for other shapes and dtypes, and where there is nothing to sum."""
-    if X.ndim != 4 or X.dtype != np.float32 or not X.size:
+    if X.ndim != 4 or not takes(X) or not X.size:
         return NotImplemented
     N, H, W, C = X.shape
     L_b = new_gradient(array_module(X), (C,))

@@ -28,8 +28,8 @@ from tinydiff.machine import threads
 
 ARCHITECTURES = (75, 80, 89, 90, 120)
 FAMILIES = (
-    "pixels", "products", "tensor", "convolution", "tensor_convolution", "tensor_attention", "doubling", "normalization",
-    "softmax_rows", "draws", "updates", "resampling", "rounding",
+    "pixels", "products", "joint", "sums", "tensor", "convolution", "tensor_convolution", "tensor_attention", "doubling",
+    "normalization", "softmax_rows", "draws", "updates", "resampling", "rounding",
 )  # fmt: skip
 # CuPy adds the last two: denormals (below 2^-126) are flushed to 0, and functions are the device's.
 FLAGS = (*driver.OPTIONS, "-ftz=true", "--device-as-default-execution-space")

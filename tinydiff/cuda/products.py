@@ -15,7 +15,7 @@ from tinydiff.backend import address, array_module, widened
 from tinydiff.cuda import occupancy, tensor
 from tinydiff.cuda.flat import new_gradient
 from tinydiff.cuda.launch import launch
-from tinydiff.cuda.split_k import COUNTERS, counters, counters_of_tile, cycles_of_adding, slots
+from tinydiff.cuda.split_k import COUNTERS, counters_of_tile, cycles_of_adding, slots
 from tinydiff.cuda.tensor import MULTIPROCESSORS
 from tinydiff.precision import of_half
 
@@ -210,31 +210,5 @@ def matmul_cost(
     return Cost(2 * entries * K, 4 * (A.size + B.size + entries * (1 + (R is not None)) + (0 if bias is None else N)))
 
 
-def sum_columns(L_Y: Any, total: Any = None) -> Any:
-    """The sums of the columns of L_Y (M, K) -> (K,), or of each of several matrices (N, M, K) -> (N, K); total, (K,) or None,
-    receives the sums of these. NotImplemented for other shapes and dtypes."""
-    if L_Y.ndim not in (2, 3) or L_Y.dtype != np.float32 or max(L_Y.shape) > LARGEST:
-        return NotImplemented
-    xp, (M, K), N = array_module(L_Y), L_Y.shape[-2:], math.prod(L_Y.shape[:-2])
-    across = -(-K // 32)
-    slabs = max(1, min(1024, -(-M // 64), -(-8 * MULTIPROCESSORS // max(1, across * N))))
-    waited_for = slabs > 1 or total is not None
-    if N > 65535 or (waited_for and (N + 1) * across > COUNTERS):
-        return NotImplemented
-    Y = new_gradient(xp, (K,)) if L_Y.ndim == 2 else xp.empty((N, K), np.float32)
-    parts = None if slabs == 1 else xp.empty((across * N * slabs, 32), np.float32)
-    arrived = counters(xp, (N + 1) * across) if waited_for else None
-    launch(
-        "matrix.cu",
-        "column_sums",
-        (across, N, slabs),
-        (32, 8, 1),
-        (xp.ascontiguousarray(L_Y), Y, total, parts, arrived, *map(np.int32, (M, K, -(-M // slabs)))),
-        defines=DEFAULTS,
-    )
-    return Y
-
-
 _TRANSPOSED = [{"TRANSPOSED_A": a, "TRANSPOSED_B": b} for a, b in ((0, 0), (0, 1), (1, 0))]
-DEFAULTS = {**Plan(64, 64, 1, 4, 4).defines, **_TRANSPOSED[0]}
 VARIANTS = tuple(("matrix.cu", {**p.defines, **transposed}) for p in PLANS for transposed in _TRANSPOSED)

@@ -49,6 +49,9 @@ NAMED = {"Element": "PRECISION", "Result": "RESULT"}
 _MEANT = {name.upper(): dtype for name, dtype in IN_MEMORY.items()}
 
 
+LAYERS = 24  # parameters that one EACH(type, name) of kernels/layers.cuh declares
+
+
 class Parameter(NamedTuple):
     """One parameter of a kernel; `type` is C's, without const and the star."""
 
@@ -65,6 +68,7 @@ class Parameter(NamedTuple):
 _INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"[^\n]*$', re.M)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _KERNEL = re.compile(r"\bKERNEL\s*\(\s*(\w+)\s*,((?:[^()]|\([^()]*\))*)\)\s*\(([^)]*)\)\s*\{")
+_EACH = re.compile(r"\bEACH\s*\(([^,()]*),\s*(\w+)\s*\)")
 _PARAMETER = re.compile(
     r"(const\s+)?(Element|Result|(?:unsigned|long|int|float|char|short)(?:\s+(?:long|int|char|short))*)\s*(\*?)(.*)",
     re.S,
@@ -118,7 +122,8 @@ def kernels(text: str, types: tuple[str, ...] = ("FLOAT32", "FLOAT32")) -> dict[
     """The kernels of a source with their parameters. types: what its Element and Result are, see `types_of`."""
     named = {name: _MEANT[meant] for name, meant in zip(NAMED, types, strict=True)}
     found = {}
-    for name, _, parameters in _KERNEL.findall(_COMMENT.sub(" ", text)):
+    text = _EACH.sub(lambda m: ", ".join(f"{m[1]} {m[2]}{i}" for i in range(LAYERS)), _COMMENT.sub(" ", text))
+    for name, _, parameters in _KERNEL.findall(text):
         found[name] = tuple(_parameter(name, p, named) for p in parameters.split(",") if p.strip())
     return found
 

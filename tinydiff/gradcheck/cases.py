@@ -33,7 +33,9 @@ from tinydiff.ops.fully_connected import (
     linear_weight_gradient,
     linears_forward,
     linears_input_gradient,
+    linears_weight_gradient,
     sum_rows,
+    sums_of_rows,
 )
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
 from tinydiff.ops.pooling import repeat_pixels, sum_pixel_blocks
@@ -136,7 +138,7 @@ def _several_gradients(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
         yield [L_Y, L_Y[:, :1]], [W, -W[:, :1]]
 
 
-def _rows(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+def rows_of(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     for shape in ((1, 1), (300, 33), (7, 64), (1000, 5)):
         yield (normal(rng, *shape),)
 
@@ -181,7 +183,7 @@ def _convolve(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
         yield X, W, normal(rng, W.shape[3]), window, 1, normal(rng, len(X), W.shape[3]), R
 
 
-def _images(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
+def images_of(rng: np.random.Generator) -> Iterator[tuple[Any, ...]]:
     for shape in ((3, 4, 5, 8), (2, 1, 1, 33), (200, 3, 3, 4)):
         yield (normal(rng, *shape),)
 
@@ -333,12 +335,18 @@ BY_DEFINITION: dict[str, dict[str, Check]] = {  # by the source of the kernels
         "linear_forward": held(linear_forward, _linear),
         "linears_forward": held(linears_forward, _several_layers),
         "linears_input_gradient": held(linears_input_gradient, _several_gradients),
+        "linears_weight_gradient": held(
+            linears_weight_gradient, lambda rng: ((X, [L, L[:, :1]]) for X, _, _, L in _layers(rng))
+        ),
         "linear_input_gradient": held(linear_input_gradient, lambda rng: ((L, W) for _, W, _, L in _layers(rng))),
         "linear_weight_gradient": held(linear_weight_gradient, lambda rng: ((X, L) for X, _, _, L in _layers(rng))),
-        "sum_rows": held(sum_rows, _rows),
-        "sum_pixels": held(sum_pixels, _images),
-        "sum_pixels_and_images": held(sum_pixels_and_images, _images),
         "sum_picked": held(sum_picked, _picked),
+    },
+    "sums": {
+        "sum_rows": held(sum_rows, rows_of),
+        "sums_of_rows": held(sums_of_rows, lambda rng: (([L, L[:, :3].copy()],) for (L,) in rows_of(rng))),
+        "sum_pixels": held(sum_pixels, images_of),
+        "sum_pixels_and_images": held(sum_pixels_and_images, images_of),
     },
     "convolution": {
         "convolve": held(convolve, _convolve),

@@ -11,8 +11,23 @@ import numpy as np
 from tinydiff.autograd import waiting
 from tinydiff.cuda.rounding import converted
 from tinydiff.cuda.updates import adam_scalars, launch_adam
-from tinydiff.gradcheck.cases import STATE, Cases, Check, Pairs, Run, defined, double, normal, normalized, pairs
+from tinydiff.gradcheck.cases import (
+    STATE,
+    Cases,
+    Check,
+    Pairs,
+    Run,
+    defined,
+    double,
+    images_of,
+    normal,
+    normalized,
+    pairs,
+    rows_of,
+)
 from tinydiff.ops.activation import silu_backward, silu_forward
+from tinydiff.ops.convolution import sum_pixels_and_images
+from tinydiff.ops.fully_connected import sum_rows, sums_of_rows
 from tinydiff.ops.normalization import group_normalize, group_normalize_backward
 from tinydiff.ops.pooling import repeat_pixels, sum_pixel_blocks
 from tinydiff.ops.shape import cut, join
@@ -141,6 +156,11 @@ def _of(precision: str) -> dict[str, dict[str, Check]]:
             "join": held(join, lambda rng: (([X, X], -1) for X, _ in _maps(rng)), [0]),
             "cut": held(cut, lambda rng: ((np.concatenate([X, X], -1), [X.shape[-1]], -1) for X, _ in _maps(rng)), [0]),
             "pick_rows": held(pick_rows, _rows, [0]),
+        },
+        "sums": {
+            "sum_rows": held(sum_rows, rows_of, [0]),
+            "sums_of_rows": held(sums_of_rows, lambda rng: (([L, L[:, :3].copy()],) for (L,) in rows_of(rng)), [0]),
+            "sum_pixels_and_images": held(sum_pixels_and_images, images_of, [0]),
         },
         "conversion": {"converted": functools.partial(_converted, precision=precision)},
         "optimizer": {"launch_adam": functools.partial(_adam, precision=precision)},

@@ -14,7 +14,7 @@ from tinydiff.cuda.launch import launch
 from tinydiff.cuda.taps import Place, Taps, taps_of
 from tinydiff.cuda.updates import Prepared, adam_scalars, launch_adam, launch_squared_norm
 from tinydiff.data.pixels import gather_batch
-from tinydiff.gradcheck import attention_cases
+from tinydiff.gradcheck import attention_cases, joint_cases
 from tinydiff.gradcheck.cases import (
     BY_DEFINITION,
     STATE,
@@ -222,6 +222,7 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
         "their gradient": _filters_backward,
         **{f"{p} filters": functools.partial(_filters, precision=p) for p in ("bf16", "fp16")},
     },
+    "joint": joint_cases.IN_FLOAT32,
     "matrix": {"matmul": _matmul},
     "normalization": {
         "dropout": _with_dropout,
@@ -240,6 +241,7 @@ OF_KERNELS: dict[str, dict[str, Check]] = {  # what the kernels can do beyond th
         )
         for name, a, b in (("", False, False), (", A transposed", True, False), (", B transposed", False, True))
     },
+    "tensor_joint": joint_cases.ON_TENSOR_CORES,
     "tensor_convolution": {
         **{
             f"{precision}{', backward' if backward else ''}": functools.partial(

@@ -11,6 +11,7 @@ from typing import Any
 
 from tinydiff.cuda import convolution, nvrtc, products, source, tensor
 
+_IN_FLOAT32, _ON_TENSOR_CORES = ("matrix", "joint", "convolution"), (*tensor.KERNELS, "tensor_joint")
 PARTS = (1, 3)  # of the axis that is summed over: unsplit and split
 
 
@@ -24,14 +25,16 @@ def plans(name: str) -> Iterator[tuple[str, AbstractContextManager[None]]]:
     one block, in which nothing is different."""
     for parts in PARTS:
         split = "" if parts == 1 else f" in {parts} parts"
-        if name in ("matrix", "convolution"):
-            for p in products.PLANS:
+        if name in _IN_FLOAT32:
+            for p in (
+                products.PLANS if name != "joint" else [p for p in products.PLANS if p.vector_a == p.vector_b == 4]
+            ):
                 what = f"{p.m} x {p.n}, vectors of {p.vector_a} and {p.vector_b}{split}"
                 yield what, _in_float32(p._replace(parts=parts))
-        elif f"{name}.cu" in tensor.SOURCES:
+        elif name in _ON_TENSOR_CORES:
             for m, n in tensor.TILES:
                 yield f"{m} x {n}{split}", _on_tensor_cores(tensor.Plan(m, n, parts))
-    if name not in ("matrix", "convolution") and f"{name}.cu" not in tensor.SOURCES:
+    if name not in (*_IN_FLOAT32, *_ON_TENSOR_CORES):
         yield "", nullcontext()
 
 

@@ -17,7 +17,7 @@ The shapes alone leave no other way to write the products.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -70,8 +70,8 @@ class Linears(Function):
         X, *Ws = self.saved
         x, l_ys, needs = _rows(X), [_rows(L_Y) for L_Y in L_Ys], self.needs
         L_X = _like(X, linears_input_gradient(l_ys, Ws)) if needs[0] else None
-        L_Ws = [linear_weight_gradient(x, l_y) if need else None for l_y, need in zip(l_ys, needs[1::2], strict=True)]
-        L_bs = [sum_rows(l_y) if need else None for l_y, need in zip(l_ys, needs[2::2], strict=True)]
+        L_Ws = _where(needs[1::2], l_ys, lambda some: linears_weight_gradient(x, some))
+        L_bs = _where(needs[2::2], l_ys, sums_of_rows)
         return L_X, *(L for pair in zip(L_Ws, L_bs, strict=True) for L in pair)
 
 
@@ -110,10 +110,30 @@ def linear_weight_gradient(X: Any, L_Y: Any) -> Any:
     return X.T @ L_Y
 
 
+@rounds_factors
+@accelerated_in_float32
+def linears_weight_gradient(X: Any, L_Ys: Sequence[Any]) -> Any:
+    """L_W_i = X^T L_Y_i for all i."""
+    return [linear_weight_gradient(X, L_Y) for L_Y in L_Ys]
+
+
 @accelerated_in_float32
 def sum_rows(L_Y: Any) -> Any:
     """L_b = 1^T L_Y for L_Y (N, M) -> (M,)  (4.1.14), or for each of several matrices."""
     return L_Y.sum(-2)
+
+
+@accelerated_in_float32
+def sums_of_rows(L_Ys: Sequence[Any]) -> Any:
+    """L_b_i = 1^T L_Y_i for all i."""
+    return [sum_rows(L_Y) for L_Y in L_Ys]
+
+
+def _where(needs: Sequence[bool], xs: Sequence[Any], function: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
+    """What the function gives for those that are needed, None for the others."""
+    some = [x for x, need in zip(xs, needs, strict=True) if need]
+    found = iter(function(some) if some else ())
+    return [next(found) if need else None for need in needs]
 
 
 def _rows(X: Any) -> Any:
