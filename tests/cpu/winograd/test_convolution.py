@@ -171,6 +171,21 @@ def test_any_division_of_the_work(division, shape, threads, monkeypatch):
         assert (len(plan.parts) > 1) == (threads > 1 and worth == 0)
 
 
+@pytest.mark.parametrize(("use", "images_alone"), [("forward", 1), ("turned", 1), ("gradient", 3)])
+def test_a_single_thread_takes_smaller_blocks_where_products_are_copied(use, images_alone, monkeypatch):
+    """A block of V or M has 2^19 entries, 36 for each of 64 tiles and 32 channels: 7 images."""
+
+    def most(count, channels=32, small=False):
+        monkeypatch.setattr(plans, "has_small_products", lambda: small)
+        plan = Plan("F4", (16, 32, 32, channels), (32, 32), (1, 1), channels, count, use)
+        blocks = [images for steps in plan.steps for step in steps for images in step.blocks]
+        return max(images.stop - images.start for images in blocks)
+
+    assert most(1) == images_alone
+    assert most(2) == 4 and most(1, small=True) == 6  # 8 and 16 images in equal blocks
+    assert most(1, channels=128) == most(2, channels=128) > 1  # many filters
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("C", "K"), [(48, 32), (64, 96)])
 def test_small_convolutions_see_every_change_of_their_filters(C, K, threads, monkeypatch):
