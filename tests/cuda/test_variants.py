@@ -19,6 +19,8 @@ IDLE = {
     "attention.cu": lambda defines: set() if defines["PER_LANE"] == 32 else {"softmax_long", "softmax_long_backward"},
 }
 
+WITH_PLANS = ("matrix", "joint", "convolution")
+
 
 @pytest.fixture
 def launched(monkeypatch):
@@ -50,9 +52,12 @@ def plans(monkeypatch):
 
 
 # Those for tensor cores: test_tensor.py, test_joint.py, test_tensor_convolution.py and test_tensor_attention.py run every variant.
-@pytest.mark.parametrize("family", [f for f in BY_SOURCE if not f.startswith("tensor")])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[pytest.mark.slow] * (f in WITH_PLANS)) for f in BY_SOURCE if not f.startswith("tensor")],
+)
 def test_every_variant_agrees_with_float64(family, launched, monkeypatch):
-    for plan in plans(monkeypatch) if family in ("matrix", "joint", "convolution") else ["as planned"]:
+    for plan in plans(monkeypatch) if family in WITH_PLANS else ["as planned"]:
         for name, check in BY_SOURCE[family].items():
             assert not (failure := run_check(check).failure), f"{name}, {plan}: {failure}"
     declared = {(name, source.flags(defines)): defines for name, defines, _ in nvrtc.variants()}
