@@ -32,8 +32,8 @@ template <class T> struct Side {
     int columns, layer, first;
 };
 
-// The tiles of all layers are counted on, layer by layer; they are `width` columns wide, the last of a layer may be less. All threads
-// must come.
+// The tiles of all layers are counted on, layer by layer; they are `width` columns wide, the last of a layer may be less. All
+// threads must come.
 template <class T>
 __device__ __forceinline__ void find_side(Side<T>& side, int tile, int width, const T* const (&Bs)[LAYERS],
                                           const int (&columns)[LAYERS]) {

@@ -1,9 +1,9 @@
-// The sums of a matrix's columns: of a stack of matrices, and of those of several layers. They are float32, of float32 or of 16 bits
-// (precision.cuh), which are widened as they are read.
+// The sums of a matrix's columns: of a stack of matrices, and of those of several layers. They are float32, of float32 or of 16
+// bits (precision.cuh), which are widened as they are read.
 //
-// A block has 32 columns. 32 threads side by side take a column each, 8 of them down take every eighth row. Where columns alone would
-// not fill the GPU, blocks share the rows as well (slabs), and the last one to arrive adds what they have, see split_k.cuh: always
-// in the same order.
+// A block has 32 columns. 32 threads side by side take a column each, 8 of them down take every eighth row. Where columns alone
+// would not fill the GPU, blocks share the rows as well (slabs), and the last one to arrive adds what they have, see split_k.cuh:
+// always in the same order.
 
 #include "tinydiff.cuh"
 #include "elements.cuh"
@@ -72,8 +72,8 @@ KERNEL(column_sums, 256)
     if (writes) total[column] = sum;
 }
 
-// Y_i (columns_i,): the sums of the columns of X_i (rows, columns_i), for all layers. Block x is the place of 32 columns among those of
-// all layers, z a slab. parts: (gridDim.x, gridDim.z, 32).
+// Y_i (columns_i,): the sums of the columns of X_i (rows, columns_i), for all layers. Block x is the place of 32 columns among
+// those of all layers, z a slab. parts: (gridDim.x, gridDim.z, 32).
 KERNEL(joint_column_sums, 256)
 (EACH(const Element*, X), EACH(float*, Y), EACH(int, columns), float* parts, unsigned* arrived, int rows, int height) {
     SHARED(Side<Element>, sides, [1]);

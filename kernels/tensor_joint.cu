@@ -1,5 +1,5 @@
-// Layers that share an input X, computed by one launch each way on tensor cores: joint.cu has the formulas and the shapes, tensor.cuh
-// how a block computes its tile. Rows of all matrices must be whole chunks of 16 bytes, and begin at a multiple of 16 bytes.
+// Layers that share an input X, computed by one launch each way on tensor cores: joint.cu has the formulas and the shapes,
+// tensor.cuh how a block computes its tile. Rows of all matrices must be whole chunks of 16 bytes, and begin at a multiple of 16 bytes.
 
 #include "tinydiff.cuh"
 #include "tensor.cuh"
@@ -52,7 +52,8 @@ KERNEL(tensor_joint_forward, THREADS)
 }
 
 KERNEL(tensor_joint_weight_gradient, THREADS)
-(const Element* X, EACH(const Element*, L_Y), EACH(float*, L_W), EACH(int, columns), float* parts, unsigned* arrived, int M, int K) {
+(const Element* X, EACH(const Element*, L_Y), EACH(float*, L_W), EACH(int, columns), float* parts, unsigned* arrived, int M,
+ int K) {
     const Element* const L_Ys[LAYERS] = {ALL(L_Y)};
     const float* const none[LAYERS] = {};
     float* const L_Ws[LAYERS] = {ALL(L_W)};
