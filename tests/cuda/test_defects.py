@@ -32,18 +32,18 @@ DEFECTS = {
         "counter not reset": ("if (first) *counter = 0;", ""),
         "no fence before the count": ("    fence();\n    __syncthreads();", "    __syncthreads();"),
     },
-    ("matrix", "sum_rows, sum_pixels_and_images"): {
+    ("sums", "sum_rows, sums_of_rows, sum_pixels_and_images"): {
         "last part not added": ("part < count;", "part < count - 1;"),
-        "parts of all columns in one place": (
-            "parts += static_cast<long long>(tile) * count * 32 + threadIdx.x",
-            "parts += threadIdx.x",
-        ),
-        "counter of another tile": ("last_to_arrive(arrived + tile, count)", "last_to_arrive(arrived, count)"),
+        "parts of all columns in one place": ("parts += static_cast<long long>(tile) * gridDim.z * 32;", ""),
+        "counter of another tile": ("last_to_arrive(arrived + tile, gridDim.z)", "last_to_arrive(arrived, gridDim.z)"),
         "one block too early": ("before[0] < members - 1", "before[0] < members - 2"),
         "last image forgotten": ("matrix < gridDim.y", "matrix < gridDim.y - 1"),
         "column sums without barrier": ("] = value;\n    __syncthreads();", "] = value;"),
         "column sums too narrow": ("for (int i = 0; i < 8; i++) sum", "for (int i = 0; i < 7; i++) sum"),
-        "threads that leave early": ("    if (column < columns) {", "    if (column >= columns) return;\n    {"),
+        "threads that leave early": (
+            "    if (column < columns) {\n        UNROLL\n        for (int row",
+            "    if (column >= columns) return 0.f;\n    {\n        UNROLL\n        for (int row",
+        ),
     },
     ("convolution", "convolve"): {
         "padding to the right read": ("& 0x80008000u", "& 0x80000000u"),
