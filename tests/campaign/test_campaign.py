@@ -16,6 +16,7 @@ from tinydiff.errors import InputError
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the campaign follows descriptors in Linux's /proc")
 def test_kills_and_power_cuts():
     """In a process of its own, which forks."""

@@ -116,6 +116,7 @@ def test_who_waits_for_room_does_not_wait_when_reading_ends(tmp_path, monkeypatc
         load(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_decoding_takes_of_memory(tmp_path):
     """At most what is counted for it, for each kind of pixels."""
     side = 1200
@@ -168,6 +169,7 @@ def test_folders_that_link_to_each_other(tmp_path):
     assert any("links lead there" in reason for _, reason in data.skipped)
 
 
+@pytest.mark.slow
 def test_folders_of_a_thousand_levels(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "x.png")
     here = os.getcwd()

@@ -322,6 +322,7 @@ class TestKernels:
         assert report.dtype == "float32"
         assert failure(WrongKernel, [self.x], dtype=np.float32, reference=reference).diagnosis == "ratio"
 
+    @pytest.mark.slow
     def test_a_small_common_error_is_found_whatever_the_direction(self):
         """Where the terms of a sum cancel, an error common to all of them does too: along the second direction none do."""
         wrong = type("Wrong", (Kernel,), {"factor": 1.002})

@@ -234,6 +234,7 @@ def weights_after_a_loop():
     return np.concatenate([p.data.reshape(-1) for p in unet.parameters()])
 
 
+@pytest.mark.slow
 def test_the_same_bits_however_the_threads_were_started():
     td.set_threads(2)
     own = weights_after_a_loop()

@@ -125,7 +125,7 @@ def test_nothing_after_a_nan_changes_the_weights(tmp_path, monkeypatch):
     assert one.step == 3 and one.optimizer.steps == before[1][1] and one.ema.updates == before[1][2]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_what_was_done_and_a_resume_goes_on(number, tmp_path, monkeypatch, request):
     whole = trainer(tmp_path / "whole")
     whole.run(graph=False)

@@ -167,6 +167,7 @@ def test_a_5_3_1_the_reverse_chain_is_what_is_sampled(agrees):
     agrees(x.astype(np.float64) ** 2, model.variance[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "clearly"), [(0.9, -1), (0.4, 1)])  # a good model leaves next to no gap
 def test_a_5_3_b_3_1_2_minus_log_p_is_below_the_bound(share, clearly):
     """-log p(x_0) of bytes by integrating the decoder over p(x_1), which is known here; E L by Monte Carlo."""
