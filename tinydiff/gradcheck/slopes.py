@@ -13,7 +13,7 @@ from tinydiff.gradcheck.check import Check, WrongShape, WrongSlope, same_values
 from tinydiff.gradcheck.kinks import at_kink
 from tinydiff.gradcheck.report import Diagnosis
 
-CALMER = 4  # other inputs that are tried where passes compute too coarsely
+CALMER, AFTER = 4, 2  # other inputs that are tried where passes compute too coarsely: calmer ones, then some nearby
 COARSE = "the passes compute too coarsely to be compared"
 TOLD = Diagnosis("not-differentiable", "digits cancel, as in log(1 - p) with p close to 1: check at calmer inputs")
 MOST_SEPARATE = 8  # more arrays than this are first checked together, along one direction in all of them
@@ -22,9 +22,10 @@ MOST_SEPARATE = 8  # more arrays than this are first checked together, along one
 def settle(check: Check, moves: int = 4) -> bool:
     """Purity and slopes, at other inputs if fn has a kink at these. True if nothing wrong was found."""
     check.report.probes += ["repeat", "purity"]
-    coarse = moved = calmed = 0
+    coarse = moved = attempt = 0
+    calmer = iter(range(CALMER))
     asked: list[int] = []  # arrays whose gradients are not all zero at the given inputs
-    for attempt in range(moves + 1):
+    while True:
         check.gradients = purity(check) or [None] * len(check.point)
         if check.report.findings:
             return False
@@ -33,7 +34,7 @@ def settle(check: Check, moves: int = 4) -> bool:
         if not any(x.size for x in check.point) or not any(y.size for y in check.centre if y is not None):
             return True
         check.coarse = False
-        last = attempt == moves or (coarse > 0 and calmed == CALMER)
+        last = attempt >= moves + AFTER * min(coarse, moves, 1)
         told = slopes(check, last)
         if told and (coarse or moved) and not {*asked} <= {*reached}:  # and wrong ones would vanish, too
             if last and not check.report.findings:
@@ -41,27 +42,25 @@ def settle(check: Check, moves: int = 4) -> bool:
                     "slopes", min({*asked} - {*reached}), f"{COARSE}, and the gradients vanish at all others", TOLD
                 )
             told = last
-        if told:
+        if told or last:
             break
+        attempt += 1
         if check.coarse or coarse:
             coarse += 1
-            while calmed < CALMER:
-                calmed += 1
-                if check.calm(calmed - 1):
-                    break
-            continue
-        at_kink(check)
-        if check.report.findings:
-            return False
-        moved = attempt + 1
+            if any(check.calm(i) for i in calmer):  # the next one at which fn is finite
+                continue
+        else:
+            at_kink(check)
+            if check.report.findings:
+                return False
+        moved += 1
         check.move(0.02 * moved)
-    if coarse and not check.coarse:
-        check.report.notes.append(
-            f"{COARSE} at the given inputs: calmer ones were checked, of smaller or ordinary size"
-        )
-    if moved:
-        text = f"fn has no slope at the given inputs (a kink?): inputs moved by up to {3 * moved}% were checked"
-        check.report.notes.append(text)
+    nearby = f"inputs moved by up to {3 * moved}% were checked"
+    if moved and not coarse:
+        check.report.notes.append(f"fn has no slope at the given inputs (a kink?): {nearby}")
+    elif coarse and not check.coarse:
+        calm = "calmer ones were checked, of smaller or ordinary size"
+        check.report.notes.append(f"{COARSE} at the given inputs: {nearby if moved else calm}")
     if "slopes" not in check.report.probes:
         check.report.probes.append("slopes")
     return not check.report.findings
