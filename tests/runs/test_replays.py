@@ -167,9 +167,13 @@ def test_a_network_that_reads_values_is_trained_without_a_graph(tmp_path, capfd)
 @pytest.mark.slow
 def test_saves_and_previews_between_replays_change_nothing(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(td.Trainer, "_preview", lambda self: drawn.append((self.step, state(self)[0])))
     one, plain = (trainer(tmp_path / str(graph), steps=7, preview_every=3, save_every=5) for graph in (True, False))
     for trained, graph in ((one, True), (plain, False)):
+
+        def preview(step, steps, trained=trained):
+            drawn.append((step, state(trained)[0]))
+
+        monkeypatch.setattr(trained.results, "preview", preview)
         assert trained.run(graph=graph) == 7
     assert [step for step, _ in drawn] == [3, 6, 3, 6]
     for (_, ours), (_, theirs) in zip(drawn[:2], drawn[2:], strict=True):
